@@ -1,0 +1,210 @@
+"""From a recipe or a run to the objects it names: the only place that knows data, networks and methods together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from okdc import backbones, methods
+from okdc.cohort import Backbone, Cohort
+from okdc.data import datasets
+from okdc.data.datasets import Dataset
+from okdc.data.images import Progress
+from okdc.errors import DataError, RecipeError, RunError
+from okdc.methods.method import Method
+from okdc.recipe import Draft, Recipe, check, explain, read
+from okdc.run import Run, read_json
+from okdc.seeds import seeded
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a training needs, built."""
+
+    recipe: Recipe  # resolved: mean and std filled in
+    dataset: Dataset
+    method: Method
+    notes: tuple[str, ...] = ()
+
+
+def resolve(draft: Draft) -> tuple[Recipe, list[str]]:
+    """The recipe with every default written out, and notes on what was changed on the way.
+
+    Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
+    """
+    tables, notes = dict(draft.tables), list(draft.notes)
+    root = os.environ.get("OKDC_DATA_ROOT")
+    data = tables.get("data")
+    if root and isinstance(data, dict) and data.get("name") != "digits" and "data.root" not in draft.overridden:
+        tables["data"] = data | {"root": root}
+        notes.append(f"data.root is {root} (OKDC_DATA_ROOT)")
+    problems: list[str] = []
+    method = tables.get("method")
+    if isinstance(method, dict) and isinstance(method.get("name"), str):
+        tables["method"], dropped, problems = _method_table(method, draft)
+        notes += dropped
+    draft = Draft(draft.path, tables, draft.overridden, draft.problems)
+    recipe, found = check(draft)
+    problems = found + problems
+    students = tables.get("cohort", {}).get("students", []) if isinstance(tables.get("cohort"), dict) else []
+    for name in [s for s in students if isinstance(s, str)] if isinstance(students, list) else []:
+        try:
+            backbones.check(name)
+        except RecipeError as error:
+            problems.append(f"cohort.students: {error.message}; {error.hint}")
+    if recipe is not None and not problems:
+        problems = _cross_checks(recipe)
+    if recipe is None or problems:
+        raise RecipeError(
+            f"{draft.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=list(dict.fromkeys(problems))
+        )
+    return recipe, notes
+
+
+def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], list[str], list[str]]:
+    """The method's table with its defaults, notes on dropped keys, problems."""
+    try:
+        config = methods.find(table["name"]).Config
+    except ValueError as error:
+        return table, [], [f"method.name: {error}"]
+    notes = []
+    if "method.name" in draft.overridden:  # the file's keys were meant for its own method
+        known = set(config.model_fields)
+        foreign = [key for key in table if key not in known and f"method.{key}" not in draft.overridden]
+        if foreign:
+            table = {key: value for key, value in table.items() if key not in foreign}
+            notes.append(f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]")
+    try:
+        return config.model_validate(table).model_dump(mode="json"), notes, []
+    except ValidationError as error:
+        return table, notes, explain(error, config, "method.")
+
+
+def _cross_checks(recipe: Recipe) -> list[str]:
+    problems = []
+    count = 1 if methods.find(recipe.method["name"]).single else len(recipe.cohort.students)
+    if isinstance(recipe.cohort.keep, int) and recipe.cohort.keep >= count:
+        problems.append(f"cohort.keep: expected an index below {count}, found {recipe.cohort.keep}")
+    if recipe.data.name == "folder" and recipe.data.root is None:
+        problems.append("data.root: missing; expected a folder of images: data.root=path/to/images")
+    if recipe.data.name == "digits" and recipe.data.image_size != 8:
+        problems.append(f"data.image_size: the digits are 8×8, found {recipe.data.image_size}")
+    return problems
+
+
+def dataset(recipe: Recipe, progress: Progress | None = None) -> Dataset:
+    """The recipe's images, divided. Raises DataError where they do not carry the recipe."""
+    data = recipe.data
+    if data.name == "digits":
+        found = datasets.digits()
+    else:
+        assert data.root is not None
+        found = datasets.folder(Path(data.root).expanduser(), data.image_size, progress)
+    found = datasets.divide(found, data.val_fraction, data.train_images, recipe.seed)
+    if len(found.train) < recipe.optim.batch_size:
+        raise DataError(
+            f"optim.batch_size is {recipe.optim.batch_size}, there are {len(found.train)} training images",
+            hint=f"for example: optim.batch_size={max(2, len(found.train) // 8)}",
+        )
+    if not len(found.val) and recipe.cohort.keep == "best":
+        raise RecipeError(
+            "cohort.keep='best' chooses on validation images, and data.val_fraction is 0",
+            hint="cohort.keep=0 keeps the first student at the last epoch; or data.val_fraction=0.1",
+        )
+    if not len(found.val) and not len(found.test):
+        raise DataError(
+            "there are neither validation nor test images: nothing could be measured",
+            hint="data.val_fraction=0.1 holds some of the training images out",
+        )
+    return found
+
+
+def with_moments(recipe: Recipe, found: Dataset) -> Recipe:
+    """The recipe with mean and std written in: the training images' where it names none."""
+    mean, std = found.moments()
+    data = recipe.data.model_copy(update={"mean": recipe.data.mean or mean, "std": recipe.data.std or std})
+    return recipe.model_copy(update={"data": data})
+
+
+def cohort(recipe: Recipe, classes: int) -> tuple[Cohort, str]:
+    """The students, each initialised from a stream of its own, and what they share, in words."""
+    kind = methods.find(recipe.method["name"])
+    names, share = recipe.cohort.students, recipe.cohort.share
+    if kind.single:
+        names, share, words = names[:1], "none", f"{recipe.method['name']} trains the first student alone"
+    elif not kind.branches:
+        share, words = "none", f"nothing ({recipe.method['name']} trains separate networks)"
+    elif len(set(names)) > 1:
+        share, words = "none", "nothing (the students differ)"
+    else:
+        words = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
+    students = []
+    for k, name in enumerate(names):
+        with seeded(recipe.seed, "init", "student", k):
+            students.append(backbones.build(name, classes))
+    return Cohort(students, share), words
+
+
+def method(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Method, str]:
+    """The recipe's method around its cohort, for images of CHW size `images`, and what is shared, in words."""
+    kind = methods.find(recipe.method["name"])
+    students, words = cohort(recipe, classes)
+    try:
+        with seeded(recipe.seed, "init", "method"):
+            return kind(students, kind.Config.model_validate(recipe.method), images, classes), words
+    except ValueError as error:
+        raise RecipeError(f"[method] {recipe.method['name']}: {error}") from None
+
+
+def job(recipe: Recipe, progress: Progress | None = None) -> Job:
+    """Everything for one training, on the CPU."""
+    found = dataset(recipe, progress)
+    built, shared = method(recipe, found.size, len(found.classes))
+    return Job(with_moments(recipe, found), found, built, (*found.notes, f"the students share {shared}"))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# From a run
+
+
+def recipe_of(run: Run, data_root: str | None = None) -> Recipe:
+    """The resolved recipe that a run was started with; `data_root` says where its images are now."""
+    tables = read(run.recipe)
+    if data_root is not None:
+        tables["data"]["root"] = data_root
+    recipe, _ = resolve(Draft(run.recipe, tables, frozenset({"data.root"})))
+    return recipe
+
+
+def check_data(found: Dataset, facts: dict[str, Any], run: Run) -> None:
+    """Raises DataError where the images are not those that the run was started with."""
+    datasets.same_classes(facts["classes"], found, str(run.path))
+    if found.fingerprint != facts["data_sha256"]:
+        raise DataError(
+            f"the images are not those of {run.path}: contents {found.fingerprint[:12]}, then {facts['data_sha256'][:12]}",
+            hint="restore them, or start another run",
+        )
+
+
+def empty_student(facts: dict[str, Any]) -> Backbone:
+    """The network that student.json describes, with fresh weights."""
+    with seeded(0, "init"):
+        return backbones.build(facts["architecture"], len(facts["classes"]))
+
+
+def student(run: Run) -> tuple[Backbone, dict[str, Any]]:
+    """The kept student, read back from its file, in eval mode, and student.json."""
+    from safetensors.torch import load_file
+
+    facts = read_json(run.student)
+    network = empty_student(facts)
+    try:
+        network.load_state_dict(load_file(run.weights), strict=True)
+    except Exception as error:  # safetensors raises its own kinds, torch a RuntimeError that lists keys
+        raise RunError(f"{run.weights}: not the weights of a {facts['architecture']}: {error}") from None
+    return network.eval(), facts

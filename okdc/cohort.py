@@ -1,0 +1,108 @@
+"""Backbone and Cohort: the two contracts that methods, training and deployment meet at.
+
+Shapes: N images, C channels, H×W pixels, K classes; maps[k][i] is the output of stage i of student k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+SHARING = ("low", "stem1", "none")
+
+
+class Backbone(nn.Module):
+    """A classifier cut into stages: what may be kept, profiled, exported and shipped.
+
+    `stages` run in order on NCHW tensors, stem first; `head` turns the last map into NK logits. `channels` and
+    `strides` (input pixels per output pixel) describe the map after each stage; `raw[i]` says that map i is a
+    residual sum that its consumer has to normalise first (pre-activation networks).
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[nn.Module],
+        head: nn.Module,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        raw: Sequence[bool] | None = None,
+    ) -> None:
+        super().__init__()
+        assert len(stages) == len(channels) == len(strides)
+        self.stages = nn.ModuleList(stages)
+        self.head = head
+        self.channels = tuple(channels)
+        self.strides = tuple(strides)
+        self.raw = tuple(raw) if raw is not None else (False,) * len(channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """NCHW images -> NK logits."""
+        x = images
+        for stage in self.stages:
+            x = stage(x)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class Cohort(nn.Module):
+    """n students that are trained together. With sharing, leading stages are the same module objects, run once.
+
+    share="low" shares all stages but the last (FFL's code; MFEF section 4.1), "stem1" the stem and the
+    first stage, "none" nothing. Batch statistics of a shared trunk are one set, which every student carries.
+    """
+
+    def __init__(self, students: Sequence[Backbone], share: str = "none") -> None:
+        """Raises ValueError for an unknown `share`, or where students that share do not have the same stages."""
+        super().__init__()
+        if share not in SHARING:
+            raise ValueError(f"share is one of {', '.join(SHARING)}, not {share!r}")
+        first = students[0]
+        count = {"low": len(first.stages) - 1, "stem1": 2, "none": 0}[share]
+        for student in students[1:]:
+            if count and (student.channels != first.channels or student.strides != first.strides):
+                raise ValueError(
+                    f"share={share!r} needs students of one architecture and width; these have channels "
+                    f"{first.channels} and {student.channels}; use share='none'"
+                )
+            for i in range(count):
+                student.stages[i] = first.stages[i]
+        self.students = nn.ModuleList(students)
+        self.shared = count if len(students) > 1 else 0
+
+    def forward(self, images: Tensor) -> list[list[Tensor]]:
+        """NCHW images -> maps[k][i], shallow to deep. A shared stage runs once, whatever the number of students."""
+        x = images
+        trunk: list[Tensor] = []
+        for stage in self.backbone(0).stages[: self.shared]:
+            x = stage(x)
+            trunk.append(x)
+        maps = []
+        for k in range(len(self.students)):
+            y, own = x, list(trunk)
+            for stage in self.backbone(k).stages[self.shared :]:
+                y = stage(y)
+                own.append(y)
+            maps.append(own)
+        return maps
+
+    def logits(self, maps: list[list[Tensor]]) -> list[Tensor]:
+        """One NK tensor a student, float32 whatever the autocast: losses are computed on them."""
+        return [self.backbone(k).head(own[-1]).float() for k, own in enumerate(maps)]
+
+    def backbone(self, k: int) -> Backbone:
+        """Student k, typed."""
+        student = self.students[k]
+        assert isinstance(student, Backbone)
+        return student
+
+    @torch.no_grad()
+    def probe(self, images: torch.Size) -> list[list[torch.Size]]:
+        """The CHW size of every map for images of CHW size `images`, measured: strides lie at odd sizes."""
+        parameter = next(self.parameters())
+        training = self.training
+        self.eval()  # a training pass would move the batch statistics
+        maps = self(torch.zeros(1, *images, dtype=parameter.dtype, device=parameter.device))
+        self.train(training)
+        return [[m.shape[1:] for m in own] for own in maps]

@@ -1,0 +1,116 @@
+"""All that okdc prints. Data goes to stdout, talk to stderr; nothing else in the package prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from okdc.errors import OkdcError
+
+# rich asks sys.stdout and sys.stderr anew at each print, so these may live as long as the process.
+_out = Console(highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+MOST_DETAILS = 20
+
+
+class Talk:
+    """What a training tells (okdc.training.engine.Listener): notes, and one progress line with the time left."""
+
+    def note(self, text: str) -> None:
+        note(text)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int, int], None]]:
+        with progress("reading images") as update:
+            yield lambda done, total: update(done, total, "")
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[int, int, str], None]]:
+        with progress("training") as update:
+            yield update
+
+
+def note(text: str) -> None:
+    _err.print(escape(text), style="dim")
+
+
+def say(text: str) -> None:
+    _err.print(escape(text))
+
+
+def warn(text: str) -> None:
+    _err.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def next_step(command: str) -> None:
+    """Every finish names the next command."""
+    _err.print(f"next: [bold]{escape(command)}[/]")
+
+
+def fail(error: OkdcError) -> None:
+    """`error[kind]: what`, the details, a blank line, the hint."""
+    _err.print(f"[bold red]error\\[{error.kind}][/]: {escape(error.message)}")
+    for line in error.details[:MOST_DETAILS]:
+        _err.print(f"  {escape(line)}")
+    if len(error.details) > MOST_DETAILS:
+        _err.print(f"  ... and {len(error.details) - MOST_DETAILS} more")
+    if error.hint:
+        _err.print(f"\n[bold]hint[/]: {escape(error.hint)}")
+
+
+def out(text: str) -> None:
+    _out.print(escape(text))
+
+
+def out_json(facts: Any) -> None:
+    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
+    """A table on stdout; columns whose cells are numbers are set right. Whole even where stdout is a pipe."""
+    drawn = Table(title=escape(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for i, header in enumerate(headers):
+        numeric = any(row[i][:1].isdigit() for row in rows if row[i])
+        drawn.add_column(escape(header), justify="right" if numeric else "left", no_wrap=not _out.is_terminal)
+    for row in rows:
+        drawn.add_row(*(escape(cell) for cell in row))
+    if _out.is_terminal:
+        _out.print(drawn)
+    else:
+        _out.print(drawn, width=400, crop=False)
+
+
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """`update(done, total, text)`: one live line on a terminal; elsewhere a line for about every twentieth."""
+    if _err.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=_err, transient=True) as live:
+            task = live.add_task(label, total=None, text="")
+            yield lambda done, total, text: live.update(task, completed=done, total=total, text=text)
+        return
+
+    mark, last = 0.0, ""
+
+    def plain(done: int, total: int, text: str) -> None:
+        nonlocal mark, last
+        if text and text != last and (done >= mark * total or done == total):
+            say(text)
+            mark, last = done / total + 0.05, text
+
+    yield plain

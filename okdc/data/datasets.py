@@ -1,0 +1,175 @@
+"""Data sets: where the images come from and which of them train, choose and judge.
+
+The three never mix: `train` moves weights, `val` chooses the student and the epoch, `test` is read once, at the end.
+Splits that okdc makes are stratified and drawn from a fixed seed, so that every run of the same images is tested on the
+same ones; only the subset `train_images` follows the recipe's seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from okdc.data import images
+from okdc.errors import DataError
+from okdc.seeds import generator
+
+SPLIT_SEED = 0  # of every split that okdc makes itself
+TEST_SHARE = 0.2  # of one folder of classes
+DIGITS_TEST = 797  # of the 1,797 digits; the other 1,000 train and validate
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled uint8 images, whole, on one device; the splits are indices into them."""
+
+    name: str
+    classes: tuple[str, ...]
+    images: Tensor  # NHWC uint8
+    labels: Tensor  # N int64
+    train: Tensor  # indices, int64
+    val: Tensor
+    test: Tensor
+    fingerprint: str  # sha256 of the images' contents, in order
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> torch.Size:
+        """CHW of one image."""
+        height, width, channels = self.images.shape[1:]
+        return torch.Size((channels, height, width))
+
+    @property
+    def judge(self) -> tuple[str, Tensor]:
+        """The split that final numbers are read from, with its name: test, or validation where there is no test."""
+        return ("test", self.test) if len(self.test) else ("validation", self.val)
+
+    def to(self, device: torch.device) -> Dataset:
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation of each channel of the training images, scaled to 0..1, exact to six decimals."""
+        counts = np.zeros((3, 256), np.int64)
+        for rows in self.train.split(4096):
+            pixels = self.images[rows].numpy()
+            for channel in range(3):
+                counts[channel] += np.bincount(pixels[..., channel].ravel(), minlength=256)
+        means, deviations = [], []
+        for row in counts:
+            values = [int(c) for c in row]
+            n = sum(values)
+            mean = sum(v * c for v, c in enumerate(values)) / n
+            variance = sum(v * v * c for v, c in enumerate(values)) / n - mean**2
+            means.append(round(mean / 255, 6))
+            deviations.append(round(max(variance, 1.0) ** 0.5 / 255, 6))  # a constant channel is left alone
+        return tuple(means), tuple(deviations)
+
+
+def digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits as 8×8×3 uint8, with a fixed stratified test split."""
+    from sklearn.datasets import load_digits  # slow to import
+
+    found = load_digits()
+    grey = np.round(found.images * (255 / 16)).astype(np.uint8)
+    labels = torch.from_numpy(found.target.astype(np.int64))
+    test = stratified(labels, torch.arange(len(labels)), DIGITS_TEST, SPLIT_SEED, "test")
+    return Dataset(
+        name="digits",
+        classes=tuple(str(digit) for digit in range(10)),
+        images=torch.from_numpy(np.repeat(grey[..., None], 3, axis=3)),
+        labels=labels,
+        train=_without(torch.arange(len(labels)), test),
+        val=torch.empty(0, dtype=torch.int64),
+        test=test,
+        fingerprint=hashlib.sha256(grey.tobytes()).hexdigest(),
+    )
+
+
+def folder(root: Path, size: int, progress: images.Progress | None = None) -> Dataset:
+    """Image files in class folders; see `okdc.data.images`. Without a tree of splits, a fifth becomes the test split."""
+    found = images.listing(root)
+    decoded = images.load(found, size, progress)
+    labels = torch.tensor(found.labels, dtype=torch.int64)
+    notes = [*found.notes, *decoded.notes]
+    splits = {name: torch.arange(rows.start, rows.stop) for name, rows in found.splits.items()}
+    nothing = torch.empty(0, dtype=torch.int64)
+    if "all" in splits:
+        everything = splits["all"]
+        splits["test"] = stratified(labels, everything, round(TEST_SHARE * len(everything)), SPLIT_SEED, "test")
+        splits["train"] = _without(everything, splits["test"])
+        notes.append(f"one folder of classes: {TEST_SHARE:.0%} of each is the test split, drawn with seed {SPLIT_SEED}")
+    return Dataset(
+        name="folder",
+        classes=found.classes,
+        images=torch.from_numpy(decoded.pixels),
+        labels=labels,
+        train=splits["train"],
+        val=splits.get("val", nothing),
+        test=splits.get("test", nothing),
+        fingerprint=decoded.sha256,
+        notes=tuple(notes),
+    )
+
+
+def divide(dataset: Dataset, val_fraction: float, train_images: int | None, seed: int) -> Dataset:
+    """Hold out a validation split where the data brings none, then keep a stratified subset for training."""
+    train, val, notes = dataset.train, dataset.val, list(dataset.notes)
+    if not len(val) and val_fraction:
+        count = round(val_fraction * len(train))
+        val = stratified(dataset.labels, train, count, SPLIT_SEED, "val")
+        train = _without(train, val)
+        notes.append(f"{len(val):,} training images are held out for validation, drawn with seed {SPLIT_SEED}")
+    if train_images is not None:
+        if train_images > len(train):
+            raise DataError(f"data.train_images: expected at most {len(train)}, found {train_images}")
+        if train_images < len(train):
+            train = stratified(dataset.labels, train, train_images, seed, "train_images", everyone=True)
+    missing = [c for i, c in enumerate(dataset.classes) if not (dataset.labels[train] == i).any()]
+    if missing:
+        raise DataError(f"no training image is left of class {missing[0]!r} after the splits", details=missing)
+    return replace(dataset, train=train, val=val, notes=tuple(notes))
+
+
+def stratified(
+    labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str, everyone: bool = False
+) -> Tensor:
+    """`count` of `rows`, of each class in proportion, exactly (largest remainders). Sorted.
+
+    A class never gives its last image away, unless `everyone`: then the subset has one of each class at least.
+    Raises DataError where that is impossible.
+    """
+    by_class = [rows[labels[rows] == c] for c in range(int(labels.max()) + 1)]
+    sizes = [len(members) for members in by_class]
+    least = [min(1, n) if everyone else 0 for n in sizes]
+    most = sizes if everyone else [max(n - 1, 0) for n in sizes]
+    if not sum(least) <= count <= sum(most):
+        raise DataError(f"expected between {sum(least)} and {sum(most)} images for {purpose}, found {count}")
+    exact = [count * n / len(rows) for n in sizes]
+    take = [min(max(int(e), low), high) for e, low, high in zip(exact, least, most, strict=True)]
+    while sum(take) != count:
+        sign = 1 if sum(take) < count else -1
+        open_to = [c for c in range(len(take)) if least[c] <= take[c] + sign <= most[c]]
+        best = max(open_to, key=lambda c: (sign * (exact[c] - take[c]), -c))
+        take[best] += sign
+    order = generator(seed, "split", purpose)
+    picked = [members[torch.randperm(len(members), generator=order)[:n]] for members, n in zip(by_class, take, strict=True)]
+    return torch.cat(picked).sort().values
+
+
+def _without(rows: Tensor, taken: Tensor) -> Tensor:
+    return rows[~torch.isin(rows, taken)]
+
+
+def same_classes(expected: Sequence[str], dataset: Dataset, where: str) -> None:
+    """Raises DataError where a data set does not have the classes that `where` was trained with, in order."""
+    if tuple(expected) != dataset.classes:
+        raise DataError(
+            f"{where} was trained on {len(expected)} classes, the data has {len(dataset.classes)} or other names",
+            details=[f"trained: {', '.join(expected)}", f"found: {', '.join(dataset.classes)}"],
+        )

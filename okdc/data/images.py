@@ -1,0 +1,275 @@
+"""Image files to uint8 arrays: listing, the class map, decoding, the resize rule, the cache. numpy and Pillow only.
+
+The rule for one image, stated in every manifest: upright by its EXIF tag, RGB (16-bit grey scaled to 8 bits,
+transparency over black), the shorter side resized to the size wanted (Pillow's antialiased bilinear), the centre cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from okdc.errors import DataError, nearest
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
+_CACHE_VERSION = 1  # raise it with any change of what the same files decode to
+
+Pixels = npt.NDArray[np.uint8]
+Progress = Callable[[int, int], None]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode Pillow can open, upright and as 8-bit RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey: convert() would clip it at 255
+        values = np.asarray(image, dtype=np.float64)
+        image = Image.fromarray(np.clip(np.rint(values / 257), 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba)
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int) -> Pixels:
+    """The rule at the top of this file: any image to size×size×3, uint8."""
+    image = to_rgb(image)
+    width, height = image.size
+    if (width, height) != (size, size):
+        scale = size / min(width, height)
+        width, height = max(size, round(width * scale)), max(size, round(height * scale))
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - size) // 2, (height - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    return np.asarray(image, dtype=np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Listing: which file is of which class, in which split
+
+
+@dataclass
+class Listing:
+    """The images of a folder: files in a fixed order, their classes and their splits."""
+
+    root: Path
+    classes: tuple[str, ...]
+    files: list[Path] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    splits: dict[str, range] = field(default_factory=dict)  # train, val, test, or "all" for one folder of classes
+    notes: list[str] = field(default_factory=list)
+
+
+_TREE = "root/<split>/<class>/*.{png,jpg,jpeg,bmp,webp} with the splits train, valid|val, test; or root/<class>/*"
+
+
+def listing(root: Path) -> Listing:
+    """List `root/<split>/<class>/*` or `root/<class>/*`. The class map comes from train, by name.
+
+    Raises DataError for a missing folder, an empty class, fewer than two classes, a class that train lacks.
+    """
+    root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links: the user's own path stays readable)
+    if not root.is_dir():
+        found = "a file" if root.exists() else "nothing"
+        raise DataError(f"data.root: expected a folder of images at {root}, found {found}", hint=f"expected: {_TREE}")
+    folders = {f.name: f for f in _folders(root)}
+    if "train" not in folders:
+        stray = sorted({"valid", "val", "test"} & set(folders))
+        if stray:
+            raise DataError(f"{root}: expected a folder train beside {', '.join(stray)}, found none", hint=_TREE)
+        return _list(root, {"all": root})
+    if {"valid", "val"} <= set(folders):
+        raise DataError(f"{root}: both valid and val are there; one validation split is expected")
+    names = {"train": "train", "valid": "val", "val": "val", "test": "test"}
+    splits = {names[name]: folders[name] for name in names if name in folders}
+    found = _list(root, splits)
+    for name in sorted(set(folders) - set(names)):
+        found.notes.append(f"{root / name} is not read{nearest(name, names)}; the splits are train, valid|val, test")
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Sub-folders by name; hidden ones (.ipynb_checkpoints, .git) are nobody's class."""
+    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+
+
+def _images(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
+    return [folder / name for name in sorted(names)]
+
+
+def _list(root: Path, splits: dict[str, Path]) -> Listing:
+    first = next(iter(splits.values()))
+    found = Listing(root, tuple(f.name for f in _folders(first)))
+    if len(found.classes) < 2:
+        loose = len(_images(first))
+        raise DataError(
+            f"{first}: expected at least two class folders, found {len(found.classes)}"
+            + (f" ({found.classes[0]})" if found.classes else "")
+            + (f" and {loose} loose images" if loose else ""),
+            hint=f"expected: {_TREE}",
+        )
+    empty: list[str] = []
+    for split, folder in splits.items():
+        names = [f.name for f in _folders(folder)]
+        unknown = [name for name in names if name not in found.classes]
+        if unknown:
+            raise DataError(
+                f"{folder}: class {unknown[0]!r} is not in {first}{nearest(unknown[0], found.classes)}",
+                hint="every split has the classes of train, by name",
+                details=[str(folder / name) for name in unknown],
+            )
+        start = len(found.files)
+        for label, name in enumerate(found.classes):
+            files = _images(folder / name) if name in names else []
+            found.files += files
+            found.labels += [label] * len(files)
+            if not files and folder is first:
+                empty.append(str(folder / name))
+            elif not files:
+                found.notes.append(f"{folder / name}: no images of this class in {split}")
+        found.splits[split] = range(start, len(found.files))
+        if loose := len(_images(folder)):
+            found.notes.append(f"{folder}: {loose} images outside any class folder are not read")
+        if len(found.splits[split]) == 0 and folder is not first:
+            raise DataError(f"{folder}: expected images in its class folders, found none", hint=_TREE)
+    if empty:
+        raise DataError(
+            f"{len(empty)} of {len(found.classes)} classes have no images, the first is {empty[0]}",
+            hint="remove the folder, or put " + ", ".join(EXTENSIONS) + " files in it",
+            details=empty,
+        )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoding, once
+
+
+def decode(files: Sequence[Path], size: int, progress: Progress | None = None) -> tuple[Pixels, str]:
+    """All files as one N×size×size×3 array, and the sha256 of their contents. Threads: Pillow lets go of the lock.
+
+    Raises DataError that lists every file which is not a whole image.
+    """
+    pixels = np.empty((len(files), size, size, 3), np.uint8)
+    digests = [b""] * len(files)
+    bad: list[str] = []
+
+    def one(i: int) -> None:
+        try:
+            content = files[i].read_bytes()
+            digests[i] = hashlib.sha256(content).digest()
+            if not content:
+                bad.append(f"{files[i]}: zero bytes")
+                return
+            with Image.open(io.BytesIO(content)) as image:
+                pixels[i] = fit(image, size)
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises a dozen kinds, down to SyntaxError and struct.error
+            bad.append(f"{files[i]}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("error", Image.DecompressionBombWarning)  # for all threads: the filters are global
+        for done, _ in enumerate(pool.map(one, range(len(files)), chunksize=64), 1):
+            if progress and (done % 64 == 0 or done == len(files)):
+                progress(done, len(files))
+    if bad:
+        bad.sort()
+        raise DataError(
+            f"{len(bad)} of {len(files)} images cannot be read, the first is {bad[0]}",
+            hint="remove or replace these files",
+            details=bad,
+        )
+    return pixels, hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cache
+
+
+@dataclass
+class Decoded:
+    pixels: Pixels  # N×size×size×3
+    sha256: str  # of the files' contents, in order
+    notes: list[str]
+
+
+def cache_folder() -> Path:
+    """OKDC_CACHE, else okdc in the user's cache folder."""
+    named = os.environ.get("OKDC_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "okdc"
+
+
+def load(found: Listing, size: int, progress: Progress | None = None) -> Decoded:
+    """The pixels of a listing, from the cache where these very files (path, size, mtime) were decoded before.
+
+    A cache that is damaged is made again; one that cannot be written costs a note, not the run.
+    """
+    entry = cache_folder() / "images" / _key(found, size)
+    cached = _read(entry, (len(found.files), size, size, 3))
+    if cached:
+        return Decoded(*cached, [f"{len(found.files):,} decoded images from the cache"])
+    pixels, sha256 = decode(found.files, size, progress)
+    try:
+        _write(entry, pixels, sha256)
+    except OSError as error:
+        return Decoded(pixels, sha256, [f"the decoded images are not cached: {entry}: {error.strerror}"])
+    return Decoded(pixels, sha256, [f"decoded {len(found.files):,} images, cached in {entry}"])
+
+
+def _key(found: Listing, size: int) -> str:
+    rows: list[Any] = [_CACHE_VERSION, size]
+    for file in found.files:
+        stat = file.stat()
+        rows.append((file.relative_to(found.root).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
+
+
+def _read(entry: Path, shape: tuple[int, ...]) -> tuple[Pixels, str] | None:
+    try:
+        meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
+        pixels = np.load(entry / "images.npy", allow_pickle=False)
+        sha256 = meta["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    if pixels.shape != shape or pixels.dtype != np.uint8 or not isinstance(sha256, str):
+        return None
+    return pixels, sha256
+
+
+def _write(entry: Path, pixels: Pixels, sha256: str) -> None:
+    """Built aside and moved into place, so that a reader never sees half of it."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
+    try:
+        np.save(aside / "images.npy", pixels, allow_pickle=False)
+        (aside / "meta.json").write_text(json.dumps({"sha256": sha256}), encoding="utf-8")
+        shutil.rmtree(entry, ignore_errors=True)
+        aside.rename(entry)
+    except OSError:
+        if not entry.is_dir():  # another process may have been first: its entry is as good
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

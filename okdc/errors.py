@@ -1,0 +1,87 @@
+"""What can go wrong, and what the process says about it.
+
+    OkdcError                 exit 2   could not do what was asked
+    ├── UsageError            usage    the command line
+    ├── RecipeError           recipe   a recipe, with every problem in it
+    ├── DataError             data     images, folders, classes
+    ├── RunError              run      a run that is missing, unfinished or damaged
+    ├── DeviceError           device   a device, dtype or setting this machine lacks
+    ├── TrainingError         training the optimisation itself (a loss that is not finite)
+    ├── DiskError             disk     a full disk, a read-only folder
+    ├── CheckFailed           exit 1   a check that was asked for did not hold
+    └── Interrupted           exit 130 or 143, after the state was saved
+
+Each message is one line that says what, where, expected and found. `hint` is what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class OkdcError(Exception):
+    """Base of every error that okdc raises for its user."""
+
+    kind = "error"
+    exit_code = 2
+
+    def __init__(self, message: str, *, hint: str = "", details: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = tuple(details)  # one line each: all the problems, all the files
+
+
+class UsageError(OkdcError):
+    kind = "usage"
+
+
+class RecipeError(OkdcError):
+    kind = "recipe"
+
+
+class DataError(OkdcError):
+    kind = "data"
+
+
+class RunError(OkdcError):
+    kind = "run"
+
+
+class DeviceError(OkdcError):
+    kind = "device"
+
+
+class TrainingError(OkdcError):
+    kind = "training"
+
+
+class DiskError(OkdcError):
+    kind = "disk"
+
+
+class CheckFailed(OkdcError):  # noqa: N818  (it reads as what it is: a check that failed, not a fault of the program)
+    """A check failed. `kind` is the check: structure, opset, parity or counting."""
+
+    exit_code = 1
+
+    def __init__(self, kind: str, message: str, *, hint: str = "", details: Sequence[str] = ()) -> None:
+        super().__init__(message, hint=hint, details=details)
+        self.kind = kind
+
+
+class Interrupted(OkdcError):  # noqa: N818
+    """SIGINT (130) or SIGTERM (143) arrived and the state is on disk."""
+
+    kind = "interrupted"
+
+    def __init__(self, message: str, *, exit_code: int, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the closest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,25 @@
+"""The methods by name. Importing this imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from okdc.errors import nearest
+
+if TYPE_CHECKING:
+    from okdc.methods.method import Method
+
+METHODS = {
+    "baseline": "okdc.methods.baseline:Baseline",
+    "fefr": "okdc.methods.fefr:FEFR",
+}
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method. Raises ValueError, naming the nearest, for an unknown one."""
+    if name not in METHODS:
+        raise ValueError(f"no method is called {name!r}{nearest(name, METHODS)}; there is: {', '.join(METHODS)}")
+    module, _, attribute = METHODS[name].partition(":")
+    found: type[Method] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -1,0 +1,25 @@
+"""The baseline: one student, cross-entropy, on the same loop, data order and budget as every method."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from okdc.methods.method import Config, Method, Step
+
+
+class BaselineConfig(Config):
+    name: Literal["baseline"]
+
+
+class Baseline(Method):
+    """L = CE(z, y)."""
+
+    Config = BaselineConfig
+    single = True
+
+    def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:  # noqa: ARG002
+        (z,) = self.cohort.logits(self.cohort(images))
+        return Step({"ce_student0": F.cross_entropy(z, labels)}, {"student0": z})

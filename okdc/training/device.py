@@ -1,0 +1,103 @@
+"""Device, dtype, memory format and threads: each choice with its reason, from facts that do not change between starts."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from okdc.errors import DeviceError
+from okdc.recipe import Engine
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The choices taken. `saved()` goes into run.json; `Engine(**saved)` takes them again."""
+
+    device: str
+    dtype: str
+    memory_format: str
+    threads: int
+    reasons: tuple[str, ...] = ()
+
+    def saved(self) -> dict[str, str | int]:
+        facts = asdict(self)
+        del facts["reasons"]
+        return facts
+
+    @property
+    def torch_device(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def torch_memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """bfloat16 for the networks where it was chosen; weights, losses and optimiser stay float32."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
+
+
+def choose(engine: Engine, deterministic: bool = False) -> Settings:
+    """Take what the recipe names, and choose what it leaves to `auto`. Raises DeviceError for what is not there."""
+    cuda = torch.cuda.is_available()
+    reasons = []
+    if engine.device == "cuda" and not cuda:
+        raise DeviceError("device cuda was asked for and torch finds no CUDA device", hint="--device cpu, or auto")
+    device = engine.device if engine.device != "auto" else ("cuda" if cuda else "cpu")
+    why = "as asked" if engine.device != "auto" else (torch.cuda.get_device_name() if cuda else "no CUDA device")
+    reasons.append(f"device {device} ({why})")
+
+    dtype, why = engine.dtype, "as asked"
+    if dtype == "auto":
+        dtype, why = _dtype(device)
+    reasons.append(f"dtype {dtype} ({why})")
+
+    layout, why = engine.memory_format, "as asked"
+    if layout == "auto":
+        fast = dtype == "bfloat16"
+        layout = "channels_last" if fast else "contiguous"
+        why = "what bfloat16 convolutions want" if fast else "no gain without bfloat16"
+    reasons.append(f"memory format {layout} ({why})")
+
+    threads, why = engine.threads, "as asked"
+    if threads == "auto":
+        threads, why = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
+    reasons.append(f"threads {threads} ({why})")
+    if deterministic and device == "cuda":
+        reasons.append("deterministic CUDA kernels (slower)")
+    return Settings(device, dtype, layout, threads, tuple(reasons))
+
+
+def apply(settings: Settings, deterministic: bool) -> None:
+    """Make the process run as chosen. Called once, before the first tensor of the training."""
+    torch.set_num_threads(settings.threads)
+    if settings.device == "cuda":
+        torch.backends.cudnn.benchmark = not deterministic
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True)
+
+
+def _dtype(device: str) -> tuple[str, str]:
+    if device == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16", "the GPU has it"
+        return "float32", "the GPU has no bfloat16"
+    flags = processor()[1]
+    native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return ("bfloat16", native[0]) if native else ("float32", "the processor has no bfloat16 instructions")
+
+
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's name and its flags (none outside Linux)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), frozenset()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return facts.get("model name", platform.machine()), frozenset(facts.get("flags", "").split())

@@ -1,0 +1,95 @@
+"""What is measured, kept on the device until an epoch is over: reading it earlier would stall a GPU at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from okdc.methods.method import Method, Step
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over an epoch, on the host."""
+
+    losses: dict[str, float]
+    top1_pct: dict[str, float]
+    bad: tuple[int, str] | None  # the first step of the run with a loss that is not finite, and its term
+
+
+class Totals:
+    """Running sums of one epoch: each loss term, correct predictions of each head, the first bad step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.terms: tuple[str, ...] = ()
+        self.heads: tuple[str, ...] = ()
+        self.sums = torch.zeros(0, dtype=torch.float64, device=device)  # terms, heads, steps, images
+        self.bad = torch.tensor([-1, -1], device=device)  # step, term
+
+    @torch.no_grad()
+    def add(self, step: Step, labels: Tensor, number: int) -> None:
+        """Count one step; `number` is its place in the whole run."""
+        if not self.terms:
+            self.terms, self.heads = tuple(step.losses), tuple(step.logits)
+            self.sums = torch.zeros(len(self.terms) + len(self.heads) + 2, dtype=torch.float64, device=self.device)
+        losses = torch.stack([loss.detach() for loss in step.losses.values()]).double()
+        correct = torch.stack([(z.argmax(1) == labels).sum() for z in step.logits.values()]).double()
+        counts = torch.full((2,), 1.0, dtype=torch.float64, device=self.device)
+        counts[1].fill_(len(labels))
+        self.sums += torch.cat([losses, correct, counts])
+        wrong = ~torch.isfinite(losses)
+        first = (self.bad[0] < 0) & wrong.any()
+        here = torch.stack([torch.full((), number, device=self.device), wrong.int().argmax()])
+        self.bad = torch.where(first, here, self.bad)
+
+    def read(self) -> Summary:
+        """Wait for the device and read everything once."""
+        sums, (step, term) = self.sums.tolist(), self.bad.tolist()
+        n = len(self.terms)
+        steps, count = max(sums[-2], 1.0), max(sums[-1], 1.0)
+        return Summary(
+            losses={name: total / steps for name, total in zip(self.terms, sums, strict=False)},
+            top1_pct={name: 100 * total / count for name, total in zip(self.heads, sums[n:-2], strict=True)},
+            bad=None if step < 0 else (step, self.terms[term]),
+        )
+
+    def state(self) -> dict[str, object]:
+        return {"terms": list(self.terms), "heads": list(self.heads), "sums": self.sums, "bad": self.bad}
+
+    @classmethod
+    def restore(cls, state: dict[str, object], device: torch.device) -> Totals:
+        totals = cls(device)
+        assert isinstance(state["terms"], list)
+        assert isinstance(state["heads"], list)
+        assert isinstance(state["sums"], Tensor)
+        assert isinstance(state["bad"], Tensor)
+        totals.terms, totals.heads = tuple(state["terms"]), tuple(state["heads"])
+        totals.sums, totals.bad = state["sums"].to(device), state["bad"].to(device)
+        return totals
+
+
+@torch.inference_mode()
+def evaluate(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
+    """Accuracy and losses of every head in one pass, in eval mode; `bad` tells whether anything was not finite."""
+    method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
+    totals = Totals(device)
+    done = torch.ones((), device=device)
+    for images, labels in batches:
+        totals.add(method(images, labels, done), labels, 0)
+    return totals.read()
+
+
+@torch.inference_mode()
+def logits_of(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """NK float32 logits of one network over all batches, and the labels, on the CPU."""
+    network.eval()
+    found = [(network(images).float().cpu(), labels.cpu()) for images, labels in batches]
+    return torch.cat([z for z, _ in found]), torch.cat([y for _, y in found])
+
+
+def top1_pct(logits: Tensor, labels: Tensor) -> float:
+    return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)
