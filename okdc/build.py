@@ -61,7 +61,8 @@ def resolve(draft: Draft) -> tuple[Recipe, list[str]]:
         problems = _cross_checks(recipe)
     if recipe is None or problems:
         raise RecipeError(
-            f"{draft.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=list(dict.fromkeys(problems))
+            f"{draft.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
+            details=list(dict.fromkeys(problems)),
         )
     return recipe, notes
 
@@ -132,17 +133,18 @@ def with_moments(recipe: Recipe, found: Dataset) -> Recipe:
 
 
 def cohort(recipe: Recipe, classes: int) -> tuple[Cohort, str]:
-    """The students, each initialised from a stream of its own, and what they share, in words."""
+    """The students, each initialised from a stream of its own, and a sentence on what they share."""
     kind = methods.find(recipe.method["name"])
     names, share = recipe.cohort.students, recipe.cohort.share
     if kind.single:
-        names, share, words = names[:1], "none", f"{recipe.method['name']} trains the first student alone"
+        names, share, words = names[:1], "none", f"{recipe.method['name']} trains the first student alone: {names[0]}"
     elif not kind.branches:
-        share, words = "none", f"nothing ({recipe.method['name']} trains separate networks)"
+        share, words = "none", f"the students share nothing: {recipe.method['name']} trains separate networks"
     elif len(set(names)) > 1:
-        share, words = "none", "nothing (the students differ)"
+        share, words = "none", "the students share nothing: they differ"
     else:
-        words = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
+        shared = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
+        words = f"the students share {shared}"
     students = []
     for k, name in enumerate(names):
         with seeded(recipe.seed, "init", "student", k):
@@ -151,7 +153,7 @@ def cohort(recipe: Recipe, classes: int) -> tuple[Cohort, str]:
 
 
 def method(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Method, str]:
-    """The recipe's method around its cohort, for images of CHW size `images`, and what is shared, in words."""
+    """The recipe's method around its cohort, for images of CHW size `images`, and a sentence on what is shared."""
     kind = methods.find(recipe.method["name"])
     students, words = cohort(recipe, classes)
     try:
@@ -165,7 +167,7 @@ def job(recipe: Recipe, progress: Progress | None = None) -> Job:
     """Everything for one training, on the CPU."""
     found = dataset(recipe, progress)
     built, shared = method(recipe, found.size, len(found.classes))
-    return Job(with_moments(recipe, found), found, built, (*found.notes, f"the students share {shared}"))
+    return Job(with_moments(recipe, found), found, built, (*found.notes, shared))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

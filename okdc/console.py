@@ -86,7 +86,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     if _out.is_terminal:
         _out.print(drawn)
     else:
-        _out.print(drawn, width=400, crop=False)
+        Console(file=sys.stdout, width=1000, highlight=False).print(drawn)
 
 
 @contextmanager

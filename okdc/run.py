@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from okdc import __version__
 from okdc.errors import DiskError, RunError
 
 ROOT = Path("runs")
@@ -69,6 +72,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return facts
 
 
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """What made a run: the command, and the versions of what computes."""
+    packages = ("torch", "numpy", "pillow", "scikit-learn")
+    return {
+        "command": list(command),
+        "versions": {"okdc": __version__, "python": platform.python_version()}
+        | {name: metadata.version(name) for name in packages},
+        "platform": platform.platform(),
+    }
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's directory. `create` makes a new one, `open` takes one that exists."""
@@ -113,10 +127,7 @@ class Run:
 
         Raises RunError where `out` holds anything, DiskError where it cannot be made.
         """
-        if out is not None and out.exists():
-            if not out.is_dir() or any(out.iterdir()):
-                held = "already holds a run" if (out / "run.json").exists() else "is not an empty folder"
-                raise RunError(f"{out} {held}", hint=f"choose another -o, or continue it: okdc resume {out}")
+        refuse_taken(out)
         with writing(out or ROOT):
             path = out or _next(stem)
             path.mkdir(parents=True, exist_ok=True)
@@ -188,6 +199,15 @@ class Run:
     def discard(self) -> None:
         """Remove a run that came to nothing before its first step."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def refuse_taken(out: Path | None) -> None:
+    """Raises RunError where a new run may not go: asked before an hour of decoding, and again when it is made."""
+    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if (out / "run.json").exists():
+        raise RunError(f"{out} already holds a run", hint=f"choose another -o, or continue it: okdc resume {out}")
+    raise RunError(f"{out} is not an empty folder", hint="choose another -o")
 
 
 def runs(root: Path = ROOT) -> list[Run]:

@@ -136,9 +136,7 @@ def divide(dataset: Dataset, val_fraction: float, train_images: int | None, seed
     return replace(dataset, train=train, val=val, notes=tuple(notes))
 
 
-def stratified(
-    labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str, everyone: bool = False
-) -> Tensor:
+def stratified(labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str, everyone: bool = False) -> Tensor:
     """`count` of `rows`, of each class in proportion, exactly (largest remainders). Sorted.
 
     A class never gives its last image away, unless `everyone`: then the subset has one of each class at least.
@@ -158,7 +156,9 @@ def stratified(
         best = max(open_to, key=lambda c: (sign * (exact[c] - take[c]), -c))
         take[best] += sign
     order = generator(seed, "split", purpose)
-    picked = [members[torch.randperm(len(members), generator=order)[:n]] for members, n in zip(by_class, take, strict=True)]
+    picked = [
+        members[torch.randperm(len(members), generator=order)[:n]] for members, n in zip(by_class, take, strict=True)
+    ]
     return torch.cat(picked).sort().values
 
 

