@@ -13,7 +13,7 @@ from okdc import console
 from okdc.errors import OkdcError
 
 
-class _Unforeseen(OkdcError):
+class UnforeseenError(OkdcError):
     """An exception that okdc did not raise itself, in words."""
 
     def __init__(self, kind: str, message: str, hint: str) -> None:
@@ -53,13 +53,17 @@ def _in_words(error: Exception) -> OkdcError:
     if isinstance(error, OkdcError):
         return error
     if isinstance(error, typer.TyperException):
-        return _Unforeseen("usage", error.format_message(), "okdc --help")
+        return UnforeseenError("usage", error.format_message(), "okdc --help")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _Unforeseen("memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu")
+        return UnforeseenError(
+            "memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu"
+        )
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return _Unforeseen("file", f"{where}{error.strerror or error}", "--debug shows where")
-    return _Unforeseen("bug", f"{type(error).__name__}: {error}", "this should not happen; --debug shows the traceback")
+        return UnforeseenError("file", f"{where}{error.strerror or error}", "--debug shows where")
+    return UnforeseenError(
+        "bug", f"{type(error).__name__}: {error}", "this should not happen; --debug shows the traceback"
+    )
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def _conv_bn_relu(inputs: int, outputs: int, kernel: int, stride: int, groups: i
 
 
 class ChannelAttention(nn.Module):
-    """What to attend to (MFEF eq. 5-6): x · σ(MLP(avg x) + MLP(max x)), one MLP C → max(C/reduction, 4) → C for both."""
+    """What to attend to (MFEF eq. 5-6): x · σ(MLP(avg x) + MLP(max x)), one MLP C → max(C/reduction, 4) → C."""
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()

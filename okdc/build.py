@@ -32,8 +32,10 @@ class Job:
     notes: tuple[str, ...] = ()
 
 
-def resolve(draft: Draft) -> tuple[Recipe, list[str]]:
+def resolve(draft: Draft, needs_data: bool = True) -> tuple[Recipe, list[str]]:
     """The recipe with every default written out, and notes on what was changed on the way.
+
+    `needs_data=False` lets a recipe pass that does not say where its images are: counting needs none.
 
     Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
     """
@@ -58,12 +60,10 @@ def resolve(draft: Draft) -> tuple[Recipe, list[str]]:
         except RecipeError as error:
             problems.append(f"cohort.students: {error.message}; {error.hint}")
     if recipe is not None and not problems:
-        problems = _cross_checks(recipe)
+        problems = _cross_checks(recipe, needs_data)
     if recipe is None or problems:
-        raise RecipeError(
-            f"{draft.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}",
-            details=list(dict.fromkeys(problems)),
-        )
+        problems = list(dict.fromkeys(problems))
+        raise RecipeError(f"{draft.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
     return recipe, notes
 
 
@@ -86,15 +86,20 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
         return table, notes, explain(error, config, "method.")
 
 
-def _cross_checks(recipe: Recipe) -> list[str]:
+def _cross_checks(recipe: Recipe, needs_data: bool) -> list[str]:
     problems = []
     count = 1 if methods.find(recipe.method["name"]).single else len(recipe.cohort.students)
     if isinstance(recipe.cohort.keep, int) and recipe.cohort.keep >= count:
         problems.append(f"cohort.keep: expected an index below {count}, found {recipe.cohort.keep}")
-    if recipe.data.name == "folder" and recipe.data.root is None:
+    if needs_data and recipe.data.name == "folder" and recipe.data.root is None:
         problems.append("data.root: missing; expected a folder of images: data.root=path/to/images")
     if recipe.data.name == "digits" and recipe.data.image_size != 8:
         problems.append(f"data.image_size: the digits are 8×8, found {recipe.data.image_size}")
+    if recipe.data.crop_padding >= recipe.data.image_size:  # a crop could lie wholly outside its image
+        problems.append(
+            f"data.crop_padding: expected less than data.image_size ({recipe.data.image_size}), "
+            f"found {recipe.data.crop_padding}"
+        )
     return problems
 
 
@@ -114,7 +119,8 @@ def dataset(recipe: Recipe, progress: Progress | None = None) -> Dataset:
         )
     if not len(found.val) and recipe.cohort.keep == "best":
         raise RecipeError(
-            "cohort.keep='best' chooses on validation images, and data.val_fraction is 0",
+            "cohort.keep='best' chooses on validation images, and "
+            f"data.val_fraction={data.val_fraction} of {len(found.train)} images leaves none",
             hint="cohort.keep=0 keeps the first student at the last epoch; or data.val_fraction=0.1",
         )
     if not len(found.val) and not len(found.test):
@@ -188,7 +194,8 @@ def check_data(found: Dataset, facts: dict[str, Any], run: Run) -> None:
     datasets.same_classes(facts["classes"], found, str(run.path))
     if found.fingerprint != facts["data_sha256"]:
         raise DataError(
-            f"the images are not those of {run.path}: contents {found.fingerprint[:12]}, then {facts['data_sha256'][:12]}",
+            f"the images are not those of {run.path}: contents {found.fingerprint[:12]} now, "
+            f"{facts['data_sha256'][:12]} when it started",
             hint="restore them, or start another run",
         )
 

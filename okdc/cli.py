@@ -36,8 +36,8 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,  # noqa: ARG001
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001  (read in __main__)
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Compress image classifiers by online knowledge distillation, and ship the student."""
 
@@ -95,13 +95,13 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Count parameters, MACs and activations side by side, and measure latency."""
-    from okdc.deploy import profile as deploy
+    from okdc.deploy.profile import profile as measure
 
-    report = deploy.profile(things or [], export_names=onnx, threads=threads, tell=console.note)
+    report = measure(things or [], export_names=onnx, threads=threads, tell=console.note)
     if as_json:
         console.out_json(report)
         return
-    deploy_tables(report)
+    _profile_tables(report)
     if report["run"]:
         console.next_step(f"okdc export {report['run']} --onnx")
 
@@ -246,11 +246,72 @@ def _finished(run: Any, as_json: bool) -> None:
     console.next_step(f"okdc profile {run.path}")
 
 
-def deploy_tables(report: dict[str, Any]) -> None:
-    """What `okdc profile` prints."""
+def _profile_tables(report: dict[str, Any]) -> None:
+    def pair(row: dict[str, Any], engine: str) -> str:
+        p50, p90 = row[f"latency_ms_p50_{engine}"], row[f"latency_ms_p90_{engine}"]
+        return "" if p50 is None else f"{p50:.2f} / {p90:.2f}"
+
+    console.table(
+        ["", "input", "params", "MACs", "FLOPs", "fvcore", "activations", "ONNX file", "torch ms", "onnxruntime ms"],
+        [
+            [
+                row["name"] if row["kind"] in ("network", "training") else f"{row['name']} {row['architecture']}",
+                "×".join(map(str, row["input"])),
+                f"{row['params']:,}",
+                ("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}",
+                ("≥ " if row["lower_bound"] else "") + f"{row['flops']:,}",
+                f"{row['fvcore_total']:,}",
+                f"{row['activations']:,}",
+                f"{row['onnx_bytes'] / 1000:,.0f} kB" if row["onnx_bytes"] else "",
+                pair(row, "torch"),
+                pair(row, "onnxruntime"),
+            ]
+            for row in report["rows"]
+        ],
+    )
+    for name, stages in report["stages"].items():
+        console.out("")
+        console.table(
+            [name, "output", "params", "MACs"],
+            [[s["stage"], "×".join(map(str, s["output"])), f"{s['params']:,}", f"{s['macs']:,}"] for s in stages],
+        )
+    console.out("")
+    for row in report["rows"]:
+        if row["uncounted"]:
+            console.warn(f"{row['name']}: no counter knows {', '.join(row['uncounted'])}; its MACs are a lower bound")
+    if shrink := report["shrink"]:
+        console.out(
+            f"kept of what was trained: 1/{shrink['params']:.1f} of the parameters, 1/{shrink['macs']:.1f} of the MACs"
+        )
+    how = report["latency"]
+    console.note(
+        "MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs; fvcore: "
+        f"its own total, BatchNorm and pooling included. Latency p50 / p90, batch {how['batch']}, {how['threads']} "
+        f"thread{'s' if how['threads'] > 1 else ''}, {how['processor']}"
+    )
 
 
-def _parity_table(parity: dict[str, Any]) -> None: ...
+def _parity_table(parity: dict[str, Any]) -> None:
+    logits, top1 = parity["logits"], parity["top1_pct"]
+    console.table(
+        ["parity", "found", "allowed"],
+        [
+            [f"images of the {parity['split']} split", f"{parity['images']:,}", ""],
+            ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
+            ["top-1 %, onnxruntime", f"{top1['onnx']:.2f}", f"{top1['torch']:.2f}"],
+            ["predictions that differ", str(len(parity["flips"])), "0 beyond rounding"],
+            *[
+                [f"logits, max |d|, {name.replace('_', ' ')}", f"{value:.1e}", f"{logits['allowed']:.1e}"]
+                for name, value in logits["max_abs"].items()
+            ],
+            [
+                "batches 1 to 135, threads 1 and 2",
+                f"{max(parity['invariance_max_abs'].values()):.1e}",
+                f"{logits['allowed']:.1e}",
+            ],
+            ["second engine (onnx.reference)", f"{parity['onnx_reference_max_abs']:.1e}", f"{logits['allowed']:.1e}"],
+        ],
+    )
 
 
 def _runner() -> str:

@@ -61,10 +61,10 @@ class Cohort(nn.Module):
         first = students[0]
         count = {"low": len(first.stages) - 1, "stem1": 2, "none": 0}[share]
         for student in students[1:]:
-            if count and (student.channels != first.channels or student.strides != first.strides):
+            if count and _layout(student, count) != _layout(first, count):
                 raise ValueError(
                     f"share={share!r} needs students of one architecture and width; these have channels "
-                    f"{first.channels} and {student.channels}; use share='none'"
+                    f"{first.channels} and {student.channels}, or stages of other layers; use share='none'"
                 )
             for i in range(count):
                 student.stages[i] = first.stages[i]
@@ -106,3 +106,9 @@ class Cohort(nn.Module):
         maps = self(torch.zeros(1, *images, dtype=parameter.dtype, device=parameter.device))
         self.train(training)
         return [[m.shape[1:] for m in own] for own in maps]
+
+
+def _layout(student: Backbone, count: int) -> tuple[object, ...]:
+    """What students that share `count` stages have in common: ResNet-8 and -20 differ in their layers alone."""
+    tensors = student.stages[:count].state_dict().items()
+    return student.channels, student.strides, [(name, tensor.shape) for name, tensor in tensors]

@@ -33,7 +33,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Index = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
-Colour = Annotated[tuple[float, float, float], Field(strict=False)]  # TOML has arrays, not tuples
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Colour = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]  # TOML has arrays, not tuples
 
 
 class Table(BaseModel):
@@ -58,7 +59,7 @@ class About(Table):
 
 class Data(Table):
     name: Literal["digits", "folder"]
-    root: str | None = None
+    root: Annotated[str, Field(min_length=1)] | None = None  # an empty one would be the working directory
     image_size: Annotated[int, Field(ge=4, le=1024)] = 32
     train_images: Count | None = None  # a stratified subset, by seed
     val_fraction: Share = 0.1  # of the training images, where the data has no validation split of its own
@@ -152,7 +153,7 @@ def load(words: Sequence[str]) -> Draft:
     for word in words:
         if "=" in word:
             key, _, value = word.partition("=")
-            overridden.add(key)
+            overridden.add(key.strip())
             problems += _override(tables, key.strip(), value)
     return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes))
 
@@ -161,10 +162,10 @@ def read(path: Path) -> dict[str, Any]:
     """The tables of one TOML file."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: not TOML: {error}") from None
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: not UTF-8 text; a recipe is a TOML file") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what tomllib lets through
+        raise RecipeError(f"{path}: not TOML: {error}") from None
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -176,8 +177,10 @@ def _find(word: str) -> tuple[Path, list[str]]:
     shipped = catalog.find_recipe(word)
     if shipped is None:
         known = catalog.recipes()
+        inside = f" (there is {path / 'recipe.toml'})" if (path / "recipe.toml").is_file() else ""
+        what = f"is a folder, expected a .toml file{inside}" if path.is_dir() else "no such recipe file"
         raise RecipeError(
-            f"{word}: no such recipe file{nearest(path.stem, known)}",
+            f"{word}: {what}{nearest(path.stem, known)}",
             hint="a path to a .toml file, or one that ships with okdc: " + ", ".join(known),
         )
     return shipped, [f"no file {word}: the shipped recipe {shipped.stem} is used"]
@@ -189,6 +192,13 @@ def _find(word: str) -> tuple[Path, list[str]]:
 
 def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
     *path, last = key.split(".")
+    if not last or not all(path):
+        return [f"{key}={value}: an override is written key=value, as in optim.epochs=3"]
+    if not (key + value).isascii():
+        try:
+            (key + value).encode()
+        except UnicodeEncodeError:  # what Python makes of bytes that are no UTF-8; no TOML file could hold it
+            return [f"{key}: the value is not UTF-8 text"]
     table = tables
     for i, name in enumerate(path):
         inner = table.setdefault(name, {})
@@ -201,10 +211,12 @@ def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
 
 def _value(key: str, text: str) -> Any:
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
+        tables = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
-    return text if _is_text(key) and not isinstance(value, str) else value
+    if list(tables) != ["value"] or (_is_text(key) and not isinstance(tables["value"], str)):
+        return text
+    return tables["value"]
 
 
 def _is_text(key: str) -> bool:
@@ -258,14 +270,19 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     for problem in error.errors():
         path, owner = _locate(problem["loc"], model)
         key = prefix + path
-        if problem["type"] == "extra_forbidden":
+        if problem["type"] == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]:
+            continue  # only because an item of it is wrong, which has a line of its own
+        if problem["type"] == "value_error":  # a rule over several keys, in the model's own words
+            key = key.rstrip(".")
+            lines[key + problem["msg"]] = f"{key}: {problem['msg'].removeprefix('Value error, ')}"
+        elif problem["type"] == "extra_forbidden":
             name, known = path.rsplit(".", 1)[-1], list(owner.model_fields)
             table = f"[{key.rpartition('.')[0]}]" if "." in key else "the top level"
             lines[key] = f"{key}: unknown key{nearest(name, known)}; {table} has {', '.join(known)}"
         elif problem["type"] == "missing":
             lines[key] = f"{key}: missing"
         else:
-            expected = problem["msg"].removeprefix("Input should be ").replace("Tuple should have ", "")
+            expected = _in_toml(problem["msg"])
             if key in lines:  # another alternative of the same key
                 head, _, found = lines[key].rpartition(", found ")
                 lines[key] = f"{head} or {expected}, found {found}"
@@ -273,6 +290,22 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
                 close = nearest(str(problem["input"]), re.findall(r"'([^']+)'", expected))
                 lines[key] = f"{key}: expected {expected}, found {problem['input']!r}{close}"
     return list(lines.values())
+
+
+def _in_toml(message: str) -> str:
+    """pydantic's words for what it expected, in those of a TOML file."""
+    for pattern, words in (
+        (r"^(Input should be|Tuple should have|String should have) ", ""),
+        (r"a valid dictionary( or instance of \w+)?", "a table"),
+        (r"a valid tuple", "a list"),
+        (r"a valid boolean", "true or false"),
+        (r"a valid string", "text"),
+        (r"a valid (integer|number)", r"a \1"),
+        (r"a integer", "an integer"),
+        (r" after validation, not \d+$", ""),
+    ):
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def _locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel]]:

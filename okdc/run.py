@@ -132,8 +132,12 @@ class Run:
             path = out or _next(stem)
             path.mkdir(parents=True, exist_ok=True)
         run = cls(path)
-        write(run.recipe, recipe_text.encode())
-        write_json(run.info, info)
+        try:
+            write(run.recipe, recipe_text.encode())
+            write_json(run.info, info)
+        except DiskError:
+            run.discard()
+            raise
         return run
 
     @classmethod
@@ -173,11 +177,11 @@ class Run:
 
     def append(self, row: dict[str, Any]) -> None:
         """One line of log.jsonl, on disk when this returns."""
-        with writing(self.log, hint=f"free some space, then: okdc resume {self.path}"):
-            with self.log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
-                stream.flush()
-                os.fsync(stream.fileno())
+        hint = f"free some space, then: okdc resume {self.path}"
+        with writing(self.log, hint=hint), self.log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row) + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def rows(self) -> list[dict[str, Any]]:
         """log.jsonl, without a last line that was cut short."""
@@ -202,7 +206,13 @@ class Run:
 
 
 def refuse_taken(out: Path | None) -> None:
-    """Raises RunError where a new run may not go: asked before an hour of decoding, and again when it is made."""
+    """Raises RunError or DiskError where a run may not go: asked before an hour of decoding, and when it is made."""
+    target = (out or ROOT).absolute()
+    place = next(p for p in (target, *target.parents) if p.exists())
+    if place.is_dir() and not os.access(place, os.W_OK | os.X_OK):
+        raise DiskError(f"{target}: cannot be written: {place} is read-only", hint="choose another -o")
+    if not place.is_dir() and place != target:
+        raise DiskError(f"{target}: cannot be made: {place} is not a folder", hint="choose another -o")
     if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if (out / "run.json").exists():

@@ -92,7 +92,7 @@ def digits() -> Dataset:
 
 
 def folder(root: Path, size: int, progress: images.Progress | None = None) -> Dataset:
-    """Image files in class folders; see `okdc.data.images`. Without a tree of splits, a fifth becomes the test split."""
+    """Image files in class folders; see `okdc.data.images`. One folder of classes: a fifth becomes the test split."""
     found = images.listing(root)
     decoded = images.load(found, size, progress)
     labels = torch.tensor(found.labels, dtype=torch.int64)
@@ -147,7 +147,11 @@ def stratified(labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str
     least = [min(1, n) if everyone else 0 for n in sizes]
     most = sizes if everyone else [max(n - 1, 0) for n in sizes]
     if not sum(least) <= count <= sum(most):
-        raise DataError(f"expected between {sum(least)} and {sum(most)} images for {purpose}, found {count}")
+        raise DataError(
+            f"{purpose}: {count} of {len(rows)} images are asked for, {sum(least)} to {sum(most)} can be given "
+            "(every class needs one that stays)",
+            hint="more images of each class, or another data.val_fraction or data.train_images",
+        )
     exact = [count * n / len(rows) for n in sizes]
     take = [min(max(int(e), low), high) for e, low, high in zip(exact, least, most, strict=True)]
     while sum(take) != count:

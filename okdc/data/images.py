@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from okdc.errors import DataError, nearest
 
@@ -88,8 +88,8 @@ def listing(root: Path) -> Listing:
     """
     root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links: the user's own path stays readable)
     if not root.is_dir():
-        found = "a file" if root.exists() else "nothing"
-        raise DataError(f"data.root: expected a folder of images at {root}, found {found}", hint=f"expected: {_TREE}")
+        there = "a file" if root.exists() else "nothing"
+        raise DataError(f"data.root: expected a folder of images at {root}, found {there}", hint=f"expected: {_TREE}")
     folders = {f.name: f for f in _folders(root)}
     if "train" not in folders:
         stray = sorted({"valid", "val", "test"} & set(folders))
@@ -155,7 +155,7 @@ def _list(root: Path, splits: dict[str, Path]) -> Listing:
     if empty:
         raise DataError(
             f"{len(empty)} of {len(found.classes)} classes have no images, the first is {empty[0]}",
-            hint="remove the folder, or put " + ", ".join(EXTENSIONS) + " files in it",
+            hint="remove the folder, or put " + ", ".join(EXTENSIONS) + f" files in it; expected: {_TREE}",
             details=empty,
         )
     return found
@@ -185,8 +185,11 @@ def decode(files: Sequence[Path], size: int, progress: Progress | None = None) -
                 pixels[i] = fit(image, size)
         except MemoryError:
             raise
+        except UnidentifiedImageError:  # its own words hold an address in memory
+            bad.append(f"{files[i]}: not an image of a known format")
         except Exception as error:  # Pillow raises a dozen kinds, down to SyntaxError and struct.error
-            bad.append(f"{files[i]}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            bad.append(f"{files[i]}: {words.splitlines()[0]}")
 
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("error", Image.DecompressionBombWarning)  # for all threads: the filters are global
@@ -218,7 +221,7 @@ def cache_folder() -> Path:
     """OKDC_CACHE, else okdc in the user's cache folder."""
     named = os.environ.get("OKDC_CACHE")
     if named:
-        return Path(named)
+        return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "okdc"
 
 
@@ -235,7 +238,7 @@ def load(found: Listing, size: int, progress: Progress | None = None) -> Decoded
     try:
         _write(entry, pixels, sha256)
     except OSError as error:
-        return Decoded(pixels, sha256, [f"the decoded images are not cached: {entry}: {error.strerror}"])
+        return Decoded(pixels, sha256, [f"the decoded images are not cached: {entry}: {error.strerror or error}"])
     return Decoded(pixels, sha256, [f"decoded {len(found.files):,} images, cached in {entry}"])
 
 
@@ -252,7 +255,7 @@ def _read(entry: Path, shape: tuple[int, ...]) -> tuple[Pixels, str] | None:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
         pixels = np.load(entry / "images.npy", allow_pickle=False)
         sha256 = meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except Exception:  # of a damaged header numpy raises ValueError, TokenError, MemoryError, BadZipFile, ...
         return None
     if pixels.shape != shape or pixels.dtype != np.uint8 or not isinstance(sha256, str):
         return None

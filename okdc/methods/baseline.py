@@ -20,6 +20,6 @@ class Baseline(Method):
     Config = BaselineConfig
     single = True
 
-    def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:  # noqa: ARG002
+    def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
         (z,) = self.cohort.logits(self.cohort(images))
         return Step({"ce_student0": F.cross_entropy(z, labels)}, {"student0": z})

@@ -58,6 +58,7 @@ def reconstruct(mode: str, f: Tensor, groups: int) -> Tensor:
         return f
     g = f.unflatten(1, (groups, -1))  # N, p, C/p, H, W
     half = groups // 2
+    r: Tensor
     if mode == "skip":
         r = (g[:, :half] + g[:, half:]) / 2
     elif mode == "cyclic":
@@ -145,7 +146,7 @@ class FEFR(Method):
         z_f = self.fusion([path(own) for path, own in zip(self.paths, maps, strict=True)])  # section 3.2.4
         with torch.autocast(images.device.type, enabled=False):
             z_a = torch.stack(z).mean(0)
-            w, T = ramp(progress, self.rampup), self.temperature  # noqa: N806
+            w, T = ramp(progress, self.rampup), self.temperature
             losses = {f"ce_student{k}": F.cross_entropy(z_k, labels) for k, z_k in enumerate(z)}
             losses["ce_fused"] = F.cross_entropy(z_f, labels)
             losses["kl_ensemble_fused"] = w * kl(z_a, z_f, T)

@@ -62,7 +62,7 @@ def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Te
 
 
 def ramp(progress: Tensor, length: float) -> Tensor:
-    """exp(-5 (1 - min(t, α)/α)²): the weight of distillation at t = `progress`, α = `length`, both fractions of the run.
+    """exp(-5 (1 - min(t, α)/α)²): distillation's weight at t = `progress`, α = `length`, fractions of the run.
 
     e⁻⁵ at the start, 1 from α on (Laine & Aila, 2017; MFEF section 4.1 has α = 80 of 300 epochs). As a fraction it
     means the same in a short run, where 80 epochs would be a run without distillation. length 0: always 1.

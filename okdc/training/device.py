@@ -1,4 +1,4 @@
-"""Device, dtype, memory format and threads: each choice with its reason, from facts that do not change between starts."""
+"""Device, dtype, memory format and threads: each choice with its reason, from facts that hold at every start."""
 
 from __future__ import annotations
 
@@ -52,9 +52,7 @@ def choose(engine: Engine, image_size: int, deterministic: bool = False) -> Sett
     why = "as asked" if engine.device != "auto" else (torch.cuda.get_device_name() if cuda else "no CUDA device")
     reasons.append(f"device {device} ({why})")
 
-    dtype, why = engine.dtype, "as asked"
-    if dtype == "auto":
-        dtype, why = _dtype(device, image_size)
+    dtype, why = _dtype(device, image_size) if engine.dtype == "auto" else (engine.dtype, "as asked")
     reasons.append(f"dtype {dtype} ({why})")
 
     layout, why = engine.memory_format, "as asked"

@@ -126,7 +126,7 @@ def train(job: Job, run: Run, settings: Settings, at: Progressed, state: dict[st
     device.apply(settings, recipe.deterministic)
 
     # The memory format is final before the optimiser exists: its fused kernel walks raw memory.
-    method = job.method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)  # type: ignore[call-overload]
+    method = job.method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)
     optimizer = optim.sgd(method, recipe.optim)
     if state is not None:
         method.load_state_dict(state["method"])
@@ -327,7 +327,7 @@ def judge(job: Job, run: Run, at: Progressed, batches: TrainBatches) -> dict[str
 
 
 def student_logits(network: Backbone, facts: dict[str, Any], job: Job, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The kept student's float32 logits, on the CPU and in plain memory format: the same number wherever it is asked."""
+    """The kept student's float32 logits, on the CPU, in plain memory format: the same wherever it is asked."""
     rule = facts["preprocessing"]
     cpu = job.dataset.to(torch.device("cpu"))
     return logits_of(network, eval_batches(cpu, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH))

@@ -1,0 +1,137 @@
+"""Why does a file disagree with its student? Each suspicion is tried: does the changed student answer as it does?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import numpy_helper
+
+from okdc.deploy.onnx import constants
+
+if TYPE_CHECKING:
+    from okdc.deploy.parity import Evidence
+
+
+def find(path: Path, evidence: Evidence, invariance: dict[str, float]) -> str:
+    """The likely cause, in one line."""
+    suspicions: tuple[Callable[[], str | None], ...] = (
+        lambda: _batch(evidence, invariance),
+        lambda: _colours(evidence),
+        lambda: _normalisation(path, evidence),
+        lambda: _class_order(evidence),
+        lambda: _half(evidence),
+        lambda: _bias(evidence),
+        lambda: _some_images(evidence),
+    )
+    for suspicion in suspicions:
+        if (found := suspicion()) is not None:
+            return found
+    if _largest(evidence.torch, evidence.onnx) <= evidence.bound:
+        return "the file answers as these weights do, but they are not the weights that the run recorded"
+    return "all images are affected: other weights, or another preprocessing, than the student's"
+
+
+def _largest(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    return float(np.abs(a - b).max())
+
+
+def _explains(evidence: Evidence, candidate: npt.NDArray[Any], of: slice = slice(None)) -> bool:
+    """Whether a changed student is ten times nearer to the file than the student, or within what is allowed."""
+    wrong, left = _largest(evidence.torch[of], evidence.onnx[of]), _largest(candidate, evidence.onnx[of])
+    return wrong > evidence.bound and (left <= evidence.bound or left < wrong / 10)
+
+
+def _batch(evidence: Evidence, invariance: dict[str, float]) -> str | None:
+    worst = max(invariance, key=lambda name: invariance[name])
+    if invariance[worst] <= evidence.bound:
+        return None
+    return f"an answer depends on the other images of its batch (most at {worst.replace('_', ' ')})"
+
+
+def _colours(evidence: Evidence) -> str | None:
+    few = slice(0, 64)
+    swapped = evidence.torch_side.logits(np.ascontiguousarray(evidence.images[few, ..., ::-1]))
+    return "the colour channels are swapped: BGR for RGB" if _explains(evidence, swapped, few) else None
+
+
+def _normalisation(path: Path, evidence: Evidence) -> str | None:
+    """Compare the constants before the first convolution with the student's mean and std."""
+    graph = onnx.load(path).graph
+    weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found: dict[str, npt.NDArray[Any]] = {}
+    for node in graph.node:
+        if node.op_type == "Conv":
+            break
+        for name in node.input:
+            if node.op_type in ("Sub", "Add", "Mul", "Div") and name in weights:
+                found.setdefault(node.op_type, weights[name].ravel())
+    side = evidence.torch_side
+    shift, scale = (t.numpy().ravel() for t in constants(side.mean.tolist(), side.std.tolist()))
+    for name, expected, what in (("Sub", shift, "255 · mean"), ("Mul", scale, "1 / (255 · std)")):
+        if name in found and not (
+            found[name].shape == expected.shape and np.allclose(found[name], expected, rtol=1e-6)
+        ):
+            there = np.round(found[name], 5).tolist()
+            return f"preprocessing: {what} is {there} in the graph and {np.round(expected, 5).tolist()} in the student"
+    if not {"Sub", "Mul"} <= set(found) or set(found) - {"Sub", "Mul"}:
+        return f"preprocessing: the graph starts with {', '.join(found) or 'no arithmetic'}; expected Sub, Mul"
+    return None
+
+
+def _class_order(evidence: Evidence) -> str | None:
+    """A permutation of the columns: each column of the file is nearest to one of the student's, all different."""
+    distance = np.abs(evidence.torch[:, :, None] - evidence.onnx[:, None, :]).max(0)  # K of torch, K of onnx
+    nearest = distance.argmin(0)
+    moved = np.flatnonzero(nearest != np.arange(len(nearest)))
+    if (
+        not len(moved)
+        or len(set(nearest.tolist())) != len(nearest)
+        or not _explains(evidence, evidence.torch[:, nearest])
+    ):
+        return None
+    return "class order: the logits of classes " + ", ".join(str(c) for c in moved) + " are exchanged"
+
+
+def _half(evidence: Evidence) -> str | None:
+    few = slice(0, 256)
+    side = copy.copy(evidence.torch_side)
+    for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        rounded = copy.deepcopy(side.network)
+        with torch.no_grad():
+            for tensor in rounded.parameters():
+                tensor.copy_(tensor.to(dtype).float())
+        side.network = rounded
+        # Folding the batch norms comes before or after the rounding: the rounded student is near, seldom equal.
+        wrong = _largest(evidence.torch[few], evidence.onnx[few])
+        moved = _largest(side.logits(evidence.images[few]), evidence.torch[few])
+        if wrong > evidence.bound and moved / 10 < wrong < moved * 10 and _spread(evidence) > 0.9:
+            return f"the weights look rounded to {name}: every image differs, by as much as that does"
+    return None
+
+
+def _spread(evidence: Evidence) -> float:
+    """The share of images that differ at all."""
+    return float((np.abs(evidence.torch - evidence.onnx).max(1) > evidence.bound).mean())
+
+
+def _bias(evidence: Evidence) -> str | None:
+    difference = evidence.onnx - evidence.torch
+    offset = difference.mean(0)
+    if not _explains(evidence, evidence.torch + offset):
+        return None
+    classes = np.flatnonzero(np.abs(offset) > evidence.bound)
+    return f"a constant is added to the logits of classes {', '.join(map(str, classes))}: the last bias differs"
+
+
+def _some_images(evidence: Evidence) -> str | None:
+    share = _spread(evidence)
+    if not 0 < share < 0.9:
+        return None
+    return f"only {100 * share:.1f} % of the images are affected: a range of values is clipped or overflows"

@@ -1,0 +1,96 @@
+"""Parameters, multiply-adds and activations of a module, by fvcore, cross-checked by torch's own counter.
+
+fvcore counts one multiply-add as one "flop" (github.com/facebookresearch/fvcore/issues/69) and adds work for BatchNorm
+and pooling. What papers call MACs are its convolutions and matrix products alone; torch's counter gives exactly twice
+that. fvcore's last release is of 2022 and it traces through torch.jit, so it is used here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from okdc.errors import CheckFailed
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch.jit is deprecated, and fvcore touches it on import
+    from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
+
+# fvcore's names of the operators that multiply and add (its batch_norm and pooling handlers cannot be switched off).
+PRODUCTS = frozenset({"conv", "linear", "addmm", "matmul", "mm", "bmm", "einsum"})
+
+# Operators full of multiply-adds that both counters take for nothing: a count with one of them in it is a lower bound.
+HOLD_MACS = frozenset(
+    {"aten::scaled_dot_product_attention", "aten::_native_multi_head_attention", "aten::_transformer_encoder_layer_fwd"}
+    | {"aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu", "aten::bilinear", "aten::cdist"}
+)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one image costs: `macs` are convolutions and linear layers, `flops` twice that."""
+
+    params: int
+    params_trainable: int
+    buffers: int
+    macs: int
+    flops: int
+    fvcore_total: int
+    activations: int  # outputs of the counted operators
+    uncounted: tuple[str, ...] = ()  # operators that hold MACs and that neither counter knows: macs is then at least
+    ignored: tuple[str, ...] = ()  # all other operators fvcore has no count for
+    modules: dict[str, int] = field(default_factory=dict, repr=False)  # MACs of every submodule by name
+
+    def facts(self) -> dict[str, Any]:
+        facts = asdict(self)
+        del facts["modules"]
+        return facts
+
+
+def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
+    """Count a module on inputs of batch size 1. The module is left as it is: a copy in eval mode is traced.
+
+    Raises CheckFailed ("counting") where the two counters disagree.
+    """
+    module = copy.deepcopy(module).cpu().float().eval()  # in training mode the trace would move batch statistics
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        analysis = FlopCountAnalysis(module, inputs)
+        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        modules = {
+            name: round(sum(n for operator, n in counter.items() if operator in PRODUCTS))
+            for name, counter in analysis.by_module_and_operator().items()
+        }
+        unsupported = set(analysis.unsupported_ops())
+        total = round(analysis.total())
+        activations = ActivationCountAnalysis(module, inputs)
+        activations.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
+        outputs = round(activations.total())
+        with FlopCounterMode(display=False) as second:
+            module(*inputs)
+    macs = modules[""]
+    if second.get_total_flops() != 2 * macs:
+        raise CheckFailed(
+            "counting",
+            f"fvcore counts {macs:,} MACs, torch's FlopCounterMode {second.get_total_flops() / 2:,.0f}; "
+            f"expected the same number",
+            hint=f"operators fvcore has no count for: {', '.join(sorted(unsupported)) or 'none'}",
+        )
+    return Counts(
+        params=sum(p.numel() for p in module.parameters()),
+        params_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
+        buffers=sum(b.numel() for b in module.buffers()),
+        macs=macs,
+        flops=2 * macs,
+        fvcore_total=total,
+        activations=outputs,
+        uncounted=tuple(sorted(unsupported & HOLD_MACS)),
+        ignored=tuple(sorted(unsupported - HOLD_MACS)),
+        modules=modules,
+    )

@@ -1,0 +1,66 @@
+"""From a complete run to a bundle that is proven equal to its student, or to none."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from okdc import build
+from okdc.deploy import bundle, onnx, parity
+from okdc.errors import CheckFailed, RunError
+from okdc.run import Run, read_json, write_json
+from okdc.training.engine import Listener
+
+SAMPLES = 5
+
+
+def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) -> tuple[Path, dict[str, Any]]:
+    """Write the ONNX bundle of a run's kept student. Returns its folder and parity.json.
+
+    Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
+    the file is not the student; what was built is then in `out`.rejected, with the report.
+    """
+    if run.state != "complete":
+        hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
+        raise RunError(f"{run.path} is {run.state}, not complete: there is no student to export", hint=hint)
+    network, facts = build.student(run)
+    result, weights = read_json(run.result), hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    if not weights == facts["weights_sha256"] == result["weights_sha256"]:
+        raise CheckFailed(
+            "parity",
+            f"{run.weights} is not the file that the run recorded: sha256 {weights[:12]}, "
+            f"expected {result['weights_sha256'][:12]}",
+            hint="another checkpoint was put in its place; restore it, or train again",
+        )
+    recipe = build.recipe_of(run, data_root)
+    with tell.reading() as progress:
+        dataset = build.dataset(recipe, progress)
+    build.check_data(dataset, run.facts(), run)
+    split, rows = dataset.judge
+    if split != "test":
+        tell.note("the data has no test split: parity is checked on the validation images")
+    images, labels = dataset.images[rows].numpy(), dataset.labels[rows].numpy()
+
+    target = out or run.path / "bundle"
+    with bundle.building(target) as folder:
+        tell.note("exporting to ONNX")
+        path = bundle.write_model(folder, onnx.to_onnx(network, facts))
+        onnx.check_structure(path.read_bytes(), facts)
+        tell.note(f"checking parity on {len(images):,} {split} images")
+        report = parity.check(path, network, facts, images, labels, result["kept"]["top1_pct"], split)
+        write_json(folder / bundle.PARITY, report)
+        if not report["passed"]:
+            raise CheckFailed(
+                "parity",
+                f"model.onnx is not the student: {report['failures'][0]}",
+                hint=f"likely cause: {report['cause']}",
+                details=[*report["failures"], f"report: {bundle.rejected(target) / bundle.PARITY}"],
+            )
+        shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
+        logits = parity.Torch(network, facts).logits(images[shown])
+        bundle.write_samples(folder, images[shown], labels[shown].tolist(), logits, report["logits"]["allowed"])
+        bundle.write_manifest(folder, facts, recipe.portable(), report, onnx.OPSET)
+    return target, report

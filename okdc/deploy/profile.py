@@ -1,0 +1,256 @@
+"""`okdc profile`: what each network costs, side by side, and what a run threw away.
+
+A name is a network as it comes from the zoo (10 classes, 3×32×32), a recipe its students and the whole that is
+trained, a run also what was kept. Networks of one architecture, size and number of classes are measured once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from okdc import backbones, build, catalog
+from okdc.cohort import Backbone
+from okdc.data.images import listing
+from okdc.deploy import latency, onnx
+from okdc.deploy.count import Counts, count
+from okdc.deploy.session import Session
+from okdc.errors import DataError, UsageError, nearest
+from okdc.methods.method import Method
+from okdc.recipe import Recipe, load
+from okdc.run import Run, runs
+from okdc.training.device import processor
+
+CLASSES, SIZE = 10, 32  # of a bare name
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row: something to count."""
+
+    name: str
+    kind: str  # network, student, training or kept
+    architecture: str
+    module: nn.Module
+    size: int
+    classes: int
+    model: bytes | None = None  # an ONNX file that is there already
+    export: bool = False
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        return self.architecture, self.size, self.classes
+
+
+@dataclass
+class Measured:
+    """What is the same for all rows of one architecture."""
+
+    counts: Counts
+    onnx_bytes: int | None = None
+    latency_ms: dict[str, dict[str, float]] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Heads(nn.Module):
+    """A method as a function of images alone, for the counters: every head's logits."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        labels = torch.zeros(len(images), dtype=torch.int64)
+        return tuple(self.method(images, labels, torch.ones(())).logits.values())
+
+
+def profile(words: Sequence[str], export_names: bool, threads: int, tell: Tell) -> dict[str, Any]:
+    """The report that `okdc profile --json` prints. No word: the newest complete run.
+
+    Raises UsageError for a word that names nothing, CheckFailed where the two counters disagree.
+    """
+    run: Run | None = None
+    subjects: list[Subject] = []
+    if not words:
+        run = Run.newest("complete")
+        tell(f"nothing named: {run.path} is the newest complete run")
+        words = [str(run.path)]
+    for word in words:
+        if (Path(word) / "run.json").is_file():
+            run = Run.open(Path(word))
+            subjects += _of_run(run)
+        elif word in backbones.ZOO:
+            subjects.append(_network(word, word, "network", SIZE, CLASSES, export_names))
+        elif Path(word).is_file() or catalog.find_recipe(word):
+            subjects += _of_recipe(word, export_names, tell)
+        else:
+            known = [*backbones.ZOO, *catalog.recipes(), *(str(r.path) for r in runs())]
+            raise UsageError(
+                f"{word} is no run, network or recipe{nearest(word, known)}", hint="there is: " + ", ".join(known)
+            )
+    measured: dict[tuple[str, int, int], Measured] = {}
+    for subject in subjects:
+        if subject.kind == "training" or subject.key not in measured:
+            found = _measure(subject, threads, tell)
+            measured[subject.key] = found
+    rows = [_row(subject, measured[subject.key]) for subject in subjects]
+    return {
+        "schema": 1,
+        "run": str(run.path) if run else None,
+        "rows": rows,
+        "shrink": _shrink(rows),
+        "stages": {s.architecture: measured[s.key].stages for s in subjects if s.kind != "training"},
+        "latency": {"batch": 1, "threads": threads, "processor": processor()[0]},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a word names
+
+
+def _network(label: str, name: str, kind: str, size: int, classes: int, export: bool) -> Subject:
+    return Subject(label, kind, name, backbones.build(name, classes).eval(), size, classes, export=export)
+
+
+def _of_recipe(word: str, export: bool, tell: Tell) -> list[Subject]:
+    recipe, notes = build.resolve(load([word]), needs_data=False)
+    classes = CLASSES
+    if recipe.data.name == "folder":
+        try:
+            classes = len(listing(Path(recipe.data.root or "data.root")).classes)
+        except DataError:
+            notes.append(f"no images at {recipe.data.root or 'data.root'}: counted with {CLASSES} classes")
+    for note in notes:
+        tell(note)
+    names = dict.fromkeys(recipe.cohort.students)
+    students = [_network(name, name, "student", recipe.data.image_size, classes, export) for name in names]
+    return [*students, _whole(recipe, classes)]
+
+
+def _of_run(run: Run) -> list[Subject]:
+    recipe, classes = build.recipe_of(run), len(run.facts()["classes"])
+    size = recipe.data.image_size
+    whole = _whole(recipe, classes)
+    assert isinstance(whole.module, _Heads)
+    cohort = whole.module.method.cohort
+    subjects = [
+        Subject(f"student{k}", "student", recipe.cohort.students[k], cohort.backbone(k), size, classes, export=True)
+        for k in range(len(cohort.students))
+    ]
+    subjects.append(whole)
+    if run.state == "complete":
+        network, facts = build.student(run)
+        file = run.path / "bundle" / "model.onnx"
+        model = file.read_bytes() if file.is_file() else onnx.to_onnx(network, facts)
+        kept = Subject(
+            f"kept (student{facts['student']})", "kept", facts["architecture"], network, size, classes, model
+        )
+        subjects = [s if s.key != kept.key else _with_model(s, model) for s in subjects] + [kept]
+    return subjects
+
+
+def _with_model(subject: Subject, model: bytes) -> Subject:
+    """Same architecture, size and classes: the kept student's file weighs and takes what this one's would."""
+    return Subject(
+        subject.name, subject.kind, subject.architecture, subject.module, subject.size, subject.classes, model
+    )
+
+
+def _whole(recipe: Recipe, classes: int) -> Subject:
+    size = recipe.data.image_size
+    method, _ = build.method(recipe, torch.Size((3, size, size)), classes)
+    name = f"training ({recipe.method['name']})"
+    return Subject(name, "training", name, _Heads(method).eval(), size, classes)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Measuring
+
+
+def _measure(subject: Subject, threads: int, tell: Tell) -> Measured:
+    example = torch.zeros(1, 3, subject.size, subject.size)
+    found = Measured(count(subject.module, example))
+    if not isinstance(subject.module, Backbone):
+        return found
+    found.stages = _stages(subject.module, found.counts, example)
+    model = subject.model
+    facts = _plain_facts(subject)
+    if model is None and subject.export:
+        tell(f"exporting {subject.architecture} for its file size and latency")
+        model = onnx.to_onnx(subject.module, facts)
+    rule = facts["preprocessing"]
+    deploy = onnx.Deploy(subject.module, rule["mean"], rule["std"]).eval()
+    image = torch.zeros(1, subject.size, subject.size, 3, dtype=torch.uint8)
+    variants: dict[str, Callable[[], object]] = {"torch": lambda: deploy(image)}
+    if model is not None:
+        found.onnx_bytes = len(model)
+        session, pixels = Session(model, threads), np.zeros((1, subject.size, subject.size, 3), np.uint8)
+        variants["onnxruntime"] = lambda: session(pixels)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            found.latency_ms = latency.measure(variants)
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _plain_facts(subject: Subject) -> dict[str, Any]:
+    """What an export needs to be told of a network that nothing was trained on; sizes and times do not depend on it."""
+    return {
+        "architecture": subject.architecture,
+        "classes": [str(c) for c in range(subject.classes)],
+        "preprocessing": {"size": subject.size, "resize": "", "mean": [0.5] * 3, "std": [0.25] * 3},
+        "method": "none",
+        "dataset": "none",
+        "recipe_sha256": "",
+        "weights_sha256": "",
+    }
+
+
+@torch.inference_mode()
+def _stages(network: Backbone, counts: Counts, example: Tensor) -> list[dict[str, Any]]:
+    """One line a stage and one for the head: output size, parameters, MACs."""
+    rows, x = [], example
+    parts = [(f"stages.{i}", stage) for i, stage in enumerate(network.stages)] + [("head", network.head)]
+    for name, part in parts:
+        x = part(x)
+        params = sum(p.numel() for p in part.parameters())
+        rows.append({"stage": name, "output": list(x.shape[1:]), "params": params, "macs": counts.modules[name]})
+    return rows
+
+
+def _row(subject: Subject, found: Measured) -> dict[str, Any]:
+    return {
+        "name": subject.name,
+        "kind": subject.kind,
+        "architecture": subject.architecture,
+        "input": [3, subject.size, subject.size],
+        "classes": subject.classes,
+        **found.counts.facts(),
+        "lower_bound": bool(found.counts.uncounted),
+        "onnx_bytes": found.onnx_bytes,
+        **{
+            f"latency_ms_{quantile}_{engine}": found.latency_ms.get(engine, {}).get(quantile)
+            for engine in ("torch", "onnxruntime")
+            for quantile in ("p50", "p90")
+        },
+    }
+
+
+def _shrink(rows: list[dict[str, Any]]) -> dict[str, float] | None:
+    """How many times smaller the kept student is than what was trained."""
+    whole = [row for row in rows if row["kind"] == "training"]
+    kept = [row for row in rows if row["kind"] == "kept"]
+    if len(whole) != 1 or len(kept) != 1:
+        return None
+    return {what: round(whole[0][what] / kept[0][what], 3) for what in ("params", "macs")}
