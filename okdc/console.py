@@ -23,7 +23,7 @@ MOST_DETAILS = 20
 
 
 class Talk:
-    """What a training tells (okdc.training.engine.Listener): notes, and one progress line with the time left."""
+    """The okdc.talk.Listener of the command line: notes, and one progress line with the time left."""
 
     def note(self, text: str) -> None:
         note(text)

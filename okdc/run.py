@@ -83,6 +83,16 @@ def provenance(command: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's name and its flags (none outside Linux)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine(), frozenset()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return facts.get("model name", platform.machine()), frozenset(facts.get("flags", "").split())
+
+
 @dataclass(frozen=True)
 class Run:
     """One run's directory. `create` makes a new one, `open` takes one that exists."""

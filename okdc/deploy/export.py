@@ -12,7 +12,7 @@ from okdc import build
 from okdc.deploy import bundle, onnx, parity
 from okdc.errors import CheckFailed, RunError
 from okdc.run import Run, read_json, write_json
-from okdc.training.engine import Listener
+from okdc.talk import Listener
 
 SAMPLES = 5
 

@@ -1,8 +1,8 @@
 """One student to one ONNX file: uint8 images in, normalisation inside, any batch size, the same bytes anywhere.
 
 torch.onnx.export(dynamo=True) at opset 18, its native one. What it gets wrong on some models without a word is checked:
-a specialised batch axis (github.com/pytorch/pytorch/issues/157621), an opset other than the one asked for, channels_last
-leaking shape arithmetic into the graph, local paths in the metadata (github.com/pytorch/pytorch/issues/108179).
+a specialised batch axis (github.com/pytorch/pytorch/issues/157621), another opset than was asked for, shape arithmetic
+that channels_last leaks into the graph, local paths in metadata (github.com/pytorch/pytorch/issues/108179).
 """
 
 from __future__ import annotations

@@ -24,8 +24,7 @@ from okdc.deploy.session import Session
 from okdc.errors import DataError, UsageError, nearest
 from okdc.methods.method import Method
 from okdc.recipe import Recipe, load
-from okdc.run import Run, runs
-from okdc.training.device import processor
+from okdc.run import Run, processor, runs
 
 CLASSES, SIZE = 10, 32  # of a bare name
 

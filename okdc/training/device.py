@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 
 from okdc.errors import DeviceError
 from okdc.recipe import Engine
+from okdc.run import processor
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,3 @@ def _dtype(device: str, image_size: int) -> tuple[str, str]:
     flags = processor()[1]
     native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
     return ("bfloat16", native[0]) if native else ("float32", "the processor has no bfloat16 instructions")
-
-
-def processor() -> tuple[str, frozenset[str]]:
-    """The processor's name and its flags (none outside Linux)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), frozenset()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return facts.get("model name", platform.machine()), frozenset(facts.get("flags", "").split())

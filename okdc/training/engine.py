@@ -14,11 +14,10 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import save as to_safetensors
@@ -28,24 +27,17 @@ from okdc import build
 from okdc.build import Job
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
-from okdc.data.images import RESIZE, Progress
+from okdc.data.images import RESIZE
 from okdc.errors import Interrupted, RunError, TrainingError
 from okdc.recipe import Engine, Recipe
-from okdc.run import Run, refuse_taken, write, write_json
+from okdc.run import Run, processor, refuse_taken, write, write_json
+from okdc.talk import Listener
 from okdc.training import checkpoint, device, optim
 from okdc.training.device import Settings
 from okdc.training.metrics import Summary, Totals, evaluate, logits_of, top1_pct
 from okdc.training.signals import StopRequest
 
 EVAL_BATCH = 500  # of validation and test; part of what a recorded accuracy means
-
-
-class Listener(Protocol):
-    """Who is told what happens; `okdc.console` draws it."""
-
-    def note(self, text: str) -> None: ...
-    def reading(self) -> AbstractContextManager[Progress]: ...
-    def training(self) -> AbstractContextManager[Callable[[int, int, str], None]]: ...
 
 
 @dataclass
@@ -78,7 +70,7 @@ def start(recipe: Recipe, stem: str, out: Path | None, provenance: dict[str, Any
         "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
         "settings": settings.saved(),
         "reasons": list(settings.reasons),
-        "processor": device.processor()[0],
+        "processor": processor()[0],
         **provenance,
     }
     run = Run.create(stem, job.recipe.text(), info, out)
