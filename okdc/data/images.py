@@ -253,9 +253,10 @@ def _key(found: Listing, size: int) -> str:
 def _read(entry: Path, shape: tuple[int, ...]) -> tuple[Pixels, str] | None:
     try:
         meta = json.loads((entry / "meta.json").read_text(encoding="utf-8"))
-        pixels = np.load(entry / "images.npy", allow_pickle=False)
+        with (entry / "images.npy").open("rb") as stream:
+            pixels = np.lib.format.read_array(stream, allow_pickle=False)
         sha256 = meta["sha256"]
-    except Exception:  # of a damaged header numpy raises ValueError, TokenError, MemoryError, BadZipFile, ...
+    except Exception:  # of a damaged header numpy raises ValueError, TokenError, MemoryError, ...
         return None
     if pixels.shape != shape or pixels.dtype != np.uint8 or not isinstance(sha256, str):
         return None

@@ -26,8 +26,8 @@ def find(path: Path, evidence: Evidence, invariance: dict[str, float]) -> str:
         lambda: _colours(evidence),
         lambda: _normalisation(path, evidence),
         lambda: _class_order(evidence),
-        lambda: _half(evidence),
         lambda: _bias(evidence),
+        lambda: _half(evidence),
         lambda: _some_images(evidence),
     )
     for suspicion in suspicions:

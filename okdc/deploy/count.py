@@ -61,19 +61,21 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
     module = copy.deepcopy(module).cpu().float().eval()  # in training mode the trace would move batch statistics
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        analysis = FlopCountAnalysis(module, inputs)
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        modules = {
-            name: round(sum(n for operator, n in counter.items() if operator in PRODUCTS))
-            for name, counter in analysis.by_module_and_operator().items()
-        }
-        unsupported = set(analysis.unsupported_ops())
-        total = round(analysis.total())
-        activations = ActivationCountAnalysis(module, inputs)
-        activations.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
-        outputs = round(activations.total())
+        try:
+            analysis, activations = _quiet(FlopCountAnalysis(module, inputs)), ActivationCountAnalysis(module, inputs)
+            by_module = analysis.by_module_and_operator()
+            total, outputs = round(analysis.total()), round(_quiet(activations).total())
+            unsupported = set(analysis.unsupported_ops())
+        except (RuntimeError, AssertionError, IndexError, KeyError, ValueError) as error:
+            raise CheckFailed(
+                "counting", f"fvcore cannot count this network: {type(error).__name__}: {error}"
+            ) from error
         with FlopCounterMode(display=False) as second:
             module(*inputs)
+    modules = {
+        name: round(sum(n for operator, n in counter.items() if operator in PRODUCTS))
+        for name, counter in by_module.items()
+    }
     macs = modules[""]
     if second.get_total_flops() != 2 * macs:
         raise CheckFailed(
@@ -94,3 +96,8 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
         ignored=tuple(sorted(unsupported - HOLD_MACS)),
         modules=modules,
     )
+
+
+def _quiet(analysis: Any) -> Any:
+    """What has no count is reported by us, once, not by a warning for each call."""
+    return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")

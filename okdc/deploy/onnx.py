@@ -87,18 +87,26 @@ def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
     example = torch.zeros(2, rule["size"], rule["size"], 3, dtype=torch.uint8)
     with warnings.catch_warnings(), _quiet(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's own, about itself
-        program = torch.onnx.export(
-            deploy,
-            (example,),
-            dynamo=True,
-            verbose=False,
-            optimize=True,
-            opset_version=OPSET,
-            external_data=False,
-            input_names=[INPUT],
-            output_names=[LOGITS, PROBABILITIES],
-            dynamic_shapes=({0: "batch"},),
-        )
+        try:
+            program = torch.onnx.export(
+                deploy,
+                (example,),
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                opset_version=OPSET,
+                external_data=False,
+                input_names=[INPUT],
+                output_names=[LOGITS, PROBABILITIES],
+                dynamic_shapes=({0: "batch"},),
+            )
+        except torch.onnx.OnnxExporterError as error:
+            why = str(error.__cause__ or error).strip().splitlines()
+            raise CheckFailed(
+                "structure",
+                f"{facts['architecture']} cannot be exported: {' '.join(line.strip() for line in why)[:300]}",
+                hint="a forward that depends on the batch size, or on values, has no graph; --debug shows the whole error",
+            ) from error
     assert program is not None
     return finish(program.model, facts)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from okdc.errors import RunError
-from okdc.run import Run, write
+from okdc.run import Run, write, writing
 
 VERSION = 1
 
@@ -37,6 +37,9 @@ def load(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
         except Exception as error:  # a cut file: RuntimeError, EOFError, UnpicklingError, KeyError, ...
             notes.append(f"{path} is damaged ({type(error).__name__}): the checkpoint before it is used")
         else:
+            if notes:  # put the good one back: at the next save the damaged file would take its place
+                with writing(run.checkpoint):
+                    path.replace(run.checkpoint)
             return state, notes
     if paths:
         raise RunError(f"{run.path}: no checkpoint can be read", hint="start again: okdc distill", details=notes)

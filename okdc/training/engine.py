@@ -292,6 +292,8 @@ def judge(job: Job, run: Run, at: Progressed, batches: TrainBatches) -> dict[str
     heads = evaluate(
         job.method, eval_batches(batches.dataset, rows, batches.normalise, EVAL_BATCH), batches.dataset.images.device
     )
+    if heads.bad:  # weights that the last step ruined, where no validation saw them
+        _fail(run, f"{split} images after epoch {at.epoch}: {heads.bad[1]} is not finite")
     network, facts = build.student(run)
     logits, labels = student_logits(network, facts, job, rows)
     accuracy = top1_pct(logits, labels)

@@ -1,0 +1,189 @@
+"""The bundle: whole or not there, true to its student, free of anything local."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from okdc import build
+from okdc.__main__ import main
+from okdc.data.images import RESIZE
+from okdc.deploy import bundle, export, onnx, parity
+from okdc.deploy.session import Session
+from okdc.run import Run, read_json
+
+
+def test_a_bundle_holds_what_the_contract_names(exported: Path) -> None:
+    names = sorted(p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file())
+    samples = sorted([f"sample/{i}.png" for i in range(5)] + ["sample/expected.json"])
+    assert names == sorted(["manifest.json", "model.onnx", "parity.json", *samples])
+    assert not [p for p in exported.parent.iterdir() if p.name.startswith(".bundle")], "no scaffolding is left"
+
+
+def test_the_manifest_is_true(exported: Path, finished: Run) -> None:
+    manifest = read_json(exported / "manifest.json")
+    for name, facts in manifest["files"].items():
+        content = (exported / name).read_bytes()
+        assert facts == {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    result = read_json(finished.result)
+    assert manifest["labels"] == [str(d) for d in range(10)]
+    assert manifest["input"]["resize"] == RESIZE
+    assert (manifest["input"]["height"], manifest["input"]["layout"]) == (8, "NHWC")
+    assert manifest["accuracy"]["top1_pct"] == result["kept"]["top1_pct"]
+    assert manifest["accuracy"]["split"] == "test"
+    assert manifest["weights_sha256"] == result["weights_sha256"]
+    assert manifest["recipe"]["optim"]["epochs"] == 8
+    assert manifest["normalisation"]["mean"] == manifest["recipe"]["data"]["mean"]
+
+
+def test_no_local_path_is_in_the_bundle(exported: Path, run: Run) -> None:
+    for path in exported.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            for trace in (str(run.path).encode(), str(Path.home()).encode() + b"/", b"site-packages"):
+                assert trace not in content, path
+
+
+def test_the_model_file_is_the_same_from_every_run_folder(exported: Path, finished: Run, blob: bytes) -> None:
+    assert (exported / "model.onnx").read_bytes() == blob
+    assert exported.parent != finished.path
+
+
+def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(exported: Path, finished: Run) -> None:
+    expected = json.loads((exported / "sample" / "expected.json").read_text())
+    network, facts = build.student(finished)
+    side = parity.Torch(network, facts)
+    for case in expected["cases"]:
+        pixels = np.array(Image.open(exported / "sample" / case["image"]))
+        assert pixels.shape == (8, 8, 3)
+        np.testing.assert_allclose(side.logits(pixels[None])[0], case["logits"], atol=1e-6)
+    assert 1e-5 <= expected["tolerance"] < 1e-3
+
+
+def test_parity_says_what_was_compared(exported: Path) -> None:
+    report = read_json(exported / "parity.json")
+    assert report["passed"]
+    assert report["failures"] == []
+    assert (report["split"], report["images"], report["agreement_pct"]) == ("test", 797, 100.0)
+    assert set(report["invariance_max_abs"]) == {"batch_2", "batch_7", "batch_64", "batch_135", "2_threads"}
+    assert set(report["logits"]["max_abs"]) == {"all_images", "float64", "extreme_images"}
+    assert max(report["logits"]["max_abs"].values()) <= report["logits"]["allowed"] < 1e-3
+    top1 = report["top1_pct"]
+    assert top1["torch"] == top1["onnx"] == top1["recorded"]
+
+
+def test_exporting_again_replaces_the_bundle(exported: Path, run: Run) -> None:
+    (exported / "stale.txt").write_text("from another time")
+    assert main(["export", str(run.path), "--onnx"]) == 0
+    assert not (exported / "stale.txt").exists()
+    assert (exported / "manifest.json").is_file()
+
+
+def test_a_failed_check_leaves_an_earlier_bundle_alone(
+    exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (exported / "manifest.json").read_bytes()
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: b"no model")
+    assert main(["export", str(run.path), "--onnx"]) == 1
+    assert (exported / "manifest.json").read_bytes() == before
+    assert (run.path / "bundle.rejected" / "model.onnx").read_bytes() == b"no model"
+
+
+def test_a_folder_that_is_no_bundle_is_not_touched(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    out = run.path.parent / "holiday"
+    out.mkdir()
+    (out / "photo.jpg").write_bytes(b"dear")
+    assert main(["export", str(run.path), "--onnx", "-o", str(out)]) == 2
+    assert "is no bundle" in capsys.readouterr().err
+    assert (out / "photo.jpg").read_bytes() == b"dear"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
+    monkeypatch.setattr("os.fsync", full)
+    assert main(["export", str(run.path), "--onnx"]) == 2
+    assert "error[disk]" in capsys.readouterr().err
+    assert not [p for p in run.path.iterdir() if "bundle" in p.name]
+
+
+def test_an_interruption_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx, "to_onnx", interrupted)
+    assert main(["export", str(run.path), "--onnx"]) == 130
+    assert not [p for p in run.path.iterdir() if "bundle" in p.name]
+
+
+def test_an_unfinished_run_has_no_student(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.result.unlink()
+    assert main(["export", str(run.path), "--onnx"]) == 2
+    said = capsys.readouterr().err
+    assert "resumable" in said
+    assert f"okdc resume {run.path}" in said
+
+
+def test_damaged_weights_are_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    run.weights.write_bytes(run.weights.read_bytes()[:1000])
+    assert main(["export", str(run.path), "--onnx"]) == 2
+    assert "not the weights" in capsys.readouterr().err
+
+
+def test_without_a_test_split_no_number_is_called_a_test_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    for c in range(2):
+        folder = tmp_path / "images" / "train" / f"class{c}"
+        folder.mkdir(parents=True)
+        for i in range(30):
+            noise = rng.integers(0, 100, (10, 12, 3), dtype=np.uint8) + np.uint8(100 * c)
+            Image.fromarray(noise).save(folder / f"{i}.png")
+    words = ["folder_resnet20", "data.root=images", "data.image_size=8", "data.crop_padding=1", "optim.epochs=1"]
+    words += ['cohort.students=["resnet8", "resnet8"]', "optim.batch_size=16", "data.val_fraction=0.3", "-o", "run"]
+    assert main(["distill", *words]) == 0
+    said = capsys.readouterr()
+    assert "% on validation" in said.out
+    assert " test " not in said.out
+    assert "flatters" in said.err
+    result = read_json(Path("run/result.json"))
+    assert (result["judged_on"], result["images"]) == ("validation", 18)
+    assert main(["export", "run", "--onnx", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parity"]["split"] == "validation"
+    assert read_json(Path("run/bundle/manifest.json"))["accuracy"]["split"] == "validation"
+
+
+def test_images_that_moved_are_named_with_the_way_out(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run.recipe.read_text().replace('name = "digits"', 'name = "folder"\nroot = "gone"')
+    run.recipe.write_text(text)
+    assert main(["export", str(run.path), "--onnx"]) == 2
+    assert "gone" in capsys.readouterr().err
+
+
+def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, tmp_path: Path) -> None:
+    """A split smaller than the largest batch is repeated, not skipped."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(blob)
+    network, facts = build.student(finished)
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    labels = Session(blob)(images)[0].argmax(1)
+    report = parity.check(path, network, facts, images, labels, 100.0, "test")
+    assert report["passed"], report["failures"]
+    assert report["images"] == 3
+
+
+def test_a_rejected_name_never_collides_with_the_bundle() -> None:
+    assert bundle.rejected(Path("a/bundle")) == Path("a/bundle.rejected")
+    assert export.SAMPLES == 5

@@ -1,0 +1,175 @@
+"""The ONNX file: what is in it, what must not be, and that its bytes repeat."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx as onnx_
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from okdc import backbones, build
+from okdc.data.batches import Normalise
+from okdc.deploy import onnx
+from okdc.deploy.session import Session
+from okdc.errors import CheckFailed
+from okdc.run import Run
+
+
+@pytest.fixture(scope="session")
+def facts(finished: Run) -> dict[str, Any]:
+    return build.student(finished)[1]
+
+
+def test_the_file_is_one_plain_graph_with_a_free_batch(blob: bytes, facts: dict[str, Any]) -> None:
+    model = onnx.check_structure(blob, facts)
+    assert [node.op_type for node in model.graph.node][:4] == ["Cast", "Transpose", "Sub", "Mul"]
+    assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"], "folded"
+    assert [value.name for value in model.graph.input] == ["image"]
+    assert [value.name for value in model.graph.output] == ["logits", "probabilities"]
+    kind = model.graph.input[0].type.tensor_type
+    assert kind.elem_type == onnx_.TensorProto.UINT8
+    assert [d.dim_param or d.dim_value for d in kind.shape.dim] == ["batch", 8, 8, 3]
+    assert (model.opset_import[0].version, model.ir_version, model.producer_name) == (18, 8, "okdc")
+
+
+def test_the_file_carries_labels_preprocessing_and_origin(blob: bytes, facts: dict[str, Any]) -> None:
+    props = {p.key: p.value for p in onnx_.load_model_from_string(blob).metadata_props}
+    assert json.loads(props["okdc.labels"]) == [str(d) for d in range(10)]
+    assert json.loads(props["okdc.mean"]) == facts["preprocessing"]["mean"]
+    assert json.loads(props["okdc.input"])["layout"] == "NHWC"
+    assert props["okdc.weights_sha256"] == facts["weights_sha256"]
+    assert props["Image.BitmapPixelFormat"] == "Rgb8"
+    assert list(props) == sorted(props)
+
+
+def test_no_path_and_no_source_line_is_in_the_file(blob: bytes) -> None:
+    for trace in (b"site-packages", b"stack_trace", b".py", str(Path(__file__).parents[2]).encode()):
+        assert trace not in blob
+
+
+def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(blob: bytes, finished: Run, tmp_path: Path) -> None:
+    code = (
+        "import sys, hashlib; from pathlib import Path; from okdc import build; from okdc.deploy import onnx;"
+        "from okdc.run import Run; file = onnx.to_onnx(*build.student(Run.open(Path(sys.argv[1]))));"
+        "print(hashlib.sha256(file).hexdigest())"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    found = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(finished.path)],
+        cwd=tmp_path / "elsewhere",
+        env=os.environ | {"PYTHONHASHSEED": "77"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split()[-1] == hashlib.sha256(blob).hexdigest()
+
+
+def test_any_state_of_the_network_exports_alike_and_is_left_alone(
+    blob: bytes, finished: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Training mode, channels_last and gradients are what a network comes out of training with."""
+    network, facts = build.student(finished)
+    network.train().to(memory_format=torch.channels_last)
+    weight = next(p for p in network.parameters() if p.ndim == 4)
+    strides, before = weight.stride(), copy.deepcopy(network.state_dict())
+    assert onnx.to_onnx(network, facts) == blob
+    assert network.training
+    assert weight.requires_grad
+    assert weight.stride() == strides
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert capfd.readouterr() == ("", ""), "the exporter's own talk is nobody's"
+
+
+def test_the_graph_normalises_as_training_does(blob: bytes, finished: Run) -> None:
+    network, facts = build.student(finished)
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+    rule = facts["preprocessing"]
+    with torch.inference_mode():
+        expected = network(Normalise(rule["mean"], rule["std"])(torch.from_numpy(pixels)))
+    logits, probabilities = Session(blob)(pixels)
+    np.testing.assert_allclose(logits, expected.numpy(), atol=2e-5)
+    np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Structures that must not pass
+
+
+def _edit(blob: bytes, change: str) -> bytes:
+    model = onnx_.load_model_from_string(blob)
+    graph = model.graph
+    if change == "opset":
+        model.opset_import[0].version = 20
+    elif change == "fixed batch":
+        for value in (*graph.input, *graph.output):
+            value.type.tensor_type.shape.dim[0].dim_value = 64
+    elif change == "operator":
+        first = graph.node[0]
+        graph.node.insert(0, helper.make_node("Shape", ["image"], ["nowhere"]))
+        assert first.op_type == "Cast"
+    elif change == "batch norm":
+        conv = next(node for node in graph.node if node.op_type == "Conv")
+        channels = next(numpy_helper.to_array(t) for t in graph.initializer if t.name == conv.input[1]).shape[0]
+        names = [f"bn{i}" for i in range(4)]
+        for name in names:
+            graph.initializer.append(numpy_helper.from_array(np.ones(channels, np.float32), name))
+        after = conv.output[0]
+        conv.output[0] = "before_bn"
+        place = list(graph.node).index(conv) + 1
+        graph.node.insert(place, helper.make_node("BatchNormalization", ["before_bn", *names], [after]))
+    elif change == "path":
+        model.doc_string = str(Path.cwd())
+    elif change == "labels":
+        entry = next(p for p in model.metadata_props if p.key == "okdc.labels")
+        entry.value = json.dumps(list(reversed(json.loads(entry.value))))
+    elif change == "garbage":
+        return blob[: len(blob) // 2]
+    edited: bytes = model.SerializeToString()
+    return edited
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "says"),
+    [
+        ("opset", "opset", "18"),
+        ("fixed batch", "structure", "batch axis"),
+        ("operator", "structure", "Shape"),
+        ("batch norm", "structure", "BatchNormalization"),
+        ("path", "structure", "trace of this machine"),
+        ("labels", "structure", "okdc.labels"),
+        ("garbage", "structure", "no valid ONNX"),
+    ],
+)
+def test_a_wrong_structure_is_refused_by_name(
+    blob: bytes, facts: dict[str, Any], change: str, kind: str, says: str
+) -> None:
+    with pytest.raises(CheckFailed) as caught:
+        onnx.check_structure(_edit(blob, change), facts)
+    assert caught.value.kind == kind
+    assert says in caught.value.message
+
+
+class _ConstantBatch(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3)).reshape(2, 64)[:, :10]
+
+
+def test_a_forward_with_a_constant_batch_size_is_an_error_not_a_file(facts: dict[str, Any]) -> None:
+    """Such a file would take pairs of images only."""
+    network = backbones.build("resnet8", 10)
+    network.head = _ConstantBatch()
+    with pytest.raises(CheckFailed, match="static shape of 2") as caught:
+        onnx.check_structure(onnx.to_onnx(network, facts), facts)
+    assert caught.value.kind == "structure"

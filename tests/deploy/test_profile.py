@@ -1,0 +1,137 @@
+"""`okdc profile`: rows side by side, one export an architecture, JSON with units."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from okdc.__main__ import main
+from okdc.deploy import onnx, profile
+from okdc.deploy.latency import measure
+from okdc.run import Run
+
+
+@pytest.fixture
+def exports(blob: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The architectures that were exported; the file itself is one that is there already."""
+    made: list[str] = []
+
+    def counted(_: object, facts: dict[str, Any]) -> bytes:
+        made.append(facts["architecture"])
+        return blob
+
+    monkeypatch.setattr(onnx, "to_onnx", counted)
+    return made
+
+
+def _report(words: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["profile", *words, "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_names_are_counted_without_a_run_and_without_an_export(
+    exports: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = _report(["resnet8", "resnet20"], capsys)
+    assert [(r["name"], r["params"], r["macs"]) for r in report["rows"]] == [
+        ("resnet8", 78_042, 12_501_632),
+        ("resnet20", 272_474, 40_813_184),
+    ]
+    assert exports == []
+    for row in report["rows"]:
+        assert row["flops"] == 2 * row["macs"]
+        assert row["onnx_bytes"] is None
+        assert row["latency_ms_p50_onnxruntime"] is None
+        assert 0 < row["latency_ms_p50_torch"] <= row["latency_ms_p90_torch"]
+        assert row["activations"] > 0
+        assert not row["lower_bound"]
+    assert report["latency"] == {"batch": 1, "threads": 1, "processor": report["latency"]["processor"]}
+
+
+def test_a_run_shows_its_students_the_whole_and_what_was_kept(
+    run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = _report([str(run.path)], capsys)
+    assert [row["kind"] for row in report["rows"]] == ["student", "student", "training", "kept"]
+    students, whole, kept = report["rows"][:2], report["rows"][2], report["rows"][3]
+    assert exports == ["resnet8"], "both students and the kept one are one architecture: one export"
+    assert all(s["params"] == kept["params"] == 78_042 for s in students)
+    assert whole["params"] > 2 * kept["params"], "two students that share nothing, and the fused classifier"
+    assert whole["macs"] > 2 * kept["macs"]
+    assert report["shrink"]["params"] == round(whole["params"] / kept["params"], 3)
+    assert kept["latency_ms_p50_onnxruntime"] > 0
+    assert kept["onnx_bytes"] > 4 * 75_000
+
+
+def test_a_bundle_that_is_there_is_weighed_as_it_is(
+    exported: Any, run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = _report([str(run.path)], capsys)
+    assert exports == []
+    assert report["rows"][-1]["onnx_bytes"] == (exported / "model.onnx").stat().st_size
+
+
+def test_stages_add_up_to_the_network(capsys: pytest.CaptureFixture[str]) -> None:
+    report = _report(["resnet20"], capsys)
+    stages = report["stages"]["resnet20"]
+    assert [s["stage"] for s in stages] == ["stages.0", "stages.1", "stages.2", "stages.3", "head"]
+    assert sum(s["macs"] for s in stages) == report["rows"][0]["macs"]
+    assert sum(s["params"] for s in stages) == report["rows"][0]["params"]
+    assert stages[3]["output"] == [64, 8, 8]
+
+
+def test_a_recipe_is_counted_without_its_images(capsys: pytest.CaptureFixture[str]) -> None:
+    report = _report(["recipes/cifar10_resnet20.toml"], capsys)
+    student, whole = report["rows"]
+    assert (student["params"], student["macs"]) == (272_474, 40_813_184)
+    assert whole["kind"] == "training"
+    # sharing the trunk: less than two whole students, more than one
+    assert 272_474 < whole["params"] < 2 * 272_474
+    assert 40_813_184 < whole["macs"] < 2 * 40_813_184
+
+
+def test_a_name_is_exported_where_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = _report(["resnet8", "--onnx"], capsys)["rows"]
+    assert row["onnx_bytes"] > 4 * 75_000
+    assert 0 < row["latency_ms_p50_onnxruntime"] <= row["latency_ms_p90_onnxruntime"]
+
+
+def test_the_table_and_its_units_are_readable(run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ARG001
+    assert main(["profile", str(run.path)]) == 0
+    said = capsys.readouterr()
+    assert "78,042" in said.out
+    assert "MACs" in said.out
+    assert "1 thread" in said.err
+    assert f"okdc export {run.path} --onnx" in said.err
+
+
+def test_a_word_that_names_nothing_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "resnet21"]) == 2
+    said = capsys.readouterr().err
+    assert "did you mean" in said
+    assert "resnet20" in said
+
+
+def test_counters_that_disagree_stop_the_profile(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from okdc.deploy import count
+
+    monkeypatch.setattr(count, "PRODUCTS", frozenset({"conv"}))  # the classifier is forgotten
+    assert main(["profile", "resnet8"]) == 1
+    assert "error[counting]" in capsys.readouterr().err
+
+
+def test_variants_take_turns() -> None:
+    order: list[str] = []
+    found = measure({"a": lambda: order.append("a"), "b": lambda: order.append("b")})
+    assert order[20:26] == ["a", "b"] * 3, "after ten warm-ups each"
+    assert found["a"]["runs"] == found["b"]["runs"] == 100
+    assert found["a"]["min"] <= found["a"]["p50"] <= found["a"]["p90"]
+
+
+def test_what_profile_measures_is_what_it_says() -> None:
+    assert (profile.CLASSES, profile.SIZE) == (10, 32)

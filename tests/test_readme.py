@@ -1,0 +1,102 @@
+"""Every command of the README runs, in order, in one folder, as a reader would type it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from okdc.run import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+
+# Set-up, which the reader does once and the continuous integration does for real; running the tests here would not end.
+SET_UP = ("python3 -m venv .venv", ". .venv/bin/activate", "pip install", "pytest")
+
+pytestmark = pytest.mark.xdist_group("readme")
+
+
+def _commands() -> list[str]:
+    parts = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&")]
+    return [part for part in parts if part and not part.startswith(SET_UP)]
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+    """The commands' results, by command."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("recipes", "export"):
+        (folder / name).symlink_to(ROOT / name)
+    rng = np.random.default_rng(0)
+    for c, name in enumerate(("cat", "dog")):
+        images = folder / "path" / "to" / "images" / name
+        images.mkdir(parents=True)
+        for i in range(60):
+            noise = rng.integers(0, 128, (40, 36, 3), dtype=np.uint8) + np.uint8(100 * c)
+            Image.fromarray(noise).save(images / f"{i}.jpg")
+    found = {}
+    for command in _commands():
+        found[command] = subprocess.run(
+            command,
+            shell=True,
+            cwd=folder,
+            env=os.environ
+            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OKDC_CACHE": str(folder / "cache")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        found[command].args = folder
+        assert found[command].returncode == 0, f"{command}\n{found[command].stdout}\n{found[command].stderr}"
+    return found
+
+
+def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
+    job, tests = (block.strip().splitlines() for block in BLOCKS[:2])
+    assert len(job) == len(tests) == 1, "one command line each"
+    assert job[0].endswith("okdc distill && okdc profile && okdc export --onnx")
+    assert "pip install '.[test]' && pytest" in tests[0]
+
+
+def test_every_command_of_the_readme_works(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    assert len(set(_commands())) >= 10, "the README's blocks were found"
+    assert set(played) == set(_commands())
+    assert all(done.returncode == 0 for done in played.values())
+    assert not any("Traceback" in done.stderr for done in played.values())
+
+
+def test_the_main_job_makes_a_real_student(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    run = Path(str(played["okdc distill"].args)) / "runs" / "digits_resnet8-1"
+    result = read_json(run / "result.json")
+    assert result["judged_on"] == "test"
+    assert result["images"] == 797
+    assert result["kept"]["top1_pct"] >= 95
+    report = read_json(run / "bundle" / "parity.json")
+    assert report["passed"]
+    assert report["top1_pct"]["onnx"] == result["kept"]["top1_pct"]
+
+
+def test_every_loss_term_of_the_main_job_falls(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    """From the epoch on in which the ramp has reached 1: before it, distillation's terms grow with their weight."""
+    import json
+
+    log = Path(str(played["okdc distill"].args)) / "runs" / "digits_resnet8-1" / "log.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    full = next(i for i, row in enumerate(rows) if row["epoch"] > len(rows) * 80 / 300)
+    assert full < len(rows) / 3, "the ramp is at 1 for most of the run"
+    for term in rows[0]["losses"]:
+        early = np.mean([row["losses"][term] for row in rows[full : full + 5]])
+        late = np.mean([row["losses"][term] for row in rows[-5:]])
+        assert late < early, term
+
+
+def test_each_command_names_the_next(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+    for command in ("okdc distill", "okdc profile", "okdc export --onnx", "okdc recipes"):
+        assert "next: " in played[command].stderr, command

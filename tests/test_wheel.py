@@ -1,0 +1,79 @@
+"""An installed wheel, away from the checkout, does the main job too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from okdc.run import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+
+pytestmark = pytest.mark.xdist_group("wheel")
+
+
+def _python(*words: str | Path, cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built by the project's own backend, without the network."""
+    folder = tmp_path_factory.mktemp("wheel")
+    code = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
+    name = _python("-c", code, folder, cwd=ROOT).split()[-1]
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """`--no-deps` into a folder of its own: torch is not installed twice."""
+    target = wheel.parent / "site"
+    _python("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", target, wheel, cwd=wheel.parent)
+    return target
+
+
+def test_the_wheel_holds_recipes_runners_and_nothing_of_the_workplace(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "okdc/_shipped/recipes/digits_resnet8.toml" in names
+    assert "okdc/_shipped/export/python/run.py" in names
+    assert "okdc/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests/", "runs/")) or "__pycache__" in name]
+
+
+def test_the_main_job_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    def okdc(*words: str) -> str:
+        return _python("-m", "okdc", *words, cwd=tmp_path, PYTHONPATH=str(installed))
+
+    where = _python("-c", "import okdc; print(okdc.__file__)", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert Path(where.strip()).is_relative_to(installed), "the wheel's okdc, not the checkout's"
+    assert "digits_resnet8" in okdc("recipes")
+    okdc("distill")
+    okdc("profile")
+    okdc("export", "--onnx")
+    run = tmp_path / "runs" / "digits_resnet8-1"
+    assert read_json(run / "result.json")["kept"]["top1_pct"] >= 95
+    assert read_json(run / "bundle" / "parity.json")["passed"]
+    runner = installed / "okdc" / "_shipped" / "export" / "python" / "run.py"
+    assert "self-test passed" in _python(runner, run / "bundle", "--selftest", cwd=tmp_path)
+
+
+def test_the_installed_command_is_the_module(installed: Path, tmp_path: Path) -> None:
+    entry = next(installed.glob("okdc-*.dist-info")) / "entry_points.txt"
+    assert "okdc = okdc.__main__:main" in entry.read_text()
+    version = _python("-m", "okdc", "--version", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert version.startswith("okdc ")
