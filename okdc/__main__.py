@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -25,18 +26,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. 0 done, 1 a check failed, 2 could not do it, 130 interrupted, 143 terminated."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    words = [word for word in words if word != "--debug"] or ["--help"]
     from okdc.cli import app
 
     try:
         code = typer.main.get_command(app).main(words, prog_name="okdc", standalone_mode=False)
+        if code == 130:  # Ctrl-C outside the training loop, which saves and says so itself
+            console.say("interrupted: there was nothing to save")
         return code if isinstance(code, int) else 0
-    except typer.Exit as leaving:
-        return leaving.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        console.say("interrupted: nothing was left to save")
+        console.say("interrupted: there was nothing to save")
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+    except (BrokenPipeError, SystemExit):  # the reader of our output has gone, as `head` does; rich then exits with 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = _in_words(error)
         console.fail(told)
         if "--json" in words:
-            console.out_json({"error": told.kind, "message": told.message, "details": told.details, "hint": told.hint})
+            facts = {"error": told.kind, "message": told.message, "details": told.details, "hint": told.hint}
+            with contextlib.suppress(OSError):  # stdout itself may be what failed
+                console.out_json(facts)
         return told.exit_code
 
 

@@ -16,7 +16,6 @@ from okdc.errors import UsageError
 
 app = typer.Typer(
     name="okdc",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -75,7 +74,7 @@ def distill(
 
 @app.command()
 def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Continue an interrupted run to the bit (default: the newest one)."""
+    """Continue an interrupted run to the bit."""
     from okdc.run import Run
 
     chosen = Run.open(run) if run else Run.newest("resumable")
@@ -94,7 +93,7 @@ def profile(
     threads: Annotated[int, typer.Option(min=1, help="Threads of the latency measurement.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Count parameters, MACs and activations side by side, and measure latency."""
+    """Count parameters and MACs side by side; measure latency."""
     from okdc.deploy.profile import profile as measure
 
     report = measure(things or [], export_names=onnx, threads=threads, tell=console.note)
@@ -114,7 +113,7 @@ def export(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Export the kept student and prove that the file answers as the student does."""
+    """Export the kept student to ONNX and prove it equal."""
     if not onnx:
         raise UsageError("no format was named", hint="okdc export --onnx")
     from okdc.run import Run
@@ -166,7 +165,7 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def runs(as_json: Json = False) -> None:
-    """List the runs below ./runs: complete, resumable or failed."""
+    """List the runs below ./runs and their states."""
     from okdc import run as runs_
 
     rows = [_run_facts(run) for run in runs_.runs()]

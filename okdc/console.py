@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from okdc.errors import OkdcError
+from okdc.errors import Interrupted, OkdcError
 
 # rich asks sys.stdout and sys.stderr anew at each print, so these may live as long as the process.
 _out = Console(highlight=False, soft_wrap=True)
@@ -58,7 +58,8 @@ def next_step(command: str) -> None:
 
 def fail(error: OkdcError) -> None:
     """`error[kind]: what`, the details, a blank line, the hint."""
-    _err.print(f"[bold red]error\\[{error.kind}][/]: {escape(error.message)}")
+    head = "[bold]interrupted[/]" if isinstance(error, Interrupted) else f"[bold red]error\\[{error.kind}][/]"
+    _err.print(f"{head}: {escape(error.message)}")
     for line in error.details[:MOST_DETAILS]:
         _err.print(f"  {escape(line)}")
     if len(error.details) > MOST_DETAILS:

@@ -105,7 +105,7 @@ def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
             raise CheckFailed(
                 "structure",
                 f"{facts['architecture']} cannot be exported: {' '.join(line.strip() for line in why)[:300]}",
-                hint="a forward that depends on the batch size, or on values, has no graph; --debug shows the whole error",
+                hint="a forward that depends on the batch size, or on values, has no graph; --debug shows all of it",
             ) from error
     assert program is not None
     return finish(program.model, facts)

@@ -30,7 +30,7 @@ from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.images import RESIZE
 from okdc.errors import Interrupted, RunError, TrainingError
 from okdc.recipe import Engine, Recipe
-from okdc.run import Run, processor, refuse_taken, write, write_json
+from okdc.run import Run, processor, read_json, refuse_taken, write, write_json
 from okdc.talk import Listener
 from okdc.training import checkpoint, device, optim
 from okdc.training.device import Settings
@@ -213,7 +213,9 @@ def train(job: Job, run: Run, settings: Settings, at: Progressed, state: dict[st
         at.best = _record(at.epoch, candidates[0], None, method.cohort.backbone(candidates[0]))
     keep_student(run, job, at.best)
     result = judge(job, run, at, batches)
-    write_json(run.result, result)
+    measured = {"judged_on": result["judged_on"], "images": result["images"], "top1_pct": result["kept"]["top1_pct"]}
+    write_json(run.student, read_json(run.student) | measured)
+    write_json(run.result, result)  # last: it is what makes a run complete
 
 
 # ---------------------------------------------------------------------------------------------------------------------
