@@ -185,7 +185,8 @@ def recipe_of(run: Run, data_root: str | None = None) -> Recipe:
     tables = read(run.recipe)
     if data_root is not None:
         tables["data"]["root"] = data_root
-    recipe, _ = resolve(Draft(run.recipe, tables, frozenset({"data.root"})))
+    given = frozenset({"data.root"}) if data_root is not None else frozenset()
+    recipe, _ = resolve(Draft(run.recipe, tables, given))
     return recipe
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from okdc import __version__, console
-from okdc.errors import UsageError
+from okdc.errors import OkdcError, UsageError
 
 app = typer.Typer(
     name="okdc",
@@ -101,7 +101,7 @@ def profile(
         console.out_json(report)
         return
     _profile_tables(report)
-    if report["run"]:
+    if any(row["kind"] == "kept" for row in report["rows"]):
         console.next_step(f"okdc export {report['run']} --onnx")
 
 
@@ -205,15 +205,19 @@ def _run_facts(run: Any) -> dict[str, Any]:
     from okdc.recipe import read
     from okdc.run import read_json
 
-    recipe, state = read(run.recipe), run.state
-    result = read_json(run.result) if state == "complete" else {}
+    try:
+        recipe, state = read(run.recipe), run.state
+        result = read_json(run.result) if state == "complete" else {}
+    except OkdcError as error:  # one damaged run does not hide the others
+        console.warn(error.message)
+        recipe, state, result = {}, "failed", {}
     kept = result.get("kept", {})
     return {
         "run": str(run.path),
         "state": state,
-        "method": recipe["method"]["name"],
+        "method": recipe.get("method", {}).get("name", "?"),
         "epoch": len(run.rows()),
-        "epochs": recipe["optim"]["epochs"],
+        "epochs": recipe.get("optim", {}).get("epochs", "?"),
         "kept": kept.get("architecture"),
         "top1_pct": kept.get("top1_pct"),
         "judged_on": result.get("judged_on"),

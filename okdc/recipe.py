@@ -132,6 +132,9 @@ class Draft:
 
     @property
     def stem(self) -> str:
+        """What a run of it is named after: the file, or for a run's own recipe.toml that run."""
+        if self.path.name == "recipe.toml" and (self.path.parent / "run.json").is_file():
+            return self.path.absolute().parent.name.rsplit("-", 1)[0]
         return self.path.stem
 
 

@@ -175,7 +175,18 @@ class Run:
     def state(self) -> State:
         if self.result.is_file():
             return "complete"
-        return "failed" if "failed" in self.facts() else "resumable"
+        try:
+            return "failed" if "failed" in self.facts() else "resumable"
+        except RunError:  # a damaged run.json: nothing can continue from it
+            return "failed"
+
+    @property
+    def started_at(self) -> str:
+        """When it was started, as text that sorts; nothing where run.json is damaged."""
+        try:
+            return str(self.facts().get("started_at", ""))
+        except RunError:
+            return ""
 
     def facts(self) -> dict[str, Any]:
         """run.json."""
@@ -235,7 +246,7 @@ def runs(root: Path = ROOT) -> list[Run]:
     if not root.is_dir():
         return []
     found = [Run(path) for path in root.iterdir() if (path / "run.json").is_file() and (path / "recipe.toml").is_file()]
-    return sorted(found, key=lambda run: (str(run.facts().get("started_at", "")), run.path.name))
+    return sorted(found, key=lambda run: (run.started_at, run.path.name))
 
 
 def _next(stem: str) -> Path:

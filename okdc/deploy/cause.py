@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,19 @@ import torch
 from onnx import numpy_helper
 
 from okdc.deploy.onnx import constants
+from okdc.deploy.sides import Floats, Pixels, Torch
 
-if TYPE_CHECKING:
-    from okdc.deploy.parity import Evidence
+
+@dataclass(frozen=True)
+class Evidence:
+    """Both sides' answers to the same images, for the judgement and for the search of a cause."""
+
+    images: Pixels
+    labels: npt.NDArray[np.int64]
+    torch_side: Torch
+    torch: Floats
+    onnx: Floats
+    bound: float
 
 
 def find(path: Path, evidence: Evidence, invariance: dict[str, float]) -> str:

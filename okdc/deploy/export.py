@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from okdc import build
-from okdc.deploy import bundle, onnx, parity
+from okdc.deploy import bundle, onnx, parity, sides
 from okdc.errors import CheckFailed, RunError
 from okdc.run import Run, read_json, write_json
 from okdc.talk import Listener
@@ -60,7 +60,7 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
                 details=[*report["failures"], f"report: {bundle.rejected(target) / bundle.PARITY}"],
             )
         shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
-        logits = parity.Torch(network, facts).logits(images[shown])
+        logits = sides.Torch(network, facts).logits(images[shown])
         bundle.write_samples(folder, images[shown], labels[shown].tolist(), logits, report["logits"]["allowed"])
         bundle.write_manifest(folder, facts, recipe.portable(), report, onnx.OPSET)
     return target, report

@@ -12,10 +12,8 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
-import copy
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +25,10 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from okdc.cohort import Backbone
-from okdc.data.batches import Normalise
 from okdc.deploy import cause
+from okdc.deploy.cause import Evidence
 from okdc.deploy.onnx import INPUT, LOGITS, PROBABILITIES
-from okdc.deploy.session import Session
-
-Floats = npt.NDArray[np.float32]
-Doubles = npt.NDArray[np.float64]
-Pixels = npt.NDArray[np.uint8]
+from okdc.deploy.sides import Floats, Pixels, Session, Torch
 
 FACTOR, FLOOR = 16, 1e-5
 BATCHES = (1, 2, 7, 64)
@@ -42,43 +36,6 @@ PROBE = 135  # images of the batch and thread checks: 135 = 2·64 + 7 leaves a p
 FLOAT64 = 1000  # images that are also computed in float64
 MOST_FLIPS = 0.001  # share of images whose class may change, if their margin explains it
 SAME_PCT = 0.05  # a recorded accuracy may differ by this between machines; below 2,000 images that is no image at all
-
-
-class Torch:
-    """The torch side: a network and its own transform, on raw pixels."""
-
-    def __init__(self, network: Backbone, facts: Mapping[str, Any]) -> None:
-        rule = facts["preprocessing"]
-        self.network = network.eval()
-        self.normalise = Normalise(rule["mean"], rule["std"])
-        self.mean, self.std = torch.tensor(rule["mean"]).double(), torch.tensor(rule["std"]).double()
-        self.double = copy.deepcopy(network).double()
-
-    @torch.inference_mode()
-    def logits(self, images: Pixels) -> Floats:
-        parts = torch.from_numpy(images).split(500)
-        return torch.cat([self.network(self.normalise(part)) for part in parts]).numpy()
-
-    @torch.inference_mode()
-    def exact(self, images: Pixels) -> Doubles:
-        """The same in float64 from the first pixel to the last logit."""
-        found = []
-        for part in torch.from_numpy(images).split(250):
-            x = (part.double() / 255 - self.mean) / self.std
-            found.append(self.double(x.permute(0, 3, 1, 2).contiguous()))
-        return torch.cat(found).numpy()
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """Both sides' answers to the same images, for the judgement and for the search of a cause."""
-
-    images: Pixels
-    labels: npt.NDArray[np.int64]
-    torch_side: Torch
-    torch: Floats
-    onnx: Floats
-    bound: float
 
 
 def check(

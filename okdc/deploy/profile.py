@@ -20,7 +20,7 @@ from okdc.cohort import Backbone
 from okdc.data.images import listing
 from okdc.deploy import latency, onnx
 from okdc.deploy.count import Counts, count
-from okdc.deploy.session import Session
+from okdc.deploy.sides import Session
 from okdc.errors import DataError, UsageError, nearest
 from okdc.methods.method import Method
 from okdc.recipe import Recipe, load

@@ -14,8 +14,8 @@ from PIL import Image
 from okdc import build
 from okdc.__main__ import main
 from okdc.data.images import RESIZE
-from okdc.deploy import bundle, export, onnx, parity
-from okdc.deploy.session import Session
+from okdc.deploy import bundle, export, onnx, parity, sides
+from okdc.deploy.sides import Session
 from okdc.run import Run, read_json
 
 
@@ -58,7 +58,7 @@ def test_the_model_file_is_the_same_from_every_run_folder(exported: Path, finish
 def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(exported: Path, finished: Run) -> None:
     expected = json.loads((exported / "sample" / "expected.json").read_text())
     network, facts = build.student(finished)
-    side = parity.Torch(network, facts)
+    side = sides.Torch(network, facts)
     for case in expected["cases"]:
         pixels = np.array(Image.open(exported / "sample" / case["image"]))
         assert pixels.shape == (8, 8, 3)

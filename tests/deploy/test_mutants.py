@@ -18,7 +18,6 @@ from okdc.__main__ import main
 from okdc.deploy import onnx
 from okdc.run import Run, read_json, write_json
 
-
 Array = npt.NDArray[Any]
 
 

@@ -20,7 +20,7 @@ from onnx import helper, numpy_helper
 from okdc import backbones, build
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
-from okdc.deploy.session import Session
+from okdc.deploy.sides import Session
 from okdc.errors import CheckFailed
 from okdc.run import Run
 
