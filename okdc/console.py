@@ -15,9 +15,10 @@ from rich.table import Table
 
 from okdc.errors import Interrupted, OkdcError
 
-# rich asks sys.stdout and sys.stderr anew at each print, so these may live as long as the process.
-_out = Console(highlight=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+# rich asks sys.stdout and sys.stderr anew at each print, so these may live as long as the process. No emoji: a folder
+# may be called :smile:.
+_out = Console(highlight=False, emoji=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
 MOST_DETAILS = 20
 
@@ -87,7 +88,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     if _out.is_terminal:
         _out.print(drawn)
     else:
-        Console(file=sys.stdout, width=1000, highlight=False).print(drawn)
+        Console(file=sys.stdout, width=1000, highlight=False, emoji=False).print(drawn)
 
 
 @contextmanager

@@ -47,9 +47,15 @@ def write(path: Path, content: bytes, previous: Path | None = None) -> None:
                 stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
-            if previous is not None and path.exists():
-                path.replace(previous)
-            aside.replace(path)
+            if previous is None or not path.exists():
+                aside.replace(path)
+                return
+            path.replace(previous)
+            try:
+                aside.replace(path)
+            except OSError:
+                previous.replace(path)
+                raise
         finally:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)

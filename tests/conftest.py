@@ -1,4 +1,7 @@
-"""Shared fixtures. Every test runs offline, on one thread, in a folder of its own."""
+"""Shared fixtures. Every test runs offline, on one thread, in a folder of its own.
+
+What the fixtures need of okdc they import themselves: a worker that only reads recipes pays for nothing else.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,16 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two workers share two cores
 
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
+
+if TYPE_CHECKING:
+    from okdc.run import Run
 
 torch.set_num_threads(1)
 
@@ -32,3 +40,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(skip)
+
+
+# One short real run and one export of it, for all tests of what comes after training.
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A complete run on the digits; tests that write into it take `run` instead."""
+    from okdc.__main__ import main
+    from okdc.run import Run
+
+    path = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["distill", "optim.epochs=8", "-o", str(path)]) == 0
+    return Run.open(path)
+
+
+@pytest.fixture
+def run(finished: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run, the test's own."""
+    shutil.copytree(finished.path, tmp_path / "run")
+    return type(finished).open(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def blob(finished: Run) -> bytes:
+    """The run's student as an ONNX file: an export takes seconds, so there is one."""
+    from okdc import build
+    from okdc.deploy import onnx
+
+    return onnx.to_onnx(*build.student(finished))
+
+
+@pytest.fixture
+def exported(run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The bundle of a run, made by the command from the one export."""
+    from okdc.__main__ import main
+    from okdc.deploy import onnx
+
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
+    assert main(["export", str(run.path), "--onnx"]) == 0
+    return run.path / "bundle"

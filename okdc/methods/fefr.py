@@ -37,10 +37,13 @@ class FEFRConfig(Config):
 
     @model_validator(mode="after")
     def _odd(self) -> FEFRConfig:
+        wrong = []
         if self.spatial_kernel % 2 == 0:
-            raise ValueError("spatial_kernel is odd, so that the map keeps its size")
+            wrong.append("spatial_kernel is odd, so that the map keeps its size")
         if self.reconstruct in ("skip", "cross") and self.groups % 2:
-            raise ValueError(f"reconstruct={self.reconstruct!r} pairs the groups: their number is even")
+            wrong.append(f"reconstruct={self.reconstruct!r} pairs the groups: their number is even")
+        if wrong:
+            raise ValueError("; ".join(wrong))
         return self
 
 

@@ -1,0 +1,206 @@
+"""What the tests of the training share: a recipe of a second, a quiet listener, and what of a run may be compared."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from okdc import build
+from okdc.build import Job
+from okdc.recipe import Recipe, load
+from okdc.run import Run, read_json
+from okdc.training import checkpoint, device, engine
+from okdc.training.engine import Progressed
+
+TEXT = """
+[data]
+name = "digits"
+image_size = 8
+train_images = 50
+val_fraction = 0.05
+crop_padding = 1
+
+[cohort]
+students = ["resnet8", "resnet8"]
+share = "low"
+
+[method]
+name = "fefr"
+
+[optim]
+epochs = 3
+batch_size = 16
+lr = 0.05
+
+[engine]
+device = "cpu"
+dtype = "float32"
+threads = 1
+"""
+STEPS, EPOCHS = 3, 3  # of that recipe: 50 images are three whole batches of 16 and two images left over
+CALLS = EPOCHS * (STEPS + 1)  # of the progress bar: after every step, and after every epoch's checkpoint
+
+
+class Quiet:
+    """Keeps the notes and what the progress bar was told; `at(call)` is called then, with the number of the call."""
+
+    def __init__(self, at: Callable[[int], None] | None = None) -> None:
+        self.notes: list[str] = []
+        self.counts: list[tuple[int, int]] = []
+        self.at = at
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    @contextmanager
+    def reading(self) -> Iterator[Callable[[int, int], None]]:
+        yield lambda *_: None
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[int, int, str], None]]:
+        def bar(done: int, total: int, text: str) -> None:  # noqa: ARG001
+            self.counts.append((done, total))
+            if self.at:
+                self.at(len(self.counts))
+
+        yield bar
+
+
+def signalled(call: int, number: signal.Signals) -> Quiet:
+    """A listener through which this process signals itself at one call of the progress bar."""
+    return Quiet(lambda now: os.kill(os.getpid(), number) if now == call else None)
+
+
+def write_recipe() -> Path:
+    path = Path("tiny.toml")
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def recipe(*words: str) -> Recipe:
+    """The recipe above with overrides, resolved."""
+    return build.resolve(load([str(write_recipe()), *words]))[0]
+
+
+def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> Run:
+    return engine.start(recipe(*words), "tiny", out, {}, tell or Quiet())
+
+
+def resume(path: Path, tell: Quiet | None = None) -> Run:
+    return engine.resume(Run.open(path), tell or Quiet())
+
+
+def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
+    """Train a job that the test holds in its hands: its method can be watched and looked at afterwards."""
+    settings = device.choose(job.recipe.engine, job.recipe.data.image_size)
+    info = {
+        "classes": list(job.dataset.classes),
+        "data_sha256": job.dataset.fingerprint,
+        "settings": settings.saved(),
+    }
+    run = Run.create(name, job.recipe.text(), info)
+    engine.train(job, run, settings, Progressed(), None, tell or Quiet())
+    return run
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What two equal runs have in common
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    """The log without its times."""
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in run.rows()]
+
+
+def result(run: Run) -> dict[str, Any]:
+    """result.json without its times."""
+    return {key: value for key, value in read_json(run.result).items() if key not in ("seconds", "images_per_s")}
+
+
+def outcome(run: Run) -> dict[str, Any]:
+    """The log, the numbers, the kept weights and the state of every module and of the optimiser, to the bit."""
+    state, _ = checkpoint.load(run)
+    assert state is not None
+    return {
+        "rows": rows(run),
+        "result": result(run),
+        "weights": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
+        "student": read_json(run.student),
+        "state": digest({key: value for key, value in state.items() if key != "seconds"}),
+    }
+
+
+def digest(thing: Any) -> Any:
+    """Nested state, each tensor replaced by its type, its layout and a hash of its bytes."""
+    if isinstance(thing, torch.Tensor):
+        content = thing.detach().cpu().contiguous().numpy().tobytes()
+        return (str(thing.dtype), tuple(thing.shape), thing.stride(), hashlib.sha256(content).hexdigest())
+    if isinstance(thing, dict):
+        return {key: digest(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [digest(value) for value in thing]
+    return thing
+
+
+@functools.cache
+def uninterrupted(*words: str) -> dict[str, Any]:
+    """The outcome of the recipe in one go, trained once for all tests of a process."""
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        return outcome(start(*words))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Death
+
+
+def in_child(die_at: int | None, after_s: float | None, path: Path, *words: str) -> int:
+    """Start or resume the run at `path` in a process of its own; its exit code, -9 for one that was killed.
+
+    It is killed as a power cut would: before its `die_at`th write or rename reaches the disk, or after `after_s`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    # A child starts in no time where all that a training imports, in the end, is there.
+    context.set_forkserver_preload(["okdc.training.engine", "sklearn.datasets", "torch._dynamo"])
+    process = context.Process(target=_child, args=(die_at, path.absolute(), words))
+    process.start()
+    process.join(after_s)
+    if process.is_alive() and after_s is not None:
+        process.kill()
+    process.join()
+    code = process.exitcode
+    process.close()
+    assert code is not None
+    return code
+
+
+def _child(die_at: int | None, path: Path, words: tuple[str, ...]) -> None:
+    torch.set_num_threads(1)
+    os.chdir(path.parent)
+    left = die_at or 0
+
+    def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args)
+
+        return wrapped
+
+    os.fsync = deadly(os.fsync)
+    Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
+    if (path / "run.json").exists():
+        resume(path)
+    else:
+        start(*words, out=path)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from okdc import console
+from okdc.errors import CheckFailed, DataError, OkdcError
+
+Captured = pytest.CaptureFixture[str]
+
+
+def test_an_error_is_its_kind_and_message_then_details_then_a_blank_line_and_the_hint(capsys: Captured) -> None:
+    console.fail(DataError("2 images cannot be read", hint="replace them", details=["a.png: cut", "b.png: empty"]))
+    assert capsys.readouterr() == (
+        "",
+        "error[data]: 2 images cannot be read\n  a.png: cut\n  b.png: empty\n\nhint: replace them\n",
+    )
+
+
+def test_an_error_without_hint_ends_after_its_message(capsys: Captured) -> None:
+    console.fail(CheckFailed("parity", "differs"))
+    assert capsys.readouterr().err == "error[parity]: differs\n"
+
+
+def test_a_long_list_of_details_is_cut_and_counted(capsys: Captured) -> None:
+    console.fail(DataError("many", details=[f"file {i}" for i in range(console.MOST_DETAILS + 5)]))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "  ... and 5 more"
+    assert len(lines) == 1 + console.MOST_DETAILS + 1
+
+
+@pytest.mark.parametrize(
+    "text", ["[bold]x[/bold]", "photos/[1].png", "[/]", "\\[red]", "100 % :smile: done", "photos\\"]
+)
+def test_what_users_name_their_files_is_printed_as_it_stands(capsys: Captured, text: str) -> None:
+    console.fail(OkdcError(text, hint=text, details=[text]))
+    console.note(text)
+    console.say(text)
+    console.warn(text)
+    console.next_step(text)
+    console.out(text)
+    console.table(["name"], [[text]], title=text)
+    out, err = capsys.readouterr()
+    assert err.count(text) == 7
+    assert out.count(text) == 3
+
+
+def test_a_table_in_a_pipe_is_whole(capsys: Captured) -> None:
+    wide = ["x" * 120, "y" * 120]
+    console.table(["first", "second"], [wide])
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["first", "second"]
+    assert row.split() == wide
+
+
+def test_numbers_are_set_right_and_words_left(capsys: Captured) -> None:
+    console.table(["name", "count"], [["a", "5"], ["bbbb", "1,234"]])
+    _, first, second = (line.rstrip() for line in capsys.readouterr().out.splitlines())
+    assert first.startswith("a ")
+    assert len(first) == len(second)
+    assert first.endswith("    5")
+
+
+def test_json_goes_to_stdout_alone_and_keeps_its_letters(capsys: Captured) -> None:
+    console.out_json({"title": "größe 8×8", "n": 1})
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"title": "größe 8×8", "n": 1}
+    assert "größe 8×8" in out
+    assert err == ""
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then_and_always_the_last(capsys: Captured) -> None:
+    with console.progress("training") as update:
+        for done in range(1, 1001):
+            update(done, 1000, f"epoch {done // 10}/100" if done >= 10 else "")
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert out == ""
+    assert lines[-1] == "epoch 100/100"
+    assert len(set(lines)) == len(lines)
+    assert 10 <= len(lines) <= 25
+
+
+def test_without_a_terminal_reading_images_says_nothing(capsys: Captured) -> None:
+    with console.Talk().reading() as update:
+        update(64, 128)
+        update(128, 128)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,92 @@
+"""What may be imported without what: help, lists and the image code answer without the heavy packages."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import okdc
+
+HEAVY = ("torch", "numpy", "onnxruntime", "onnx", "sklearn", "torchvision", "fvcore", "PIL")
+
+# Each of these without torch; the second says what else it does without.
+LIGHT = {
+    "okdc.errors": HEAVY,
+    "okdc.catalog": HEAVY,
+    "okdc.recipe": HEAVY,
+    "okdc.run": HEAVY,
+    "okdc.console": HEAVY,
+    "okdc.talk": HEAVY,
+    "okdc.cli": HEAVY,
+    "okdc.__main__": HEAVY,
+    "okdc.methods": HEAVY,
+    "okdc.backbones": HEAVY,
+    "okdc.data": HEAVY,
+    "okdc.deploy": HEAVY,
+    "okdc.data.images": ("torch", "onnxruntime", "onnx", "sklearn", "torchvision", "fvcore"),
+}
+
+
+def told_by(code: str) -> object:
+    """What a fresh interpreter prints as JSON on its last line."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_light_modules_import_nothing_heavy() -> None:
+    code = f"""
+import importlib, json, sys
+found = {{}}
+for name, without in {LIGHT!r}.items():  # the strictest first: an import shows in all that come after it
+    importlib.import_module(name)
+    found[name] = [heavy for heavy in without if heavy in sys.modules]
+print(json.dumps(found))
+"""
+    assert told_by(code) == {name: [] for name in LIGHT}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["distill", "--help"], ["recipes"], ["recipes", "--json"], ["runs"]])
+def test_help_and_lists_import_nothing_heavy(words: list[str]) -> None:
+    code = f"""
+import json, sys
+from okdc.__main__ import main
+code = main({words!r})
+print()
+print(json.dumps([code, [heavy for heavy in {HEAVY!r} if heavy in sys.modules]]))
+"""
+    assert told_by(code) == [0, []]
+
+
+def test_a_misspelt_recipe_is_answered_before_torch_is_imported() -> None:
+    code = """
+import json, sys
+from okdc.__main__ import main
+code = main(["distill", "digit_resnet8"])
+print(json.dumps([code, "torch" in sys.modules]))
+"""
+    assert told_by(code) == [2, False]
+
+
+def test_the_packages_themselves_import_none_of_their_modules() -> None:
+    root = Path(okdc.__file__).parent
+    for name in ("data", "deploy"):
+        tree = ast.parse((root / name / "__init__.py").read_text(encoding="utf-8"))
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)], name
+
+
+def test_nothing_but_the_console_prints() -> None:
+    """stdout is data and stderr is talk only as long as one module decides."""
+    root = Path(okdc.__file__).parent
+    printing = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if "_shipped" not in path.parts
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert not printing - {"console.py"}

@@ -1,0 +1,141 @@
+"""Checkpoints that were cut, mixed up or never written; what a resumed run makes of them is in test_resume.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from okdc.errors import DiskError, RunError
+from okdc.run import Run
+from okdc.training import checkpoint
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    (tmp_path / "run").mkdir()
+    return Run(tmp_path / "run")
+
+
+def state(epoch: int) -> dict[str, Any]:
+    return {"epoch": epoch, "method": {"w": torch.full((50,), float(epoch))}, "totals": None, "best": {}}
+
+
+def test_a_run_without_a_checkpoint_has_none_and_says_nothing(run: Run) -> None:
+    assert checkpoint.load(run) == (None, [])
+
+
+def test_what_was_saved_is_loaded_and_the_one_before_is_kept(run: Run) -> None:
+    for epoch in (1, 2, 3):
+        checkpoint.save(run, state(epoch))
+    found, notes = checkpoint.load(run)
+    assert found is not None
+    assert notes == []
+    assert found["epoch"] == 3
+    assert torch.equal(found["method"]["w"], torch.full((50,), 3.0))
+    run.checkpoint.unlink()  # a process that died between the two moves of a save
+    found, notes = checkpoint.load(run)
+    assert found is not None
+    assert (found["epoch"], notes) == (2, [])
+
+
+def test_the_layout_of_a_tensor_survives(run: Run) -> None:
+    """Momenta are added to weights in raw memory."""
+    kernel = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    checkpoint.save(run, {"momentum": kernel})
+    found, _ = checkpoint.load(run)
+    assert found is not None
+    assert found["momentum"].stride() == kernel.stride()
+    assert torch.equal(found["momentum"], kernel)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 30, 0.3, 0.5, 0.9, -100, -1])
+def test_a_checkpoint_cut_short_falls_back_to_the_one_before_with_a_note(run: Run, keep: float) -> None:
+    checkpoint.save(run, state(1))
+    checkpoint.save(run, state(2))
+    content = run.checkpoint.read_bytes()
+    cut = int(keep * len(content)) if isinstance(keep, float) else keep
+    run.checkpoint.write_bytes(content[:cut])
+    found, notes = checkpoint.load(run)
+    assert found is not None
+    assert found["epoch"] == 1
+    assert len(notes) == 1
+    assert "checkpoint.pt is damaged" in notes[0]
+
+
+def test_one_that_was_fallen_back_to_is_not_lost_at_the_next_save(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The damaged file must not become the one before: a death between the two moves would leave nothing."""
+    checkpoint.save(run, state(1))
+    checkpoint.save(run, state(2))
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:100])
+    checkpoint.load(run)
+    move = Path.replace
+
+    def dying(path: Path, target: Path) -> Path:
+        if path.name.endswith(".new"):
+            raise OSError(28, "No space left on device")
+        return move(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", dying)
+        with pytest.raises(DiskError):
+            checkpoint.save(run, state(3))
+    found, _ = checkpoint.load(run)
+    assert found is not None
+    assert found["epoch"] == 1
+
+
+def test_two_checkpoints_cut_short_are_an_error_that_names_both(run: Run) -> None:
+    checkpoint.save(run, state(1))
+    checkpoint.save(run, state(2))
+    for path in (run.checkpoint, run.previous_checkpoint):
+        path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(RunError, match="no checkpoint can be read") as caught:
+        checkpoint.load(run)
+    assert len(caught.value.details) == 2
+    assert caught.value.hint
+
+
+class Malice:
+    """Unpickled, it would write a file."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (Path("owned"), "")
+
+
+def test_a_checkpoint_runs_no_code(run: Run) -> None:
+    torch.save(state(1) | {"version": checkpoint.VERSION, "more": Malice()}, run.checkpoint)
+    with pytest.raises(RunError, match="no checkpoint can be read"):
+        checkpoint.load(run)
+    assert not Path("owned").exists()
+
+
+def test_another_format_is_named_and_not_taken_for_damage(run: Run) -> None:
+    torch.save(state(1) | {"version": 99}, run.checkpoint)
+    with pytest.raises(RunError, match="checkpoint format 99"):
+        checkpoint.load(run)
+
+
+def test_a_file_of_another_kind_counts_as_damaged(run: Run) -> None:
+    checkpoint.save(run, state(1))
+    checkpoint.save(run, state(2))
+    torch.save([1, 2], run.checkpoint)
+    found, notes = checkpoint.load(run)
+    assert found is not None
+    assert (found["epoch"], len(notes)) == (1, 1)
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(run, state(1))
+    before = run.checkpoint.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(DiskError, match=r"checkpoint\.pt: cannot be written: No space left"):
+        checkpoint.save(run, state(2))
+    assert run.checkpoint.read_bytes() == before
+    assert [path.name for path in run.path.iterdir()] == ["checkpoint.pt"]

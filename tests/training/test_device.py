@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from okdc.errors import DeviceError
+from okdc.recipe import Engine
+from okdc.training import device
+from okdc.training.device import Settings, choose
+
+
+@pytest.fixture
+def no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(device, "processor", lambda: ("a processor", frozenset(flags)))
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_every_automatic_choice_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, "avx2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = choose(Engine(), 32)
+    assert (settings.device, settings.dtype, settings.memory_format) == ("cpu", "float32", "contiguous")
+    assert settings.threads == torch.get_num_threads()
+    assert settings.reasons == (
+        "device cpu (no CUDA device)",
+        "dtype float32 (the processor has no bfloat16 instructions)",
+        "memory format contiguous (no gain without bfloat16)",
+        f"threads {settings.threads} (OMP_NUM_THREADS)",
+    )
+
+
+@pytest.mark.usefixtures("no_cuda")
+@pytest.mark.parametrize("flag", ["amx_bf16", "avx512_bf16"])
+def test_bfloat16_is_chosen_by_processor_flag_and_brings_channels_last(
+    flag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor(monkeypatch, "avx2", flag)
+    settings = choose(Engine(), 32)
+    assert (settings.dtype, settings.memory_format) == ("bfloat16", "channels_last")
+    assert f"dtype bfloat16 ({flag})" in settings.reasons
+    assert settings.torch_memory_format == torch.channels_last
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_tiny_images_stay_in_float32_whatever_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, "amx_bf16")
+    assert choose(Engine(), 8).dtype == "float32"
+    assert "8×8" in choose(Engine(), 8).reasons[1]
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_what_is_asked_for_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch)
+    engine = Engine(device="cpu", dtype="bfloat16", memory_format="contiguous", threads=3)
+    settings = choose(engine, 8)
+    assert settings.saved() == engine.model_dump()
+    assert all("as asked" in reason for reason in settings.reasons)
+    assert len(settings.reasons) == 4
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_saved_settings_choose_themselves_again_on_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch, "amx_bf16")
+    first = choose(Engine(), 32)
+    processor(monkeypatch)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert choose(Engine.model_validate(first.saved()), 32).saved() == first.saved()
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_cuda_without_a_device_is_refused_with_the_way_out() -> None:
+    with pytest.raises(DeviceError, match="no CUDA device") as caught:
+        choose(Engine(device="cuda"), 32)
+    assert "cpu" in caught.value.hint
+    assert caught.value.exit_code == 2
+
+
+def test_autocast_is_on_for_bfloat16_alone() -> None:
+    x = torch.randn(4, 4)
+    for dtype, expected in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        with Settings("cpu", dtype, "contiguous", 1).autocast():
+            assert (x @ x).dtype == expected
+
+
+def test_applied_threads_are_those_of_the_settings() -> None:
+    device.apply(Settings("cpu", "float32", "contiguous", 2), deterministic=False)
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_taken_where_there_is_one_and_named() -> None:
+    settings = choose(Engine(), 32)
+    assert settings.device == "cuda"
+    assert settings.reasons[0] == f"device cuda ({torch.cuda.get_device_name()})"

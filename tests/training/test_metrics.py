@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from harness import recipe
+from torch import Tensor, nn
+
+from okdc import build
+from okdc.methods.method import Method, Step
+from okdc.training.metrics import Totals, evaluate, logits_of, top1_pct
+
+CPU = torch.device("cpu")
+
+
+def step(ce: float, kl: float, right: int, of: int = 4) -> tuple[Step, Tensor]:
+    """One student that is right `right` times of `of`, and one that never is."""
+    labels = torch.zeros(of, dtype=torch.int64)
+    good, bad = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    z = torch.stack([good if i < right else bad for i in range(of)])
+    losses = {"ce": torch.tensor(ce), "kl": torch.tensor(kl)}
+    return Step(losses, {"student0": z, "student1": bad.expand(of, 2)}), labels
+
+
+def test_losses_are_means_over_steps_and_accuracies_over_images() -> None:
+    totals = Totals(CPU)
+    totals.add(*step(1.0, 0.5, 3, of=4), 0)
+    totals.add(*step(3.0, 0.0, 1, of=1), 1)
+    read = totals.read()
+    assert read.losses == {"ce": 2.0, "kl": 0.25}
+    assert read.top1_pct == {"student0": 80.0, "student1": 0.0}
+    assert read.bad is None
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_the_first_step_and_term_that_are_not_finite_are_named(wrong: float) -> None:
+    totals = Totals(CPU)
+    totals.add(*step(1.0, 1.0, 1), 40)
+    totals.add(*step(1.0, wrong, 1), 41)
+    totals.add(*step(math.nan, math.nan, 1), 42)
+    assert totals.read().bad == (41, "kl")
+
+
+def test_a_bad_first_step_of_a_run_is_step_0() -> None:
+    totals = Totals(CPU)
+    totals.add(*step(math.nan, 1.0, 1), 0)
+    assert totals.read().bad == (0, "ce")
+
+
+def test_counting_keeps_no_graph() -> None:
+    totals = Totals(CPU)
+    loss = torch.tensor(1.0, requires_grad=True) * 2
+    totals.add(Step({"ce": loss}, {"student0": torch.zeros(1, 2)}), torch.zeros(1, dtype=torch.int64), 0)
+    assert not totals.sums.requires_grad
+
+
+def test_an_epoch_cut_in_two_by_a_checkpoint_counts_as_one() -> None:
+    whole, first = Totals(CPU), Totals(CPU)
+    for i in range(2):
+        whole.add(*step(0.1 * i, 1 / 3, i), i)
+        first.add(*step(0.1 * i, 1 / 3, i), i)
+    second = Totals.restore(first.state(), CPU)
+    for i in range(2, 5):
+        whole.add(*step(0.1 * i, math.nan if i == 4 else 1 / 3, 1), i)
+        second.add(*step(0.1 * i, math.nan if i == 4 else 1 / 3, 1), i)
+    assert torch.equal(whole.sums.nan_to_num(), second.sums.nan_to_num())
+    assert whole.read().top1_pct == second.read().top1_pct
+    assert whole.read().bad == second.read().bad == (4, "kl")
+
+
+def batches(n: int = 3) -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    return [(torch.randn(5 + i, 3, 8, 8), torch.randint(10, (5 + i,))) for i in range(n)]
+
+
+def fefr() -> Method:
+    return build.method(recipe(), torch.Size((3, 8, 8)), 10)[0]
+
+
+def test_evaluation_moves_no_batch_statistics_of_anything() -> None:
+    """The fused classifier and the paths too: without gradients a training mode would still move theirs."""
+    method = fefr()
+    method.train()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    evaluate(method, batches(), CPU)
+    assert not any(module.training for module in method.modules())
+    after = method.state_dict()
+    assert any("fusion" in name and "running_mean" in name for name in after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_evaluation_counts_every_head_over_all_images() -> None:
+    method = fefr().eval()
+    read = evaluate(method, batches(), CPU)
+    with torch.no_grad():
+        found = [(method(x, y, torch.ones(())), y) for x, y in batches()]
+    assert set(read.top1_pct) == {"student0", "student1", "fused", "ensemble"}
+    for head, value in read.top1_pct.items():
+        right = sum(int((step.logits[head].argmax(1) == y).sum()) for step, y in found)
+        assert value == pytest.approx(100 * right / 18)
+
+
+def test_evaluation_weighs_distillation_as_at_the_end() -> None:
+    method = fefr().eval()
+    (x, y) = batches(1)[0]
+    with torch.no_grad():
+        last = method(x, y, torch.ones(())).losses["kl_ensemble_fused"]
+    assert evaluate(method, [(x, y)], CPU).losses["kl_ensemble_fused"] == pytest.approx(last.item())
+
+
+def test_logits_come_in_order_in_eval_mode_as_float32() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(192, 10)).train()
+    z, y = logits_of(network, batches())
+    assert z.dtype == torch.float32
+    assert torch.equal(y, torch.cat([labels for _, labels in batches()]))
+    assert torch.equal(z, torch.cat([network.eval()(images) for images, _ in batches()]))
+
+
+def test_top1_is_a_percentage() -> None:
+    z = torch.eye(4)
+    assert top1_pct(z, torch.tensor([0, 1, 2, 0])) == 75.0
+
+
+@pytest.mark.gpu
+def test_counting_on_a_gpu_never_waits_for_it() -> None:
+    device = torch.device("cuda")
+    totals = Totals(device)
+    made, labels = step(1.0, 0.5, 3)
+    made = Step({k: v.cuda() for k, v in made.losses.items()}, {k: v.cuda() for k, v in made.logits.items()})
+    labels = labels.cuda()
+    totals.add(made, labels, 0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        totals.add(made, labels, 1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert totals.read().losses == {"ce": 1.0, "kl": 0.5}

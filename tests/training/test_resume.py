@@ -1,0 +1,366 @@
+"""A run that was stopped and continued equals one that was not: the log, the numbers and every tensor, to the bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from asking import write_tree
+from harness import (
+    CALLS,
+    STEPS,
+    Quiet,
+    in_child,
+    outcome,
+    recipe,
+    resume,
+    signalled,
+    start,
+    uninterrupted,
+    write_recipe,
+)
+
+from okdc import build
+from okdc.errors import DataError, DeviceError, Interrupted, RunError
+from okdc.methods.method import Method
+from okdc.recipe import Optim, load
+from okdc.run import Run, read_json, write_json
+from okdc.training import checkpoint, device, engine, optim
+from okdc.training.signals import StopRequest
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
+
+
+def interrupted(call: int, *words: str, number: signal.Signals = signal.SIGINT, out: Path = Path("run")) -> Path:
+    """A run that got a signal at one call of its progress bar."""
+    with pytest.raises(Interrupted):
+        start(*words, tell=signalled(call, number), out=out)
+    return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Signals
+
+
+@pytest.mark.parametrize("call", range(1, CALLS + 1))
+def test_a_run_stopped_at_any_moment_continues_to_the_bit(call: int) -> None:
+    """After each step, at an epoch's last step, and after its checkpoint."""
+    number = SIGNALS[call % 2]
+    with pytest.raises(Interrupted) as caught:
+        start(tell=signalled(call, number), out=Path("run"))
+    assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert number.name in caught.value.message
+    assert caught.value.hint == "okdc resume run"
+    run = Run.open(Path("run"))
+    assert Run.newest("resumable", Path()).path.name == "run"
+    assert len(run.rows()) == call // (STEPS + 1) + (call % (STEPS + 1) == STEPS)
+    assert outcome(resume(run.path)) == uninterrupted()
+    assert run.state == "complete"
+
+
+def stopped_again_and_again(choose: random.Random, *words: str) -> tuple[Run, int]:
+    """Signals at random calls of the bar until the run is through; it, and how often it was stopped."""
+    path, stops = Path("run"), 0
+    while True:
+        tell = signalled(choose.randint(1, 5), choose.choice(SIGNALS))
+        try:
+            return (resume(path, tell) if path.exists() else start(*words, tell=tell, out=path)), stops
+        except Interrupted:
+            stops += 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(seed: int) -> None:
+    run, stops = stopped_again_and_again(random.Random(seed))
+    assert stops > 1
+    assert outcome(run) == uninterrupted()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        BFLOAT16,
+        ("engine.memory_format=channels_last",),
+        ("method.name=baseline",),
+        ("cohort.share=none", "optim.schedule=cosine", "optim.clip=1.0"),
+        ("data.val_fraction=0.0", "cohort.keep=1"),
+    ],
+    ids=["bfloat16-channels_last", "channels_last", "baseline", "separate-cosine-clip", "no-validation"],
+)
+def test_other_settings_continue_to_the_bit_too(words: tuple[str, ...]) -> None:
+    run, stops = stopped_again_and_again(random.Random(1), *words)
+    assert stops > 1
+    assert outcome(run) == uninterrupted(*words)
+
+
+def test_the_fused_optimiser_equals_the_plain_one_over_a_resume_in_channels_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU the fused kernel walks raw memory: a momentum that came back in another layout would go astray."""
+    words = ("engine.memory_format=channels_last", "optim.lr=0.01", "optim.epochs=2")
+
+    def final(out: str) -> dict[str, torch.Tensor]:
+        state, _ = checkpoint.load(resume(interrupted(2, *words, out=Path(out))))
+        assert state is not None
+        found: dict[str, torch.Tensor] = state["method"]
+        return found
+
+    fused, sgd = final("fused"), optim.sgd
+
+    def plain(method: Method, settings: Optim) -> torch.optim.SGD:
+        optimizer = sgd(method, settings)
+        for group in optimizer.param_groups:
+            group["fused"] = group["foreach"] = False
+        return optimizer
+
+    monkeypatch.setattr(optim, "sgd", plain)
+    for name, value in final("plain").items():
+        torch.testing.assert_close(fused[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_seconds_add_up_over_starts() -> None:
+    path = interrupted(5)
+    state, _ = checkpoint.load(Run(path))
+    assert state is not None
+    assert state["seconds"] > 0
+    assert read_json(resume(path).result)["seconds"] > state["seconds"]
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    """The first is a request; whoever asks again does not want to wait for the step."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore the signal
+    try:
+        with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal == signal.SIGINT
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_handlers_of_before_come_back() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with pytest.raises(ZeroDivisionError), StopRequest():
+        assert [signal.getsignal(number) for number in SIGNALS] != before
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    interrupted(1)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Death
+
+
+def test_a_process_killed_before_any_of_its_writes_loses_no_exactness() -> None:
+    """As a power cut would: again and again, before this or that file or rename reaches the disk."""
+    path, choose, killed = Path("run"), random.Random(0), 0
+    codes: list[int] = []
+    while not codes or codes[-1] != 0:
+        codes.append(in_child(choose.randint(4, 16), None, path))
+        killed += codes[-1] == -signal.SIGKILL
+        assert set(codes) <= {0, -signal.SIGKILL}
+    assert killed > 2
+    assert outcome(Run.open(path)) == uninterrupted()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_process_killed_at_random_moments_loses_no_exactness(seed: int) -> None:
+    path, long, choose, killed = Path("run"), "optim.epochs=20", random.Random(seed), 0
+    while (code := in_child(None, choose.uniform(0.05, 0.3) if killed < 5 else None, path, long)) != 0:
+        assert code == -signal.SIGKILL
+        killed += 1
+        if path.exists() and not (path / "run.json").exists():
+            shutil.rmtree(path)  # killed while the run was being made: nothing to continue
+    assert killed
+    assert outcome(Run.open(path)) == uninterrupted(long)
+
+
+def okdc(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "okdc", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def trained_for(process: subprocess.Popen[str], run: Run, rows: int) -> None:
+    """Wait until the log has that many rows."""
+    while len(run.rows()) < rows:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+def test_the_command_killed_then_interrupted_then_resumed_gives_the_same_run() -> None:
+    run, long = Run(Path("runs/a")), "optim.epochs=20"
+    with okdc("distill", str(write_recipe()), long, "-o", str(run.path)) as process:
+        trained_for(process, run, 2)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    done = len(run.rows())
+    with okdc("resume", str(run.path)) as process:
+        trained_for(process, run, done + 2)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    assert process.returncode == 143, err
+    assert "okdc resume runs/a" in err
+    assert "Traceback" not in err
+    with okdc("resume", str(run.path), "--json") as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert json.loads(out)["weights_sha256"] == uninterrupted(long)["weights"]
+    assert outcome(run) == uninterrupted(long)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Damage
+
+
+@pytest.mark.parametrize("call", [7, 10])
+@pytest.mark.parametrize("part", [0.0, 0.2, 0.6, 0.99])
+def test_a_checkpoint_cut_short_costs_some_steps_and_no_exactness(part: float, call: int) -> None:
+    run = Run(interrupted(call))
+    content = run.checkpoint.read_bytes()
+    run.checkpoint.write_bytes(content[: int(part * len(content))])
+    tell = Quiet()
+    assert outcome(resume(run.path, tell)) == uninterrupted()
+    assert any("checkpoint.pt is damaged" in note for note in tell.notes)
+
+
+def test_a_run_whose_checkpoints_are_both_cut_is_refused_and_left_alone() -> None:
+    run = Run(interrupted(10))
+    for path in (run.checkpoint, run.previous_checkpoint):
+        path.write_bytes(path.read_bytes()[:1000])
+    before = run.log.read_bytes()
+    with pytest.raises(RunError, match="no checkpoint can be read"):
+        resume(run.path)
+    assert run.log.read_bytes() == before
+
+
+def test_a_log_that_is_ahead_of_its_checkpoint_or_cut_short_is_put_right() -> None:
+    run = Run(interrupted(9))
+    with run.log.open("a", encoding="utf-8") as stream:
+        stream.write('{"epoch": 3, "loss": 1.0}\n{"epoch": 4, "lo')
+    assert outcome(resume(run.path)) == uninterrupted()
+
+
+def test_a_student_file_that_is_ahead_of_its_checkpoint_is_put_right() -> None:
+    run = Run(interrupted(CALLS))
+    run.weights.write_bytes(b"")
+    run.student.unlink()
+    assert outcome(resume(run.path)) == uninterrupted()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The settings of the start are those of every later one
+
+
+def pictures() -> tuple[str, ...]:
+    """Words for 16×16 images of a folder, large enough for bfloat16 to be chosen."""
+    root = write_tree(Path("pictures"), {"train": {"a": 20, "b": 20}, "test": {"a": 6, "b": 6}}, size=16)
+    return (
+        "data.name=folder",
+        f"data.root={root.absolute()}",
+        "data.image_size=16",
+        "data.train_images=32",
+        "data.val_fraction=0.2",
+    )
+
+
+def processor(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+    monkeypatch.setattr(device, "processor", lambda: ("a processor", frozenset(flags)))
+
+
+def test_automatic_choices_survive_a_move_to_another_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    words = (*pictures(), "engine.device=auto", "engine.dtype=auto", "optim.epochs=2")
+    processor(monkeypatch, "amx_bf16")
+    whole = start(*words, out=Path("whole"))
+    path = interrupted(1, *words)
+    processor(monkeypatch)
+    resumed = resume(path)
+    assert resumed.facts()["settings"] == whole.facts()["settings"]
+    assert resumed.facts()["settings"]["dtype"] == "bfloat16"
+    assert outcome(resumed) == outcome(whole)
+    assert outcome(start(*words, out=Path("there"))) != outcome(whole)  # the move would have made a difference
+
+
+def test_a_setting_that_this_machine_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = Run(interrupted(2))
+    write_json(run.info, run.facts() | {"settings": run.facts()["settings"] | {"device": "cuda"}})
+    before = run.checkpoint.read_bytes()
+    with pytest.raises(DeviceError, match="cuda"):
+        resume(run.path)
+    assert run.checkpoint.read_bytes() == before
+    assert run.state == "resumable"
+
+
+def test_threads_are_those_of_the_start() -> None:
+    path = interrupted(2, "engine.threads=2", "optim.epochs=1")
+    torch.set_num_threads(1)
+    seen = set()
+    resume(path, Quiet(lambda _: seen.add(torch.get_num_threads())))
+    assert seen == {2}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What may not or need not be continued
+
+
+def test_a_complete_run_is_left_as_it_is() -> None:
+    run = start()
+    before = {path.name: path.read_bytes() for path in run.path.iterdir()}
+    tell = Quiet()
+    resume(run.path, tell)
+    assert any("nothing to do" in note for note in tell.notes)
+    assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
+
+
+def test_a_run_that_failed_is_refused_with_what_it_failed_of() -> None:
+    run = Run(interrupted(2))
+    run.note(failed="the loss term ce_fused is not finite at step 2 (epoch 1)")
+    with pytest.raises(RunError, match="ce_fused is not finite"):
+        resume(run.path)
+
+
+def test_other_images_are_refused() -> None:
+    """The labels are the same and the sizes too; only the contents differ."""
+    words = (*pictures(), "optim.epochs=2")
+    path = interrupted(1, *words)
+    picture = Path("pictures/train/a/000.png")
+    picture.write_bytes(Path("pictures/train/a/001.png").read_bytes())
+    with pytest.raises(DataError, match="the images are not those of run"):
+        resume(path)
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_from_its_first_step() -> None:
+    run = Run(interrupted(1))
+    run.checkpoint.unlink()
+    tell = Quiet()
+    assert outcome(resume(run.path, tell)) == uninterrupted()
+    assert any("no checkpoint was written yet" in note for note in tell.notes)
+
+
+def test_where_a_run_continues_is_said() -> None:
+    tell = Quiet()
+    resume(interrupted(6), tell)
+    assert any(re.search("continues at epoch 2, step 3", note) for note in tell.notes)
+
+
+def test_the_resolved_recipe_of_a_run_repeats_it() -> None:
+    run = start("optim.lr=0.03", out=Path("first"))
+    shutil.copy(run.recipe, "again.toml")
+    again = engine.start(build.resolve(load(["again.toml"]))[0], "again", None, {}, Quiet())
+    assert outcome(again) == outcome(run)
+    assert again.facts()["recipe_sha256"] == run.facts()["recipe_sha256"] != recipe().sha256()
