@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -32,14 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = typer.main.get_command(app).main(words, prog_name="okdc", standalone_mode=False)
         if code == 130:  # Ctrl-C outside the training loop, which saves and says so itself
-            console.say("interrupted: there was nothing to save")
+            console.say("interrupted")
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        console.say("interrupted: there was nothing to save")
+        console.say("interrupted")
         return 130
-    except (BrokenPipeError, SystemExit):  # the reader of our output has gone, as `head` does; rich then exits with 1
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -57,7 +53,8 @@ def _in_words(error: Exception) -> OkdcError:
         return error
     if isinstance(error, typer.TyperException):
         return UnforeseenError("usage", error.format_message(), "okdc --help")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # torch has an OutOfMemoryError for a GPU and a RuntimeError for a CPU
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
         return UnforeseenError(
             "memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu"
         )

@@ -47,7 +47,10 @@ def match(kind: str, source: torch.Size, target: torch.Size, raw: bool = False) 
     if kind == "patch":
         return nn.Sequential(*first, PatchConv(source, target))
     if kind == "pool1x1":
-        pool = nn.AdaptiveAvgPool2d((target[1], target[2]))
+        (h, w), (height, width) = source[1:], target[1:]
+        pool: nn.Module = nn.AdaptiveAvgPool2d((height, width))
+        if h % height == 0 and w % width == 0:  # the same numbers, and its gradient on CUDA is deterministic
+            pool = nn.AvgPool2d((h // height, w // width))
         return nn.Sequential(*first, pool, *_conv_bn_relu(source[0], target[0], 1, 1))
     if kind == "conv3x3_s2":
         return nn.Sequential(*first, *_halvings(source, target))

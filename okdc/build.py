@@ -16,10 +16,12 @@ from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.errors import DataError, RecipeError, RunError
+from okdc.files import read_json
 from okdc.methods.method import Method
 from okdc.recipe import Draft, Recipe, check, explain, read
-from okdc.run import Run, read_json
+from okdc.run import Run
 from okdc.seeds import seeded
+from okdc.talk import Listener
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ def _cross_checks(recipe: Recipe, needs_data: bool) -> list[str]:
             f"data.crop_padding: expected less than data.image_size ({recipe.data.image_size}), "
             f"found {recipe.data.crop_padding}"
         )
+    if not problems:  # what only the built method can tell, before any image is read; the classes play no part in it
+        try:
+            method(recipe, torch.Size((3, recipe.data.image_size, recipe.data.image_size)), classes=2)
+        except RecipeError as error:
+            problems.append(error.message)
     return problems
 
 
@@ -169,9 +176,8 @@ def method(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Method, st
         raise RecipeError(f"[method] {recipe.method['name']}: {error}") from None
 
 
-def job(recipe: Recipe, progress: Progress | None = None) -> Job:
+def job(recipe: Recipe, found: Dataset) -> Job:
     """Everything for one training, on the CPU."""
-    found = dataset(recipe, progress)
     built, shared = method(recipe, found.size, len(found.classes))
     return Job(with_moments(recipe, found), found, built, (*found.notes, shared))
 
@@ -180,22 +186,42 @@ def job(recipe: Recipe, progress: Progress | None = None) -> Job:
 # From a run
 
 
-def recipe_of(run: Run, data_root: str | None = None) -> Recipe:
-    """The resolved recipe that a run was started with; `data_root` says where its images are now."""
+def recipe_of(run: Run, data_root: str | None = None) -> tuple[Recipe, list[str]]:
+    """The resolved recipe that a run was started with, and notes; `data_root` says where its images are now."""
     tables = read(run.recipe)
-    if data_root is not None:
+    if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"]["root"] = data_root
     given = frozenset({"data.root"}) if data_root is not None else frozenset()
-    recipe, _ = resolve(Draft(run.recipe, tables, given))
-    return recipe
+    return resolve(Draft(run.recipe, tables, given))
 
 
-def check_data(found: Dataset, facts: dict[str, Any], run: Run) -> None:
+def data_of(run: Run, data_root: str | None, tell: Listener) -> tuple[Recipe, Dataset]:
+    """The recipe and the images of a run, proven to be those that it was started with.
+
+    Raises DataError where they are gone or others.
+    """
+    recipe, notes = recipe_of(run, data_root)
+    root = recipe.data.root
+    if recipe.data.name == "folder" and not Path(root or "").expanduser().is_dir():
+        raise DataError(
+            f"the images of {run.path} are not at {Path(root or '').absolute()}",
+            hint="--data-root DIR, or OKDC_DATA_ROOT, says where they are now",
+        )
+    with tell.reading() as progress:
+        found = dataset(recipe, progress)
+    for note in (*notes, *found.notes):
+        tell.note(note)
+    check_data(found, run)
+    return recipe, found
+
+
+def check_data(found: Dataset, run: Run) -> None:
     """Raises DataError where the images are not those that the run was started with."""
+    facts = read_json(run.info, "classes", "data_sha256")
     datasets.same_classes(facts["classes"], found, str(run.path))
     if found.fingerprint != facts["data_sha256"]:
         raise DataError(
-            f"the images are not those of {run.path}: contents {found.fingerprint[:12]} now, "
+            f"the images are not those of {run.path}: contents, classes or splits {found.fingerprint[:12]} now, "
             f"{facts['data_sha256'][:12]} when it started",
             hint="restore them, or start another run",
         )
@@ -211,7 +237,10 @@ def student(run: Run) -> tuple[Backbone, dict[str, Any]]:
     """The kept student, read back from its file, in eval mode, and student.json."""
     from safetensors.torch import load_file
 
-    facts = read_json(run.student)
+    facts = read_json(
+        run.student, "architecture", "classes", "preprocessing", "student", "epoch", "method", "dataset",
+        "recipe_sha256", "weights_sha256",
+    )  # fmt: skip
     network = empty_student(facts)
     try:
         network.load_state_dict(load_file(run.weights), strict=True)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from okdc import __version__, console
+from okdc import __version__, catalog, console, tables
 from okdc.errors import OkdcError, UsageError
+
+if TYPE_CHECKING:
+    from okdc.run import Run
 
 app = typer.Typer(
     name="okdc",
@@ -65,7 +68,7 @@ def distill(
     resolved, notes = build.resolve(draft)
     for text in notes:
         console.note(text)
-    from okdc.run import provenance
+    from okdc.machine import provenance
     from okdc.training import engine
 
     run = engine.start(resolved, draft.stem, out, provenance(["okdc", *sys.argv[1:]]), console.Talk())
@@ -96,13 +99,15 @@ def profile(
     """Count parameters and MACs side by side; measure latency."""
     from okdc.deploy.profile import profile as measure
 
-    report = measure(things or [], export_names=onnx, threads=threads, tell=console.note)
+    report = measure(things or [], export_names=onnx, threads=threads, tell=console.Talk())
     if as_json:
         console.out_json(report)
         return
-    _profile_tables(report)
+    tables.profile(report)
     if any(row["kind"] == "kept" for row in report["rows"]):
         console.next_step(f"okdc export {report['run']} --onnx")
+    else:
+        console.next_step("okdc distill")
 
 
 @app.command()
@@ -127,15 +132,15 @@ def export(
     if as_json:
         console.out_json({"bundle": str(bundle), "parity": parity})
         return
-    _parity_table(parity)
+    tables.parity(parity)
     console.out(f"bundle {bundle}")
-    console.next_step(f"python {_runner()} {bundle} IMAGE ...")
+    console.next_step(f"python {catalog.folder('export') / 'python' / 'run.py'} {bundle} IMAGE ...")
 
 
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes that ship with okdc."""
-    from okdc import catalog, recipe
+    from okdc import recipe
 
     rows = []
     for name, path in catalog.recipes().items():
@@ -145,21 +150,7 @@ def recipes(as_json: Json = False) -> None:
     if as_json:
         console.out_json(rows)
         return
-    console.table(
-        ["recipe", "what", "data", "students", "method", "epochs", "paper's student error %"],
-        [
-            [
-                row["name"],
-                row["about"]["title"],
-                row["data"]["name"],
-                ", ".join(row["cohort"]["students"]),
-                row["method"]["name"],
-                str(row["optim"]["epochs"]),
-                _paper(row["about"].get("paper")),
-            ]
-            for row in rows
-        ],
-    )
+    tables.recipes(rows)
     console.next_step("okdc distill RECIPE")
 
 
@@ -168,7 +159,8 @@ def runs(as_json: Json = False) -> None:
     """List the runs below ./runs and their states."""
     from okdc import run as runs_
 
-    rows = [_run_facts(run) for run in runs_.runs()]
+    found = runs_.runs()
+    rows = [_summary(run) for run in found]
     if as_json:
         console.out_json(rows)
         return
@@ -176,148 +168,28 @@ def runs(as_json: Json = False) -> None:
         console.say(f"no runs in {runs_.ROOT.absolute()}")
         console.next_step("okdc distill")
         return
-    console.table(
-        ["run", "state", "method", "epoch", "kept", "top-1 %", "on"],
-        [
-            [
-                row["run"],
-                row["state"],
-                row["method"],
-                f"{row['epoch']}/{row['epochs']}",
-                row["kept"] or "",
-                f"{row['top1_pct']:.2f}" if row["top1_pct"] is not None else "",
-                row["judged_on"] or "",
-            ]
-            for row in rows
-        ],
-    )
+    tables.runs(rows)
+    last = rows[-1]
+    known = {"complete": "okdc profile", "resumable": "okdc resume"}
+    console.next_step(f"{known[last['state']]} {last['run']}" if last["state"] in known else "okdc distill")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Facts to tables
-
-
-def _paper(paper: dict[str, Any] | None) -> str:
-    return f"{paper['student_error']} ({paper['method']})" if paper and "student_error" in paper else ""
-
-
-def _run_facts(run: Any) -> dict[str, Any]:
-    from okdc.recipe import read
-    from okdc.run import read_json
-
+def _summary(run: Run) -> dict[str, Any]:
+    """One damaged run is named and does not hide the others."""
     try:
-        recipe, state = read(run.recipe), run.state
-        result = read_json(run.result) if state == "complete" else {}
-    except OkdcError as error:  # one damaged run does not hide the others
+        return run.summary()
+    except OkdcError as error:
         console.warn(error.message)
-        recipe, state, result = {}, "failed", {}
-    kept = result.get("kept", {})
-    return {
-        "run": str(run.path),
-        "state": state,
-        "method": recipe.get("method", {}).get("name", "?"),
-        "epoch": len(run.rows()),
-        "epochs": recipe.get("optim", {}).get("epochs", "?"),
-        "kept": kept.get("architecture"),
-        "top1_pct": kept.get("top1_pct"),
-        "judged_on": result.get("judged_on"),
-    }
+        nothing = dict.fromkeys(("kept", "top1_pct", "images", "judged_on"))
+        return {"run": str(run.path), "state": "failed", "method": "?", "epoch": "?", "epochs": "?", **nothing}
 
 
-def _finished(run: Any, as_json: bool) -> None:
-    from okdc.run import read_json
+def _finished(run: Run, as_json: bool) -> None:
+    from okdc.files import read_json
 
-    result = read_json(run.result)
+    facts = read_json(run.result)
     if as_json:
-        console.out_json({"run": str(run.path)} | result)
+        console.out_json({"run": str(run.path)} | facts)
         return
-    kept, n, split = result["kept"], result["images"], result["judged_on"]
-    share = kept["top1_pct"] / 100
-    error = 100 * (share * (1 - share) / n) ** 0.5
-    rows = [[name, f"{value:.2f}", "last"] for name, value in result["heads_last_epoch_top1_pct"].items()]
-    rows.append([f"kept: student{kept['student']}", f"{kept['top1_pct']:.2f}", str(kept["epoch"])])
-    console.table(["head", f"top-1 % on {split}", "epoch"], rows)
-    console.out(
-        f"kept student{kept['student']} ({kept['architecture']}): {kept['top1_pct']:.2f} % on {n} {split} images "
-        f"(standard error {error:.2f}), seed {result['seed']}, one run"
-    )
-    if split != "test":
-        console.warn("the data has no test split: this number was also used to choose, and flatters")
-    console.out(
-        f"trained {result['epochs']} epochs in {result['seconds']:.1f} s, {result['images_per_s']:,.0f} images/s"
-    )
+    tables.result(facts)
     console.next_step(f"okdc profile {run.path}")
-
-
-def _profile_tables(report: dict[str, Any]) -> None:
-    def pair(row: dict[str, Any], engine: str) -> str:
-        p50, p90 = row[f"latency_ms_p50_{engine}"], row[f"latency_ms_p90_{engine}"]
-        return "" if p50 is None else f"{p50:.2f} / {p90:.2f}"
-
-    console.table(
-        ["", "input", "params", "MACs", "FLOPs", "fvcore", "activations", "ONNX file", "torch ms", "onnxruntime ms"],
-        [
-            [
-                row["name"] if row["kind"] in ("network", "training") else f"{row['name']} {row['architecture']}",
-                "×".join(map(str, row["input"])),
-                f"{row['params']:,}",
-                ("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}",
-                ("≥ " if row["lower_bound"] else "") + f"{row['flops']:,}",
-                f"{row['fvcore_total']:,}",
-                f"{row['activations']:,}",
-                f"{row['onnx_bytes'] / 1000:,.0f} kB" if row["onnx_bytes"] else "",
-                pair(row, "torch"),
-                pair(row, "onnxruntime"),
-            ]
-            for row in report["rows"]
-        ],
-    )
-    for name, stages in report["stages"].items():
-        console.out("")
-        console.table(
-            [name, "output", "params", "MACs"],
-            [[s["stage"], "×".join(map(str, s["output"])), f"{s['params']:,}", f"{s['macs']:,}"] for s in stages],
-        )
-    console.out("")
-    for row in report["rows"]:
-        if row["uncounted"]:
-            console.warn(f"{row['name']}: no counter knows {', '.join(row['uncounted'])}; its MACs are a lower bound")
-    if shrink := report["shrink"]:
-        console.out(
-            f"kept of what was trained: 1/{shrink['params']:.1f} of the parameters, 1/{shrink['macs']:.1f} of the MACs"
-        )
-    how = report["latency"]
-    console.note(
-        "MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs; fvcore: "
-        f"its own total, BatchNorm and pooling included. Latency p50 / p90, batch {how['batch']}, {how['threads']} "
-        f"thread{'s' if how['threads'] > 1 else ''}, {how['processor']}"
-    )
-
-
-def _parity_table(parity: dict[str, Any]) -> None:
-    logits, top1 = parity["logits"], parity["top1_pct"]
-    console.table(
-        ["parity", "found", "allowed"],
-        [
-            [f"images of the {parity['split']} split", f"{parity['images']:,}", ""],
-            ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
-            ["top-1 %, onnxruntime", f"{top1['onnx']:.2f}", f"{top1['torch']:.2f}"],
-            ["predictions that differ", str(len(parity["flips"])), "0 beyond rounding"],
-            *[
-                [f"logits, max |d|, {name.replace('_', ' ')}", f"{value:.1e}", f"{logits['allowed']:.1e}"]
-                for name, value in logits["max_abs"].items()
-            ],
-            [
-                "batches 1 to 135, threads 1 and 2",
-                f"{max(parity['invariance_max_abs'].values()):.1e}",
-                f"{logits['allowed']:.1e}",
-            ],
-            ["second engine (onnx.reference)", f"{parity['onnx_reference_max_abs']:.1e}", f"{logits['allowed']:.1e}"],
-        ],
-    )
-
-
-def _runner() -> str:
-    from okdc import catalog
-
-    return str(catalog.folder("export") / "python" / "run.py")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,12 +18,28 @@ from rich.table import Table
 
 from okdc.errors import Interrupted, OkdcError
 
-# rich asks sys.stdout and sys.stderr anew at each print, so these may live as long as the process. No emoji: a folder
-# may be called :smile:.
-_out = Console(highlight=False, emoji=False, soft_wrap=True)
-_err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 
-MOST_DETAILS = 20
+class _Console(Console):
+    """A reader that goes away (`| head`) ends the printing, never the work. No emoji: `:smile:` may be a folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, emoji=False, **options)
+
+    def on_broken_pipe(self) -> None:
+        _mute(sys.stderr if self.stderr else sys.stdout)
+
+
+def _mute(stream: TextIO) -> None:
+    """Send what is still printed to a stream nobody reads to nowhere, or the interpreter complains at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+# rich asks sys.stdout and sys.stderr anew at each print, so these may live as long as the process.
+_out = _Console(soft_wrap=True)
+_err = _Console(stderr=True, soft_wrap=True)
+
+SILENCE_S = 10.0  # between two lines of progress where there is no terminal
 
 
 class Talk:
@@ -61,10 +80,8 @@ def fail(error: OkdcError) -> None:
     """`error[kind]: what`, the details, a blank line, the hint."""
     head = "[bold]interrupted[/]" if isinstance(error, Interrupted) else f"[bold red]error\\[{error.kind}][/]"
     _err.print(f"{head}: {escape(error.message)}")
-    for line in error.details[:MOST_DETAILS]:
+    for line in error.details:
         _err.print(f"  {escape(line)}")
-    if len(error.details) > MOST_DETAILS:
-        _err.print(f"  ... and {len(error.details) - MOST_DETAILS} more")
     if error.hint:
         _err.print(f"\n[bold]hint[/]: {escape(error.hint)}")
 
@@ -74,7 +91,11 @@ def out(text: str) -> None:
 
 
 def out_json(facts: Any) -> None:
-    sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    try:
+        sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _mute(sys.stdout)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
@@ -88,7 +109,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     if _out.is_terminal:
         _out.print(drawn)
     else:
-        Console(file=sys.stdout, width=1000, highlight=False, emoji=False).print(drawn)
+        _Console(width=1000).print(drawn)
 
 
 @contextmanager
@@ -107,12 +128,15 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
             yield lambda done, total, text: live.update(task, completed=done, total=total, text=text)
         return
 
-    mark, last = 0.0, ""
+    mark, last, spoke = 0.0, "", time.monotonic()
 
     def plain(done: int, total: int, text: str) -> None:
-        nonlocal mark, last
+        nonlocal mark, last, spoke
         if text and text != last and (done >= mark * total or done == total):
             say(text)
-            mark, last = done / total + 0.05, text
+            mark, last, spoke = done / total + 0.05, text, time.monotonic()
+        elif time.monotonic() - spoke > SILENCE_S:
+            say(f"{label} {done:,} of {total:,}")
+            spoke = time.monotonic()
 
     yield plain

@@ -10,93 +10,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from okdc import __version__
 from okdc.errors import DiskError, RunError
+from okdc.files import read_json, write, write_json, writing
+from okdc.recipe import read
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: two processes on one run are then not told apart
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path("runs")
-State = Literal["complete", "resumable", "failed"]
-
-
-@contextlib.contextmanager
-def writing(path: Path, hint: str = "") -> Iterator[None]:
-    """Turns the operating system's refusal to write `path` into a DiskError."""
-    try:
-        yield
-    except OSError as error:
-        raise DiskError(f"{path}: cannot be written: {error.strerror or error}", hint=hint) from error
-
-
-def write(path: Path, content: bytes, previous: Path | None = None) -> None:
-    """Replace `path` by `content` in one step; what stood there moves to `previous` if that is given.
-
-    A process that dies at any moment leaves the old file, the new one, or (with `previous`) the old one there.
-    Raises DiskError with the old file in place.
-    """
-    aside = path.with_name(f".{path.name}.new")
-    with writing(path, hint="nothing that was there is lost; free some space or choose another folder"):
-        try:
-            with aside.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if previous is None or not path.exists():
-                aside.replace(path)
-                return
-            path.replace(previous)
-            try:
-                aside.replace(path)
-            except OSError:
-                previous.replace(path)
-                raise
-        finally:
-            with contextlib.suppress(OSError):
-                aside.unlink(missing_ok=True)
-
-
-def write_json(path: Path, facts: dict[str, Any]) -> None:
-    write(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises RunError for a file that is missing or damaged."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise RunError(f"{path}: not JSON: {error}") from None
-    if not isinstance(facts, dict):
-        raise RunError(f"{path}: expected a JSON object")
-    return facts
-
-
-def provenance(command: Sequence[str]) -> dict[str, Any]:
-    """What made a run: the command, and the versions of what computes."""
-    packages = ("torch", "numpy", "pillow", "scikit-learn")
-    return {
-        "command": list(command),
-        "versions": {"okdc": __version__, "python": platform.python_version()}
-        | {name: metadata.version(name) for name in packages},
-        "platform": platform.platform(),
-    }
-
-
-def processor() -> tuple[str, frozenset[str]]:
-    """The processor's name and its flags (none outside Linux)."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine(), frozenset()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return facts.get("model name", platform.machine()), frozenset(facts.get("flags", "").split())
+State = Literal["complete", "running", "resumable", "failed"]
 
 
 @dataclass(frozen=True)
@@ -182,9 +113,40 @@ class Run:
         if self.result.is_file():
             return "complete"
         try:
-            return "failed" if "failed" in self.facts() else "resumable"
+            if "failed" in self.facts():
+                return "failed"
         except RunError:  # a damaged run.json: nothing can continue from it
             return "failed"
+        return "running" if self._is_held() else "resumable"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains this run while it is held; the system lets go of it however the process ends.
+
+        Raises RunError where another process holds it.
+        """
+        with writing(self.path):
+            number = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            for attempt in range(5):
+                if _lock(number, exclusive=True):
+                    break
+                if attempt == 4:
+                    raise RunError(f"{self.path} is being trained by another process", hint="wait for it, or stop it")
+                time.sleep(0.1)  # who only looks at the state holds it for a moment
+            yield
+        finally:
+            os.close(number)
+
+    def _is_held(self) -> bool:
+        try:
+            number = os.open(self.path / ".lock", os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            return not _lock(number, exclusive=False)
+        finally:
+            os.close(number)
 
     @property
     def started_at(self) -> str:
@@ -215,7 +177,7 @@ class Run:
         if not self.log.exists():
             return []
         rows: list[dict[str, Any]] = []
-        for line in self.log.read_text(encoding="utf-8").splitlines():
+        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 rows.append(json.loads(line))
             except ValueError:
@@ -227,9 +189,37 @@ class Run:
         lines = [json.dumps(row) + "\n" for row in self.rows()[:count]]
         write(self.log, "".join(lines).encode())
 
+    def summary(self) -> dict[str, Any]:
+        """A line of `okdc runs`. Raises RunError, or RecipeError, where the run's files are damaged."""
+        recipe, state = read(self.recipe), self.state
+        result = read_json(self.result, "kept", "judged_on") if state == "complete" else {}
+        kept = result.get("kept", {})
+        return {
+            "run": str(self.path),
+            "state": state,
+            "method": recipe.get("method", {}).get("name", "?"),
+            "epoch": len(self.rows()),
+            "epochs": recipe.get("optim", {}).get("epochs", "?"),
+            "kept": kept.get("architecture"),
+            "top1_pct": kept.get("top1_pct"),
+            "images": result.get("images"),
+            "judged_on": result.get("judged_on"),
+        }
+
     def discard(self) -> None:
         """Remove a run that came to nothing before its first step."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _lock(number: int, exclusive: bool) -> bool:
+    """Take an advisory lock on an open file, or say that somebody has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(number, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def refuse_taken(out: Path | None) -> None:

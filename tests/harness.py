@@ -17,8 +17,9 @@ import torch
 
 from okdc import build
 from okdc.build import Job
+from okdc.files import read_json
 from okdc.recipe import Recipe, load
-from okdc.run import Run, read_json
+from okdc.run import Run
 from okdc.training import checkpoint, device, engine
 from okdc.training.engine import Progressed
 
@@ -49,6 +50,11 @@ threads = 1
 """
 STEPS, EPOCHS = 3, 3  # of that recipe: 50 images are three whole batches of 16 and two images left over
 CALLS = EPOCHS * (STEPS + 1)  # of the progress bar: after every step, and after every epoch's checkpoint
+
+
+def built(resolved: Recipe) -> Job:
+    """A recipe's images and method, ready to be trained."""
+    return build.job(resolved, build.dataset(resolved))
 
 
 class Quiet:

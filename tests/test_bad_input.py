@@ -102,7 +102,7 @@ def test_a_file_that_is_no_recipe_says_what_it_is(capsys: Captured, content: byt
 
 def test_a_device_that_is_not_there_is_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    refused(ask(capsys, "distill", "--device", "cuda"), "device", "no CUDA device", "hint: --device cpu")
+    refused(ask(capsys, "distill", "--device", "cuda"), "device", "no CUDA device", "hint: leave the device to auto")
 
 
 # --- images
@@ -182,7 +182,7 @@ def test_a_place_below_a_file_is_refused_before_the_images_are_read(
     def read(*_: object) -> None:
         raise AssertionError("an hour of decoding")
 
-    monkeypatch.setattr(build, "job", read)
+    monkeypatch.setattr(build, "dataset", read)
     refused(ask(capsys, "distill", "-o", "/dev/null/x"), "disk", "/dev/null is not a folder")
 
 

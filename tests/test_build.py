@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from asking import write_tree
+from harness import Quiet
 from PIL import Image
 from safetensors.torch import save_file
 
 from okdc import build
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError, OkdcError, RecipeError, RunError
+from okdc.files import write_json
 from okdc.recipe import Draft, Recipe, load, read
-from okdc.run import Run, write_json
+from okdc.run import Run
 
 
 def resolved(*words: str) -> Recipe:
@@ -54,7 +56,7 @@ def test_something_has_to_be_left_to_measure_on(root: Path) -> None:
     with pytest.raises(DataError, match="neither validation nor test images"):
         build.dataset(of_folder("data.val_fraction=0", "cohort.keep=0"))
     write_tree(root, {"test": {"a": 1, "b": 1}})
-    assert build.dataset(of_folder("data.val_fraction=0", "cohort.keep=0")).judge[0] == "test"
+    assert build.dataset(of_folder("data.val_fraction=0", "cohort.keep=0")).final_split[0] == "test"
 
 
 @pytest.mark.usefixtures("root")
@@ -127,16 +129,19 @@ def test_a_method_that_cannot_be_built_is_a_recipe_error() -> None:
         (["cohort.students=['resnet8']"], "at least two students"),
         (["method.taps=[9, 10, 11]"], "outside the 4 maps"),
     ):
-        with pytest.raises(RecipeError, match=rf"\[method\] fefr: .*{said}"):
-            build.method(resolved(*words), torch.Size((3, 8, 8)), 10)
+        with pytest.raises(RecipeError) as caught:
+            resolved(*words)
+        (problem,) = caught.value.details  # before any image is read
+        assert problem.startswith("[method] fefr: ")
+        assert said in problem
 
 
 # --- from a run
 
 
-def made(recipe: Recipe, found: Dataset) -> tuple[Run, dict[str, object]]:
+def made(recipe: Recipe, found: Dataset) -> Run:
     facts: dict[str, object] = {"classes": list(found.classes), "data_sha256": found.fingerprint}
-    return Run.create("made", build.with_moments(recipe, found).text(), facts), facts
+    return Run.create("made", build.with_moments(recipe, found).text(), facts)
 
 
 @pytest.mark.usefixtures("root")
@@ -144,13 +149,13 @@ def test_the_recipe_of_a_run_is_the_one_it_was_started_with_wherever_its_images_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = build.with_moments(of_folder(), build.dataset(of_folder()))
-    run, _ = made(recipe, build.dataset(recipe))
-    assert build.recipe_of(run) == recipe
-    moved = build.recipe_of(run, "elsewhere")
+    run = made(recipe, build.dataset(recipe))
+    assert build.recipe_of(run)[0] == recipe
+    moved, _ = build.recipe_of(run, "elsewhere")
     assert moved.data.root == "elsewhere"
     assert moved.sha256() == recipe.sha256()
     monkeypatch.setenv("OKDC_DATA_ROOT", "other")
-    assert build.recipe_of(run, "elsewhere").data.root == "elsewhere"
+    assert build.recipe_of(run, "elsewhere")[0].data.root == "elsewhere"
 
 
 def add_class(root: Path) -> None:
@@ -180,26 +185,27 @@ def remove_image(root: Path) -> None:
 )
 def test_images_that_changed_since_a_run_was_started_are_noticed(root: Path, change: object, said: str) -> None:
     recipe = of_folder()
-    run, facts = made(recipe, build.dataset(recipe))
-    build.check_data(build.dataset(build.recipe_of(run)), facts, run)
+    run = made(recipe, build.dataset(recipe))
+    build.data_of(run, None, Quiet())
     assert callable(change)
     change(root)
     with pytest.raises(DataError, match=said):
-        build.check_data(build.dataset(build.recipe_of(run)), facts, run)
+        build.data_of(run, None, Quiet())
 
 
 def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
     recipe = of_folder()
-    run, facts = made(recipe, build.dataset(recipe))
+    run = made(recipe, build.dataset(recipe))
     shutil.move(root, "elsewhere")
-    build.check_data(build.dataset(build.recipe_of(run, "elsewhere")), facts, run)
+    build.data_of(run, "elsewhere", Quiet())
 
 
 @pytest.fixture
 def kept() -> Run:
     """A run that kept a student."""
     run = Run.create("kept", resolved().text(), {})
-    facts = {"architecture": "resnet8", "classes": ["a", "b", "c"]}
+    facts = {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {}, "student": 0, "epoch": 1}
+    facts |= dict.fromkeys(("method", "dataset", "recipe_sha256", "weights_sha256"), "x")
     write_json(run.student, facts)
     save_file(build.empty_student(facts).state_dict(), run.weights)
     return run

@@ -17,7 +17,8 @@ from okdc import run as run_module
 from okdc.__main__ import main
 from okdc.cli import app
 from okdc.errors import CheckFailed, Interrupted
-from okdc.run import Run, read_json
+from okdc.files import read_json
+from okdc.run import Run
 from okdc.training import engine
 
 Captured = pytest.CaptureFixture[str]
@@ -106,7 +107,8 @@ def test_the_default_run_is_made_kept_and_tells_the_next_command(capsys: Capture
         assert choice in answer.err  # each automatic choice with its reason
     assert "epoch 2/2" in answer.err
     top1 = read_json(run.result)["kept"]["top1_pct"]
-    assert f"{top1:.2f} % on 797 test images" in answer.out
+    error = 100 * (top1 / 100 * (1 - top1 / 100) / 797) ** 0.5
+    assert f"{top1:.2f} ± {error:.2f} % on 797 test images" in answer.out
     assert "next:" not in answer.out
 
 
@@ -178,7 +180,8 @@ def test_a_folder_moved_between_start_and_resume_is_found_by_data_root(
     root.rename("elsewhere")
     lost = ask(capsys, "resume")
     assert lost.code == 2
-    assert f"expected a folder of images at {Path.cwd()}/root, found nothing" in lost.err
+    assert f"are not at {Path.cwd()}/root" in lost.err
+    assert "--data-root DIR" in lost.err
     nothing_went_wrong(ask(capsys, "resume", "--data-root", "elsewhere"))
     assert Run.open(Path("runs/folder_resnet20-1")).state == "complete"
 
@@ -256,7 +259,7 @@ def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (CheckFailed("parity", "it differs", hint="look"), 1, "error[parity]: it differs\n\nhint: look\n"),
         (Interrupted("saved", exit_code=130, hint="go on"), 130, "interrupted: saved\n\nhint: go on\n"),
         (Interrupted("saved", exit_code=143), 143, "interrupted: saved\n"),
-        (KeyboardInterrupt(), 130, "interrupted: "),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
         (MemoryError(), 2, "error[memory]: out of memory\n"),
         (OSError(28, "No space left on device", "/x/y"), 2, "error[file]: /x/y: No space left on device\n"),
         (RuntimeError("boom"), 2, "error[bug]: RuntimeError: boom\n"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from okdc.run import read_json
+from okdc.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)

@@ -56,7 +56,7 @@ class Bundle:
             if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey
                 grey = np.rint(np.asarray(image, dtype=np.float64) / 257)
                 image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
-            if "A" in image.mode or "a" in image.mode or "transparency" in image.info:  # over black
+            if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:  # over black
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
             image = image.convert("RGB")
@@ -87,7 +87,7 @@ def classify(bundle: Bundle, paths: list[Path], top: int, as_json: bool) -> None
                 print(f"{path}: " + "  ".join(f"{name} {100 * p:.1f}%" for name, p in best))
 
 
-def selftest(bundle: Bundle) -> bool:
+def selftest(bundle: Bundle, as_json: bool) -> bool:
     """The bundle's cases again, from the files to the logits."""
     expected = json.loads((bundle.folder / "sample" / "expected.json").read_text(encoding="utf-8"))
     tolerance, worst = float(expected["tolerance"]), 0.0
@@ -97,7 +97,8 @@ def selftest(bundle: Bundle) -> bool:
         worst = max(worst, float(np.nan_to_num(difference, nan=np.inf).max()), abs(float(probabilities.sum()) - 1))
     good = worst <= tolerance and len(expected["cases"]) > 0
     count = len(expected["cases"])
-    print(f"self-test {'passed' if good else 'FAILED'}: {count} images, max |d| {worst:.1e} (allowed {tolerance:.1e})")
+    said = f"self-test {'passed' if good else 'FAILED'}: {count} images, max |d| {worst:.1e} (allowed {tolerance:.1e})"
+    print(said, file=sys.stderr if as_json else sys.stdout)
     return good
 
 
@@ -113,7 +114,7 @@ def main() -> int:
         parser.error("expected an image, or --selftest")
     try:
         bundle = Bundle(options.bundle)
-        if options.selftest and not selftest(bundle):
+        if options.selftest and not selftest(bundle, options.json):
             return 1
         classify(bundle, options.images, options.top, options.json)
     except Exception as error:  # a client of the bundle wants one line: what was wrong with which file

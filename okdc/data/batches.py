@@ -64,7 +64,7 @@ def draw(rows: Tensor, epoch: int, padding: int, flip: bool, seed: int) -> Epoch
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Augmented, normalised training batches of one size; the partial last one is dropped (BatchNorm, P16)."""
+    """Augmented, normalised training batches of one size. The partial last one is dropped: it might be one image."""
 
     dataset: Dataset
     batch_size: int

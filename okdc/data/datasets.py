@@ -8,7 +8,8 @@ same ones; only the subset `train_images` follows the recipe's seed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +37,7 @@ class Dataset:
     train: Tensor  # indices, int64
     val: Tensor
     test: Tensor
-    fingerprint: str  # sha256 of the images' contents, in order
+    fingerprint: str  # sha256 of the contents, the classes, the labels and the splits that the data brings
     notes: tuple[str, ...] = ()
 
     @property
@@ -46,7 +47,7 @@ class Dataset:
         return torch.Size((channels, height, width))
 
     @property
-    def judge(self) -> tuple[str, Tensor]:
+    def final_split(self) -> tuple[str, Tensor]:
         """The split that final numbers are read from, with its name: test, or validation where there is no test."""
         return ("test", self.test) if len(self.test) else ("validation", self.val)
 
@@ -87,7 +88,7 @@ def digits() -> Dataset:
         train=_without(torch.arange(len(labels)), test),
         val=torch.empty(0, dtype=torch.int64),
         test=test,
-        fingerprint=hashlib.sha256(grey.tobytes()).hexdigest(),
+        fingerprint=hashlib.sha256(grey.tobytes() + labels.numpy().tobytes()).hexdigest(),
     )
 
 
@@ -112,9 +113,15 @@ def folder(root: Path, size: int, progress: images.Progress | None = None) -> Da
         train=splits["train"],
         val=splits.get("val", nothing),
         test=splits.get("test", nothing),
-        fingerprint=decoded.sha256,
+        fingerprint=_fingerprint(decoded.sha256, found.classes, found.labels, found.splits),
         notes=tuple(notes),
     )
+
+
+def _fingerprint(contents: str, classes: Sequence[str], labels: list[int], splits: Mapping[str, range]) -> str:
+    """One file moved to another class or split keeps every byte of every image, and is other data all the same."""
+    given = {name: [rows.start, rows.stop] for name, rows in splits.items()}
+    return hashlib.sha256(json.dumps([contents, list(classes), labels, given]).encode()).hexdigest()
 
 
 def divide(dataset: Dataset, val_fraction: float, train_images: int | None, seed: int) -> Dataset:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from okdc.errors import DataError, nearest
@@ -243,7 +244,7 @@ def load(found: Listing, size: int, progress: Progress | None = None) -> Decoded
 
 
 def _key(found: Listing, size: int) -> str:
-    rows: list[Any] = [_CACHE_VERSION, size]
+    rows: list[Any] = [_CACHE_VERSION, PIL.__version__, size]
     for file in found.files:
         stat = file.stat()
         rows.append((file.relative_to(found.root).as_posix(), stat.st_size, stat.st_mtime_ns))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from okdc import __version__
 from okdc.errors import CheckFailed, RunError
-from okdc.run import write, write_json, writing
+from okdc.files import write, write_json, writing
 
 MODEL, MANIFEST, PARITY, SAMPLE = "model.onnx", "manifest.json", "parity.json", "sample"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import numpy as np
 from okdc import build
 from okdc.deploy import bundle, onnx, parity, sides
 from okdc.errors import CheckFailed, RunError
-from okdc.run import Run, read_json, write_json
+from okdc.files import read_json, write_json
+from okdc.run import Run
 from okdc.talk import Listener
 
 SAMPLES = 5
@@ -27,7 +29,8 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
         hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
         raise RunError(f"{run.path} is {run.state}, not complete: there is no student to export", hint=hint)
     network, facts = build.student(run)
-    result, weights = read_json(run.result), hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    result = read_json(run.result, "weights_sha256", "kept")
+    weights = hashlib.sha256(run.weights.read_bytes()).hexdigest()
     if not weights == facts["weights_sha256"] == result["weights_sha256"]:
         raise CheckFailed(
             "parity",
@@ -35,32 +38,36 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
             f"expected {result['weights_sha256'][:12]}",
             hint="another checkpoint was put in its place; restore it, or train again",
         )
-    recipe = build.recipe_of(run, data_root)
-    with tell.reading() as progress:
-        dataset = build.dataset(recipe, progress)
-    build.check_data(dataset, run.facts(), run)
-    split, rows = dataset.judge
+    recipe, dataset = build.data_of(run, data_root, tell)
+    split, rows = dataset.final_split
     if split != "test":
         tell.note("the data has no test split: parity is checked on the validation images")
     images, labels = dataset.images[rows].numpy(), dataset.labels[rows].numpy()
 
     target = out or run.path / "bundle"
-    with bundle.building(target) as folder:
-        tell.note("exporting to ONNX")
-        path = bundle.write_model(folder, onnx.to_onnx(network, facts))
-        onnx.check_structure(path.read_bytes(), facts)
-        tell.note(f"checking parity on {len(images):,} {split} images")
-        report = parity.check(path, network, facts, images, labels, result["kept"]["top1_pct"], split)
-        write_json(folder / bundle.PARITY, report)
-        if not report["passed"]:
-            raise CheckFailed(
-                "parity",
-                f"model.onnx is not the student: {report['failures'][0]}",
-                hint=f"likely cause: {report['cause']}",
-                details=[*report["failures"], f"report: {bundle.rejected(target) / bundle.PARITY}"],
-            )
-        shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
-        logits = sides.Torch(network, facts).logits(images[shown])
-        bundle.write_samples(folder, images[shown], labels[shown].tolist(), logits, report["logits"]["allowed"])
-        bundle.write_manifest(folder, facts, recipe.portable(), report, onnx.OPSET)
+    if target.name in ("", ".."):  # `-o .` has no name to build beside
+        target = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow links)
+    try:
+        with bundle.building(target) as folder:
+            tell.note("exporting to ONNX")
+            path = bundle.write_model(folder, onnx.to_onnx(network, facts))
+            onnx.check_structure(path.read_bytes(), facts)
+            tell.note(f"checking parity on {len(images):,} {split} images")
+            report = parity.check(path, network, facts, images, labels, result["kept"]["top1_pct"], split)
+            write_json(folder / bundle.PARITY, report)
+            if not report["passed"]:
+                raise CheckFailed(
+                    "parity",
+                    f"model.onnx did not pass: {report['failures'][0]}",
+                    hint=f"likely cause: {report['cause']}",
+                    details=[*report["failures"][1:], f"report: {bundle.rejected(target) / bundle.PARITY}"],
+                )
+            shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
+            logits, allowed = sides.Torch(network, facts).logits(images[shown]), report["logits"]["allowed"]["images"]
+            bundle.write_samples(folder, images[shown], labels[shown].tolist(), logits, allowed)
+            bundle.write_manifest(folder, facts, recipe.portable(), report, onnx.OPSET)
+    except CheckFailed as error:
+        if (target / bundle.MANIFEST).is_file():
+            error.details = (*error.details, f"the earlier bundle {target} is untouched")
+        raise
     return target, report

@@ -7,7 +7,7 @@ trained, a run also what was kept. Networks of one architecture, size and number
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,18 @@ from okdc import backbones, build, catalog
 from okdc.cohort import Backbone
 from okdc.data.images import listing
 from okdc.deploy import latency, onnx
+from okdc.deploy.bundle import MANIFEST, MODEL
 from okdc.deploy.count import Counts, count
 from okdc.deploy.sides import Session
 from okdc.errors import DataError, UsageError, nearest
+from okdc.files import read_json
+from okdc.machine import processor
 from okdc.methods.method import Method
 from okdc.recipe import Recipe, load
-from okdc.run import Run, processor, runs
+from okdc.run import Run, runs
+from okdc.talk import Listener
 
 CLASSES, SIZE = 10, 32  # of a bare name
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class _Heads(nn.Module):
         return tuple(self.method(images, labels, torch.ones(())).logits.values())
 
 
-def profile(words: Sequence[str], export_names: bool, threads: int, tell: Tell) -> dict[str, Any]:
+def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listener) -> dict[str, Any]:
     """The report that `okdc profile --json` prints. No word: the newest complete run.
 
     Raises UsageError for a word that names nothing, CheckFailed where the two counters disagree.
@@ -80,7 +82,7 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Tell) 
     subjects: list[Subject] = []
     if not words:
         run = Run.newest("complete")
-        tell(f"nothing named: {run.path} is the newest complete run")
+        tell.note(f"nothing named: {run.path} is the newest complete run")
         words = [str(run.path)]
     for word in words:
         if (Path(word) / "run.json").is_file():
@@ -95,18 +97,30 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Tell) 
             raise UsageError(
                 f"{word} is no run, network or recipe{nearest(word, known)}", hint="there is: " + ", ".join(known)
             )
-    measured: dict[tuple[str, int, int], Measured] = {}
+    # Networks of one architecture, size and number of classes are one: whichever row has a file lends it to the others.
+    networks: dict[tuple[str, int, int], Subject] = {}
     for subject in subjects:
-        if subject.kind == "training" or subject.key not in measured:
-            found = _measure(subject, threads, tell)
-            measured[subject.key] = found
-    rows = [_row(subject, measured[subject.key]) for subject in subjects]
+        if subject.kind != "training":
+            before = networks.setdefault(subject.key, subject)
+            networks[subject.key] = replace(
+                before, model=before.model or subject.model, export=before.export or subject.export
+            )
+    shared = {key: _measure(network, threads, tell) for key, network in networks.items()}
+    rows = [_row(s, _measure(s, threads, tell) if s.kind == "training" else shared[s.key]) for s in subjects]
     return {
         "schema": 1,
         "run": str(run.path) if run else None,
         "rows": rows,
         "shrink": _shrink(rows),
-        "stages": {s.architecture: measured[s.key].stages for s in subjects if s.kind != "training"},
+        "stages": [
+            {
+                "architecture": network.architecture,
+                "input": [3, network.size, network.size],
+                "classes": network.classes,
+                "stages": shared[key].stages,
+            }
+            for key, network in networks.items()
+        ],
         "latency": {"batch": 1, "threads": threads, "processor": processor()[0]},
     }
 
@@ -119,7 +133,7 @@ def _network(label: str, name: str, kind: str, size: int, classes: int, export: 
     return Subject(label, kind, name, backbones.build(name, classes).eval(), size, classes, export=export)
 
 
-def _of_recipe(word: str, export: bool, tell: Tell) -> list[Subject]:
+def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
     recipe, notes = build.resolve(load([word]), needs_data=False)
     classes = CLASSES
     if recipe.data.name == "folder":
@@ -128,14 +142,14 @@ def _of_recipe(word: str, export: bool, tell: Tell) -> list[Subject]:
         except DataError:
             notes.append(f"no images at {recipe.data.root or 'data.root'}: counted with {CLASSES} classes")
     for note in notes:
-        tell(note)
+        tell.note(note)
     names = dict.fromkeys(recipe.cohort.students)
     students = [_network(name, name, "student", recipe.data.image_size, classes, export) for name in names]
     return [*students, _whole(recipe, classes)]
 
 
 def _of_run(run: Run) -> list[Subject]:
-    recipe, classes = build.recipe_of(run), len(run.facts()["classes"])
+    (recipe, _), classes = build.recipe_of(run), len(read_json(run.info, "classes")["classes"])
     size = recipe.data.image_size
     whole = _whole(recipe, classes)
     assert isinstance(whole.module, _Heads)
@@ -147,20 +161,18 @@ def _of_run(run: Run) -> list[Subject]:
     subjects.append(whole)
     if run.state == "complete":
         network, facts = build.student(run)
-        file = run.path / "bundle" / "model.onnx"
-        model = file.read_bytes() if file.is_file() else onnx.to_onnx(network, facts)
-        kept = Subject(
-            f"kept (student{facts['student']})", "kept", facts["architecture"], network, size, classes, model
-        )
-        subjects = [s if s.key != kept.key else _with_model(s, model) for s in subjects] + [kept]
+        kept = Subject(f"kept (student{facts['student']})", "kept", facts["architecture"], network, size, classes)
+        subjects.append(replace(kept, model=_bundled(run, facts)))
     return subjects
 
 
-def _with_model(subject: Subject, model: bytes) -> Subject:
-    """Same architecture, size and classes: the kept student's file weighs and takes what this one's would."""
-    return Subject(
-        subject.name, subject.kind, subject.architecture, subject.module, subject.size, subject.classes, model
-    )
+def _bundled(run: Run, facts: dict[str, Any]) -> bytes | None:
+    """The model of the run's own bundle, if it is of these very weights."""
+    folder = run.path / "bundle"
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = read_json(folder / MANIFEST, "weights_sha256")
+    return (folder / MODEL).read_bytes() if manifest["weights_sha256"] == facts["weights_sha256"] else None
 
 
 def _whole(recipe: Recipe, classes: int) -> Subject:
@@ -174,7 +186,7 @@ def _whole(recipe: Recipe, classes: int) -> Subject:
 # Measuring
 
 
-def _measure(subject: Subject, threads: int, tell: Tell) -> Measured:
+def _measure(subject: Subject, threads: int, tell: Listener) -> Measured:
     example = torch.zeros(1, 3, subject.size, subject.size)
     found = Measured(count(subject.module, example))
     if not isinstance(subject.module, Backbone):
@@ -183,7 +195,7 @@ def _measure(subject: Subject, threads: int, tell: Tell) -> Measured:
     model = subject.model
     facts = _plain_facts(subject)
     if model is None and subject.export:
-        tell(f"exporting {subject.architecture} for its file size and latency")
+        tell.note(f"exporting {subject.architecture} for its file size and latency")
         model = onnx.to_onnx(subject.module, facts)
     rule = facts["preprocessing"]
     deploy = onnx.Deploy(subject.module, rule["mean"], rule["std"]).eval()

@@ -6,7 +6,8 @@ They share no preprocessing: one has training's transform, the other has only th
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy.onnx import INPUT, LOGITS, PROBABILITIES
+from okdc.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -31,7 +33,7 @@ class Torch:
         rule = facts["preprocessing"]
         self.network = network.eval()
         self.normalise = Normalise(rule["mean"], rule["std"])
-        self.mean, self.std = torch.tensor(rule["mean"]).double(), torch.tensor(rule["std"]).double()
+        self.mean, self.std = (torch.tensor(rule[name], dtype=torch.float64) for name in ("mean", "std"))
         self.double = copy.deepcopy(network).double()
 
     @torch.inference_mode()
@@ -58,13 +60,24 @@ class Session:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         source = model if isinstance(model, bytes) else str(model)
-        self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        with _refusals():
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, images: Pixels, batch: int | None = None) -> tuple[Floats, Floats]:
         """(logits, probabilities) of all images, in batches of `batch`, the last one partial; None: one batch."""
         batch = batch or len(images)
-        parts = [
-            self.session.run([LOGITS, PROBABILITIES], {INPUT: images[i : i + batch]})
-            for i in range(0, len(images), batch)
-        ]
+        with _refusals():
+            parts = [
+                self.session.run([LOGITS, PROBABILITIES], {INPUT: images[i : i + batch]})
+                for i in range(0, len(images), batch)
+            ]
         return np.concatenate([logits for logits, _ in parts]), np.concatenate([p for _, p in parts])
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """onnxruntime raises kinds of its own; that it cannot run a file is a failed check, not a bug."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckFailed("parity", f"onnxruntime cannot run the file: {str(error).splitlines()[0]}") from error

@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from okdc.methods.method import Config, Method, Step
+from okdc.methods.method import Config, Method, Step, full_precision
 
 
 class BaselineConfig(Config):
@@ -22,4 +22,5 @@ class Baseline(Method):
 
     def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
         (z,) = self.cohort.logits(self.cohort(images))
-        return Step({"ce_student0": F.cross_entropy(z, labels)}, {"student0": z})
+        with full_precision(images):
+            return Step({"ce_student0": F.cross_entropy(z, labels)}, {"student0": z})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from okdc.blocks import DualAttention, OverallFusion, match
 from okdc.cohort import Backbone, Cohort
-from okdc.methods.method import Config, Method, Step, kl, ramp
+from okdc.methods.method import Config, Method, Step, full_precision, kl, ramp
 
 
 class FEFRConfig(Config):
@@ -147,7 +147,7 @@ class FEFR(Method):
         maps = self.cohort(images)
         z = self.cohort.logits(maps)
         z_f = self.fusion([path(own) for path, own in zip(self.paths, maps, strict=True)])  # section 3.2.4
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images):
             z_a = torch.stack(z).mean(0)
             w, T = ramp(progress, self.rampup), self.temperature
             losses = {f"ce_student{k}": F.cross_entropy(z_k, labels) for k, z_k in enumerate(z)}

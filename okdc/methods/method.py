@@ -5,6 +5,7 @@ Shapes: N images, K classes; z_k are the logits of student k.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -48,6 +49,11 @@ class Method(nn.Module):
 
     def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
         raise NotImplementedError
+
+
+def full_precision(images: Tensor) -> AbstractContextManager[None]:
+    """Losses are computed outside autocast: on a CPU it would leave a log_softmax of bfloat16 in bfloat16."""
+    return torch.autocast(images.device.type, enabled=False)
 
 
 def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:

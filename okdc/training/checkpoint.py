@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from okdc.errors import RunError
-from okdc.run import Run, write, writing
+from okdc.files import write, writing
+from okdc.run import Run
 
 VERSION = 1
 

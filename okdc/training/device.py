@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 import torch
 
 from okdc.errors import DeviceError
+from okdc.machine import processor
 from okdc.recipe import Engine
-from okdc.run import processor
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def choose(engine: Engine, image_size: int, deterministic: bool = False) -> Sett
     cuda = torch.cuda.is_available()
     reasons = []
     if engine.device == "cuda" and not cuda:
-        raise DeviceError("device cuda was asked for and torch finds no CUDA device", hint="--device cpu, or auto")
+        raise DeviceError(
+            "device cuda was asked for and torch finds no CUDA device", hint="leave the device to auto, or take cpu"
+        )
     device = engine.device if engine.device != "auto" else ("cuda" if cuda else "cpu")
     why = "as asked" if engine.device != "auto" else (torch.cuda.get_device_name() if cuda else "no CUDA device")
     reasons.append(f"device {device} ({why})")

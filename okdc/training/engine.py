@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,9 +29,11 @@ from okdc.build import Job
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.images import RESIZE
-from okdc.errors import Interrupted, RunError, TrainingError
+from okdc.errors import DeviceError, DiskError, Interrupted, RunError, TrainingError
+from okdc.files import read_json, write, write_json
+from okdc.machine import differences
 from okdc.recipe import Engine, Recipe
-from okdc.run import Run, processor, read_json, refuse_taken, write, write_json
+from okdc.run import Run, refuse_taken
 from okdc.talk import Listener
 from okdc.training import checkpoint, device, optim
 from okdc.training.device import Settings
@@ -59,57 +62,79 @@ def start(recipe: Recipe, stem: str, out: Path | None, provenance: dict[str, Any
     for reason in settings.reasons:
         tell.note(reason)
     with tell.reading() as progress:
-        job = build.job(recipe, progress)
+        found = build.dataset(recipe, progress)
+    job = build.job(recipe, found)
     for note in job.notes:
         tell.note(note)
     info = {
         "schema": 1,
         "recipe_sha256": job.recipe.sha256(),
-        "data_sha256": job.dataset.fingerprint,
-        "classes": list(job.dataset.classes),
+        "data_sha256": found.fingerprint,
+        "classes": list(found.classes),
         "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
         "settings": settings.saved(),
         "reasons": list(settings.reasons),
-        "processor": processor()[0],
         **provenance,
     }
     run = Run.create(stem, job.recipe.text(), info, out)
     tell.note(f"run {run.path}")
-    train(job, run, settings, Progressed(), None, tell)
+    with run.held(), _continuable(run):
+        train(job, run, settings, Progressed(), None, tell)
     return run
 
 
 def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
-    """Continue a run to the bit, with the settings it was started with.
+    """Continue a run to the bit, with the settings it was started with; what keeps it from being exact is said.
 
-    Raises RunError for a run that failed, DeviceError where this machine lacks a setting, DataError for other images.
+    Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
+    device, DataError for other images.
     """
-    facts = run.facts()
     if run.state == "complete":
         tell.note(f"{run.path} is complete: nothing to do")
         return run
     if run.state == "failed":
-        raise RunError(f"{run.path} failed: {facts['failed']}", hint="it would fail again; start another run")
-    recipe = build.recipe_of(run, data_root)
-    settings = device.choose(Engine(**facts["settings"]), recipe.data.image_size, recipe.deterministic)
-    with tell.reading() as progress:
-        job = build.job(recipe, progress)
-    build.check_data(job.dataset, facts, run)
-    state, notes = checkpoint.load(run)
-    for note in notes:
-        tell.note(note)
-    progressed = Progressed()
-    if state is None:
-        tell.note(f"{run.path}: no checkpoint was written yet, it starts from its first step")
-    else:
-        totals = Totals.restore(state["totals"], settings.torch_device) if state["totals"] else None
-        progressed = Progressed(
-            state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"]
-        )
-        tell.note(f"{run.path} continues at epoch {progressed.epoch + 1}, step {progressed.step + 1}")
-    run.keep_rows(progressed.log_rows)
-    train(job, run, settings, progressed, state, tell)
+        why = run.facts().get("failed", "")
+        raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
+    facts = read_json(run.info, "settings")
+    with run.held(), _continuable(run):
+        recipe, _ = build.recipe_of(run, data_root)
+        try:
+            settings = device.choose(Engine(**facts["settings"]), recipe.data.image_size, recipe.deterministic)
+        except DeviceError as error:
+            raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
+        tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
+        for difference in differences(facts):
+            tell.note(f"not exact to the bit: {difference}")
+        recipe, found = build.data_of(run, data_root, tell)
+        job = build.job(recipe, found)
+        state, notes = checkpoint.load(run)
+        for note in notes:
+            tell.note(note)
+        progressed = Progressed()
+        if state is None:
+            tell.note(f"{run.path}: no checkpoint was written yet, it starts from its first step")
+        else:
+            totals = Totals.restore(state["totals"], settings.torch_device) if state["totals"] else None
+            progressed = Progressed(
+                state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"]
+            )
+            tell.note(f"{run.path} continues at epoch {progressed.epoch + 1}, step {progressed.step + 1}")
+        run.keep_rows(progressed.log_rows)
+        train(job, run, settings, progressed, state, tell)
     return run
+
+
+@contextmanager
+def _continuable(run: Run) -> Iterator[None]:
+    """Whatever ends a training from outside, its last checkpoint stands: say how to go on from it."""
+    try:
+        yield
+    except KeyboardInterrupt:  # before the first step, while judging, or a second Ctrl-C
+        raise Interrupted(
+            f"SIGINT: {run.path} is as its last checkpoint left it", exit_code=130, hint=f"okdc resume {run.path}"
+        ) from None
+    except DiskError as error:
+        raise DiskError(error.message, hint=f"free some space, then: okdc resume {run.path}") from error
 
 
 def train(job: Job, run: Run, settings: Settings, at: Progressed, state: dict[str, Any] | None, tell: Listener) -> None:
@@ -153,7 +178,7 @@ def train(job: Job, run: Run, settings: Settings, at: Progressed, state: dict[st
             },
         )
 
-    text = ""
+    text, first = "", True
     with StopRequest() as stop, tell.training() as bar:
         while at.epoch < epochs:
             # One epoch. Training mode is set anew each time: validation left eval mode behind.
@@ -174,8 +199,9 @@ def train(job: Job, run: Run, settings: Settings, at: Progressed, state: dict[st
                 loss.backward()
                 if recipe.optim.clip:
                     torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.clip)
-                if at.step == 0:
+                if first:
                     optim.assert_same_strides(optimizer)
+                    first = False
                 optimizer.step()
                 totals.add(step, labels, done)
 
@@ -192,6 +218,8 @@ def train(job: Job, run: Run, settings: Settings, at: Progressed, state: dict[st
             trained = totals.read()
             at.seconds += time.perf_counter() - began
             _stop_if_bad(trained, run, steps)
+            if not torch.stack([p.isfinite().all() for p in parameters]).all():
+                _fail(run, f"a weight is not finite after epoch {at.epoch}")
             validated = None
             if len(dataset.val):
                 with settings.autocast():
@@ -290,10 +318,13 @@ def keep_student(run: Run, job: Job, best: dict[str, Any]) -> None:
 
 def judge(job: Job, run: Run, at: Progressed, batches: TrainBatches) -> dict[str, Any]:
     """result.json: in float32, without autocast, every head at the last epoch and the kept student from its file."""
-    split, rows = job.dataset.judge
-    heads = evaluate(
-        job.method, eval_batches(batches.dataset, rows, batches.normalise, EVAL_BATCH), batches.dataset.images.device
-    )
+    split, rows = job.dataset.final_split
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too
+        heads = evaluate(
+            job.method,
+            eval_batches(batches.dataset, rows, batches.normalise, EVAL_BATCH),
+            batches.dataset.images.device,
+        )
     if heads.bad:  # weights that the last step ruined, where no validation saw them
         _fail(run, f"{split} images after epoch {at.epoch}: {heads.bad[1]} is not finite")
     network, facts = build.student(run)

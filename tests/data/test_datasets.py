@@ -193,14 +193,14 @@ def test_a_tree_becomes_a_dataset_with_its_own_splits() -> None:
         for row, path in zip(rows.tolist(), paths, strict=True):
             with Image.open(Path("root") / path) as image:
                 assert np.array_equal(found.images[row].numpy(), np.asarray(image))
-    assert found.judge[0] == "test"
+    assert found.final_split[0] == "test"
     assert any("valid/cat: no images of this class" in note for note in found.notes)
 
 
 def test_without_a_test_split_the_judge_is_called_validation() -> None:
     found = divide(folder(write_tree(Path("root"), {"train": {"a": 10, "b": 10}}), 8), 0.2, None, 0)
     assert (len(found.train), len(found.val), len(found.test)) == (16, 4, 0)
-    name, rows = found.judge
+    name, rows = found.final_split
     assert name == "validation"
     assert torch.equal(rows, found.val)
 

@@ -16,7 +16,8 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from okdc.__main__ import main
 from okdc.deploy import onnx
-from okdc.run import Run, read_json, write_json
+from okdc.files import read_json, write_json
+from okdc.run import Run
 
 Array = npt.NDArray[Any]
 

@@ -76,7 +76,9 @@ def test_a_bundle_that_is_there_is_weighed_as_it_is(
 
 def test_stages_add_up_to_the_network(capsys: pytest.CaptureFixture[str]) -> None:
     report = _report(["resnet20"], capsys)
-    stages = report["stages"]["resnet20"]
+    (network,) = report["stages"]
+    assert (network["architecture"], network["input"]) == ("resnet20", [3, 32, 32])
+    stages = network["stages"]
     assert [s["stage"] for s in stages] == ["stages.0", "stages.1", "stages.2", "stages.3", "head"]
     assert sum(s["macs"] for s in stages) == report["rows"][0]["macs"]
     assert sum(s["params"] for s in stages) == report["rows"][0]["params"]

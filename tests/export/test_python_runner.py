@@ -18,7 +18,8 @@ from PIL import Image
 from okdc import catalog
 from okdc.__main__ import main
 from okdc.data import images
-from okdc.run import Run, read_json, write_json
+from okdc.files import read_json, write_json
+from okdc.run import Run
 
 SCRIPT = catalog.folder("export") / "python" / "run.py"
 # None in sys.modules makes an import fail as if the package were not installed.
@@ -61,8 +62,8 @@ def script() -> ModuleType:
 def test_the_selftest_passes_without_torch_and_images_are_classified(shipped: Path) -> None:
     done = _run(shipped, "--selftest", shipped / "sample" / "0.png", shipped / "sample" / "1.png", "--json")
     assert done.returncode == 0, done.stderr
-    first, *lines = done.stdout.splitlines()
-    assert first.startswith("self-test passed: 5 images")
+    assert done.stderr.startswith("self-test passed: 5 images"), "JSON lines are alone on stdout"
+    lines = done.stdout.splitlines()
     expected = json.loads((shipped / "sample" / "expected.json").read_text())["cases"]
     for line, case in zip(lines, expected, strict=False):
         top = json.loads(line)["top"]

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import json
 import math
 import os
 import random
 import signal
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from harness import (
     EPOCHS,
     STEPS,
     Quiet,
+    built,
     digest,
     outcome,
     recipe,
@@ -41,9 +43,10 @@ from okdc.backbones.resnet import cifar_resnet
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
+from okdc.files import read_json
 from okdc.methods.method import Step
-from okdc.run import Run, read_json
-from okdc.training import checkpoint
+from okdc.run import Run
+from okdc.training import checkpoint, engine
 from okdc.training.metrics import logits_of, top1_pct
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -86,7 +89,7 @@ def test_a_run_leaves_the_global_generator_as_it_was() -> None:
 
 def test_an_epoch_is_its_whole_batches_and_a_run_its_epochs() -> None:
     """50 images are three batches of 16; the two left over would be a batch of their own for BatchNorm."""
-    job, sizes = build.job(recipe()), []
+    job, sizes = built(recipe()), []
     job.method.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])) if m.training else None)
     tell = Quiet()
     run = train(job, tell)
@@ -99,7 +102,7 @@ def test_an_epoch_is_its_whole_batches_and_a_run_its_epochs() -> None:
 
 def test_every_module_is_in_training_mode_at_every_step() -> None:
     """Validation leaves evaluation mode behind; an epoch that begins in it would train with frozen statistics."""
-    job, modes, tracked = build.job(recipe()), [], []
+    job, modes, tracked = built(recipe()), [], []
 
     def look(method: nn.Module, args: Any) -> None:  # noqa: ARG001
         if torch.is_inference_mode_enabled():
@@ -118,7 +121,7 @@ def test_every_module_is_in_training_mode_at_every_step() -> None:
 
 def test_progress_is_the_fraction_of_steps_done_and_both_groups_follow_the_schedule() -> None:
     """The first step has 0. A fusion module whose rate never falls is a known mistake of public code."""
-    job = build.job(recipe("optim.epochs=8"))
+    job = built(recipe("optim.epochs=8"))
     progress: list[float] = []
     rates: list[list[float]] = []
     job.method.register_forward_pre_hook(lambda m, args: progress.append(args[2].item()) if m.training else None)
@@ -208,7 +211,7 @@ def test_bfloat16_and_channels_last_train_and_leave_a_plain_float32_student() ->
 
 
 def test_the_test_split_has_no_say_in_weights_log_or_choice() -> None:
-    clean, spoilt = build.job(recipe()), build.job(recipe())
+    clean, spoilt = built(recipe()), built(recipe())
     images, labels = spoilt.dataset.images.clone(), spoilt.dataset.labels.clone()
     torch.manual_seed(0)
     images[spoilt.dataset.test] = torch.randint(256, images[spoilt.dataset.test].shape, dtype=torch.uint8)
@@ -223,7 +226,7 @@ def test_the_test_split_has_no_say_in_weights_log_or_choice() -> None:
 
 def test_the_validation_split_has_no_say_in_the_weights_of_the_last_epoch() -> None:
     """It chooses; it does not teach, not even through batch statistics."""
-    clean, spoilt = build.job(recipe()), build.job(recipe())
+    clean, spoilt = built(recipe()), built(recipe())
     images = spoilt.dataset.images.clone()
     images[spoilt.dataset.val] = 255 - images[spoilt.dataset.val]
     spoilt = replace(spoilt, dataset=replace(spoilt.dataset, images=images))
@@ -233,7 +236,7 @@ def test_the_validation_split_has_no_say_in_the_weights_of_the_last_epoch() -> N
 
 
 def test_splits_do_not_meet() -> None:
-    found = build.job(recipe()).dataset
+    found = built(recipe()).dataset
     together = torch.cat([found.train, found.val, found.test])
     assert len(together.unique()) == len(together) == 50 + 50 + 797
 
@@ -279,7 +282,7 @@ def test_smallest_keeps_the_student_of_fewest_parameters() -> None:
 
 def test_the_kept_weights_score_what_was_recorded() -> None:
     """On validation, and on the test split: read back from the file, in float32."""
-    job = build.job(recipe("optim.lr=0.2", "optim.epochs=4"))
+    job = built(recipe("optim.lr=0.2", "optim.epochs=4"))
     run = train(job)
     network, facts = build.student(run)
     rule = facts["preprocessing"]
@@ -294,7 +297,7 @@ def test_the_kept_weights_score_what_was_recorded() -> None:
 @pytest.mark.parametrize("share", ["low", "stem1", "none"])
 def test_without_validation_the_named_student_of_the_last_epoch_is_kept_as_it_was_trained(share: str) -> None:
     """Its own forward equals its logits inside the method, its keys are the plain network's."""
-    job = build.job(recipe("data.val_fraction=0.0", "cohort.keep=1", f"cohort.share={share}"))
+    job = built(recipe("data.val_fraction=0.0", "cohort.keep=1", f"cohort.share={share}"))
     run = train(job)
     assert [row["val_top1_pct"] for row in run.rows()] == [{}] * EPOCHS
     kept = read_json(run.result)["kept"]
@@ -354,7 +357,7 @@ def test_result_json_holds_these_facts() -> None:
 
 
 def test_a_data_set_without_test_images_is_judged_on_validation_and_says_so() -> None:
-    job = build.job(recipe())
+    job = built(recipe())
     job = replace(job, dataset=replace(job.dataset, test=torch.empty(0, dtype=torch.int64)))
     found = read_json(train(job).result)
     assert (found["judged_on"], found["images"]) == ("validation", 50)
@@ -380,7 +383,7 @@ def spoiling(job: build.Job, step: int, term: str, value: float = math.nan) -> N
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_fails_the_run_by_step_and_term_and_keeps_what_was_good(value: float) -> None:
-    job = build.job(recipe())
+    job = built(recipe())
     spoiling(job, 2 * STEPS + 2, "kl_fused_student1", value)
     with pytest.raises(TrainingError, match=r"kl_fused_student1 is not finite at step 8 \(epoch 3\)") as caught:
         train(job)
@@ -398,7 +401,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_by_step_and_term_and_keeps_what
 
 def test_a_signal_after_a_loss_that_is_not_finite_saves_no_ruined_state() -> None:
     """The look at the losses comes once an epoch; a checkpoint in between must not pass for a good one."""
-    job = build.job(recipe())
+    job = built(recipe())
     spoiling(job, STEPS + 1, "ce_fused")
     with pytest.raises(TrainingError, match=r"ce_fused is not finite at step 4 \(epoch 2\)"):
         train(job, signalled(STEPS + 1 + 2, signal.SIGINT))
@@ -430,10 +433,10 @@ def ruin_at_last_step(job: build.Job) -> None:
     next(iter(head.parameters())).register_hook(ruin)
 
 
-def test_weights_ruined_by_an_epochs_last_step_fail_at_its_validation() -> None:
-    job = build.job(recipe())
+def test_weights_ruined_by_an_epochs_last_step_are_noticed_before_they_are_saved() -> None:
+    job = built(recipe())
     ruin_at_last_step(job)
-    with pytest.raises(TrainingError, match="validation after epoch 3: ce_student0 is not finite"):
+    with pytest.raises(TrainingError, match="a weight is not finite after epoch 3"):
         train(job)
     run = Run.open(Path("runs/held-1"))
     assert run.state == "failed"
@@ -442,7 +445,7 @@ def test_weights_ruined_by_an_epochs_last_step_fail_at_its_validation() -> None:
 
 def test_weights_ruined_by_the_last_step_fail_where_nothing_validates() -> None:
     """They would otherwise be shipped."""
-    job = build.job(recipe("data.val_fraction=0.0", "cohort.keep=0"))
+    job = built(recipe("data.val_fraction=0.0", "cohort.keep=0"))
     ruin_at_last_step(job)
     with pytest.raises(TrainingError, match="not finite"):
         train(job)
@@ -467,15 +470,21 @@ def full(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, when: Callable[
     monkeypatch.setattr(owner, name, refusing)
 
 
-def is_the(nth: int, call: int, args: tuple[Any, ...]) -> bool:  # noqa: ARG001
-    return call == nth
+def full_at(monkeypatch: pytest.MonkeyPatch, nth: int) -> None:
+    """The disk is full when the nth file is synced; folders, which are synced too, are not counted."""
+    files = itertools.count(1)
+
+    def the_nth_file(_: int, args: tuple[Any, ...]) -> bool:
+        return stat.S_ISREG(os.fstat(args[0]).st_mode) and next(files) == nth
+
+    full(monkeypatch, os, "fsync", the_nth_file)
 
 
 def test_a_disk_that_fills_up_at_any_write_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Writes 1 and 2 make the run. From then on there is a run to continue, whichever write fails."""
     for nth in itertools.count(3):
         with monkeypatch.context() as patch:
-            full(patch, os, "fsync", functools.partial(is_the, nth))
+            full_at(patch, nth)
             try:
                 start()
             except DiskError as error:
@@ -484,7 +493,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(monkeypatch: pytest.Mon
             else:
                 break  # the run has fewer writes than that
         run = Run.newest("resumable")
-        assert not list(run.path.glob(".*"))  # nothing half-written is left
+        assert {p.name for p in run.path.glob(".*")} == {".lock"}  # nothing half-written is left
         assert outcome(resume(run.path)) == uninterrupted()
     assert nth > 2 + 3 * EPOCHS  # a row, a checkpoint and more in every epoch
 
@@ -510,7 +519,7 @@ def test_a_checkpoint_that_cannot_be_moved_into_place_leaves_one_to_continue_fro
 
 
 def test_a_failed_write_names_the_file_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    full(monkeypatch, os, "fsync", functools.partial(is_the, 6))
+    full_at(monkeypatch, 6)
     with pytest.raises(DiskError, match=r"runs/tiny-1/checkpoint\.pt: cannot be written") as caught:
         start()
     assert caught.value.hint
@@ -522,7 +531,7 @@ def test_a_failed_write_names_the_file_and_what_to_do(monkeypatch: pytest.Monkey
 
 
 def gpu_batches(device: str) -> tuple[TrainBatches, Dataset]:
-    job = build.job(recipe())
+    job = built(recipe())
     dataset = job.dataset.to(torch.device(device))
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, torch.device(device))
     return TrainBatches(dataset, 16, 1, True, normalise, 0), dataset
@@ -559,3 +568,25 @@ def test_a_deterministic_run_on_the_gpu_is_equal_to_the_bit(monkeypatch: pytest.
         assert outcome(start(*words)) == outcome(start(*words))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+class Watched(Quiet):
+    """Forbids the host to wait for the GPU from an epoch's second step to the one before its last."""
+
+    @contextmanager
+    def training(self) -> Iterator[Callable[[int, int, str], None]]:
+        def update(done: int, total: int, text: str) -> None:  # noqa: ARG001
+            inside = 0 < done % STEPS < STEPS - 1
+            torch.cuda.set_sync_debug_mode("error" if inside else "default")
+
+        try:
+            yield update
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_the_loop_itself_never_makes_the_host_wait_within_an_epoch() -> None:
+    words = ("engine.device=cuda", "engine.dtype=auto", "optim.clip=1.0")
+    run = engine.start(recipe(*words), "watched", None, {}, Watched())
+    assert run.state == "complete"

@@ -32,9 +32,10 @@ from harness import (
 
 from okdc import build
 from okdc.errors import DataError, DeviceError, Interrupted, RunError
+from okdc.files import read_json, write_json
 from okdc.methods.method import Method
 from okdc.recipe import Optim, load
-from okdc.run import Run, read_json, write_json
+from okdc.run import Run
 from okdc.training import checkpoint, device, engine, optim
 from okdc.training.signals import StopRequest
 

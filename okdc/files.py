@@ -1,0 +1,79 @@
+"""Files that are never half there: written aside, synced and moved into place."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from okdc.errors import DiskError, RunError
+
+
+@contextlib.contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Turns the operating system's refusal to write `path` into a DiskError."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{path}: cannot be written: {error.strerror or error}", hint=hint) from error
+
+
+def write(path: Path, content: bytes, previous: Path | None = None) -> None:
+    """Replace `path` by `content` in one step; what stood there moves to `previous` if that is given.
+
+    A process that dies at any moment leaves the old file, the new one, or (with `previous`) the old one there.
+    Raises DiskError with the old file in place.
+    """
+    aside = path.with_name(f".{path.name}.new")
+    with writing(path, hint="nothing that was there is lost; free some space or choose another folder"):
+        try:
+            with aside.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if previous is None or not path.exists():
+                aside.replace(path)
+            else:
+                path.replace(previous)
+                try:
+                    aside.replace(path)
+                except OSError:
+                    previous.replace(path)
+                    raise
+            _sync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on disk when its folder is. Not every system lets a folder be opened."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    write(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Raises RunError for a file that is missing or damaged, or that lacks one of `keys`."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise RunError(f"{path}: not JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise RunError(f"{path}: expected a JSON object")
+    missing = [key for key in keys if key not in facts]
+    if missing:
+        raise RunError(f"{path} is damaged: {', '.join(missing)} missing")
+    return facts

@@ -1,0 +1,150 @@
+"""What the commands print of their facts. Each function takes what `--json` would have printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from okdc import console
+
+
+def result(facts: dict[str, Any]) -> None:
+    """A finished run: every head at the last epoch, the kept student, how sure the number is."""
+    kept, n, split = facts["kept"], facts["images"], facts["judged_on"]
+    rows = [[name, _with_error(value, n), "last"] for name, value in facts["heads_last_epoch_top1_pct"].items()]
+    rows.append([f"kept: student{kept['student']}", _with_error(kept["top1_pct"], n), str(kept["epoch"])])
+    console.table(["head", f"top-1 % on {split}", "epoch"], rows)
+    console.out(
+        f"kept student{kept['student']} ({kept['architecture']}): {_with_error(kept['top1_pct'], n)} % on {n} {split} "
+        f"images (± standard error), seed {facts['seed']}, one run"
+    )
+    if split != "test":
+        console.warn("the data has no test split: this number was also used to choose, and flatters")
+    console.out(f"trained {facts['epochs']} epochs in {facts['seconds']:.1f} s, {facts['images_per_s']:,.0f} images/s")
+
+
+def _with_error(top1_pct: float, images: int) -> str:
+    """A share of n images with its binomial standard error, in percent."""
+    share = top1_pct / 100
+    return f"{top1_pct:.2f} ± {100 * (share * (1 - share) / images) ** 0.5:.2f}"
+
+
+def runs(rows: Sequence[dict[str, Any]]) -> None:
+    """The runs, oldest first."""
+    console.table(
+        ["run", "state", "method", "epoch", "kept", "top-1 %", "on"],
+        [
+            [
+                row["run"],
+                row["state"],
+                row["method"],
+                f"{row['epoch']}/{row['epochs']}",
+                row["kept"] or "",
+                _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "",
+                row["judged_on"] or "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def recipes(rows: Sequence[dict[str, Any]]) -> None:
+    """The shipped recipes, with what a paper prints for the cell."""
+    console.table(
+        ["recipe", "what", "data", "students", "method", "epochs", "paper's student error %"],
+        [
+            [
+                row["name"],
+                row["about"]["title"],
+                row["data"]["name"],
+                ", ".join(row["cohort"]["students"]),
+                row["method"]["name"],
+                str(row["optim"]["epochs"]),
+                _paper(row["about"].get("paper")),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _paper(paper: dict[str, Any] | None) -> str:
+    return f"{paper['student_error']} ({paper['method']})" if paper and "student_error" in paper else ""
+
+
+def profile(report: dict[str, Any]) -> None:
+    """Rows side by side, a table of stages for each network, what was thrown away."""
+
+    def pair(row: dict[str, Any], engine: str) -> str:
+        p50, p90 = row[f"latency_ms_p50_{engine}"], row[f"latency_ms_p90_{engine}"]
+        return "" if p50 is None else f"{p50:.2f} / {p90:.2f}"
+
+    console.table(
+        ["", "input", "params", "MACs", "FLOPs", "fvcore", "activations", "ONNX file", "torch ms", "onnxruntime ms"],
+        [
+            [
+                row["name"] if row["kind"] in ("network", "training") else f"{row['name']} {row['architecture']}",
+                "×".join(map(str, row["input"])),
+                f"{row['params']:,}",
+                ("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}",
+                ("≥ " if row["lower_bound"] else "") + f"{row['flops']:,}",
+                f"{row['fvcore_total']:,}",
+                f"{row['activations']:,}",
+                f"{row['onnx_bytes'] / 1000:,.0f} kB" if row["onnx_bytes"] else "",
+                pair(row, "torch"),
+                pair(row, "onnxruntime"),
+            ]
+            for row in report["rows"]
+        ],
+    )
+    for network in report["stages"]:
+        name = f"{network['architecture']}, {'×'.join(map(str, network['input']))}"
+        console.out("")
+        console.table(
+            [name, "output", "params", "MACs"],
+            [
+                [s["stage"], "×".join(map(str, s["output"])), f"{s['params']:,}", f"{s['macs']:,}"]
+                for s in network["stages"]
+            ],
+        )
+    console.out("")
+    for row in report["rows"]:
+        if row["uncounted"]:
+            console.warn(f"{row['name']}: no counter knows {', '.join(row['uncounted'])}; its MACs are a lower bound")
+    if shrink := report["shrink"]:
+        console.out(
+            f"kept of what was trained: 1/{shrink['params']:.1f} of the parameters, 1/{shrink['macs']:.1f} of the MACs"
+        )
+    how = report["latency"]
+    console.note(
+        "MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs; fvcore: "
+        f"its own total, BatchNorm and pooling included. Latency p50 / p90, batch {how['batch']}, {how['threads']} "
+        f"thread{'s' if how['threads'] > 1 else ''}, {how['processor']}"
+    )
+
+
+def parity(parity: dict[str, Any]) -> None:
+    """What was compared, found and allowed."""
+    logits, top1, allowed = parity["logits"], parity["top1_pct"], parity["logits"]["allowed"]
+    console.table(
+        ["parity", "found", "allowed"],
+        [
+            [f"images of the {parity['split']} split", f"{parity['images']:,}", ""],
+            ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
+            ["top-1 %, onnxruntime", f"{top1['onnx']:.2f}", f"{top1['torch']:.2f}"],
+            ["predictions that differ", str(parity["predictions_that_differ"]), "0 beyond rounding"],
+            *[
+                [
+                    f"logits, max |d|, {name.replace('_', ' ')}",
+                    f"{value:.1e}",
+                    f"{allowed.get(name, allowed['images']):.1e}",
+                ]
+                for name, value in logits["max_abs"].items()
+            ],
+            [
+                "batches 1 to 135, threads 1 and 2",
+                f"{max(parity['invariance_max_abs'].values()):.1e}",
+                f"{allowed['images']:.1e}",
+            ],
+            ["second engine (onnx.reference)", f"{parity['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
+        ],
+    )
