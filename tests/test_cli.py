@@ -263,6 +263,11 @@ def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (MemoryError(), 2, "error[memory]: out of memory\n"),
         (OSError(28, "No space left on device", "/x/y"), 2, "error[file]: /x/y: No space left on device\n"),
         (RuntimeError("boom"), 2, "error[bug]: RuntimeError: boom\n"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            2,
+            "error[memory]: out of memory\n",
+        ),
     ],
 )
 def test_each_way_to_end_has_its_exit_code_and_its_words(
@@ -313,3 +318,14 @@ def test_the_module_and_the_script_are_one_program() -> None:
     told = subprocess.run([sys.executable, "-m", "okdc", "distil"], capture_output=True, text=True)
     assert told.returncode == 2
     assert told.stderr.startswith("error[usage]: No such command 'distil'. Did you mean 'distill'?\n")
+
+
+@pytest.mark.parametrize("gone", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_ends_the_printing_and_not_the_training(gone: str) -> None:
+    """As `okdc distill 2>&1 | head -1` does."""
+    command = [sys.executable, "-m", "okdc", "distill", *SHORT, "-o", "run"]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL} | {gone: subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
+        getattr(process, gone).close()
+    assert process.returncode == 0
+    assert Run.open(Path("run")).state == "complete"

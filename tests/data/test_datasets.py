@@ -266,3 +266,19 @@ def test_other_classes_than_a_run_was_trained_on_are_shown_side_by_side() -> Non
         with pytest.raises(DataError, match=r"runs/a-1 was trained on \d classes") as caught:
             same_classes(other, dataset([1, 1]), "runs/a-1")
         assert caught.value.details == (f"trained: {', '.join(other)}", "found: class0, class1")
+
+
+def test_a_file_that_changes_its_class_or_its_split_is_other_data(tmp_path: Path) -> None:
+    """Every byte of every image stays, and their order too."""
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (8, 8), (i * 40, 90, 30)).save(tmp_path / split / name / f"{i}.png")
+    seen = {folder(tmp_path, 8).fingerprint}
+    assert folder(tmp_path, 8).fingerprint in seen
+    (tmp_path / "train/a/3.png").rename(tmp_path / "train/b/!.png")  # the last of a, the first of b
+    seen.add(folder(tmp_path, 8).fingerprint)
+    (tmp_path / "train/b/3.png").rename(tmp_path / "test/a/!.png")  # the last of train, the first of test
+    seen.add(folder(tmp_path, 8).fingerprint)
+    assert len(seen) == 3

@@ -14,7 +14,7 @@ from PIL import Image
 from okdc import build
 from okdc.__main__ import main
 from okdc.data.images import RESIZE
-from okdc.deploy import bundle, export, onnx, parity, sides
+from okdc.deploy import bundle, cause, export, onnx, parity, sides
 from okdc.deploy.sides import Session
 from okdc.files import read_json
 from okdc.run import Run
@@ -89,14 +89,37 @@ def test_exporting_again_replaces_the_bundle(exported: Path, run: Run) -> None:
     assert (exported / "manifest.json").is_file()
 
 
-def test_a_failed_check_leaves_an_earlier_bundle_alone(
-    exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_check_leaves_an_earlier_bundle_alone_and_says_so(
+    exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (exported / "manifest.json").read_bytes()
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: b"no model")
     assert main(["export", str(run.path), "--onnx"]) == 1
     assert (exported / "manifest.json").read_bytes() == before
     assert (run.path / "bundle.rejected" / "model.onnx").read_bytes() == b"no model"
+    assert f"the earlier bundle {exported} is untouched" in capsys.readouterr().err
+
+
+def test_the_current_folder_can_be_the_bundle(
+    run: Run, blob: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert main(["export", str(run.path), "--onnx", "-o", "."]) == 0
+    assert (tmp_path / "here" / "manifest.json").is_file()
+
+
+def test_a_file_that_an_engine_refuses_is_a_failed_check(
+    run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
+    monkeypatch.setattr(onnx, "INPUT", "picture")
+    monkeypatch.setattr(sides, "INPUT", "picture")
+    monkeypatch.setattr(onnx, "check_structure", lambda *_: None)
+    assert main(["export", str(run.path), "--onnx"]) == 1
+    assert "onnxruntime cannot run the file" in capsys.readouterr().err
+    assert (run.path / "bundle.rejected" / "model.onnx").is_file()
 
 
 def test_a_folder_that_is_no_bundle_is_not_touched(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +211,34 @@ def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, 
     report = parity.check(path, network, facts, images, labels, 100.0, "test")
     assert report["passed"], report["failures"]
     assert report["images"] == 3
+
+
+def test_a_student_whose_answers_are_not_finite_never_passes(finished: Run, blob: bytes, tmp_path: Path) -> None:
+    """Its float64 noise would be infinite, and with it what is allowed."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes(blob)
+    network, facts = build.student(finished)
+    next(network.head.parameters()).data.fill_(float("nan"))
+    images = np.zeros((8, 8, 8, 3), np.uint8)
+    report = parity.check(path, network, facts, images, np.zeros(8, np.int64), 0.0, "test")
+    assert not report["passed"]
+    assert "the student itself gives logits that are not finite" in report["failures"]
+
+
+def test_exchanged_classes_are_found_among_a_thousand() -> None:
+    rng = np.random.default_rng(0)
+    torch_logits = rng.normal(size=(5000, 1000)).astype(np.float32)
+    order = np.arange(1000)
+    order[[7, 812]] = order[[812, 7]]
+    evidence = cause.Evidence(
+        images=np.zeros((5000, 1, 1, 3), np.uint8),
+        labels=np.zeros(5000, np.int64),
+        torch_side=None,  # type: ignore[arg-type]
+        torch=torch_logits,
+        onnx=torch_logits[:, order],
+        bound=1e-5,
+    )
+    assert cause._class_order(evidence) == "class order: the logits of classes 7, 812 are exchanged"
 
 
 def test_a_rejected_name_never_collides_with_the_bundle() -> None:

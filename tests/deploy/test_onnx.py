@@ -115,6 +115,9 @@ def _edit(blob: bytes, change: str) -> bytes:
     elif change == "fixed batch":
         for value in (*graph.input, *graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = 64
+    elif change == "float input":
+        graph.input[0].type.tensor_type.elem_type = onnx_.TensorProto.FLOAT
+        graph.node[0].attribute[0].i = onnx_.TensorProto.FLOAT
     elif change == "operator":
         first = graph.node[0]
         graph.node.insert(0, helper.make_node("Shape", ["image"], ["nowhere"]))
@@ -145,6 +148,7 @@ def _edit(blob: bytes, change: str) -> bytes:
     [
         ("opset", "opset", "18"),
         ("fixed batch", "structure", "batch axis"),
+        ("float input", "structure", "('image', 'float32', [8, 8, 3])"),
         ("operator", "structure", "Shape"),
         ("batch norm", "structure", "BatchNormalization"),
         ("path", "structure", "trace of this machine"),
@@ -159,6 +163,17 @@ def test_a_wrong_structure_is_refused_by_name(
         onnx.check_structure(_edit(blob, change), facts)
     assert caught.value.kind == kind
     assert says in caught.value.message
+
+
+def test_a_short_path_that_stands_in_the_weights_is_no_trace(
+    blob: bytes, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In megabytes of numbers any three letters occur."""
+    model = onnx_.load_model_from_string(blob)
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    weights.raw_data = b"/ab/" + weights.raw_data[4:]
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/ab"))
+    onnx.check_structure(model.SerializeToString(), facts)
 
 
 class _ConstantBatch(torch.nn.Module):

@@ -10,6 +10,7 @@ import pytest
 from okdc.__main__ import main
 from okdc.deploy import onnx, profile
 from okdc.deploy.latency import measure
+from okdc.files import read_json, write_json
 from okdc.run import Run
 
 
@@ -72,6 +73,44 @@ def test_a_bundle_that_is_there_is_weighed_as_it_is(
     report = _report([str(run.path)], capsys)
     assert exports == []
     assert report["rows"][-1]["onnx_bytes"] == (exported / "model.onnx").stat().st_size
+
+
+def test_two_recipes_side_by_side_keep_their_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both train FEFR on ten classes at 32 pixels; one shares the trunk, the other shares nothing."""
+    together = _report(["cifar10_resnet20", "folder_resnet20"], capsys)["rows"]
+    alone = [_report([name], capsys)["rows"][1] for name in ("cifar10_resnet20", "folder_resnet20")]
+    found = [row["macs"] for row in together if row["kind"] == "training"]
+    assert found == [row["macs"] for row in alone]
+    assert found[0] < found[1]
+
+
+@pytest.mark.parametrize("first", ["name", "run"])
+def test_the_order_of_the_words_changes_no_row(
+    first: str, run: Run, exports: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profile, "SIZE", 8)  # so that the bare name and the kept student are one network
+    words = ["resnet8", str(run.path)] if first == "name" else [str(run.path), "resnet8"]
+    rows = {row["kind"]: row for row in _report(words, capsys)["rows"]}
+    assert rows["kept"]["onnx_bytes"] == rows["network"]["onnx_bytes"] > 0
+    assert rows["kept"]["latency_ms_p50_onnxruntime"] > 0
+    assert exports == ["resnet8"]
+
+
+def test_one_architecture_at_two_sizes_has_two_tables_of_stages(
+    run: Run,
+    exports: list[str],  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stages = _report(["resnet8", str(run.path)], capsys)["stages"]
+    assert [(s["architecture"], s["input"]) for s in stages] == [("resnet8", [3, 32, 32]), ("resnet8", [3, 8, 8])]
+
+
+def test_a_bundle_of_other_weights_is_not_weighed(
+    exported: Any, run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_json(exported / "manifest.json", read_json(exported / "manifest.json") | {"weights_sha256": "other"})
+    _report([str(run.path)], capsys)
+    assert exports == ["resnet8"]
 
 
 def test_stages_add_up_to_the_network(capsys: pytest.CaptureFixture[str]) -> None:
