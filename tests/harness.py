@@ -21,7 +21,7 @@ from okdc.files import read_json
 from okdc.recipe import Recipe, load
 from okdc.run import Run
 from okdc.training import checkpoint, device, engine
-from okdc.training.engine import Progressed
+from okdc.training.engine import Position
 
 TEXT = """
 [data]
@@ -115,7 +115,7 @@ def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
         "settings": settings.saved(),
     }
     run = Run.create(name, job.recipe.text(), info)
-    engine.train(job, run, settings, Progressed(), None, tell or Quiet())
+    engine.train(job, run, settings, Position(), None, tell or Quiet())
     return run
 
 

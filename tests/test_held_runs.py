@@ -11,6 +11,7 @@ from okdc.errors import Interrupted, RunError
 from okdc.files import read_json, write_json
 from okdc.run import Run
 from okdc.training import engine
+from okdc.training import result as final
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_ctrl_c_while_the_test_split_is_read_says_how_to_go_on(monkeypatch: pyte
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "judge", interrupted)
+        patch.setattr(final, "judge", interrupted)
         with pytest.raises(Interrupted) as caught:
             start()
     assert caught.value.exit_code == 130

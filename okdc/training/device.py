@@ -87,8 +87,8 @@ def _dtype(device: str, image_size: int) -> tuple[str, str]:
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bfloat16", "the GPU has it"
         return "float32", "the GPU has no bfloat16"
-    # ResNet-8 at 8 pixels, batch 32, two AVX512-BF16 cores, three runs each: 1,991-2,754 images/s in float32, 2,293-2,800
-    # in bfloat16. A gain that does not show is not worth the digits it costs.
+    # ResNet-8 at 8 pixels, batch 32, two AVX512-BF16 cores, three runs each: 1,991 to 2,754 images/s in float32, 2,293
+    # to 2,800 in bfloat16. A gain that does not show is not worth the digits it costs.
     if image_size < 16:
         return "float32", f"bfloat16 gains nothing on {image_size}×{image_size} images"
     flags = processor()[1]

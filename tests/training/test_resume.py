@@ -37,7 +37,7 @@ from okdc.methods.method import Method
 from okdc.recipe import Optim, load
 from okdc.run import Run
 from okdc.training import checkpoint, device, engine, optim
-from okdc.training.signals import StopRequest
+from okdc.training.ends import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")

@@ -1,0 +1,62 @@
+"""The end of a training: the test split, read once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from okdc import build
+from okdc.build import Job
+from okdc.cohort import Backbone
+from okdc.data.batches import Normalise, TrainBatches, eval_batches
+from okdc.run import Run
+from okdc.training.ends import fail
+from okdc.training.metrics import evaluate, logits_of, top1_pct
+
+EVAL_BATCH = 500  # of validation and test; part of what a recorded accuracy means
+
+
+def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str, Any]:
+    """result.json: in float32, without autocast, every head at the last epoch and the kept student from its file."""
+    (split, rows), epochs = job.dataset.final_split, job.recipe.optim.epochs
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too
+        heads = evaluate(
+            job.method,
+            eval_batches(batches.dataset, rows, batches.normalise, EVAL_BATCH),
+            batches.dataset.images.device,
+        )
+    if heads.bad:  # weights that the last step ruined, where no validation saw them
+        fail(run, f"{split} images after the last epoch: {heads.bad[1]} is not finite")
+    network, facts = build.student(run)
+    logits, labels = student_logits(network, facts, job, rows)
+    accuracy = top1_pct(logits, labels)
+    return {
+        "schema": 1,
+        "method": job.recipe.method["name"],
+        "dataset": job.recipe.data.name,
+        "seed": job.recipe.seed,
+        "recipe_sha256": job.recipe.sha256(),
+        "judged_on": split,
+        "images": len(rows),
+        "heads_last_epoch_top1_pct": {name: round(value, 4) for name, value in heads.top1_pct.items()},
+        "kept": {
+            "student": facts["student"],
+            "architecture": facts["architecture"],
+            "epoch": facts["epoch"],
+            "val_top1_pct": facts["val_top1_pct"],
+            "top1_pct": round(accuracy, 4),
+        },
+        "weights_sha256": facts["weights_sha256"],
+        "epochs": epochs,
+        "seconds": round(seconds, 3),
+        "images_per_s": round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
+    }
+
+
+def student_logits(network: Backbone, facts: dict[str, Any], job: Job, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The kept student's float32 logits, on the CPU, in plain memory format: the same wherever it is asked."""
+    rule = facts["preprocessing"]
+    cpu = job.dataset.to(torch.device("cpu"))
+    return logits_of(network, eval_batches(cpu, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH))
