@@ -18,7 +18,7 @@ from okdc.data.images import Progress
 from okdc.errors import DataError, RecipeError, RunError
 from okdc.files import read_json
 from okdc.methods.method import Method
-from okdc.recipe import Draft, Recipe, check, explain, read
+from okdc.recipe import Draft, Recipe, check, explain, read, salvage
 from okdc.run import Run
 from okdc.seeds import seeded
 from okdc.talk import Listener
@@ -61,8 +61,12 @@ def resolve(draft: Draft, needs_data: bool = True) -> tuple[Recipe, list[str]]:
             backbones.check(name)
         except RecipeError as error:
             problems.append(f"cohort.students: {error.message}; {error.hint}")
+    whole = recipe or salvage(tables)
+    if whole is not None:
+        named = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
+        problems += [rule for rule in _rules(whole, needs_data) if rule.partition(":")[0] not in named]
     if recipe is not None and not problems:
-        problems = _cross_checks(recipe, needs_data)
+        problems = _trial(recipe)
     if recipe is None or problems:
         problems = list(dict.fromkeys(problems))
         raise RecipeError(f"{draft.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
@@ -88,9 +92,11 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
         return table, notes, explain(error, config, "method.")
 
 
-def _cross_checks(recipe: Recipe, needs_data: bool) -> list[str]:
+def _rules(recipe: Recipe, needs_data: bool) -> list[str]:
+    """What holds between keys."""
     problems = []
-    count = 1 if methods.find(recipe.method["name"]).single else len(recipe.cohort.students)
+    name = recipe.method.get("name")
+    count = 1 if name in methods.METHODS and methods.find(name).single else len(recipe.cohort.students)
     if isinstance(recipe.cohort.keep, int) and recipe.cohort.keep >= count:
         problems.append(f"cohort.keep: expected an index below {count}, found {recipe.cohort.keep}")
     if needs_data and recipe.data.name == "folder" and recipe.data.root is None:
@@ -102,12 +108,16 @@ def _cross_checks(recipe: Recipe, needs_data: bool) -> list[str]:
             f"data.crop_padding: expected less than data.image_size ({recipe.data.image_size}), "
             f"found {recipe.data.crop_padding}"
         )
-    if not problems:  # what only the built method can tell, before any image is read; the classes play no part in it
-        try:
-            method(recipe, torch.Size((3, recipe.data.image_size, recipe.data.image_size)), classes=2)
-        except RecipeError as error:
-            problems.append(error.message)
     return problems
+
+
+def _trial(recipe: Recipe) -> list[str]:
+    """What only the built method can tell, before any image is read. The number of classes plays no part in it."""
+    try:
+        method(recipe, torch.Size((3, recipe.data.image_size, recipe.data.image_size)), classes=2)
+    except RecipeError as error:
+        return [error.message]
+    return []
 
 
 def dataset(recipe: Recipe, progress: Progress | None = None) -> Dataset:

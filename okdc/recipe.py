@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
 import re
 import tomllib
@@ -265,6 +267,32 @@ def check(draft: Draft) -> tuple[Recipe | None, list[str]]:
     if isinstance(method, dict) and not isinstance(method.get("name"), str):
         problems.append('method.name: missing; expected the name of a method, such as "fefr"')
     return (None if problems else recipe), problems
+
+
+def salvage(tables: dict[str, Any]) -> Recipe | None:
+    """The recipe without the keys that are wrong, for the rules between keys to be looked at in the same go."""
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError as error:
+        tables = copy.deepcopy(tables)
+        for problem in error.errors():
+            _drop(tables, problem["loc"])
+    try:
+        return Recipe.model_validate(tables)
+    except ValidationError:
+        return None
+
+
+def _drop(table: Any, loc: tuple[int | str, ...]) -> None:
+    """Take out the innermost key that an error is about."""
+    for part, inner in itertools.pairwise((*loc, None)):
+        if not isinstance(table, dict) or part not in table:
+            return
+        if isinstance(table[part], dict) and inner in table[part]:
+            table = table[part]
+        else:
+            del table[part]
+            return
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
