@@ -47,7 +47,7 @@ def installed(wheel: Path) -> Path:
     return target
 
 
-def test_the_wheel_holds_recipes_runners_and_nothing_of_the_workplace(wheel: Path) -> None:
+def test_the_wheel_holds_recipes_runners_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "okdc/_shipped/recipes/digits_resnet8.toml" in names
     assert "okdc/_shipped/export/python/run.py" in names
