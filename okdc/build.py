@@ -205,12 +205,11 @@ def recipe_of(run: Run, data_root: str | None = None) -> tuple[Recipe, list[str]
     return resolve(Draft(run.recipe, tables, given))
 
 
-def data_of(run: Run, data_root: str | None, tell: Listener) -> tuple[Recipe, Dataset]:
-    """The recipe and the images of a run, proven to be those that it was started with.
+def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:
+    """The images of a run, where its `recipe` has them now, proven to be those that it was started with.
 
     Raises DataError where they are gone or others.
     """
-    recipe, notes = recipe_of(run, data_root)
     root = recipe.data.root
     if recipe.data.name == "folder" and not Path(root or "").expanduser().is_dir():
         raise DataError(
@@ -219,15 +218,15 @@ def data_of(run: Run, data_root: str | None, tell: Listener) -> tuple[Recipe, Da
         )
     with tell.reading() as progress:
         found = dataset(recipe, progress)
-    for note in (*notes, *found.notes):
+    for note in found.notes:
         tell.note(note)
     check_data(found, run)
-    return recipe, found
+    return found
 
 
 def check_data(found: Dataset, run: Run) -> None:
     """Raises DataError where the images are not those that the run was started with."""
-    facts = read_json(run.info, "classes", "data_sha256")
+    facts = run.facts("classes", "data_sha256")
     datasets.same_classes(facts["classes"], found, str(run.path))
     if found.fingerprint != facts["data_sha256"]:
         raise DataError(

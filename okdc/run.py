@@ -156,9 +156,9 @@ class Run:
         except RunError:
             return ""
 
-    def facts(self) -> dict[str, Any]:
-        """run.json."""
-        return read_json(self.info)
+    def facts(self, *keys: str) -> dict[str, Any]:
+        """run.json. Raises RunError where it is damaged or lacks one of `keys`."""
+        return read_json(self.info, *keys)
 
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""

@@ -122,16 +122,16 @@ def profile(report: dict[str, Any]) -> None:
     )
 
 
-def parity(parity: dict[str, Any]) -> None:
+def parity(report: dict[str, Any]) -> None:
     """What was compared, found and allowed."""
-    logits, top1, allowed = parity["logits"], parity["top1_pct"], parity["logits"]["allowed"]
+    logits, top1, allowed = report["logits"], report["top1_pct"], report["logits"]["allowed"]
     console.table(
         ["parity", "found", "allowed"],
         [
-            [f"images of the {parity['split']} split", f"{parity['images']:,}", ""],
+            [f"images of the {report['split']} split", f"{report['images']:,}", ""],
             ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
             ["top-1 %, onnxruntime", f"{top1['onnx']:.2f}", f"{top1['torch']:.2f}"],
-            ["predictions that differ", str(parity["predictions_that_differ"]), "0 beyond rounding"],
+            ["predictions that differ", str(report["predictions_that_differ"]), "0 beyond rounding"],
             *[
                 [
                     f"logits, max |d|, {name.replace('_', ' ')}",
@@ -142,9 +142,9 @@ def parity(parity: dict[str, Any]) -> None:
             ],
             [
                 "batches 1 to 135, threads 1 and 2",
-                f"{max(parity['invariance_max_abs'].values()):.1e}",
+                f"{max(report['invariance_max_abs'].values()):.1e}",
                 f"{allowed['images']:.1e}",
             ],
-            ["second engine (onnx.reference)", f"{parity['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
+            ["second engine (onnx.reference)", f"{report['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
         ],
     )

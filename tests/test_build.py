@@ -186,18 +186,18 @@ def remove_image(root: Path) -> None:
 def test_images_that_changed_since_a_run_was_started_are_noticed(root: Path, change: object, said: str) -> None:
     recipe = of_folder()
     run = made(recipe, build.dataset(recipe))
-    build.data_of(run, None, Quiet())
+    build.data_of(run, build.recipe_of(run)[0], Quiet())
     assert callable(change)
     change(root)
     with pytest.raises(DataError, match=said):
-        build.data_of(run, None, Quiet())
+        build.data_of(run, build.recipe_of(run)[0], Quiet())
 
 
 def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
     recipe = of_folder()
     run = made(recipe, build.dataset(recipe))
     shutil.move(root, "elsewhere")
-    build.data_of(run, "elsewhere", Quiet())
+    build.data_of(run, build.recipe_of(run, "elsewhere")[0], Quiet())
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from torch import Tensor
 from okdc.data.datasets import Dataset
 from okdc.seeds import generator
 
+EVAL_BATCH = 500  # of every evaluation; part of what a recorded accuracy means, so parity takes the same
+
 
 class Normalise:
     """uint8 NHWC -> float32 NCHW, (x / 255 - mean) / std: the transform of training and of evaluation."""

@@ -6,9 +6,8 @@ bundle/  model.onnx  manifest.json  parity.json  sample/
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,15 +98,7 @@ def write_manifest(
         "opset": opset,
         "architecture": student["architecture"],
         "labels": student["classes"],
-        "input": {
-            "name": "image",
-            "dtype": "uint8",
-            "layout": "NHWC",
-            "colour": "RGB",
-            "height": rule["size"],
-            "width": rule["size"],
-            "resize": rule["resize"],
-        },
+        "input": {"name": "image", **input_facts(rule)},
         "normalisation": {"in_graph": True, "mean": rule["mean"], "std": rule["std"]},
         "outputs": {"logits": "float32 NK", "probabilities": "float32 NK, softmax of the logits"},
         "accuracy": {
@@ -124,7 +115,13 @@ def write_manifest(
         "recipe": recipe,
         "files": {path.relative_to(folder).as_posix(): _facts(path) for path in files},
     }
-    write(folder / MANIFEST, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(folder / MANIFEST, facts)
+
+
+def input_facts(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image has to become: the same words in the manifest and in the model's own metadata."""
+    size, resize = preprocessing["size"], preprocessing["resize"]
+    return {"layout": "NHWC", "dtype": "uint8", "colour": "RGB", "height": size, "width": size, "resize": resize}
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -23,7 +23,6 @@ class Evidence:
     """Both sides' answers to the same images, for the judgement and for the search of a cause."""
 
     images: Pixels
-    labels: npt.NDArray[np.int64]
     torch_side: Torch
     torch: Floats
     onnx: Floats

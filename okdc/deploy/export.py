@@ -38,7 +38,10 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
             f"expected {result['weights_sha256'][:12]}",
             hint="another checkpoint was put in its place; restore it, or train again",
         )
-    recipe, dataset = build.data_of(run, data_root, tell)
+    recipe, notes = build.recipe_of(run, data_root)
+    for note in notes:
+        tell.note(note)
+    dataset = build.data_of(run, recipe, tell)
     split, rows = dataset.final_split
     if split != "test":
         tell.note("the data has no test split: parity is checked on the validation images")

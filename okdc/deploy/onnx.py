@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from okdc import __version__
 from okdc.cohort import Backbone
+from okdc.deploy.bundle import input_facts
 from okdc.errors import CheckFailed
 
 OPSET = 18
@@ -68,7 +69,7 @@ def constants(mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
 def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
     """The ONNX file of a student as student.json describes it. `network` itself is left as it is.
 
-    Raises CheckFailed ("structure" or "opset") where the graph is not what it has to be.
+    Raises CheckFailed ("structure") where the exporter cannot trace it; `check_structure` looks at what came out.
     """
     rule = facts["preprocessing"]
     # A copy, plain in every respect that the exporter is known to trip over.
@@ -99,11 +100,11 @@ def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
                 hint="a forward that depends on the batch size, or on values, has no graph; --debug shows all of it",
             ) from error
     assert program is not None
-    return finish(program.model, facts)
+    return _finish(program.model, facts)
 
 
-def finish(model: Any, facts: Mapping[str, Any]) -> bytes:
-    """Strip what is local from an onnx_ir model, stamp our facts in, check it, and serialise it deterministically."""
+def _finish(model: Any, facts: Mapping[str, Any]) -> bytes:
+    """Strip what is local from an onnx_ir model, stamp our facts in, and serialise it deterministically."""
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -119,7 +120,6 @@ def finish(model: Any, facts: Mapping[str, Any]) -> bytes:
 def properties(facts: Mapping[str, Any]) -> dict[str, str]:
     """metadata_props, sorted: what a client needs that opens the file alone. No time and no path: the bytes repeat."""
     rule = facts["preprocessing"]
-    size = rule["size"]
     props = {
         "okdc.schema": "1",
         "okdc.version": __version__,
@@ -127,16 +127,7 @@ def properties(facts: Mapping[str, Any]) -> dict[str, str]:
         "okdc.method": facts["method"],
         "okdc.dataset": facts["dataset"],
         "okdc.labels": json.dumps(facts["classes"], ensure_ascii=False),
-        "okdc.input": json.dumps(
-            {
-                "layout": "NHWC",
-                "dtype": "uint8",
-                "colour": "RGB",
-                "height": size,
-                "width": size,
-                "resize": rule["resize"],
-            }
-        ),
+        "okdc.input": json.dumps(input_facts(rule)),
         "okdc.mean": json.dumps(rule["mean"]),
         "okdc.std": json.dumps(rule["std"]),
         "okdc.recipe_sha256": facts["recipe_sha256"],

@@ -101,7 +101,7 @@ def check(
     second = largest(_reference(path, images[:4]), z_onnx[:4])
     hold("onnx.reference against onnxruntime", second, bound)
 
-    evidence = Evidence(images, labels, side, z_torch, z_onnx, bound)
+    evidence = Evidence(images, side, z_torch, z_onnx, bound)
     return {
         "schema": 1,
         "passed": not failures,

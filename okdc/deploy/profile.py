@@ -149,7 +149,7 @@ def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
 
 
 def _of_run(run: Run) -> list[Subject]:
-    (recipe, _), classes = build.recipe_of(run), len(read_json(run.info, "classes")["classes"])
+    (recipe, _), classes = build.recipe_of(run), len(run.facts("classes")["classes"])
     size = recipe.data.image_size
     whole = _whole(recipe, classes)
     assert isinstance(whole.module, _Heads)
@@ -161,8 +161,8 @@ def _of_run(run: Run) -> list[Subject]:
     subjects.append(whole)
     if run.state == "complete":
         network, facts = build.student(run)
-        kept = Subject(f"kept (student{facts['student']})", "kept", facts["architecture"], network, size, classes)
-        subjects.append(replace(kept, model=_bundled(run, facts)))
+        name, model = f"kept (student{facts['student']})", _bundled(run, facts)
+        subjects.append(Subject(name, "kept", facts["architecture"], network, size, classes, model))
     return subjects
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 
 from okdc.cohort import Backbone
-from okdc.data.batches import Normalise
+from okdc.data.batches import EVAL_BATCH, Normalise
 from okdc.deploy.onnx import INPUT, LOGITS, PROBABILITIES
 from okdc.errors import CheckFailed
 
@@ -38,7 +38,7 @@ class Torch:
 
     @torch.inference_mode()
     def logits(self, images: Pixels) -> Floats:
-        parts = torch.from_numpy(images).split(500)
+        parts = torch.from_numpy(images).split(EVAL_BATCH)
         return torch.cat([self.network(self.normalise(part)) for part in parts]).numpy()
 
     @torch.inference_mode()

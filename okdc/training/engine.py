@@ -22,7 +22,7 @@ import torch
 
 from okdc import build
 from okdc.build import Job
-from okdc.data.batches import Normalise, TrainBatches, eval_batches
+from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.errors import DeviceError, RunError
 from okdc.files import read_json, write_json
 from okdc.machine import differences
@@ -87,9 +87,11 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
     if run.state == "failed":
         why = run.facts().get("failed", "")
         raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
-    facts = read_json(run.info, "settings")
+    facts = run.facts("settings")
     with run.held(), continuable(run):
-        recipe, _ = build.recipe_of(run, data_root)
+        recipe, notes = build.recipe_of(run, data_root)
+        for note in notes:
+            tell.note(note)
         try:
             settings = device.choose(Engine(**facts["settings"]), recipe.data.image_size, recipe.deterministic)
         except DeviceError as error:
@@ -97,8 +99,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
         for difference in differences(facts):
             tell.note(f"not exact to the bit: {difference}")
-        recipe, found = build.data_of(run, data_root, tell)
-        job = build.job(recipe, found)
+        job = build.job(recipe, build.data_of(run, recipe, tell))
         state, notes = checkpoint.load(run)
         for note in notes:
             tell.note(note)
@@ -202,7 +203,7 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
             if len(dataset.val):
                 with settings.autocast():
                     validated = evaluate(
-                        method, eval_batches(dataset, dataset.val, normalise, result.EVAL_BATCH), settings.torch_device
+                        method, eval_batches(dataset, dataset.val, normalise, EVAL_BATCH), settings.torch_device
                     )
                 if validated.bad:
                     fail(run, f"validation after epoch {at.epoch}: {validated.bad[1]} is not finite")

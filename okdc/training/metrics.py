@@ -27,7 +27,8 @@ class Totals:
         self.device = device
         self.terms: tuple[str, ...] = ()
         self.heads: tuple[str, ...] = ()
-        self.sums = torch.zeros(0, dtype=torch.float64, device=device)  # terms, heads, steps, images
+        self.sums = torch.zeros(0, dtype=torch.float64, device=device)  # of each term, of each head
+        self.steps = self.images = 0  # the host knows them
         self.bad = torch.tensor([-1, -1], device=device)  # step, term
 
     @torch.no_grad()
@@ -35,12 +36,11 @@ class Totals:
         """Count one step; `number` is its place in the whole run."""
         if not self.terms:
             self.terms, self.heads = tuple(step.losses), tuple(step.logits)
-            self.sums = torch.zeros(len(self.terms) + len(self.heads) + 2, dtype=torch.float64, device=self.device)
+            self.sums = torch.zeros(len(self.terms) + len(self.heads), dtype=torch.float64, device=self.device)
         losses = torch.stack([loss.detach() for loss in step.losses.values()]).double()
         correct = torch.stack([(z.argmax(1) == labels).sum() for z in step.logits.values()]).double()
-        counts = torch.full((2,), 1.0, dtype=torch.float64, device=self.device)
-        counts[1].fill_(len(labels))
-        self.sums += torch.cat([losses, correct, counts])
+        self.sums += torch.cat([losses, correct])
+        self.steps, self.images = self.steps + 1, self.images + len(labels)
         wrong = ~torch.isfinite(losses)
         first = (self.bad[0] < 0) & wrong.any()
         here = torch.stack([torch.full((), number, device=self.device), wrong.int().argmax()])
@@ -49,16 +49,16 @@ class Totals:
     def read(self) -> Summary:
         """Wait for the device and read everything once."""
         sums, (step, term) = self.sums.tolist(), self.bad.tolist()
-        n = len(self.terms)
-        steps, count = max(sums[-2], 1.0), max(sums[-1], 1.0)
+        n, steps, images = len(self.terms), max(self.steps, 1), max(self.images, 1)
         return Summary(
             losses={name: total / steps for name, total in zip(self.terms, sums, strict=False)},
-            top1_pct={name: 100 * total / count for name, total in zip(self.heads, sums[n:-2], strict=True)},
+            top1_pct={name: 100 * total / images for name, total in zip(self.heads, sums[n:], strict=True)},
             bad=None if step < 0 else (step, self.terms[term]),
         )
 
     def state(self) -> dict[str, object]:
-        return {"terms": list(self.terms), "heads": list(self.heads), "sums": self.sums, "bad": self.bad}
+        names = {"terms": list(self.terms), "heads": list(self.heads)}
+        return names | {"sums": self.sums, "steps": self.steps, "images": self.images, "bad": self.bad}
 
     @classmethod
     def restore(cls, state: dict[str, object], device: torch.device) -> Totals:
@@ -66,9 +66,12 @@ class Totals:
         assert isinstance(state["terms"], list)
         assert isinstance(state["heads"], list)
         assert isinstance(state["sums"], Tensor)
+        assert isinstance(state["steps"], int)
+        assert isinstance(state["images"], int)
         assert isinstance(state["bad"], Tensor)
         totals.terms, totals.heads = tuple(state["terms"]), tuple(state["heads"])
         totals.sums, totals.bad = state["sums"].to(device), state["bad"].to(device)
+        totals.steps, totals.images = state["steps"], state["images"]
         return totals
 
 

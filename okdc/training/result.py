@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from okdc import build
 from okdc.build import Job
-from okdc.cohort import Backbone
-from okdc.data.batches import Normalise, TrainBatches, eval_batches
+from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.run import Run
 from okdc.training.ends import fail
 from okdc.training.metrics import evaluate, logits_of, top1_pct
-
-EVAL_BATCH = 500  # of validation and test; part of what a recorded accuracy means
 
 
 def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str, Any]:
@@ -30,7 +26,10 @@ def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str
     if heads.bad:  # weights that the last step ruined, where no validation saw them
         fail(run, f"{split} images after the last epoch: {heads.bad[1]} is not finite")
     network, facts = build.student(run)
-    logits, labels = student_logits(network, facts, job, rows)
+    # The kept student on the CPU, in plain memory format: the same number wherever it is asked.
+    rule = facts["preprocessing"]
+    normalise = Normalise(rule["mean"], rule["std"])
+    logits, labels = logits_of(network, eval_batches(job.dataset, rows, normalise, EVAL_BATCH))
     accuracy = top1_pct(logits, labels)
     return {
         "schema": 1,
@@ -53,10 +52,3 @@ def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str
         "seconds": round(seconds, 3),
         "images_per_s": round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
     }
-
-
-def student_logits(network: Backbone, facts: dict[str, Any], job: Job, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """The kept student's float32 logits, on the CPU, in plain memory format: the same wherever it is asked."""
-    rule = facts["preprocessing"]
-    cpu = job.dataset.to(torch.device("cpu"))
-    return logits_of(network, eval_batches(cpu, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH))

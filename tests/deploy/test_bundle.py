@@ -232,7 +232,6 @@ def test_exchanged_classes_are_found_among_a_thousand() -> None:
     order[[7, 812]] = order[[812, 7]]
     evidence = cause.Evidence(
         images=np.zeros((5000, 1, 1, 3), np.uint8),
-        labels=np.zeros(5000, np.int64),
         torch_side=None,  # type: ignore[arg-type]
         torch=torch_logits,
         onnx=torch_logits[:, order],
