@@ -114,7 +114,7 @@ def _rules(recipe: Recipe, needs_data: bool) -> list[str]:
 def _trial(recipe: Recipe) -> list[str]:
     """What only the built method can tell, before any image is read. The number of classes plays no part in it."""
     try:
-        method(recipe, torch.Size((3, recipe.data.image_size, recipe.data.image_size)), classes=2)
+        method(recipe, _images(recipe.data.image_size), classes=2)
     except RecipeError as error:
         return [error.message]
     return []
@@ -155,7 +155,7 @@ def with_moments(recipe: Recipe, found: Dataset) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
-def cohort(recipe: Recipe, classes: int) -> tuple[Cohort, str]:
+def cohort(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Cohort, str]:
     """The students, each initialised from a stream of its own, and a sentence on what they share."""
     kind = methods.find(recipe.method["name"])
     names, share = recipe.cohort.students, recipe.cohort.share
@@ -171,14 +171,14 @@ def cohort(recipe: Recipe, classes: int) -> tuple[Cohort, str]:
     students = []
     for k, name in enumerate(names):
         with seeded(recipe.seed, "init", "student", k):
-            students.append(backbones.build(name, classes))
+            students.append(backbones.build(name, classes, images))
     return Cohort(students, share), words
 
 
 def method(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Method, str]:
     """The recipe's method around its cohort, for images of CHW size `images`, and a sentence on what is shared."""
     kind = methods.find(recipe.method["name"])
-    students, words = cohort(recipe, classes)
+    students, words = cohort(recipe, images, classes)
     try:
         with seeded(recipe.seed, "init", "method"):
             return kind(students, kind.Config.model_validate(recipe.method), images, classes), words
@@ -236,10 +236,15 @@ def check_data(found: Dataset, run: Run) -> None:
         )
 
 
+def _images(size: int) -> torch.Size:
+    """CHW of square colour images."""
+    return torch.Size((3, size, size))
+
+
 def empty_student(facts: dict[str, Any]) -> Backbone:
     """The network that student.json describes, with fresh weights."""
     with seeded(0, "init"):
-        return backbones.build(facts["architecture"], len(facts["classes"]))
+        return backbones.build(facts["architecture"], len(facts["classes"]), _images(facts["preprocessing"]["size"]))
 
 
 def student(run: Run) -> tuple[Backbone, dict[str, Any]]:
@@ -252,7 +257,7 @@ def student(run: Run) -> tuple[Backbone, dict[str, Any]]:
     )  # fmt: skip
     network = empty_student(facts)
     try:
-        network.load_state_dict(load_file(run.weights), strict=True)
+        network.load_weights(load_file(run.weights))
     except Exception as error:  # safetensors raises its own kinds, torch a RuntimeError that lists keys
         raise RunError(f"{run.weights}: not the weights of a {facts['architecture']}: {error}") from None
     return network.eval(), facts

@@ -5,7 +5,7 @@ Shapes: N images, C channels, H×W pixels, K classes; maps[k][i] is the output o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,14 @@ class Backbone(nn.Module):
             x = stage(x)
         logits: Tensor = self.head(x)
         return logits
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that student.safetensors holds, by name: for an adapted network those of the bare one."""
+        return self.state_dict()
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take what `weights` gave, all of it and nothing else. Raises RuntimeError where names or sizes differ."""
+        self.load_state_dict(dict(weights), strict=True)
 
 
 class Cohort(nn.Module):

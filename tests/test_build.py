@@ -100,7 +100,7 @@ def test_one_student_kept_by_a_number_has_to_exist() -> None:
 
 def test_what_is_shared_follows_from_the_method_the_students_and_the_recipe_and_is_said() -> None:
     def said(*words: str) -> tuple[int, bool, str]:
-        built, sentence = build.cohort(resolved(*words), 10)
+        built, sentence = build.cohort(resolved(*words), torch.Size((3, 8, 8)), 10)
         students = list(built.students)
         stems = {id(student.stages[0]) for student in students}  # type: ignore[index]
         return len(students), len(stems) < len(students), sentence
@@ -234,11 +234,16 @@ def missing(run: Run) -> None:
 
 
 def another(run: Run) -> None:
-    save_file(build.empty_student({"architecture": "resnet14", "classes": ["a"]}).state_dict(), run.weights)
+    save_file(
+        build.empty_student({"architecture": "resnet14", "classes": ["a"], "preprocessing": {"size": 8}}).state_dict(),
+        run.weights,
+    )
 
 
 def lacking(run: Run) -> None:
-    state = build.empty_student({"architecture": "resnet8", "classes": ["a", "b", "c"]}).state_dict()
+    state = build.empty_student(
+        {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
+    ).state_dict()
     save_file(dict(list(state.items())[1:]), run.weights)
 
 

@@ -1,4 +1,8 @@
-"""The zoo: every network that a recipe may name. Importing this imports no network."""
+"""The zoo: every network that a recipe may name. Importing this imports no network.
+
+A name is one of the zoo, or leads outside: `torchvision:NAME`, `timm:NAME`, `package.module:callable`. `NAME+msfe` is
+any of them with MFEF's multi-scale feature extraction in its path.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import TYPE_CHECKING
 from okdc.errors import RecipeError, nearest
 
 if TYPE_CHECKING:
+    import torch
+
     from okdc.cohort import Backbone
 
 # name -> "module:function", and what the function is called with before the number of classes
@@ -17,13 +23,13 @@ ZOO: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def check(name: str) -> None:
-    """Raises RecipeError for a name that is not in the zoo."""
+    """Raises RecipeError for a name that leads to no network."""
     if name not in ZOO:
         raise RecipeError(f"no network is called {name!r}{nearest(name, ZOO)}", hint="there is: " + ", ".join(ZOO))
 
 
-def build(name: str, classes: int) -> Backbone:
-    """A freshly initialised backbone with `classes` outputs, from the global generator."""
+def build(name: str, classes: int, images: torch.Size) -> Backbone:  # noqa: ARG001
+    """A freshly initialised backbone with `classes` outputs for images of CHW size, from the global generator."""
     check(name)
     target, arguments = ZOO[name]
     module, _, function = target.partition(":")

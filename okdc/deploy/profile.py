@@ -130,7 +130,15 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listen
 
 
 def _network(label: str, name: str, kind: str, size: int, classes: int, export: bool) -> Subject:
-    return Subject(label, kind, name, backbones.build(name, classes).eval(), size, classes, export=export)
+    return Subject(
+        label,
+        kind,
+        name,
+        backbones.build(name, classes, torch.Size((3, size, size))).eval(),
+        size,
+        classes,
+        export=export,
+    )
 
 
 def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:

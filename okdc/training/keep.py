@@ -41,7 +41,7 @@ def better(job: Job, epoch: int, validated: Summary, best: dict[str, Any]) -> di
 def record(epoch: int, k: int, accuracy: float | None, student: Backbone) -> dict[str, Any]:
     """A student as a checkpoint remembers it: where it comes from, and a copy of its weights."""
     weights = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.state_dict().items()
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.weights().items()
     }  # contiguous: safetensors refuses channels_last
     return {"epoch": epoch, "student": k, "val_top1_pct": accuracy, "weights": weights}
 

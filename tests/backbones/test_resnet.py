@@ -30,7 +30,7 @@ def count(network: nn.Module) -> int:
 )
 def test_parameter_counts_are_those_of_the_papers_baselines(depth: int, classes: int, parameters: int) -> None:
     assert count(cifar_resnet(depth, classes)) == parameters
-    assert count(backbones.build(f"resnet{depth}", classes)) == parameters
+    assert count(backbones.build(f"resnet{depth}", classes, torch.Size((3, 32, 32)))) == parameters
 
 
 @pytest.mark.parametrize("depth", [-4, 0, 2, 7, 9, 18, 34, 51])

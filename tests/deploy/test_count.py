@@ -27,21 +27,21 @@ MACS = {
 
 @pytest.mark.parametrize(("name", "macs"), MACS.items())
 def test_macs_are_the_published_ones(name: str, macs: int) -> None:
-    counts = count(backbones.build(name, 10), IMAGE)
+    counts = count(backbones.build(name, 10, torch.Size((3, 32, 32))), IMAGE)
     assert (counts.macs, counts.flops) == (macs, 2 * macs)
     assert counts.fvcore_total > macs, "fvcore adds BatchNorm and pooling"
     assert not counts.uncounted
 
 
 def test_counts_are_of_one_image_and_split_by_stage() -> None:
-    counts = count(backbones.build("resnet8", 10), IMAGE)
+    counts = count(backbones.build("resnet8", 10, torch.Size((3, 32, 32))), IMAGE)
     parts = [counts.modules[name] for name in ("stages.0", "stages.1", "stages.2", "stages.3", "head")]
     assert sum(parts) == counts.macs
     assert counts.params == 78_042
 
 
 def test_the_counted_module_is_left_as_it_was() -> None:
-    network = backbones.build("resnet8", 10).train()
+    network = backbones.build("resnet8", 10, torch.Size((3, 32, 32))).train()
     before = copy.deepcopy(network.state_dict())
     count(network, IMAGE)
     assert network.training

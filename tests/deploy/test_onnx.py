@@ -183,7 +183,7 @@ class _ConstantBatch(torch.nn.Module):
 
 def test_a_forward_with_a_constant_batch_size_is_an_error_not_a_file(facts: dict[str, Any]) -> None:
     """Such a file would take pairs of images only."""
-    network = backbones.build("resnet8", 10)
+    network = backbones.build("resnet8", 10, torch.Size((3, 32, 32)))
     network.head = _ConstantBatch()
     with pytest.raises(CheckFailed, match="static shape of 2") as caught:
         onnx.check_structure(onnx.to_onnx(network, facts), facts)
