@@ -18,7 +18,15 @@ if TYPE_CHECKING:
 
 # name -> "module:function", and what the function is called with before the number of classes
 ZOO: dict[str, tuple[str, tuple[int, ...]]] = {
-    f"resnet{depth}": ("okdc.backbones.resnet:cifar_resnet", (depth,)) for depth in (8, 14, 20, 32, 56, 110)
+    **{f"resnet{depth}": ("okdc.backbones.resnet:cifar_resnet", (depth,)) for depth in (8, 14, 20, 32, 56, 110)},
+    "wrn16_1": ("okdc.backbones.wide_resnet:wide_resnet", (16, 1)),
+    "wrn16_2": ("okdc.backbones.wide_resnet:wide_resnet", (16, 2)),
+    "wrn40_2": ("okdc.backbones.wide_resnet:wide_resnet", (40, 2)),
+    "densenet40_12": ("okdc.backbones.densenet:densenet_bc", (40, 12)),
+    "densenet40_12_vanilla": ("okdc.backbones.densenet:densenet", (40, 12)),
+    "mobilenetv2": ("okdc.backbones.mobilenet:mobilenetv2", ()),
+    "resnet18": ("okdc.backbones.resnet:resnet", (18,)),
+    "resnet34": ("okdc.backbones.resnet:resnet", (34,)),
 }
 
 

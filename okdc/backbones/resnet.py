@@ -1,15 +1,22 @@
-"""ResNet for small images (He et al., 2016, section 4.2): 6n+2 layers of two-convolution blocks in three stages.
+"""ResNet for small images (He et al., 2016): section 4.2's of three stages, and ResNet-18 and -34 with a small stem.
 
 Shortcuts that change the shape are 1×1 convolutions, as in the public code of FFL, whose parameter counts the papers'
-baselines have; ResNet-56 and -110 use the same blocks (not the bottlenecks of the ONE and OKDDip code).
+baselines have; ResNet-56 and -110 use the same blocks (not the bottlenecks of the ONE and OKDDip code). Images of any
+size: strides are those of padded convolutions, so that one pixel stays one pixel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from okdc.backbones.parts import PoolLinear as PoolLinear  # its home before other networks needed it
+from okdc.backbones.parts import he_fan_out
 from okdc.cohort import Backbone
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # He et al., 2016, Table 1
 
 
 class BasicBlock(nn.Module):
@@ -31,34 +38,40 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-class PoolLinear(nn.Module):
-    """Global average pooling and a linear classifier: NCHW -> NK."""
-
-    def __init__(self, channels: int, classes: int) -> None:
-        super().__init__()
-        self.fc = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(x.mean((2, 3)))
-        return logits
-
-
 def cifar_resnet(depth: int, classes: int, width: int = 16) -> Backbone:
-    """ResNet of `depth` 6n+2 whose stages have width, 2·width and 4·width channels. Raises ValueError otherwise."""
+    """ResNet of `depth` 6n+2 whose stages have width, 2·width and 4·width channels. Raises ValueError otherwise.
+
+    Convolutions start as FFL's code has them: `he_fan_out`.
+    """
     n, rest = divmod(depth - 2, 6)
     if rest or n < 1:
         raise ValueError(f"a CIFAR ResNet has 6n+2 layers (8, 14, 20, ...), not {depth}")
-    stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-    stages: list[nn.Module] = [stem]
-    inputs = width
-    for stage in range(3):
-        outputs = width * 2**stage
-        blocks = [BasicBlock(inputs, outputs, 2 if stage else 1)]
-        blocks += [BasicBlock(outputs, outputs, 1) for _ in range(n - 1)]
-        stages.append(nn.Sequential(*blocks))
-        inputs = outputs
-    network = Backbone(stages, PoolLinear(inputs, classes), (width, width, 2 * width, 4 * width), (1, 1, 2, 4))
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):  # He et al., 2015, as FFL's code does: deviation sqrt(2 / (k² · outputs))
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return _resnet((n, n, n), width, classes)
+
+
+def resnet(depth: int, classes: int) -> Backbone:
+    """ResNet-18 or -34 whose stem is one 3×3 convolution of stride 1 without pooling, as usual for 32×32 pixels.
+
+    Stages of 64, 64, 128, 256 and 512 channels (the kuangliu/pytorch-cifar repository's). Convolutions start with
+    `he_fan_out`, as torchvision's do. Raises ValueError for another depth: those have other blocks.
+    """
+    if depth not in BLOCKS:
+        raise ValueError(f"a ResNet of basic blocks for small images has 18 or 34 layers, not {depth}")
+    return _resnet(BLOCKS[depth], 64, classes)
+
+
+def _resnet(blocks: Sequence[int], width: int, classes: int) -> Backbone:
+    """Stem and a stage for each number in `blocks`; from the second on each halves the map and doubles the channels."""
+    stages: list[nn.Module] = [
+        nn.Sequential(nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    ]
+    channels, strides = [width], [1]
+    for stage, count in enumerate(blocks):
+        inputs, outputs = channels[-1], width * 2**stage
+        first = BasicBlock(inputs, outputs, 2 if stage else 1)
+        stages.append(nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(count - 1))))
+        channels.append(outputs)
+        strides.append(2**stage)
+    network = Backbone(stages, PoolLinear(channels[-1], classes), channels, strides)
+    he_fan_out(network)
     return network
