@@ -63,9 +63,9 @@ def distill(
     flags = {"engine.device": device, "engine.dtype": dtype, "engine.threads": threads, "data.root": data_root}
     draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
 
-    from okdc import build  # torch from here on: a misspelt recipe name is answered before
+    from okdc.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
-    resolved, notes = build.resolve(draft)
+    resolved, notes = resolve(draft)
     for text in notes:
         console.note(text)
     from okdc.machine import provenance

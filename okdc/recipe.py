@@ -46,12 +46,15 @@ class Table(BaseModel):
 
 
 class Paper(Table):
-    """What a paper prints for this cell: top-1 errors in percent."""
+    """What a paper prints for this cell: top-1 errors in percent by method, its own switches in the key if it has any.
 
-    method: str
-    baseline_error: Positive | None = None
-    student_error: Positive | None = None
-    fused_error: Positive | None = None
+    A list is one number a student, where the paper tells different students apart.
+    """
+
+    source: str
+    epochs: Count = 300
+    student_error: dict[str, Positive | list[Positive]] = {}
+    fused_error: dict[str, Positive] = {}
 
 
 class About(Table):

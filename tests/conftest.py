@@ -66,10 +66,10 @@ def run(finished: Run, tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def blob(finished: Run) -> bytes:
     """The run's student as an ONNX file: an export takes seconds, so there is one."""
-    from okdc import build
+    from okdc import kept
     from okdc.deploy import onnx
 
-    return onnx.to_onnx(*build.student(finished))
+    return onnx.to_onnx(*kept.load(finished))
 
 
 @pytest.fixture

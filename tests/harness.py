@@ -19,6 +19,7 @@ from okdc import build
 from okdc.build import Job
 from okdc.files import read_json
 from okdc.recipe import Recipe, load
+from okdc.resolve import resolve
 from okdc.run import Run
 from okdc.training import checkpoint, device, engine
 from okdc.training.engine import Position
@@ -95,7 +96,7 @@ def write_recipe() -> Path:
 
 def recipe(*words: str) -> Recipe:
     """The recipe above with overrides, resolved."""
-    return build.resolve(load([str(write_recipe()), *words]))[0]
+    return resolve(load([str(write_recipe()), *words]))[0]
 
 
 def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> Run:

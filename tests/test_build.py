@@ -10,16 +10,18 @@ from harness import Quiet
 from PIL import Image
 from safetensors.torch import save_file
 
-from okdc import build
+from okdc import build, reopen
+from okdc import kept as kept_student
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError, OkdcError, RecipeError, RunError
 from okdc.files import write_json
 from okdc.recipe import Draft, Recipe, load, read
+from okdc.resolve import resolve
 from okdc.run import Run
 
 
 def resolved(*words: str) -> Recipe:
-    return build.resolve(load(words))[0]
+    return resolve(load(words))[0]
 
 
 def of_folder(*words: str) -> Recipe:
@@ -150,12 +152,12 @@ def test_the_recipe_of_a_run_is_the_one_it_was_started_with_wherever_its_images_
 ) -> None:
     recipe = build.with_moments(of_folder(), build.dataset(of_folder()))
     run = made(recipe, build.dataset(recipe))
-    assert build.recipe_of(run)[0] == recipe
-    moved, _ = build.recipe_of(run, "elsewhere")
+    assert reopen.recipe_of(run)[0] == recipe
+    moved, _ = reopen.recipe_of(run, "elsewhere")
     assert moved.data.root == "elsewhere"
     assert moved.sha256() == recipe.sha256()
     monkeypatch.setenv("OKDC_DATA_ROOT", "other")
-    assert build.recipe_of(run, "elsewhere")[0].data.root == "elsewhere"
+    assert reopen.recipe_of(run, "elsewhere")[0].data.root == "elsewhere"
 
 
 def add_class(root: Path) -> None:
@@ -186,36 +188,36 @@ def remove_image(root: Path) -> None:
 def test_images_that_changed_since_a_run_was_started_are_noticed(root: Path, change: object, said: str) -> None:
     recipe = of_folder()
     run = made(recipe, build.dataset(recipe))
-    build.data_of(run, build.recipe_of(run)[0], Quiet())
+    reopen.data_of(run, reopen.recipe_of(run)[0], Quiet())
     assert callable(change)
     change(root)
     with pytest.raises(DataError, match=said):
-        build.data_of(run, build.recipe_of(run)[0], Quiet())
+        reopen.data_of(run, reopen.recipe_of(run)[0], Quiet())
 
 
 def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
     recipe = of_folder()
     run = made(recipe, build.dataset(recipe))
     shutil.move(root, "elsewhere")
-    build.data_of(run, build.recipe_of(run, "elsewhere")[0], Quiet())
+    reopen.data_of(run, reopen.recipe_of(run, "elsewhere")[0], Quiet())
 
 
 @pytest.fixture
 def kept() -> Run:
     """A run that kept a student."""
     run = Run.create("kept", resolved().text(), {})
-    facts = {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {}, "student": 0, "epoch": 1}
-    facts |= dict.fromkeys(("method", "dataset", "recipe_sha256", "weights_sha256"), "x")
+    facts = {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
+    facts |= {"student": 0, "epoch": 1} | dict.fromkeys(("method", "dataset", "recipe_sha256", "weights_sha256"), "x")
     write_json(run.student, facts)
-    save_file(build.empty_student(facts).state_dict(), run.weights)
+    save_file(kept_student.empty(facts).state_dict(), run.weights)
     return run
 
 
 def test_a_kept_student_is_read_back_in_eval_mode_with_its_weights(kept: Run) -> None:
-    network, facts = build.student(kept)
+    network, facts = kept_student.load(kept)
     assert facts["classes"] == ["a", "b", "c"]
     assert not network.training
-    fresh = build.empty_student(facts)
+    fresh = kept_student.empty(facts)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, fresh.state_dict()[name])
     assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
@@ -235,13 +237,13 @@ def missing(run: Run) -> None:
 
 def another(run: Run) -> None:
     save_file(
-        build.empty_student({"architecture": "resnet14", "classes": ["a"], "preprocessing": {"size": 8}}).state_dict(),
+        kept_student.empty({"architecture": "resnet14", "classes": ["a"], "preprocessing": {"size": 8}}).state_dict(),
         run.weights,
     )
 
 
 def lacking(run: Run) -> None:
-    state = build.empty_student(
+    state = kept_student.empty(
         {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
     ).state_dict()
     save_file(dict(list(state.items())[1:]), run.weights)
@@ -252,13 +254,13 @@ def test_weights_that_are_not_the_students_are_named(kept: Run, damage: object) 
     assert callable(damage)
     damage(kept)
     with pytest.raises(RunError, match=r"student\.safetensors: not the weights of a resnet8"):
-        build.student(kept)
+        kept_student.load(kept)
 
 
 def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path(kept: Run) -> None:
     kept.recipe.write_text("[optim]\nepoch = 3", encoding="utf-8")
     with pytest.raises(OkdcError, match=r"kept-1/recipe\.toml: \d problems"):
-        build.recipe_of(kept)
+        reopen.recipe_of(kept)
 
 
 def test_resolving_leaves_the_draft_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +268,7 @@ def test_resolving_leaves_the_draft_as_it_was(monkeypatch: pytest.MonkeyPatch) -
     draft = load(["cifar10_resnet20", "method.name=baseline"])
     before = Draft(draft.path, read(draft.path), draft.overridden, draft.problems, draft.notes)
     before.tables["method"]["name"] = "baseline"
-    build.resolve(draft)
+    resolve(draft)
     assert draft == before
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from harness import Quiet, outcome, recipe, result, start, uninterrupted
 
+from okdc import kept
 from okdc.errors import Interrupted, RunError
 from okdc.files import read_json, write_json
 from okdc.run import Run
@@ -81,8 +82,7 @@ def test_what_keeps_a_continuation_from_being_exact_is_said() -> None:
 
 def test_a_damaged_student_file_is_named(begun: Run) -> None:
     write_json(begun.student, {"architecture": "resnet8"})
-    from okdc import build
 
     with pytest.raises(RunError, match=r"student\.json is damaged: classes"):
-        build.student(begun)
+        kept.load(begun)
     assert read_json(begun.student)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from okdc import build
+from okdc import kept, reopen
 from okdc.deploy import bundle, onnx, parity, sides
 from okdc.errors import CheckFailed, RunError
 from okdc.files import read_json, write_json
@@ -28,7 +28,7 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
     if run.state != "complete":
         hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
         raise RunError(f"{run.path} is {run.state}, not complete: there is no student to export", hint=hint)
-    network, facts = build.student(run)
+    network, facts = kept.load(run)
     result = read_json(run.result, "weights_sha256", "kept")
     weights = hashlib.sha256(run.weights.read_bytes()).hexdigest()
     if not weights == facts["weights_sha256"] == result["weights_sha256"]:
@@ -38,10 +38,10 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
             f"expected {result['weights_sha256'][:12]}",
             hint="another checkpoint was put in its place; restore it, or train again",
         )
-    recipe, notes = build.recipe_of(run, data_root)
+    recipe, notes = reopen.recipe_of(run, data_root)
     for note in notes:
         tell.note(note)
-    dataset = build.data_of(run, recipe, tell)
+    dataset = reopen.data_of(run, recipe, tell)
     split, rows = dataset.final_split
     if split != "test":
         tell.note("the data has no test split: parity is checked on the validation images")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from okdc import backbones, build, catalog
+from okdc import backbones, build, catalog, kept, reopen
 from okdc.cohort import Backbone
 from okdc.data.images import listing
 from okdc.deploy import latency, onnx
@@ -27,6 +27,7 @@ from okdc.files import read_json
 from okdc.machine import processor
 from okdc.methods.method import Method
 from okdc.recipe import Recipe, load
+from okdc.resolve import resolve
 from okdc.run import Run, runs
 from okdc.talk import Listener
 
@@ -142,7 +143,7 @@ def _network(label: str, name: str, kind: str, size: int, classes: int, export: 
 
 
 def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
-    recipe, notes = build.resolve(load([word]), needs_data=False)
+    recipe, notes = resolve(load([word]), needs_data=False)
     classes = CLASSES
     if recipe.data.name == "folder":
         try:
@@ -157,7 +158,7 @@ def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
 
 
 def _of_run(run: Run) -> list[Subject]:
-    (recipe, _), classes = build.recipe_of(run), len(run.facts("classes")["classes"])
+    (recipe, _), classes = reopen.recipe_of(run), len(run.facts("classes")["classes"])
     size = recipe.data.image_size
     whole = _whole(recipe, classes)
     assert isinstance(whole.module, _Heads)
@@ -168,7 +169,7 @@ def _of_run(run: Run) -> list[Subject]:
     ]
     subjects.append(whole)
     if run.state == "complete":
-        network, facts = build.student(run)
+        network, facts = kept.load(run)
         name, model = f"kept (student{facts['student']})", _bundled(run, facts)
         subjects.append(Subject(name, "kept", facts["architecture"], network, size, classes, model))
     return subjects

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from okdc import build
+from okdc import build, reopen
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.errors import DeviceError, RunError
@@ -89,7 +89,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
         raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
     facts = run.facts("settings")
     with run.held(), continuable(run):
-        recipe, notes = build.recipe_of(run, data_root)
+        recipe, notes = reopen.recipe_of(run, data_root)
         for note in notes:
             tell.note(note)
         try:
@@ -99,7 +99,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
         for difference in differences(facts):
             tell.note(f"not exact to the bit: {difference}")
-        job = build.job(recipe, build.data_of(run, recipe, tell))
+        job = build.job(recipe, reopen.data_of(run, recipe, tell))
         state, notes = checkpoint.load(run)
         for note in notes:
             tell.note(note)

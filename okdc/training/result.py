@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from okdc import build
+from okdc import kept
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.run import Run
@@ -25,7 +25,7 @@ def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str
         )
     if heads.bad:  # weights that the last step ruined, where no validation saw them
         fail(run, f"{split} images after the last epoch: {heads.bad[1]} is not finite")
-    network, facts = build.student(run)
+    network, facts = kept.load(run)
     # The kept student on the CPU, in plain memory format: the same number wherever it is asked.
     rule = facts["preprocessing"]
     normalise = Normalise(rule["mean"], rule["std"])

@@ -19,6 +19,7 @@ from okdc import build
 from okdc.data.datasets import Dataset, digits, divide, folder, same_classes, stratified
 from okdc.errors import DataError
 from okdc.recipe import load
+from okdc.resolve import resolve
 
 
 def dataset(sizes: list[int], seed: int = 0, test: int = 0) -> Dataset:
@@ -63,7 +64,7 @@ def test_the_digits_are_scikit_learns_as_eight_bit_grey() -> None:
 
 
 def test_the_default_recipe_has_300_digits_to_train_700_to_choose_and_797_to_judge() -> None:
-    recipe, _ = build.resolve(load([]))
+    recipe, _ = resolve(load([]))
     found = build.dataset(recipe)
     assert [len(found.train), len(found.val), len(found.test)] == [300, 700, 797]
     assert sorted(chain(*splits(found))) == list(range(1797))

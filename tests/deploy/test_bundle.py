@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from okdc import build
+from okdc import kept
 from okdc.__main__ import main
 from okdc.data.images import RESIZE
 from okdc.deploy import bundle, cause, export, onnx, parity, sides
@@ -58,7 +58,7 @@ def test_the_model_file_is_the_same_from_every_run_folder(exported: Path, finish
 
 def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(exported: Path, finished: Run) -> None:
     expected = json.loads((exported / "sample" / "expected.json").read_text())
-    network, facts = build.student(finished)
+    network, facts = kept.load(finished)
     side = sides.Torch(network, facts)
     for case in expected["cases"]:
         pixels = np.array(Image.open(exported / "sample" / case["image"]))
@@ -205,7 +205,7 @@ def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, 
     """A split smaller than the largest batch is repeated, not skipped."""
     path = tmp_path / "model.onnx"
     path.write_bytes(blob)
-    network, facts = build.student(finished)
+    network, facts = kept.load(finished)
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     labels = Session(blob)(images)[0].argmax(1)
     report = parity.check(path, network, facts, images, labels, 100.0, "test")
@@ -217,7 +217,7 @@ def test_a_student_whose_answers_are_not_finite_never_passes(finished: Run, blob
     """Its float64 noise would be infinite, and with it what is allowed."""
     path = tmp_path / "model.onnx"
     path.write_bytes(blob)
-    network, facts = build.student(finished)
+    network, facts = kept.load(finished)
     next(network.head.parameters()).data.fill_(float("nan"))
     images = np.zeros((8, 8, 8, 3), np.uint8)
     report = parity.check(path, network, facts, images, np.zeros(8, np.int64), 0.0, "test")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from okdc import backbones, build
+from okdc import backbones, kept
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.deploy.sides import Session
@@ -27,7 +27,7 @@ from okdc.run import Run
 
 @pytest.fixture(scope="session")
 def facts(finished: Run) -> dict[str, Any]:
-    return build.student(finished)[1]
+    return kept.load(finished)[1]
 
 
 def test_the_file_is_one_plain_graph_with_a_free_batch(blob: bytes, facts: dict[str, Any]) -> None:
@@ -59,8 +59,8 @@ def test_no_path_and_no_source_line_is_in_the_file(blob: bytes) -> None:
 
 def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(blob: bytes, finished: Run, tmp_path: Path) -> None:
     code = (
-        "import sys, hashlib; from pathlib import Path; from okdc import build; from okdc.deploy import onnx;"
-        "from okdc.run import Run; file = onnx.to_onnx(*build.student(Run.open(Path(sys.argv[1]))));"
+        "import sys, hashlib; from pathlib import Path; from okdc import kept; from okdc.deploy import onnx;"
+        "from okdc.run import Run; file = onnx.to_onnx(*kept.load(Run.open(Path(sys.argv[1]))));"
         "print(hashlib.sha256(file).hexdigest())"
     )
     (tmp_path / "elsewhere").mkdir()
@@ -79,7 +79,7 @@ def test_any_state_of_the_network_exports_alike_and_is_left_alone(
     blob: bytes, finished: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Training mode, channels_last and gradients are what a network comes out of training with."""
-    network, facts = build.student(finished)
+    network, facts = kept.load(finished)
     network.train().to(memory_format=torch.channels_last)
     weight = next(p for p in network.parameters() if p.ndim == 4)
     strides, before = weight.stride(), copy.deepcopy(network.state_dict())
@@ -93,7 +93,7 @@ def test_any_state_of_the_network_exports_alike_and_is_left_alone(
 
 
 def test_the_graph_normalises_as_training_does(blob: bytes, finished: Run) -> None:
-    network, facts = build.student(finished)
+    network, facts = kept.load(finished)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
     rule = facts["preprocessing"]
     with torch.inference_mode():

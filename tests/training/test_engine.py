@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from okdc import build
+from okdc import build, kept
 from okdc.backbones.resnet import cifar_resnet
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
@@ -284,7 +284,7 @@ def test_the_kept_weights_score_what_was_recorded() -> None:
     """On validation, and on the test split: read back from the file, in float32."""
     job = built(recipe("optim.lr=0.2", "optim.epochs=4"))
     run = train(job)
-    network, facts = build.student(run)
+    network, facts = kept.load(run)
     rule = facts["preprocessing"]
     for split, expected in (
         (job.dataset.val, facts["val_top1_pct"]),
@@ -302,7 +302,7 @@ def test_without_validation_the_named_student_of_the_last_epoch_is_kept_as_it_wa
     assert [row["val_top1_pct"] for row in run.rows()] == [{}] * EPOCHS
     kept = read_json(run.result)["kept"]
     assert (kept["student"], kept["epoch"], kept["val_top1_pct"]) == (1, EPOCHS, None)
-    network, _ = build.student(run)
+    network, _ = kept.load(run)
     images = torch.randn(6, 3, 8, 8)
     with torch.no_grad():
         inside = job.method.eval()(images, torch.zeros(6, dtype=torch.int64), torch.ones(())).logits["student1"]
