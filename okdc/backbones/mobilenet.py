@@ -42,8 +42,8 @@ class InvertedResidual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return y if self.shortcut is None else y + self.shortcut(x)
+        out: Tensor = self.bn3(self.conv3(y))
+        return out if self.shortcut is None else out + self.shortcut(x)
 
 
 class WidePoolLinear(PoolLinear):

@@ -34,9 +34,8 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(x))
         kept = x if self.shortcut is None else self.shortcut(y)
-        y = self.conv1(y)
-        y = self.conv2(F.relu(self.bn2(y)))
-        return y + kept
+        change: Tensor = self.conv2(F.relu(self.bn2(self.conv1(y))))
+        return kept + change
 
 
 def wide_resnet(depth: int, k: int, classes: int) -> Backbone:
