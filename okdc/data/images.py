@@ -1,7 +1,8 @@
 """Image files to uint8 arrays: listing, the class map, decoding, the resize rule, the cache. numpy and Pillow only.
 
 The rule for one image, stated in every manifest: upright by its EXIF tag, RGB (16-bit grey scaled to 8 bits,
-transparency over black), the shorter side resized to the size wanted (Pillow's antialiased bilinear), the centre cut.
+transparency over black), the shorter side resized to the size wanted, or to `shorter_side` where a recipe names one
+(Pillow's antialiased bilinear), the centre cut. An image that has the very size is left as it is.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from okdc.errors import DataError, nearest
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
+RESIZE_LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
 _CACHE_VERSION = 1  # raise it with any change of what the same files decode to
 
 Pixels = npt.NDArray[np.uint8]
@@ -50,17 +53,58 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int) -> Pixels:
-    """The rule at the top of this file: any image to size×size×3, uint8."""
+def fit(image: Image.Image, size: int, shorter_side: int | None = None) -> Pixels:
+    """The rule at the top of this file: any image to size×size×3, uint8. `shorter_side` is at least `size`."""
     image = to_rgb(image)
     width, height = image.size
     if (width, height) != (size, size):
-        scale = size / min(width, height)
-        width, height = max(size, round(width * scale)), max(size, round(height * scale))
+        shorter = shorter_side or size
+        scale = shorter / min(width, height)
+        width, height = max(shorter, round(width * scale)), max(shorter, round(height * scale))
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image, dtype=np.uint8)
+
+
+def rule(size: int, shorter_side: int | None = None) -> dict[str, Any]:
+    """What `fit` does, as student.json and the manifest say it. Only a client that knows the words may read images."""
+    if shorter_side in (None, size):
+        return {"size": size, "resize": RESIZE}
+    return {"size": size, "shorter_side": shorter_side, "resize": RESIZE_LARGER}
+
+
+def read(content: bytes, transform: Callable[[Image.Image], Pixels]) -> Pixels:
+    """The pixels that `transform` makes of a file's content. Raises whatever Pillow does; `damage` has words for it."""
+    if not content:
+        raise ValueError("zero bytes")
+    with Image.open(io.BytesIO(content)) as image:
+        return transform(image)
+
+
+@contextmanager
+def wary() -> Iterator[None]:
+    """An image so large that it looks like an attack is an error, in all threads: the filters are global."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def damage(error: Exception) -> str:
+    """Why a file is no whole image, in a line. Pillow raises a dozen kinds, down to SyntaxError and struct.error."""
+    if isinstance(error, UnidentifiedImageError):  # its own words hold an address in memory
+        return "not an image of a known format"
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+def unreadable(bad: Sequence[str], count: int) -> DataError:
+    """The error for files that are no whole images: one line each in `bad`, of `count` that were read."""
+    bad = sorted(bad)
+    return DataError(
+        f"{len(bad)} of {count} images cannot be read, the first is {bad[0]}",
+        hint="remove or replace these files",
+        details=bad,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -152,7 +196,8 @@ def _list(root: Path, splits: dict[str, Path]) -> Listing:
         if loose := len(_images(folder)):
             found.notes.append(f"{folder}: {loose} images outside any class folder are not read")
         if len(found.splits[split]) == 0 and folder is not first:
-            raise DataError(f"{folder}: expected images in its class folders, found none", hint=_TREE)
+            beside = f" ({loose:,} lie beside them)" if loose else ""
+            raise DataError(f"{folder}: expected images in its class folders, found none{beside}", hint=_TREE)
     if empty:
         raise DataError(
             f"{len(empty)} of {len(found.classes)} classes have no images, the first is {empty[0]}",
@@ -166,7 +211,9 @@ def _list(root: Path, splits: dict[str, Path]) -> Listing:
 # Decoding, once
 
 
-def decode(files: Sequence[Path], size: int, progress: Progress | None = None) -> tuple[Pixels, str]:
+def decode(
+    files: Sequence[Path], size: int, progress: Progress | None = None, shorter_side: int | None = None
+) -> tuple[Pixels, str]:
     """All files as one N×size×size×3 array, and the sha256 of their contents. Threads: Pillow lets go of the lock.
 
     Raises DataError that lists every file which is not a whole image.
@@ -179,31 +226,18 @@ def decode(files: Sequence[Path], size: int, progress: Progress | None = None) -
         try:
             content = files[i].read_bytes()
             digests[i] = hashlib.sha256(content).digest()
-            if not content:
-                bad.append(f"{files[i]}: zero bytes")
-                return
-            with Image.open(io.BytesIO(content)) as image:
-                pixels[i] = fit(image, size)
+            pixels[i] = read(content, lambda image: fit(image, size, shorter_side))
         except MemoryError:
             raise
-        except UnidentifiedImageError:  # its own words hold an address in memory
-            bad.append(f"{files[i]}: not an image of a known format")
-        except Exception as error:  # Pillow raises a dozen kinds, down to SyntaxError and struct.error
-            words = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            bad.append(f"{files[i]}: {words.splitlines()[0]}")
+        except Exception as error:
+            bad.append(f"{files[i]}: {damage(error)}")
 
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        warnings.simplefilter("error", Image.DecompressionBombWarning)  # for all threads: the filters are global
+    with wary(), ThreadPoolExecutor(os.cpu_count()) as pool:
         for done, _ in enumerate(pool.map(one, range(len(files)), chunksize=64), 1):
             if progress and (done % 64 == 0 or done == len(files)):
                 progress(done, len(files))
     if bad:
-        bad.sort()
-        raise DataError(
-            f"{len(bad)} of {len(files)} images cannot be read, the first is {bad[0]}",
-            hint="remove or replace these files",
-            details=bad,
-        )
+        raise unreadable(bad, len(files))
     return pixels, hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -226,16 +260,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "okdc"
 
 
-def load(found: Listing, size: int, progress: Progress | None = None) -> Decoded:
+def load(found: Listing, size: int, progress: Progress | None = None, shorter_side: int | None = None) -> Decoded:
     """The pixels of a listing, from the cache where these very files (path, size, mtime) were decoded before.
 
     A cache that is damaged is made again; one that cannot be written costs a note, not the run.
     """
-    entry = cache_folder() / "images" / _key(found, size)
+    entry = cache_folder() / "images" / _key(found, size, shorter_side)
     cached = _read(entry, (len(found.files), size, size, 3))
     if cached:
         return Decoded(*cached, [f"{len(found.files):,} decoded images from the cache"])
-    pixels, sha256 = decode(found.files, size, progress)
+    pixels, sha256 = decode(found.files, size, progress, shorter_side)
     try:
         _write(entry, pixels, sha256)
     except OSError as error:
@@ -243,8 +277,8 @@ def load(found: Listing, size: int, progress: Progress | None = None) -> Decoded
     return Decoded(pixels, sha256, [f"decoded {len(found.files):,} images, cached in {entry}"])
 
 
-def _key(found: Listing, size: int) -> str:
-    rows: list[Any] = [_CACHE_VERSION, PIL.__version__, size]
+def _key(found: Listing, size: int, shorter_side: int | None) -> str:
+    rows: list[Any] = [_CACHE_VERSION, PIL.__version__, rule(size, shorter_side)]
     for file in found.files:
         stat = file.stat()
         rows.append((file.relative_to(found.root).as_posix(), stat.st_size, stat.st_mtime_ns))
