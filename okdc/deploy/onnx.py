@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -166,8 +167,7 @@ def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
             f"unexpected operators in the graph: {', '.join(strange)}",
             hint="sizes are computed at run time: a channels_last tensor or the batch size reached a reshape",
         )
-    made_by = {name: node.op_type for node in model.graph.node for name in node.output}
-    if any(n.op_type == "BatchNormalization" and made_by.get(n.input[0]) == "Conv" for n in model.graph.node):
+    if _unfolded(model.graph):
         raise CheckFailed(
             "structure", "a BatchNormalization follows a Conv: it was not folded", hint="export in eval mode"
         )
@@ -205,6 +205,20 @@ def _check_interface(graph: onnx.GraphProto, facts: Mapping[str, Any]) -> None:
     ]
     if found != expected:
         raise CheckFailed("structure", f"the graph takes and gives {found}; expected {expected}")
+
+
+def _unfolded(graph: onnx.GraphProto) -> bool:
+    """Whether a BatchNormalization follows a Conv that it could be folded into.
+
+    Where something else reads the Conv too (a shortcut or a concatenation behind the stem of a pre-activation network),
+    folding would change what that gets: there it has to stay.
+    """
+    convolved = {node.output[0] for node in graph.node if node.op_type == "Conv"}
+    readers = Counter(name for node in graph.node for name in node.input)
+    return any(
+        node.op_type == "BatchNormalization" and node.input[0] in convolved and readers[node.input[0]] == 1
+        for node in graph.node
+    )
 
 
 def _without_weights(model: onnx.ModelProto) -> bytes:

@@ -1,0 +1,79 @@
+"""Every network of the zoo leaves as one ONNX file that answers as it does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from okdc import backbones
+from okdc.cohort import Backbone
+from okdc.data.batches import Normalise
+from okdc.deploy import onnx
+from okdc.deploy.cause import largest
+from okdc.deploy.parity import FACTOR, FLOOR
+from okdc.deploy.sides import Session, Torch
+from okdc.seeds import seeded
+
+SIZE, CLASSES = 32, 10
+# BatchNormalizations that no Conv can take in: those behind a sum or a concatenation, and one behind a stem that a
+# shortcut or a concatenation reads as well. Everywhere else all of them are folded.
+LEFT = {"wrn16_1": 7, "wrn16_2": 6, "wrn40_2": 18, "densenet40_12": 21, "densenet40_12_vanilla": 39}
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What an export needs to be told of a network that nothing was trained on."""
+    return {
+        "architecture": name,
+        "classes": [str(c) for c in range(CLASSES)],
+        "preprocessing": {"size": SIZE, "resize": "", "mean": [0.5, 0.45, 0.4], "std": [0.25, 0.2, 0.3]},
+        "method": "none",
+        "dataset": "none",
+        "recipe_sha256": "",
+        "weights_sha256": "",
+    }
+
+
+def used(name: str) -> Backbone:
+    """A network whose BatchNorm has seen images and has weights of its own: at 1 and 0 a lost one would not show.
+
+    Its statistics are those of the images, not 0 and 1 moved by a tenth: MobileNetV2's signal would die away on those.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with seeded(0, "student", 0):
+        network = backbones.build(name, CLASSES, torch.Size((3, SIZE, SIZE)))
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # the mean over all batches
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+            torch.nn.init.uniform_(module.bias, -0.2, 0.2, generator=generator)
+    rule = facts(name)["preprocessing"]
+    pixels = torch.randint(0, 256, (2, 16, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    with torch.no_grad():
+        for batch in pixels:
+            network.train()(Normalise(rule["mean"], rule["std"])(batch))
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", backbones.ZOO)
+def test_the_file_has_a_plain_structure_and_answers_as_the_network(name: str) -> None:
+    network = used(name)
+    blob = onnx.to_onnx(network, facts(name))
+    model = onnx.check_structure(blob, facts(name))
+    operators = Counter(node.op_type for node in model.graph.node)
+    convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+    assert operators["Conv"] == convolutions
+    assert operators["BatchNormalization"] == LEFT.get(name, 0)
+
+    side, session = Torch(network, facts(name)), Session(blob)
+    images = np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    expected = side.logits(images)
+    allowed = max(FACTOR * largest(expected, side.exact(images)), FLOOR)
+    assert np.abs(expected).max() > 100 * allowed, "logits so small that any would pass"
+    assert np.ptp(expected, axis=0).max() > 100 * allowed, "the images are told apart"
+    for batch in (1, 5):
+        logits, _ = session(images, batch)
+        assert largest(logits, expected) <= allowed, f"batch {batch}"
