@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+MSFE = {True: "+msfe", False: "+msfe-da"}  # of a network with extraction in its path: with dual attention, without
 MATCHES = ("patch", "conv3x3_s2", "pool1x1")
 
 
@@ -113,6 +114,46 @@ class DualAttention(nn.Sequential):
         super().__init__(ChannelAttention(channels, reduction), SpatialAttention(spatial_kernel))
 
 
+class HierarchicalSplit(nn.Module):
+    """Multi-scale feature extraction (MFEF eq. 4 and its text; HS-ResNet): NCHW -> NCHW, any C of at least p channels.
+
+    Of p groups of channels the first goes out as it is. Each other is joined by what the one before passed on and goes
+    through 3×3 conv-BN-ReLU; the last goes out whole, the ones between in halves: one out, one passed on. Equation 4 as
+    printed exports and passes on the same half and uses the other nowhere; the text is followed. Which half is which is
+    only a name.
+    """
+
+    def __init__(self, channels: int, groups: int = 4) -> None:
+        super().__init__()
+        if channels < groups:
+            raise ValueError(f"{channels} channels do not divide into {groups} groups")
+        self.widths = [len(part) for part in torch.arange(channels).tensor_split(groups)]
+        self.passed: list[int] = []  # channels that go to the next group
+        convs, before = [], 0
+        for i, width in enumerate(self.widths[1:], 1):
+            inside = width + before
+            before = inside // 2 if i < groups - 1 else 0
+            convs.append(nn.Sequential(*_conv_bn_relu(inside, inside, 3, 1)))
+            self.passed.append(before)
+        self.convs = nn.ModuleList(convs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, *rest = x.split(self.widths, 1)
+        out = [first]
+        before: Tensor | None = None
+        for group, conv, passed in zip(rest, self.convs, self.passed, strict=True):
+            y = conv(group if before is None else torch.cat([group, before], 1))
+            if passed:
+                y, before = y.split([y.shape[1] - passed, passed], 1)
+            out.append(y)
+        return torch.cat(out, 1)
+
+
+def written(size: torch.Size) -> str:
+    """64×8×8"""
+    return "×".join(map(str, size))
+
+
 class OverallFusion(nn.Module):
     """The fused classifier (FEFR section 3.2.4; FFL's Fusion_module): one map a student -> NK logits, float32.
 
@@ -128,6 +169,10 @@ class OverallFusion(nn.Module):
             for s in sizes
         )
         total, out = sum(s[0] for s in sizes), min(s[0] for s in sizes)
+        self.description = (
+            f"fused classifier of {' + '.join(written(s) for s in sizes)}, joined at {total}×{height}×{width}, "
+            f"{out} channels"
+        )
         self.depthwise = nn.Sequential(*_conv_bn_relu(total, total, 3, 1, groups=total))
         self.pointwise = nn.Sequential(*_conv_bn_relu(total, out, 1, 1))
         self.fc = nn.Linear(out, classes)

@@ -30,6 +30,8 @@ class Backbone(nn.Module):
         raw: Sequence[bool] | None = None,
     ) -> None:
         super().__init__()
+        self.architecture = ""  # its name, by which it can be built again
+        self.description = ""  # where its stages end, if somebody had to look for them
         assert len(stages) == len(channels) == len(strides)
         self.stages = nn.ModuleList(stages)
         self.head = head
@@ -78,6 +80,7 @@ class Cohort(nn.Module):
                 student.stages[i] = first.stages[i]
         self.students = nn.ModuleList(students)
         self.shared = count if len(students) > 1 else 0
+        self.share = share if self.shared else "none"
 
     def forward(self, images: Tensor) -> list[list[Tensor]]:
         """NCHW images -> maps[k][i], shallow to deep. A shared stage runs once, whatever the number of students."""
@@ -98,6 +101,10 @@ class Cohort(nn.Module):
     def logits(self, maps: list[list[Tensor]]) -> list[Tensor]:
         """One NK tensor a student, float32 whatever the autocast: losses are computed on them."""
         return [self.backbone(k).head(own[-1]).float() for k, own in enumerate(maps)]
+
+    def backbones(self) -> list[Backbone]:
+        """The students, typed."""
+        return [self.backbone(k) for k in range(len(self.students))]
 
     def backbone(self, k: int) -> Backbone:
         """Student k, typed."""

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from okdc import catalog
 from okdc.errors import RecipeError, UsageError, nearest
@@ -62,8 +63,25 @@ class About(Table):
     paper: Paper | None = None
 
 
+DATASETS = ("digits", "folder", "cifar10", "cifar100", "cinic10", "imagenet")
+ROOTS = {  # where a named data set is looked for, and downloaded to, if `data.root` is left out
+    "cifar10": "data",  # torchvision's own root: the folder that holds cifar-10-batches-py
+    "cifar100": "data",
+    "cinic10": "data/cinic10",
+    "imagenet": "data/imagenet",
+}
+_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+
+
+def _data_name(name: str) -> str:
+    if name not in DATASETS and not _CALLABLE.fullmatch(name):
+        known = ", ".join(repr(known) for known in DATASETS)
+        raise PydanticCustomError("data_name", f"Input should be one of {known} or 'package.module:callable'")
+    return name
+
+
 class Data(Table):
-    name: Literal["digits", "folder"]
+    name: Annotated[str, AfterValidator(_data_name)]  # one of DATASETS, or the user's own package.module:callable
     root: Annotated[str, Field(min_length=1)] | None = None  # an empty one would be the working directory
     image_size: Annotated[int, Field(ge=4, le=1024)] = 32
     train_images: Count | None = None  # a stratified subset, by seed
@@ -116,9 +134,11 @@ class Recipe(Table):
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
     def portable(self) -> dict[str, Any]:
-        """The tables without `data.root`: the same on every machine."""
+        """The tables without what only says where things lie: the same on every machine."""
         tables = self.model_dump(mode="json", exclude_none=True)
         tables["data"].pop("root", None)
+        if "teacher_sha256" in tables["method"]:  # which teacher it is; `teacher` and `weights` are where it lies
+            tables["method"] = {k: v for k, v in tables["method"].items() if k not in ("teacher", "weights")}
         return tables
 
     def sha256(self) -> str:

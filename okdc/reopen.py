@@ -20,7 +20,7 @@ def recipe_of(run: Run, data_root: str | None = None) -> tuple[Recipe, list[str]
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"]["root"] = data_root
     given = frozenset({"data.root"}) if data_root is not None else frozenset()
-    return resolve(Draft(run.recipe, tables, given))
+    return resolve(Draft(run.recipe, tables, given), trial=False)
 
 
 def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:

@@ -8,15 +8,16 @@ from typing import Any
 from pydantic import ValidationError
 
 from okdc import backbones, build, methods
-from okdc.errors import RecipeError
+from okdc.errors import RecipeError, RunError
 from okdc.kept import square
-from okdc.recipe import Draft, Recipe, check, explain, salvage
+from okdc.recipe import ROOTS, Draft, Recipe, check, explain, salvage
 
 
-def resolve(draft: Draft, needs_data: bool = True) -> tuple[Recipe, list[str]]:
+def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[Recipe, list[str]]:
     """The recipe with every default written out, and notes on what was changed on the way.
 
-    `needs_data=False` lets a recipe pass that does not say where its images are: counting needs none.
+    `needs_data=False` lets a recipe pass that does not say where its images are: counting needs none. `trial=False`
+    takes it that the method can be built: a run has proven it, and its teacher may be gone since.
 
     Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
     """
@@ -26,6 +27,8 @@ def resolve(draft: Draft, needs_data: bool = True) -> tuple[Recipe, list[str]]:
     if root and isinstance(data, dict) and data.get("name") != "digits" and "data.root" not in draft.overridden:
         tables["data"] = data | {"root": root}
         notes.append(f"data.root is {root} (OKDC_DATA_ROOT)")
+    elif isinstance(data, dict) and "root" not in data and data.get("name") in list(ROOTS):
+        tables["data"] = data | {"root": ROOTS[data["name"]]}
     problems: list[str] = []
     method = tables.get("method")
     if isinstance(method, dict) and isinstance(method.get("name"), str):
@@ -44,7 +47,7 @@ def resolve(draft: Draft, needs_data: bool = True) -> tuple[Recipe, list[str]]:
     if whole is not None:
         named = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
         problems += [rule for rule in _rules(whole, needs_data) if rule.partition(":")[0] not in named]
-    if recipe is not None and not problems:
+    if trial and recipe is not None and not problems:
         problems = _trial(recipe)
     if recipe is None or problems:
         problems = list(dict.fromkeys(problems))
@@ -66,7 +69,7 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
             table = {key: value for key, value in table.items() if key not in foreign}
             notes.append(f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]")
     try:
-        return config.model_validate(table).model_dump(mode="json"), notes, []
+        return config.model_validate(table).model_dump(mode="json", exclude_none=True), notes, []
     except ValidationError as error:
         return table, notes, explain(error, config, "method.")
 
@@ -82,6 +85,10 @@ def _rules(recipe: Recipe, needs_data: bool) -> list[str]:
         problems.append("data.root: missing; expected a folder of images: data.root=path/to/images")
     if recipe.data.name == "digits" and recipe.data.image_size != 8:
         problems.append(f"data.image_size: the digits are 8×8, found {recipe.data.image_size}")
+    if recipe.data.name in ("cifar10", "cifar100") and recipe.data.image_size != 32:
+        problems.append(
+            f"data.image_size: the images of {recipe.data.name} are 32×32, found {recipe.data.image_size}"
+        )
     if recipe.data.crop_padding >= recipe.data.image_size:  # a crop could lie wholly outside its image
         problems.append(
             f"data.crop_padding: expected less than data.image_size ({recipe.data.image_size}), "
@@ -92,8 +99,10 @@ def _rules(recipe: Recipe, needs_data: bool) -> list[str]:
 
 def _trial(recipe: Recipe) -> list[str]:
     """What only the built method can tell, before any image is read. The number of classes plays no part in it."""
+    images = square(recipe.data.image_size)
     try:
-        build.method(recipe, square(recipe.data.image_size), classes=2)
-    except RecipeError as error:
-        return [error.message]
+        teacher = build.teacher(recipe, images, classes=None)
+        build.method(recipe, images, classes=2, instructor=teacher.network if teacher else None)
+    except (RecipeError, RunError) as error:
+        return [error.message, *error.details]
     return []

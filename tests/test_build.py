@@ -206,7 +206,7 @@ def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
 def kept() -> Run:
     """A run that kept a student."""
     run = Run.create("kept", resolved().text(), {})
-    facts = {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
+    facts: dict[str, object] = {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
     facts |= {"student": 0, "epoch": 1} | dict.fromkeys(("method", "dataset", "recipe_sha256", "weights_sha256"), "x")
     write_json(run.student, facts)
     save_file(kept_student.empty(facts).state_dict(), run.weights)

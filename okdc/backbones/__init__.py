@@ -1,7 +1,7 @@
 """The zoo: every network that a recipe may name. Importing this imports no network.
 
 A name is one of the zoo, or leads outside: `torchvision:NAME`, `timm:NAME`, `package.module:callable`. `NAME+msfe` is
-any of them with MFEF's multi-scale feature extraction in its path.
+any of them with MFEF's multi-scale feature extraction in its path, `NAME+msfe-da` the same without dual attention.
 """
 
 from __future__ import annotations
@@ -32,14 +32,46 @@ ZOO: dict[str, tuple[str, tuple[int, ...]]] = {
 
 def check(name: str) -> None:
     """Raises RecipeError for a name that leads to no network."""
-    if name not in ZOO:
-        raise RecipeError(f"no network is called {name!r}{nearest(name, ZOO)}", hint="there is: " + ", ".join(ZOO))
+    bare, _ = _variant(name)
+    if bare in ZOO:
+        return
+    if ":" in bare:
+        from okdc.backbones import adapters
+
+        adapters.check(bare)
+        return
+    hint = f"there is: {', '.join(ZOO)}; torchvision:NAME, timm:NAME, package.module:callable; NAME+msfe"
+    raise RecipeError(f"no network is called {name!r}{nearest(name, ZOO)}", hint=hint)
 
 
-def build(name: str, classes: int, images: torch.Size) -> Backbone:  # noqa: ARG001
-    """A freshly initialised backbone with `classes` outputs for images of CHW size, from the global generator."""
+def build(name: str, classes: int, images: torch.Size) -> Backbone:
+    """A freshly initialised backbone with `classes` outputs for images of CHW size, from the global generator.
+
+    Raises RecipeError for a name that leads to no network, or to one that cannot be cut into stages.
+    """
     check(name)
-    target, arguments = ZOO[name]
-    module, _, function = target.partition(":")
-    network: Backbone = getattr(importlib.import_module(module), function)(*arguments, classes=classes)
+    bare, attention = _variant(name)
+    if bare in ZOO:
+        target, arguments = ZOO[bare]
+        module, _, function = target.partition(":")
+        network: Backbone = getattr(importlib.import_module(module), function)(*arguments, classes=classes)
+    else:
+        from okdc.backbones import adapters
+
+        network = adapters.adapt(bare, classes, images)
+        network.description = adapters.describe(network)
+    if attention is not None:
+        from okdc.backbones.msfe import with_extraction
+
+        network = with_extraction(network, attention)
+    network.architecture = name
     return network
+
+
+def _variant(name: str) -> tuple[str, bool | None]:
+    """The network's own name, and whether the extraction in its path has attention; None: there is none."""
+    bare, plus, _ = name.rpartition("+")
+    for attention, suffix in ((True, "+msfe"), (False, "+msfe-da")):
+        if plus and name == bare + suffix:
+            return bare, attention
+    return name, None

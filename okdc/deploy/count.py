@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from okdc import cost
 from okdc.errors import CheckFailed
 
 with warnings.catch_warnings():
@@ -72,22 +72,21 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
             raise CheckFailed(
                 "counting", f"fvcore cannot count this network: {type(error).__name__}: {error}"
             ) from error
-        with FlopCounterMode(display=False) as second:
-            module(*inputs)
+        second = cost.macs(module, *inputs)
     modules = {
         name: round(sum(n for operator, n in counter.items() if operator in PRODUCTS))
         for name, counter in by_module.items()
     }
     macs = modules[""]
-    if second.get_total_flops() != 2 * macs:
+    if second != macs:
         raise CheckFailed(
             "counting",
-            f"fvcore counts {macs:,} MACs, torch's FlopCounterMode {second.get_total_flops() / 2:,.0f}; "
+            f"fvcore counts {macs:,} MACs, torch's FlopCounterMode {second:,}; "
             f"expected the same number",
             hint=f"operators fvcore has no count for: {', '.join(sorted(unsupported)) or 'none'}",
         )
     return Counts(
-        params=sum(p.numel() for p in module.parameters()),
+        params=cost.params(module),
         params_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
         buffers=sum(b.numel() for b in module.buffers()),
         macs=macs,

@@ -164,8 +164,8 @@ def _of_run(run: Run) -> list[Subject]:
     assert isinstance(whole.module, _Heads)
     cohort = whole.module.method.cohort
     subjects = [
-        Subject(f"student{k}", "student", recipe.cohort.students[k], cohort.backbone(k), size, classes, export=True)
-        for k in range(len(cohort.students))
+        Subject(f"student{k}", "student", net.architecture, net, size, classes, export=True)
+        for k, net in enumerate(cohort.backbones())
     ]
     subjects.append(whole)
     if run.state == "complete":

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
 METHODS = {
     "baseline": "okdc.methods.baseline:Baseline",
+    "kd": "okdc.methods.kd:KD",
+    "dml": "okdc.methods.dml:DML",
+    "one": "okdc.methods.one:ONE",
+    "ffl": "okdc.methods.ffl:FFL",
+    "mfef": "okdc.methods.mfef:MFEF",
     "fefr": "okdc.methods.fefr:FEFR",
+    "dualnet": "okdc.methods.dualnet:DualNet",
+    "okddip": "okdc.methods.okddip:OKDDip",
+    "kdcl": "okdc.methods.kdcl:KDCL",
 }
 
 

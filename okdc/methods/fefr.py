@@ -12,19 +12,29 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from okdc.blocks import DualAttention, OverallFusion, match
+from okdc.blocks import DualAttention, OverallFusion, match, written
 from okdc.cohort import Backbone, Cohort
-from okdc.methods.method import Config, Method, Step, full_precision, kl, ramp
+from okdc.methods.method import (
+    RAMPUP,
+    Config,
+    Method,
+    Rampup,
+    Step,
+    Temperature,
+    at_least_two,
+    full_precision,
+    mutual,
+    ramp,
+)
 
 
 class FEFRConfig(Config):
     name: Literal["fefr"]
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0  # MFEF section 4.1
-    rampup: Annotated[float, Field(ge=0, le=1)] = 80 / 300  # MFEF section 4.1, as a fraction of the run; 0: no ramp
+    temperature: Temperature = 3.0  # MFEF section 4.1
+    rampup: Rampup = RAMPUP
     detach_features: bool = False  # FFL's code lets the fused classifier train the students' features too
     taps: Annotated[tuple[int, int, int], Field(strict=False)] = (-3, -2, -1)  # indices into a student's maps
     match: Literal["patch", "conv3x3_s2", "pool1x1"] = "patch"
@@ -91,6 +101,8 @@ class FeaturePath(nn.Module):
             DualAttention(channels, config.reduction, config.spatial_kernel) if config.attention else nn.Identity()
         )
         self.size = torch.Size((channels, *target[1:]))
+        matched = f", matched by {config.match} to {written(target)}" if shallow else ""
+        self.description = f"taps {', '.join(f'{i}: {written(sizes[i])}' for i in self.taps)}{matched}"
 
     @staticmethod
     def _resolve(taps: tuple[int, int, int], count: int) -> tuple[int, ...]:
@@ -131,27 +143,22 @@ class FEFR(Method):
     branches = True
 
     def __init__(
-        self, cohort: Cohort, config: BaseModel, images: torch.Size, classes: int, teacher: Backbone | None = None
+        self, cohort: Cohort, config: BaseModel, images: torch.Size, classes: int, teacher: nn.Module | None = None
     ) -> None:
         super().__init__(cohort, config, images, classes, teacher)
         assert isinstance(config, FEFRConfig)
-        if len(cohort.students) < 2:
-            raise ValueError("fefr needs at least two students")
+        at_least_two(cohort, "fefr")
         self.temperature, self.rampup = config.temperature, config.rampup
         sizes = cohort.probe(images)
         paths = [FeaturePath(cohort.backbone(k), own, config) for k, own in enumerate(sizes)]
         self.fusion = OverallFusion([path.size for path in paths], classes)
         self.paths = nn.ModuleList(paths)
+        taps = [f"student{k}: {path.description}" for k, path in enumerate(paths)]
+        self.notes = (*taps, self.fusion.description)
 
     def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
         maps = self.cohort(images)
         z = self.cohort.logits(maps)
         z_f = self.fusion([path(own) for path, own in zip(self.paths, maps, strict=True)])  # section 3.2.4
         with full_precision(images):
-            z_a = torch.stack(z).mean(0)
-            w, T = ramp(progress, self.rampup), self.temperature
-            losses = {f"ce_student{k}": F.cross_entropy(z_k, labels) for k, z_k in enumerate(z)}
-            losses["ce_fused"] = F.cross_entropy(z_f, labels)
-            losses["kl_ensemble_fused"] = w * kl(z_a, z_f, T)
-            losses |= {f"kl_fused_student{k}": w * kl(z_f, z_k, T) for k, z_k in enumerate(z)}
-        return Step(losses, {f"student{k}": z_k for k, z_k in enumerate(z)} | {"fused": z_f, "ensemble": z_a})
+            return mutual(z, z_f, labels, ramp(progress, self.rampup), self.temperature)

@@ -20,7 +20,7 @@ def candidates(job: Job) -> list[int]:
     keep, cohort = job.recipe.cohort.keep, job.method.cohort
     count = len(cohort.students)
     if keep == "best":
-        return list(range(count))
+        return list(range(count)) if job.method.leader is None else [job.method.leader]
     if keep == "smallest":
         return [min(range(count), key=lambda k: sum(p.numel() for p in cohort.backbone(k).parameters()))]
     return [keep]
@@ -55,7 +55,7 @@ def write_student(run: Run, job: Job, best: dict[str, Any]) -> None:
         run.student,
         {
             "schema": 1,
-            "architecture": recipe.cohort.students[best["student"]],
+            "architecture": job.method.cohort.backbone(best["student"]).architecture,
             "classes": list(job.dataset.classes),
             "preprocessing": {
                 "size": recipe.data.image_size,

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from okdc import kept
+from okdc import cost, kept
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.run import Run
@@ -31,9 +31,14 @@ def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str
     normalise = Normalise(rule["mean"], rule["std"])
     logits, labels = logits_of(network, eval_batches(job.dataset, rows, normalise, EVAL_BATCH))
     accuracy = top1_pct(logits, labels)
+    cohort = job.method.cohort
     return {
         "schema": 1,
         "method": job.recipe.method["name"],
+        "variant": job.variant,
+        "students": [student.architecture for student in cohort.backbones()],
+        "share": cohort.share,
+        "teacher": job.teacher,
         "dataset": job.recipe.data.name,
         "seed": job.recipe.seed,
         "recipe_sha256": job.recipe.sha256(),
@@ -46,7 +51,10 @@ def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str
             "epoch": facts["epoch"],
             "val_top1_pct": facts["val_top1_pct"],
             "top1_pct": round(accuracy, 4),
+            "params": cost.params(network),
+            "macs": cost.macs(network, torch.zeros(1, *job.dataset.size)),
         },
+        "data_sha256": job.dataset.fingerprint,
         "weights_sha256": facts["weights_sha256"],
         "epochs": epochs,
         "seconds": round(seconds, 3),

@@ -1,0 +1,28 @@
+"""NAME+msfe: a network with MFEF's multi-scale feature extraction in its path, as one reading of that paper has it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from okdc.blocks import DualAttention, HierarchicalSplit
+from okdc.cohort import Backbone
+
+GROUPS = 4
+
+
+def with_extraction(network: Backbone, attention: bool) -> Backbone:
+    """The network with its last stage continued by the hierarchical split, and by dual attention (MFEF section 3).
+
+    Maps keep their sizes. Unlike the side path of the other reading this is shipped: it has parameters and MACs of its
+    own, and belongs in no comparison with the plain network that does not print them.
+    """
+    *stages, last = network.stages
+    channels = network.channels[-1]
+    extraction: list[nn.Module] = [HierarchicalSplit(channels, GROUPS)]
+    if attention:
+        extraction.append(DualAttention(channels))
+    longer = nn.Sequential(last, *extraction)
+    raw = (*network.raw[:-1], False)
+    longer_network = Backbone([*stages, longer], network.head, network.channels, network.strides, raw)
+    longer_network.description = network.description
+    return longer_network
