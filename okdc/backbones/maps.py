@@ -1,0 +1,144 @@
+"""The maps of a traced network, and after which of its nodes it may be cut.
+
+A cut is legal after a node of the graph
+- whose value is the only one that later nodes read (no skip connection crosses the cut),
+- that is an NCHW map: its last axis, and no other, grows when the images get wider. A pooled map does not grow, a map
+  of NHWC or of tokens grows elsewhere, so the last map is the one that global pooling sees,
+- that ends every block it lies in. The last node of a resolution alone would be inside a block of MobileNetV2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from okdc.backbones.tracing import FLAG, NET, Entry, owners, value
+
+WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows; a multiple of what most divide by
+_DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph and keeps the size of every tensor."""
+
+    def __init__(self, entry: nn.Module, graph: fx.Graph) -> None:
+        super().__init__(entry, graph=graph)
+        self.sizes: dict[fx.Node, torch.Size] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.sizes[n] = result.shape
+        return result
+
+
+def _sizes(entry: Entry, graph: fx.Graph, images: Tensor) -> dict[fx.Node, torch.Size]:
+    """The size of every tensor up to the first node that such images do not fit."""
+    recorder = _Recorder(entry, graph)
+    with contextlib.suppress(Exception):  # where the network takes them, `adapters` has seen that before
+        recorder.run(images)
+    return recorder.sizes
+
+
+class Plan:
+    """The nodes of a graph in order, the size of each NCHW map, and where cuts are legal."""
+
+    def __init__(self, entry: Entry, graph: fx.Graph, images: torch.Size) -> None:
+        """Runs the graph on two images of CHW size `images`, one of them wider, in evaluation mode."""
+        self.entry = entry
+        self.nodes = list(graph.nodes)
+        self.index = {node: i for i, node in enumerate(self.nodes)}
+        self.maps = self._maps(graph, images)
+        self.weighted = [self._is_weighted(node) for node in self.nodes]
+        single = self._single()
+        self.blocks = self._blocks(single)
+        self.legal = [i for i in single if all(self.blocks.get(call, i) == i for call in owners(self.nodes[i]))]
+
+    @torch.no_grad()
+    def _maps(self, graph: fx.Graph, images: torch.Size) -> dict[fx.Node, torch.Size]:
+        """NCHW nodes -> CHW."""
+        self.entry.eval()
+        c, h, w = images
+        normal = _sizes(self.entry, graph, torch.zeros(1, c, h, w))
+        wider = _sizes(self.entry, graph, torch.zeros(1, c, h, w + WIDER))
+        if len(wider) < len(normal):  # windows or a linear layer of a fixed size ended it; windows may fit twice
+            wider = max(wider, _sizes(self.entry, graph, torch.zeros(1, c, h, 2 * w)), key=len)
+        found = {}
+        for node, a in normal.items():
+            b = wider.get(node)
+            if b is not None and len(a) == len(b) == 4 and a[:3] == b[:3] and a[3] != b[3]:
+                found[node] = torch.Size(a[1:])
+        return {node: size for node, size in found.items() if node.op != "placeholder"}
+
+    def _single(self) -> list[int]:
+        """Where one value alone is alive, and it is a map. Parameters and the training flag can be had anywhere."""
+        last = {n: max((self.index[user] for user in n.users), default=-1) for n in self.nodes if not free(n)}
+        found, alive = [], set[fx.Node]()
+        for i, node in enumerate(self.nodes):
+            alive = {n for n in alive if last[n] > i}
+            if last.get(node, -1) > i:
+                alive.add(node)
+            if alive == {node} and node in self.maps:
+                found.append(i)
+        return found
+
+    def _blocks(self, single: list[int]) -> dict[str, int]:
+        """The calls that are one block, each with the index of its last node; all others hold several.
+
+        The network itself holds several, and so does whatever passes through three resolutions or more, and a plain
+        nn.Sequential of modules that have modules themselves (resnet18 layer1, but not a conv-bn-relu).
+        """
+        first: dict[str, int] = {}
+        last: dict[str, int] = {}
+        for i, node in enumerate(self.nodes):
+            for call in owners(node):
+                first.setdefault(call, i)
+                last[call] = i
+        blocks = {}
+        for call, end in last.items():
+            before = [i for i in single if i < first[call]][-1:]
+            inside = [i for i in single if first[call] <= i <= end]
+            passes = {self.resolution(i) for i in before + inside}
+            if call != NET and len(passes) < 3 and not _is_chain(value(self.entry, call.split("@")[0])):
+                blocks[call] = end
+        return blocks
+
+    def _is_weighted(self, node: fx.Node) -> bool:
+        """A convolution or the like: it has a weight of more than one axis, which norms do not."""
+        if node.op not in ("call_module", "get_attr"):
+            return False
+        found = value(self.entry, str(node.target))
+        parameters = list(found.parameters()) if isinstance(found, nn.Module) else [found]
+        return any(isinstance(p, nn.Parameter) and p.ndim > 1 for p in parameters)
+
+    def has_weights(self, after: int, until: int) -> bool:
+        return any(self.weighted[after + 1 : until + 1])
+
+    def resolution(self, i: int) -> torch.Size:
+        return self.maps[self.nodes[i]][1:]
+
+    def is_glue(self, i: int) -> bool:
+        """A norm, an activation or the like, which belongs to the convolution or the block before it."""
+        same = self.maps.get(self.nodes[i]) == self.maps.get(self.nodes[i].prev)
+        return i in self.legal and i - 1 in self.legal and same and not self.weighted[i] and not self.is_noise(i)
+
+    def is_noise(self, i: int) -> bool:
+        """A dropout or an identity, which makes no map of its own."""
+        node = self.nodes[i]
+        if node.op != "call_module":
+            return node.target in _DROPOUTS
+        return isinstance(value(self.entry, str(node.target)), nn.modules.dropout._DropoutNd | nn.Identity)
+
+
+def free(node: fx.Node) -> bool:
+    """A node that every stage may have for itself: a parameter, the training flag."""
+    return node.op in ("get_attr", "output") or node.target == f"{NET}.{FLAG}"
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """A plain sequence of blocks (resnet18 layer1), where a conv-bn-relu is one block."""
+    return type(module) is nn.Sequential and any(next(m.children(), None) is not None for m in module.children())

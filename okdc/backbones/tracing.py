@@ -1,0 +1,192 @@
+"""A foreign network as one torch.fx graph that is true in training and in evaluation.
+
+Tracing runs a forward once with stand-ins for tensors, so whatever Python decides on the way is frozen into the graph.
+Modules that decide something stay whole: those without children (StochasticDepth, DropPath, a layer of one's own),
+those built on a layer of torch.nn, and those whose forward cannot be traced or differs between training and evaluation.
+Where the modes differ in nothing but a flag (`F.dropout(x, training=self.training)`), the graph asks for it each time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+NET = "net"  # the path of the network inside Entry, and so the start of every path in the graph
+FLAG = "_in_training"  # the path of the graph's Training module, below the network
+
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class CannotCut(ValueError):  # noqa: N818  (it reads as what it is)
+    """A network that cannot become stages. The message is the reason, without the network's name."""
+
+
+class Training(nn.Module):
+    """`self.training` of a forward that was traced: asked each time, and set by train() and eval()."""
+
+    def forward(self) -> bool:
+        return self.training
+
+
+class Entry(nn.Module):
+    """The network called with images alone. Traced itself, it would get stand-ins for its optional arguments too."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Any:
+        return self.net(images)
+
+
+class Tracer(fx.Tracer):
+    """Goes into every module that only calls others; `whole` are the paths that it must not go into."""
+
+    def __init__(self, whole: set[str]) -> None:
+        super().__init__()
+        self.whole = whole
+        self.failed: str | None = None  # the innermost module whose forward could not be traced
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name == NET:
+            return False
+        alone = next(m.children(), None) is None
+        return alone or module_qualified_name in self.whole or _built_on_a_layer(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or self.path_of_module(m)
+            raise
+
+
+def _built_on_a_layer(m: nn.Module) -> bool:
+    """Layers of torch.nn and what is derived from them (timm's BatchNormAct2d counts batches in Python)."""
+    return any(c.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and c not in _CONTAINERS for c in type(m).__mro__)
+
+
+def trace(net: nn.Module) -> tuple[Entry, fx.Graph]:
+    """The graph of `net`, below an Entry. Raises CannotCut where the outermost forward itself cannot be traced."""
+    entry, whole = Entry(net), set[str]()
+    net.add_module(FLAG, Training())
+    while True:
+        graphs = []
+        for training in (True, False):
+            tracer = Tracer(whole)
+            try:
+                graphs.append(tracer.trace(entry.train(training)))
+            except Exception as error:  # whatever a forward does with a stand-in that is no tensor
+                culprit, reason = tracer.failed or NET, f"{type(error).__name__}: {first_line(error)}"
+                break
+        else:
+            differs = _join(entry, *graphs)
+            if differs is None:
+                _own_tensors(entry, graphs[0])
+                return entry, graphs[0]
+            culprit, reason = differs, "it does other things in training than in evaluation (auxiliary outputs?)"
+        if culprit == NET or culprit in whole:
+            raise CannotCut(f"its forward cannot be traced: {reason}")
+        whole.add(culprit)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, on one line of bearable length."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no message"
+
+
+def owners(node: fx.Node) -> list[str]:
+    """The calls that a node belongs to, outermost first, as paths: `a.b@1` is the second call of a.b."""
+    return list(node.meta.get("nn_module_stack", {}))
+
+
+class _Differs(Exception):  # noqa: N818
+    pass
+
+
+def _join(entry: nn.Module, training: fx.Graph, evaluation: fx.Graph) -> str | None:
+    """Make `training` true for both modes. Returns the module that has to stay whole first, if there is one."""
+    pairs: dict[fx.Node, fx.Node] = {}
+
+    def merged(a: Any, b: Any) -> Any:
+        """The argument that gives `a` in training and `b` in evaluation."""
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node) and pairs.get(b) is a:
+            return a
+        if type(a) is not type(b) or isinstance(a, fx.Node):
+            raise _Differs
+        if isinstance(a, tuple | list):
+            if len(a) != len(b):
+                raise _Differs
+            return type(a)([merged(x, y) for x, y in zip(a, b, strict=True)])
+        if isinstance(a, dict):
+            if a.keys() != b.keys():
+                raise _Differs
+            return {key: merged(a[key], b[key]) for key in a}
+        if isinstance(a, slice):
+            return slice(*(merged(x, y) for x, y in zip(_ends(a), _ends(b), strict=True)))
+        if a is True and b is False:
+            return training.call_module(f"{NET}.{FLAG}")
+        if a != b:
+            raise _Differs
+        return a
+
+    for a, b in itertools.zip_longest(list(training.nodes), list(evaluation.nodes)):
+        if a is None or b is None or a.op != b.op or not _same_target(entry, a, b):
+            return max((_owner(node) for node in (a, b) if node is not None), key=lambda path: path.count("."))
+        pairs[b] = a
+        try:
+            with training.inserting_before(a):
+                a.args, a.kwargs = tuple(merged(list(a.args), list(b.args))), merged(dict(a.kwargs), dict(b.kwargs))
+        except _Differs:
+            return _owner(a)
+    return None
+
+
+def _same_target(entry: nn.Module, a: fx.Node, b: fx.Node) -> bool:
+    """A tensor that a forward makes by itself is a constant of the graph, with a new name at each tracing."""
+    if a.op == "get_attr" and a.target != b.target:
+        x, y = (value(entry, str(node.target)) for node in (a, b))
+        return isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y)
+    return a.target == b.target
+
+
+def _own_tensors(entry: Entry, graph: fx.Graph) -> None:
+    """Tensors that are neither parameters nor buffers follow `.to()` as buffers, and are in no file."""
+    for k, node in enumerate(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        path, _, name = str(node.target).rpartition(".")
+        holder = value(entry, path) if path else entry
+        tensor = getattr(holder, name)
+        if not path:  # made by a forward
+            node.target, holder, name = f"{NET}._constant{k}", entry.net, f"_constant{k}"
+        elif name not in holder._parameters and name not in holder._buffers:
+            delattr(holder, name)
+        else:
+            continue
+        holder.register_buffer(name, tensor, persistent=False)
+
+
+def value(root: nn.Module, path: str) -> Any:
+    """What stands at a dotted path: a module, a parameter, a buffer, a constant."""
+    found: Any = root
+    for name in path.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def _owner(node: fx.Node) -> str:
+    """The path of the module whose forward made the node."""
+    calls = owners(node)[: -1 if node.op == "call_module" else None]
+    return calls[-1].split("@")[0] if calls else NET
+
+
+def _ends(s: slice) -> tuple[Any, Any, Any]:
+    return s.start, s.stop, s.step
