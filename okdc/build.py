@@ -63,26 +63,32 @@ def with_moments(recipe: Recipe, found: Dataset) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
+def architectures(recipe: Recipe) -> tuple[str, ...]:
+    """The zoo names of the networks that are trained: the first student's alone for a method that trains one."""
+    kind = methods.find(recipe.method["name"])
+    config = kind.Config.model_validate(recipe.method)
+    names = recipe.cohort.students[:1] if kind.single else recipe.cohort.students
+    return tuple(kind.architecture(name, config) for name in names)
+
+
 def cohort(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Cohort, str]:
     """The students, each initialised from a stream of its own, and a sentence on what they share."""
     kind = methods.find(recipe.method["name"])
-    names, share = recipe.cohort.students, recipe.cohort.share
+    names, share = architectures(recipe), recipe.cohort.share
     if kind.single:
-        names, share, words = names[:1], "none", f"{recipe.method['name']} trains the first student alone: {names[0]}"
+        share, words = "none", f"{recipe.method['name']} trains the first student alone: {names[0]}"
     elif not kind.branches:
         share, words = "none", f"the students share nothing: {recipe.method['name']} trains separate networks"
     elif len(set(names)) > 1:
         if kind.trunk and share != "none":
             raise RecipeError(
-                f"cohort.share={share!r} needs students of one architecture: {recipe.method['name']}'s branches grow from "
-                f"one trunk, and these differ ({', '.join(names)}); {kind.trunk}"
+                f"cohort.share={share!r} needs students of one architecture: {recipe.method['name']}'s branches grow "
+                f"from one trunk, and these differ ({', '.join(names)}); {kind.trunk}"
             )
         share, words = "none", "the students share nothing: they differ"
     else:
         shared = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
         words = f"the students share {shared}"
-    config = kind.Config.model_validate(recipe.method)
-    names = tuple(kind.architecture(name, config) for name in names)
     students = []
     for k, name in enumerate(names):
         with seeded(recipe.seed, "init", "student", k):

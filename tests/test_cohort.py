@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from okdc.backbones.resnet import PoolLinear, cifar_resnet
+from okdc.backbones.parts import PoolLinear
+from okdc.backbones.resnet import cifar_resnet
 from okdc.cohort import Backbone, Cohort
 from okdc.seeds import seeded
 

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from okdc.backbones.parts import PoolLinear as PoolLinear  # its home before other networks needed it
-from okdc.backbones.parts import he_fan_out
+from okdc.backbones.parts import PoolLinear, he_fan_out
 from okdc.cohort import Backbone
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # He et al., 2016, Table 1

@@ -22,8 +22,9 @@ from okdc.deploy import latency, onnx
 from okdc.deploy.bundle import MANIFEST, MODEL
 from okdc.deploy.count import Counts, count
 from okdc.deploy.sides import Session
-from okdc.errors import DataError, UsageError, nearest
+from okdc.errors import DataError, RecipeError, RunError, UsageError, nearest
 from okdc.files import read_json
+from okdc.kept import square
 from okdc.machine import processor
 from okdc.methods.method import Method
 from okdc.recipe import Recipe, load
@@ -88,7 +89,7 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listen
     for word in words:
         if (Path(word) / "run.json").is_file():
             run = Run.open(Path(word))
-            subjects += _of_run(run)
+            subjects += _of_run(run, tell)
         elif word in backbones.ZOO:
             subjects.append(_network(word, word, "network", SIZE, CLASSES, export_names))
         elif Path(word).is_file() or catalog.find_recipe(word):
@@ -135,7 +136,7 @@ def _network(label: str, name: str, kind: str, size: int, classes: int, export: 
         label,
         kind,
         name,
-        backbones.build(name, classes, torch.Size((3, size, size))).eval(),
+        backbones.build(name, classes, square(size)).eval(),
         size,
         classes,
         export=export,
@@ -152,22 +153,23 @@ def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
             notes.append(f"no images at {recipe.data.root or 'data.root'}: counted with {CLASSES} classes")
     for note in notes:
         tell.note(note)
-    names = dict.fromkeys(recipe.cohort.students)
+    names = dict.fromkeys(build.architectures(recipe))
     students = [_network(name, name, "student", recipe.data.image_size, classes, export) for name in names]
     return [*students, _whole(recipe, classes)]
 
 
-def _of_run(run: Run) -> list[Subject]:
+def _of_run(run: Run, tell: Listener) -> list[Subject]:
     (recipe, _), classes = reopen.recipe_of(run), len(run.facts("classes")["classes"])
     size = recipe.data.image_size
-    whole = _whole(recipe, classes)
-    assert isinstance(whole.module, _Heads)
-    cohort = whole.module.method.cohort
+    cohort, _ = build.cohort(recipe, square(size), classes)
     subjects = [
-        Subject(f"student{k}", "student", net.architecture, net, size, classes, export=True)
-        for k, net in enumerate(cohort.backbones())
+        Subject(f"student{k}", "student", student.architecture, student, size, classes, export=True)
+        for k, student in enumerate(cohort.backbones())
     ]
-    subjects.append(whole)
+    try:
+        subjects.append(_whole(recipe, classes))
+    except (RecipeError, RunError) as error:  # a teacher that is gone: what it taught can be counted all the same
+        tell.note(f"the training as a whole is not counted: {error.message}")
     if run.state == "complete":
         network, facts = kept.load(run)
         name, model = f"kept (student{facts['student']})", _bundled(run, facts)
@@ -186,7 +188,8 @@ def _bundled(run: Run, facts: dict[str, Any]) -> bytes | None:
 
 def _whole(recipe: Recipe, classes: int) -> Subject:
     size = recipe.data.image_size
-    method, _ = build.method(recipe, torch.Size((3, size, size)), classes)
+    teacher = build.teacher(recipe, square(size), classes)
+    method, _ = build.method(recipe, square(size), classes, teacher.network if teacher else None)
     name = f"training ({recipe.method['name']})"
     return Subject(name, "training", name, _Heads(method).eval(), size, classes)
 

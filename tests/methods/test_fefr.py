@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from okdc import build
-from okdc.backbones.resnet import PoolLinear, cifar_resnet
+from okdc.backbones.parts import PoolLinear
+from okdc.backbones.resnet import cifar_resnet
 from okdc.cohort import Backbone, Cohort
 from okdc.methods.fefr import FEFR, FeaturePath, FEFRConfig, reconstruct
 from okdc.methods.method import Step
