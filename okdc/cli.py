@@ -138,6 +138,26 @@ def export(
 
 
 @app.command()
+def download(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10, cifar100 or cinic10.")],
+    data_root: DataRoot = None,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="A mirror; size and MD5 are checked.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a published data set, whole and checked."""
+    from okdc.data import download as downloads
+
+    with console.progress(f"downloading {name}") as update:
+        facts = downloads.download(name, data_root, url, update)
+    if as_json:
+        console.out_json(facts)
+        return
+    where = "scikit-learn, nothing to download" if facts["root"] is None else str(Path(facts["root"]).absolute())
+    console.out(f"{name} {'was already' if facts['already_there'] else 'is'} in {where}")
+    console.next_step(downloads.next_command(name, facts["root"]))
+
+
+@app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes that ship with okdc."""
     from okdc import recipe

