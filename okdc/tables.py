@@ -29,6 +29,70 @@ def _with_error(top1_pct: float, images: int) -> str:
     return f"{top1_pct:.2f} ± {100 * (share * (1 - share) / images) ** 0.5:.2f}"
 
 
+def series(facts: dict[str, Any]) -> None:
+    """One row a seed, and the kept students' accuracy over the seeds that are complete."""
+    split, n = facts["judged_on"], facts["n"]
+    console.table(
+        ["seed", "state", "kept", "epoch", "validation %", f"top-1 % on {split}" if split else "top-1 %"],
+        [
+            [
+                str(row["seed"]),
+                row["state"],
+                f"student{row['student']} ({row['architecture']})" if row["architecture"] else "",
+                str(row["epoch"] or ""),
+                f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "",
+                _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "",
+            ]
+            for row in facts["runs"]
+        ],
+    )
+    if not n:
+        return
+    mean, sd = facts["top1_pct_mean"], facts["top1_pct_sd"]
+    spread = f"{mean:.2f} ± {sd:.2f} % (mean ± standard deviation)" if sd is not None else f"{mean:.2f} %"
+    seeds = f"n = {n} seeds" if n > 1 else "n = 1 seed: its spread is unknown"
+    console.out(f"{facts['method']}, kept student: {spread} on {facts['images']} {split} images, {seeds}")
+    if split != "test":
+        console.warn("the data has no test split: these numbers were also used to choose, and flatter")
+
+
+WORST = 20  # classes that are shown of many; --json has all
+
+
+def evaluation(report: dict[str, Any]) -> None:
+    """Accuracy by class (of many the worst), the pairs that are confused, the number and its record."""
+    classes = report["classes"]
+    if len(classes) > WORST:
+        found = [row for row in classes if row["images"]]
+        classes = sorted(found, key=lambda row: row["top1_pct"])[:WORST]
+        console.note(f"the {len(classes)} worst of {len(report['classes'])} classes; --json has all")
+    console.table(
+        ["class", "images", "right", "top-1 %"],
+        [
+            [
+                row["class"],
+                str(row["images"]),
+                str(row["right"]),
+                f"{row['top1_pct']:.2f}" if row["images"] else "",
+            ]
+            for row in classes
+        ],
+    )
+    if report["confused"]:
+        console.out("")
+        console.table(
+            ["class", "taken for", "images"],
+            [[row["class"], row["taken_for"], str(row["images"])] for row in report["confused"]],
+        )
+    console.out("")
+    top5 = f", top-5 {report['top5_pct']:.2f} %" if report["top5_pct"] is not None else ""
+    console.out(
+        f"{report['architecture']}: {_with_error(report['top1_pct'], report['images'])} % on {report['images']} "
+        f"{report['split']} images (± standard error){top5}; {report['recorded_top1_pct']:.2f} % recorded "
+        f"({report['engine']})"
+    )
+
+
 def runs(rows: Sequence[dict[str, Any]]) -> None:
     """The runs, oldest first."""
     console.table(
@@ -51,13 +115,11 @@ def runs(rows: Sequence[dict[str, Any]]) -> None:
 def recipes(rows: Sequence[dict[str, Any]]) -> None:
     """The shipped recipes, with what a paper prints for the cell."""
     console.table(
-        ["recipe", "what", "data", "students", "method", "epochs", "paper's student error, %"],
+        ["recipe", "students", "method", "epochs", "paper's student error, %"],
         [
             [
                 row["name"],
-                row["about"]["title"],
-                row["data"]["name"],
-                ", ".join(row["cohort"]["students"]),
+                _counted(row["cohort"]["students"]),
                 row["method"]["name"],
                 str(row["optim"]["epochs"]),
                 _paper(row["about"].get("paper")),
@@ -67,11 +129,17 @@ def recipes(rows: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def _counted(names: Sequence[str]) -> str:
+    """resnet20 ×2; resnet32, wrn16_2"""
+    counts = {name: names.count(name) for name in names}
+    return ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counts.items())
+
+
 def _paper(paper: dict[str, Any] | None) -> str:
     """`baseline 7.32, mfef 6.38`: one number a student where the paper tells them apart."""
     errors = paper["student_error"] if paper else {}
     return ", ".join(
-        f"{method} {' / '.join(map(str, error)) if isinstance(error, list) else error}"
+        f"{method} {' / '.join(f'{e:.2f}' for e in error) if isinstance(error, list) else f'{error:.2f}'}"
         for method, error in errors.items()
     )
 
