@@ -1,0 +1,1 @@
+"""Finished runs side by side. Importing this imports none of its modules."""

@@ -1,0 +1,149 @@
+"""What runs have in common that are compared, and what is only said about them.
+
+A difference between two methods is one of the methods where all else is the same: the images, the split that judges,
+the budget, the architectures. Where it is not, a table would be read as if it were, so there is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from okdc.errors import RunError
+from okdc.study.finished import Finished
+
+NAMED = 3  # runs on one line of a message
+
+
+def refuse(runs: Sequence[Finished]) -> None:
+    """Raises RunError where the runs differ in more than method and seed, with each key, its values and their runs."""
+    tables = [(run, _budget(run)) for run in runs]
+    same_data = len({run.result.data_sha256 for run in runs}) == 1
+    # A subset of the training images is drawn by the seed, and with it its mean and deviation.
+    by_seed = runs[0].recipe.data.train_images is not None
+    if same_data:
+        tables += [(run, _moments(run, by_seed)) for run in runs]
+    wrong = {}
+    for key in dict.fromkeys(key for _, facts in tables for key in facts):
+        values = [(run, facts[key]) for run, facts in tables if key in facts]
+        if len({repr(value) for _, value in values}) > 1:
+            wrong[key] = f"{key}: {by_value(values)}"
+    if wrong:
+        raise RunError(
+            f"these {len(runs)} runs do not compare: they differ in {', '.join(wrong)}",
+            hint="name runs that differ in method and seed alone: okdc compare RUN RUN ..., or a folder of such runs",
+            details=list(wrong.values()),
+        )
+    _refuse_sharing(runs)
+
+
+def _budget(run: Finished) -> dict[str, Any]:
+    """All that is the same in every run of one comparison."""
+    result, recipe = run.result, run.recipe
+    data = recipe.data.model_dump(exclude={"root", "mean", "std"})
+    return {
+        "data_sha256": result.data_sha256[:12],
+        "judged_on": result.judged_on,
+        "images": result.images,
+        "classes": run.info.classes,
+        **{f"data.{key}": value for key, value in data.items()},
+        **{f"optim.{key}": value for key, value in recipe.optim.model_dump().items()},
+        "cohort.students (architectures)": tuple(sorted(set(recipe.cohort.students))),
+    }
+
+
+def _moments(run: Finished, by_seed: bool) -> dict[str, Any]:
+    where = f" (seed {run.seed})" if by_seed else ""
+    return {f"data.{key}{where}": getattr(run.recipe.data, key) for key in ("mean", "std")}
+
+
+def _refuse_sharing(runs: Sequence[Finished]) -> None:
+    """Among methods that share a trunk the trunk is one: else the comparison would find the sharing, not the method."""
+    shared = [run for run in runs if run.result.share != "none"]
+    apart = any(
+        one.result.method != other.result.method and one.result.share != other.result.share
+        for one in shared
+        for other in shared
+    )
+    if apart:
+        raise RunError(
+            "these runs do not compare: different methods share different stages, and a difference could be the "
+            "sharing's rather than the method's",
+            hint="one cohort.share for all methods; several for one method, without the others, are an ablation",
+            details=[f"share: {by_value([(run, f'{run.result.share} ({run.result.method})') for run in shared])}"],
+        )
+
+
+def refuse_doubles(named: Iterable[tuple[str, Finished]]) -> None:
+    """Raises RunError for two runs of one variant and seed: neither may stand for the other in silence."""
+    seen: dict[tuple[str, int], Path] = {}
+    doubles = []
+    for name, run in named:
+        other = seen.setdefault((name, run.seed), run.path)
+        if other != run.path:
+            doubles.append(f"{name}, seed {run.seed}: {other} and {run.path}")
+    if doubles:
+        raise RunError(
+            "two runs of the same variant and seed" if len(doubles) == 1 else "runs of the same variants and seeds",
+            hint="name the runs that count, or delete or move one of each two",
+            details=doubles,
+        )
+
+
+def notes(runs: Sequence[Finished]) -> list[str]:
+    """What differs and does not keep the runs from being compared, but belongs beside the numbers."""
+    found = []
+    for key in ("device", "dtype"):
+        found += _differing(f"engine {key}", [(run, run.info.settings.get(key)) for run in runs])
+    found += _differing("torch", [(run, run.info.versions.get("torch")) for run in runs])
+    machines = [(run, (run.info.processor, run.info.settings.get("threads"))) for run in runs]
+    if _differing("", machines):
+        found.append("the runs had different processors or numbers of threads: their seconds do not compare")
+    found += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])
+    for variant in dict.fromkeys(run.result.variant for run in runs):
+        own = [run for run in runs if run.result.variant == variant and run.result.teacher]
+        found += _differing(
+            f"{variant}: the teacher",
+            [(run, t.architecture + " " + t.weights_sha256[:12]) for run in own if (t := run.result.teacher)],
+        )
+    return found + _unshared(runs)
+
+
+def _unshared(runs: Sequence[Finished]) -> list[str]:
+    """A method that was told to share nothing may be one that could have, beside one that did."""
+    sharing = {run.result.method for run in runs if run.result.share != "none"}
+    told = {
+        run.result.method
+        for run in runs
+        if len(run.result.students) > 1 and run.recipe.cohort.share == "none" and run.result.method not in sharing
+    }
+    if not sharing or not told:
+        return []
+    return [
+        f"{', '.join(sorted(sharing))} shared stages, {', '.join(sorted(told))} was told to share none: "
+        "between them the sharing differs too"
+    ]
+
+
+def _differing(what: str, values: Sequence[tuple[Finished, Any]]) -> list[str]:
+    return [f"{what} differs: {by_value(values)}"] if len({repr(value) for _, value in values}) > 1 else []
+
+
+def by_value(values: Iterable[tuple[Finished, Any]]) -> str:
+    """`3 in runs/a, runs/b; 60 in runs/c`."""
+    groups: dict[str, list[str]] = {}
+    for run, value in values:
+        groups.setdefault(_short(value), []).append(str(run.path))
+    parts = []
+    for value, paths in groups.items():
+        rest = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+        parts.append(f"{value} in {', '.join(paths[:NAMED])}{rest}")
+    return "; ".join(parts)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        whole = ", ".join(map(str, value))
+        return whole if len(whole) <= 60 else f"{len(value)}: {whole}"
+    return str(value)

@@ -1,0 +1,57 @@
+"""`--require 'fefr>baseline'`: what a comparison has to show for a script to go on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from okdc.errors import CheckFailed, UsageError
+from okdc.study import stats
+from okdc.study.rows import KEPT, Row, called
+
+
+def parse(text: str) -> tuple[str, str, str]:
+    """`fefr reconstruct=cyclic>baseline` -> its two rows and the sign between them. Raises UsageError."""
+    found = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*(>=?)\s*([^<>=\s][^<>]*?)\s*", text)
+    if found is None:
+        raise UsageError(f"--require {text!r}: expected two rows and > or >= between them", hint="'fefr>baseline'")
+    return found[1], found[2], found[3]
+
+
+def judged(left: str, sign: str, right: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """Whether the 95 % interval of `left` - `right` lies above 0 (>), or does not lie below it (>=)."""
+    one, other = (called(name, rows, "--require") for name in (left, right))
+    if one is other:
+        raise UsageError(f"--require {left}{sign}{right}: a row is not compared with itself")
+    difference = stats.paired(one.accuracy(KEPT), other.accuracy(KEPT))
+    resolved = difference is not None and difference["interval_points"] is not None
+    word = difference["verdict"] if difference else ""
+    return {
+        "require": f"{one.name}{sign}{other.name}",
+        "holds": resolved and (word == "better" if sign == ">" else word != "worse"),
+        "difference": difference,
+    }
+
+
+def _found(difference: Mapping[str, Any] | None) -> str:
+    if difference is None:
+        return "no seed in common"
+    words = f"kept {difference['mean_points']:+.2f} points, "
+    if difference["interval_points"] is None:
+        return words + f"{difference['verdict']}: an interval needs two"
+    low, high = difference["interval_points"]
+    return words + f"95 % interval [{low:+.2f}, {high:+.2f}] over {difference['n']} seeds: {difference['verdict']}"
+
+
+def check(facts: Mapping[str, Any]) -> None:
+    """Raises CheckFailed where a requirement does not hold, with the difference that was found."""
+    failed = [each for each in facts["required"] if not each["holds"]]
+    if failed:
+        lines = [f"{each['require']} does not hold: {_found(each['difference'])}" for each in failed]
+        raise CheckFailed(
+            "require",
+            lines[0] if len(lines) == 1 else f"{len(lines)} of {len(facts['required'])} requirements do not hold",
+            hint="'>' asks for an interval above 0, '>=' for one that is not below it; more seeds narrow it",
+            details=lines if len(lines) > 1 else (),
+        )

@@ -1,0 +1,72 @@
+"""Rows of a comparison: the runs of one variant, and how a row is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from okdc.errors import UsageError, nearest
+from okdc.study.alike import refuse_doubles
+from okdc.study.finished import Finished
+
+KEPT, STUDENT0 = "kept", "last student0"  # keys of Finished.top1_pct
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of one variant, by seed."""
+
+    name: str
+    runs: tuple[Finished, ...]
+
+    @property
+    def method(self) -> str:
+        return self.runs[0].result.method
+
+    @property
+    def variant(self) -> str:
+        return self.runs[0].result.variant
+
+    def accuracy(self, head: str) -> dict[int, float]:
+        """Top-1 % by seed."""
+        return {run.seed: run.top1_pct()[head] for run in self.runs if head in run.top1_pct()}
+
+    def heads(self) -> list[str]:
+        return list(dict.fromkeys(head for run in self.runs for head in run.top1_pct()))
+
+
+def grouped(runs: Sequence[Finished]) -> list[Row]:
+    """Grouped by variant and by what else varies. Raises RunError for two runs of one row and seed."""
+    names = [(_name(run, runs), run) for run in runs]
+    refuse_doubles(names)
+    found: dict[str, list[Finished]] = {}
+    for name, run in names:
+        found.setdefault(name, []).append(run)
+    return [Row(name, tuple(sorted(own, key=lambda run: run.seed))) for name, own in found.items()]
+
+
+def _name(run: Finished, runs: Iterable[Finished]) -> str:
+    """The variant, and what varies among the runs: the number of students, the sharing, other architectures."""
+    mine, name = run.result, run.result.variant
+    cohorts = [other.result for other in runs if len(other.result.students) > 1]
+    if len(mine.students) > 1 and len({len(other.students) for other in cohorts}) > 1:
+        name += f", {len(mine.students)} students"
+    siblings = [other.result for other in runs if other.result.method == mine.method]
+    if len({other.share for other in siblings}) > 1:
+        name += f", share={mine.share}"
+    if len({other.students for other in siblings if len(other.students) == len(mine.students)}) > 1:
+        name += f", {' + '.join(mine.students)}"
+    return name
+
+
+def called(name: str, rows: Sequence[Row], what: str) -> Row:
+    """By its whole name, or by its variant where that is one row alone. Raises UsageError."""
+    name = " ".join(name.split())
+    known = [row.name for row in rows]
+    found = [row for row in rows if row.name == name] or [row for row in rows if row.variant == name]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        several = ", ".join(repr(row.name) for row in found)
+        raise UsageError(f"{what}: {name!r} is several rows", hint=f"name one of: {several}")
+    raise UsageError(f"{what}: no row is called {name!r}{nearest(name, known)}", hint="there is: " + ", ".join(known))

@@ -1,0 +1,104 @@
+"""Finished runs as files, without a training: what `okdc compare` reads of them, with the numbers that a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from okdc.files import write_json
+
+IMAGES = 10_000  # an accuracy of two decimals is then a whole number of images
+
+PAPER = {
+    "paper": {
+        "source": "a paper, table 1",
+        "epochs": 300,
+        "student_error": {"baseline": 7.32, "mfef": [6.5, 5.5]},
+        "fused_error": {"mfef": 5.0},
+    }
+}
+
+
+def make_run(
+    path: Path | str,
+    variant: str = "fefr",
+    seed: int = 0,
+    kept: float = 90.0,
+    *,
+    heads: Mapping[str, float] | None = None,
+    students: Sequence[str] | None = None,
+    share: str = "none",
+    recipe: Mapping[str, Mapping[str, Any]] | None = None,
+    result: Mapping[str, Any] | None = None,
+    kept_facts: Mapping[str, Any] | None = None,
+    info: Mapping[str, Any] | None = None,
+) -> Path:
+    """A complete run at `path`. Tables of `recipe` and keys of `result`, `kept_facts` and `info` stand over the usual.
+
+    Where `heads` are not given, every head of the method is at `kept` % in the last epoch, too.
+    """
+    path = Path(path)
+    method = variant.split()[0]
+    single = method in ("baseline", "kd")
+    students = students or (["resnet8"] if single else ["resnet8", "resnet8"])
+    names = [f"student{k}" for k in range(len(students))] + ([] if single else ["fused", "ensemble"])
+    moments = [0.309333, 0.309333, 0.309333]
+    tables: dict[str, Any] = {
+        "seed": seed,
+        "about": {"title": "made by hand"},
+        "data": {"name": "digits", "image_size": 8, "crop_padding": 1, "flip": False, "mean": moments, "std": moments},
+        "cohort": {"students": [students[0], students[0]] if single else list(students), "share": share},
+        "method": {"name": method},
+        "optim": {"epochs": 60, "batch_size": 32, "lr": 0.05},
+    }
+    for name, table in (recipe or {}).items():
+        tables[name] = tables[name] | dict(table)
+    usual: dict[str, Any] = {
+        "schema": 1,
+        "variant": variant,
+        "method": method,
+        "students": list(students),
+        "share": share,
+        "teacher": None,
+        "dataset": tables["data"]["name"],
+        "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
+        "seed": seed,
+        "judged_on": "test",
+        "images": IMAGES,
+        "heads_last_epoch_top1_pct": dict(heads) if heads else dict.fromkeys(names, kept),
+        "kept": {
+            "student": 0,
+            "architecture": students[0],
+            "epoch": 50,
+            "val_top1_pct": 91.0,
+            "top1_pct": kept,
+            "params": 77_850,
+            "macs": 800_000,
+            **(kept_facts or {}),
+        },
+        "epochs": tables["optim"]["epochs"],
+        "seconds": 12.5,
+        "images_per_s": 1000.0,
+    }
+    facts = {
+        "classes": [str(digit) for digit in range(10)],
+        "settings": {"device": "cpu", "dtype": "float32", "memory_format": "contiguous", "threads": 1},
+        "versions": {"torch": "2.14.1"},
+        "processor": "a processor",
+        "started_at": "2030-01-01",
+    }
+    path.mkdir(parents=True)
+    (path / "recipe.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
+    write_json(path / "run.json", facts | dict(info or {}))
+    write_json(path / "result.json", usual | dict(result or {}))
+    return path
+
+
+def make_row(root: Path | str, variant: str, kept: Mapping[int, float] | Sequence[float], **more: Any) -> list[Path]:
+    """Runs of one variant, one a seed (0, 1, ... where only numbers are given), at `root`/`variant`-`seed`."""
+    by_seed = kept if isinstance(kept, Mapping) else dict(enumerate(kept))
+    named = variant.replace(" ", "_")
+    return [make_run(Path(root) / f"{named}-{seed}", variant, seed, value, **more) for seed, value in by_seed.items()]
