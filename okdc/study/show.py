@@ -106,8 +106,11 @@ def _what_it_says(facts: dict[str, Any]) -> list[str]:
             "not corrected for there being several"
         )
     for row in rows:
+        students = row["students"]
+        shown = r"fused|ensemble|student" + (r"\d+" if len(set(students)) == 1 else "0")  # different ones: each counts
+        networks = {f"student{k}": f" ({name})" for k, name in enumerate(students)}
         heads = row["heads_last_epoch"].items()
-        others = [f"{head} {_mean(of)}" for head, of in heads if not re.fullmatch(r"student\d+|fused|ensemble", head)]
+        others = [f"{h}{networks.get(h, '')} {_mean(of)}" for h, of in heads if not re.fullmatch(shown, h)]
         if others:
             found.append(f"{row['name']}, other heads at the last epoch: {', '.join(others)}")
     if sharing := [f"{row['name']} {row['share']}" for row in rows if row["share"] != "none"]:

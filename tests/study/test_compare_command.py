@@ -73,6 +73,14 @@ def test_heads_of_one_method_are_told_below_the_table(capsys: Captured) -> None:
     assert "fused" not in answer.out  # no column that would be empty
 
 
+def test_students_that_differ_are_each_told(capsys: Captured) -> None:
+    heads = {"student0": 80.0, "student1": 81.0, "fused": 82.0, "ensemble": 83.0}
+    make_row("runs", "fefr", [90.0, 91.0], heads=heads, students=["resnet8", "wrn16_1"])
+    answer = ask(capsys, "compare")
+    nothing_went_wrong(answer)
+    assert "fefr, other heads at the last epoch: student1 (wrn16_1) 81.00 ± 0.00\n" in answer.out
+
+
 def test_one_seed_and_unmatched_seeds_are_said(capsys: Captured) -> None:
     make_row("runs", "baseline", {0: 90.0, 1: 91.0})
     make_row("runs", "fefr", {1: 92.0})
