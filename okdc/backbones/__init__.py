@@ -30,6 +30,12 @@ ZOO: dict[str, tuple[str, tuple[int, ...]]] = {
 }
 
 
+def is_name(name: str) -> bool:
+    """Whether it is written like the name of a network; `check` tells whether it leads to one."""
+    bare, _ = _variant(name)
+    return bare in ZOO or (":" in bare and not bare.startswith(":"))
+
+
 def check(name: str) -> None:
     """Raises RecipeError for a name that leads to no network."""
     bare, _ = _variant(name)

@@ -19,8 +19,10 @@ from okdc.methods.method import Config, Method, Step, Temperature, full_precisio
 
 class KDConfig(Config):
     name: Literal["kd"]
-    teacher: Annotated[str, Field(min_length=1)]  # a finished run, or a network whose weights are in the file `weights`
-    weights: str | None = None
+    teacher: Annotated[
+        str, Field(min_length=1, description="a finished run such as runs/NAME, or a network with method.weights=FILE")
+    ]
+    weights: str | None = None  # of a network that is no run's
     teacher_sha256: str | None = None  # filled in: which teacher it was
     temperature: Temperature = 3.0
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0  # weight of the distillation term

@@ -61,6 +61,7 @@ class OKDDip(Method):
             )
         self.temperature, self.rampup = config.temperature, config.rampup
         self.leader = len(cohort.students) - 1
+        self.notes = (f"the leader is student{self.leader}: keep='best' keeps its best epoch",)
         inner = max(widths[0] // config.factor, 1)
         self.query = nn.Linear(widths[0], inner, bias=False)
         self.key = nn.Linear(widths[0], inner, bias=False)
