@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import fx, nn
 
-from okdc.backbones.maps import Plan, free
-from okdc.backbones.tracing import NET, CannotCut, owners, value
+from okdc.backbones.maps import Plan, free, is_batch_size
+from okdc.backbones.tracing import FLAG, NET, CannotCut, Training, owners, value
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -104,7 +104,7 @@ def cut(plan: Plan) -> tuple[list[fx.GraphModule], fx.GraphModule, list[Cut]]:
     graphs = [_part(plan, before + 1, end + 1) for before, end in bounds]
     for key in _unread(plan, graphs):  # buffers: kept in the head, so that the keys are those of the network
         graphs[-1].create_node("get_attr", key)
-    parts = [fx.GraphModule(plan.entry.net, graph, class_name="Stage") for graph in graphs]
+    parts = [fx.GraphModule(_root(plan.entry.net), graph, class_name="Stage") for graph in graphs]
     _check_keys(plan.entry.net, parts)
     cuts = []
     for i in ends:
@@ -114,15 +114,24 @@ def cut(plan: Plan) -> tuple[list[fx.GraphModule], fx.GraphModule, list[Cut]]:
     return parts[:-1], parts[-1], cuts
 
 
+def _root(net: nn.Module) -> nn.Module:
+    """What a part finds its modules and tensors in: the network's own, and a flag (a Sequential would run it)."""
+    root = nn.Module()
+    root._parameters, root._buffers = net._parameters, net._buffers
+    root._non_persistent_buffers_set = net._non_persistent_buffers_set
+    root._modules = {**net._modules, FLAG: Training()}
+    return root
+
+
 def _part(plan: Plan, start: int, stop: int) -> fx.Graph:
     """Nodes start..stop-1 as a graph of one tensor; what they read of the network keeps its key."""
     graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
-    env[plan.nodes[start - 1]] = graph.placeholder("x")
+    given = env[plan.nodes[start - 1]] = graph.placeholder("x")
 
     def there(node: fx.Node) -> fx.Node:
         if node not in env:
             assert free(node), node
-            env[node] = copied(node)
+            env[node] = graph.call_method("size", (given, 0)) if is_batch_size(node) else copied(node)
         return env[node]
 
     def copied(node: fx.Node) -> fx.Node:

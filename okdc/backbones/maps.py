@@ -10,6 +10,7 @@ A cut is legal after a node of the graph
 from __future__ import annotations
 
 import contextlib
+import operator
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ class Plan:
         found = {}
         for node, a in normal.items():
             b = wider.get(node)
-            if b is not None and len(a) == len(b) == 4 and a[:3] == b[:3] and a[3] != b[3]:
+            if b is not None and len(a) == len(b) == 4 and a[0] == 1 and a[:3] == b[:3] and a[3] != b[3]:
                 found[node] = torch.Size(a[1:])
         return {node: size for node, size in found.items() if node.op != "placeholder"}
 
@@ -135,8 +136,21 @@ class Plan:
 
 
 def free(node: fx.Node) -> bool:
-    """A node that every stage may have for itself: a parameter, the training flag."""
-    return node.op in ("get_attr", "output") or node.target == f"{NET}.{FLAG}"
+    """A node that every stage may have for itself: a parameter, the training flag, the number of images."""
+    return node.op in ("get_attr", "output") or node.target == FLAG or is_batch_size(node)
+
+
+def is_batch_size(node: fx.Node) -> bool:
+    """`images.size(0)` or `images.shape[0]`: any map has it too, so that a forward may ask for it at its start."""
+    if node.op == "call_function" and node.target is operator.getitem and node.args[1] == 0:
+        sizes = node.args[0]
+        whole = isinstance(sizes, fx.Node) and (sizes.target, *sizes.args[1:]) in ((getattr, "shape"), ("size",))
+        return whole and isinstance(sizes, fx.Node) and _is_images(sizes.args[0])
+    return node.op == "call_method" and (node.target, *node.args[1:]) == ("size", 0) and _is_images(node.args[0])
+
+
+def _is_images(argument: object) -> bool:
+    return isinstance(argument, fx.Node) and argument.op == "placeholder"
 
 
 def _is_chain(module: nn.Module) -> bool:

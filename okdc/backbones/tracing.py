@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 NET = "net"  # the path of the network inside Entry, and so the start of every path in the graph
-FLAG = "_in_training"  # the path of the graph's Training module, below the network
+FLAG = "_in_training"  # the path of the graph's Training module
 
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -38,6 +38,7 @@ class Entry(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
+        self.add_module(FLAG, Training())
 
     def forward(self, images: Tensor) -> Any:
         return self.net(images)
@@ -75,7 +76,6 @@ def _built_on_a_layer(m: nn.Module) -> bool:
 def trace(net: nn.Module) -> tuple[Entry, fx.Graph]:
     """The graph of `net`, below an Entry. Raises CannotCut where the outermost forward itself cannot be traced."""
     entry, whole = Entry(net), set[str]()
-    net.add_module(FLAG, Training())
     while True:
         graphs = []
         for training in (True, False):
@@ -90,7 +90,10 @@ def trace(net: nn.Module) -> tuple[Entry, fx.Graph]:
             if differs is None:
                 _own_tensors(entry, graphs[0])
                 return entry, graphs[0]
-            culprit, reason = differs, "it does other things in training than in evaluation (auxiliary outputs?)"
+            culprit, reason = (
+                differs,
+                "it does other things in training than in evaluation (auxiliary outputs? random numbers?)",
+            )
         if culprit == NET or culprit in whole:
             raise CannotCut(f"its forward cannot be traced: {reason}")
         whole.add(culprit)
@@ -132,7 +135,7 @@ def _join(entry: nn.Module, training: fx.Graph, evaluation: fx.Graph) -> str | N
         if isinstance(a, slice):
             return slice(*(merged(x, y) for x, y in zip(_ends(a), _ends(b), strict=True)))
         if a is True and b is False:
-            return training.call_module(f"{NET}.{FLAG}")
+            return training.call_module(FLAG)
         if a != b:
             raise _Differs
         return a
