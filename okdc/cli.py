@@ -5,6 +5,7 @@ Nothing heavy is imported at module level: `okdc --help` needs neither torch nor
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from okdc import __version__, catalog, console, tables
-from okdc.errors import OkdcError, UsageError
+from okdc.errors import CheckFailed, OkdcError, UsageError
 
 if TYPE_CHECKING:
     from okdc.run import Run
+    from okdc.series import Series
 
 app = typer.Typer(
     name="okdc",
@@ -54,36 +56,61 @@ def distill(
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Short for engine.device=.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Short for engine.dtype=.")] = None,
     threads: Annotated[str | None, typer.Option(metavar="auto|N", help="Short for engine.threads=.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,2|0-4", help="One run a seed, in one folder, with mean and deviation.")
+    ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
     """Train a cohort from a recipe and keep one student."""
     from okdc import recipe
+    from okdc.series import parse_seeds
 
+    several = parse_seeds(seeds) if seeds is not None else None
+    if several and (numbers := [word for word in words or [] if word.isdigit()]):
+        raise UsageError(f"{numbers[0]} is no recipe", hint=f"--seeds {','.join([str(seeds), *numbers])}")
     flags = {"engine.device": device, "engine.dtype": dtype, "engine.threads": threads, "data.root": data_root}
     draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
 
+    if several and "seed" in draft.overridden:
+        raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
     from okdc.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
     resolved, notes = resolve(draft)
     for text in notes:
         console.note(text)
     from okdc.machine import provenance
-    from okdc.training import engine
+    from okdc.training import engine, series
 
-    run = engine.start(resolved, draft.stem, out, provenance(["okdc", *sys.argv[1:]]), console.Talk())
-    _finished(run, as_json)
+    made_by = provenance(["okdc", *sys.argv[1:]])
+    if several:
+        _finished_series(series.start(resolved, several, draft.stem, out, made_by, console.Talk()), as_json)
+        return
+    _finished(engine.start(resolved, draft.stem, out, made_by, console.Talk()), as_json)
 
 
 @app.command()
 def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Continue an interrupted run to the bit."""
+    """Continue an interrupted run, or a series of runs, to the bit."""
+    from okdc.machine import provenance
     from okdc.run import Run
+    from okdc.series import Series, newest_resumable, owner
 
-    chosen = Run.open(run) if run else Run.newest("resumable")
+    named = newest_resumable().path if run is None else run
+    if Series.is_at(named):
+        several = Series.open(named)
+        from okdc.training import series
+
+        made_by = provenance(["okdc", *sys.argv[1:]])
+        _finished_series(series.resume(several, made_by, console.Talk(), data_root), as_json)
+        return
+    chosen = Run.open(named)
     from okdc.training import engine
 
-    _finished(engine.resume(chosen, console.Talk(), data_root), as_json)
+    whole = owner(chosen)
+    with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
+        engine.resume(chosen, console.Talk(), data_root)
+    _finished(chosen, as_json)
 
 
 @app.command()
@@ -97,6 +124,10 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Count parameters and MACs side by side; measure latency."""
+    from okdc.run import refuse_series
+
+    for thing in things or []:
+        refuse_series(Path(thing))
     from okdc.deploy.profile import profile as measure
 
     report = measure(things or [], export_names=onnx, threads=threads, tell=console.Talk())
@@ -135,6 +166,32 @@ def export(
     tables.parity(parity)
     console.out(f"bundle {bundle}")
     console.next_step(f"python {catalog.folder('export') / 'python' / 'run.py'} {bundle} IMAGE ...")
+
+
+@app.command()
+def evaluate(
+    thing: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN|BUNDLE]", help="A run's directory, or a bundle's.", show_default=False),
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Read the test split again: accuracy class by class, checked against the record."""
+    from okdc.run import Run
+
+    chosen = thing or Run.newest("complete").path
+    if thing is None:
+        console.note(f"nothing named: {chosen} is the newest complete run")
+    from okdc.deploy import evaluate as again
+
+    report = again.evaluate(chosen, data_root, console.Talk())
+    if as_json:
+        console.out_json(report)
+        return
+    tables.evaluation(report)
+    runner = f"python {catalog.folder('export') / 'python' / 'run.py'} {chosen} IMAGE ..."
+    console.next_step(f"okdc export {chosen} --onnx" if report["kind"] == "run" else runner)
 
 
 @app.command()
@@ -178,20 +235,64 @@ def recipes(as_json: Json = False) -> None:
 def runs(as_json: Json = False) -> None:
     """List the runs below ./runs and their states."""
     from okdc import run as runs_
+    from okdc.series import all_series, owner
 
     found = runs_.runs()
     rows = [_summary(run) for run in found]
     if as_json:
         console.out_json(rows)
         return
-    if not rows:
+    unfinished = [series for series in all_series() if series.state == "resumable"]
+    if rows:
+        tables.runs(rows)
+    elif not unfinished:
         console.say(f"no runs in {runs_.ROOT.absolute()}")
-        console.next_step("okdc distill")
+    for series in unfinished:
+        console.say(f"{series.path}: left of its {len(series.seeds)} seeds: {', '.join(map(str, series.left))}")
+    whole = owner(found[-1]) if found else None
+    if unfinished and (not found or whole in unfinished):
+        console.next_step(f"okdc resume {(whole or unfinished[-1]).path}")
         return
-    tables.runs(rows)
-    last = rows[-1]
     known = {"complete": "okdc profile", "resumable": "okdc resume"}
-    console.next_step(f"{known[last['state']]} {last['run']}" if last["state"] in known else "okdc distill")
+    state = rows[-1]["state"] if rows else None
+    console.next_step(f"{known[state]} {rows[-1]['run']}" if state in known else "okdc distill")
+
+
+@app.command()
+def compare(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN|DIR ...]", help="Finished runs, or folders of them (default: ./runs)."),
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(metavar="VARIANT", help="Differences are to this row (default: the baseline).")
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'A>B'", help="Exit 1 unless the 95 % interval of A - B is above 0 (>=: not below)."),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--md", help="Print GitHub tables.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare finished runs: means over seeds, paired differences."""
+    if markdown and as_json:
+        raise UsageError("--md and --json are two ways to print the same", hint="one of them")
+    from okdc.study import compare as study
+    from okdc.study.require import check
+    from okdc.study.show import show
+
+    facts = study.compare(paths or [], baseline, require or [])
+    if as_json:
+        console.out_json(facts)
+        try:
+            check(facts)
+        except CheckFailed as error:  # stdout holds its one JSON document already, in which it says so
+            console.fail(error)
+            raise typer.Exit(error.exit_code) from None
+        return
+    show(facts, markdown)
+    check(facts)
+    console.next_step(study.next_step(facts))
 
 
 def _summary(run: Run) -> dict[str, Any]:
@@ -213,3 +314,19 @@ def _finished(run: Run, as_json: bool) -> None:
         return
     tables.result(facts)
     console.next_step(f"okdc profile {run.path}")
+
+
+def _finished_series(series: Series, as_json: bool) -> None:
+    """One row a seed, then what is to be said of seeds that failed, with the exit code of a run that did."""
+    facts, error = series.summary(), series.failure()
+    if as_json:
+        told = {"error": error.kind, "message": error.message, "hint": error.hint} if error else {}
+        console.out_json(facts | told)
+        if error:
+            console.fail(error)
+            raise typer.Exit(error.exit_code)
+        return
+    tables.series(facts)
+    if error:
+        raise error
+    console.next_step(series.next_step)

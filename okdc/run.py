@@ -2,6 +2,7 @@
 
     runs/<recipe>-<n>/  recipe.toml  run.json  log.jsonl  checkpoint.pt  student.safetensors  student.json  result.json
 
+A series (`okdc.series`) is a folder of runs, one a seed: runs/<recipe>-<n>/seed<k>/.
 Every file is written aside and moved into place; a line of log.jsonl counts only once a checkpoint has counted it.
 """
 
@@ -11,22 +12,18 @@ import contextlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from okdc import locks
 from okdc.errors import DiskError, RunError
 from okdc.files import read_json, write, write_json, writing
 from okdc.recipe import read
 
-try:
-    import fcntl
-except ImportError:  # not on Windows: two processes on one run are then not told apart
-    fcntl = None  # type: ignore[assignment]
-
 ROOT = Path("runs")
+SERIES = "series.json"  # what makes a folder of runs a series
 State = Literal["complete", "running", "resumable", "failed"]
 
 
@@ -74,11 +71,7 @@ class Run:
 
         Raises RunError where `out` holds anything, DiskError where it cannot be made.
         """
-        refuse_taken(out)
-        with writing(out or ROOT):
-            path = out or _next(stem)
-            path.mkdir(parents=True, exist_ok=True)
-        run = cls(path)
+        run = cls(new_folder(stem, out))
         try:
             write(run.recipe, recipe_text.encode())
             write_json(run.info, info)
@@ -89,10 +82,11 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Raises RunError for a directory that is no run."""
+        """Raises RunError for a directory that is no run, or a series of them."""
         run = cls(path)
         if not path.is_dir():
             raise RunError(f"{path}: no such run", hint=_known())
+        refuse_series(path)
         if not run.info.is_file() or not run.recipe.is_file():
             raise RunError(f"{path} is not a run: expected run.json and recipe.toml in it", hint=_known())
         return run
@@ -117,36 +111,13 @@ class Run:
                 return "failed"
         except RunError:  # a damaged run.json: nothing can continue from it
             return "failed"
-        return "running" if self._is_held() else "resumable"
+        return "running" if locks.is_held(self.path) else "resumable"
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else trains this run while it is held; the system lets go of it however the process ends.
-
-        Raises RunError where another process holds it.
-        """
-        with writing(self.path):
-            number = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            for attempt in range(5):
-                if _lock(number, exclusive=True):
-                    break
-                if attempt == 4:
-                    raise RunError(f"{self.path} is being trained by another process", hint="wait for it, or stop it")
-                time.sleep(0.1)  # who only looks at the state holds it for a moment
+        """Nobody else trains this run while it is held. Raises RunError where another process holds it."""
+        with locks.held(self.path):
             yield
-        finally:
-            os.close(number)
-
-    def _is_held(self) -> bool:
-        try:
-            number = os.open(self.path / ".lock", os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            return not _lock(number, exclusive=False)
-        finally:
-            os.close(number)
 
     @property
     def started_at(self) -> str:
@@ -211,15 +182,13 @@ class Run:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-def _lock(number: int, exclusive: bool) -> bool:
-    """Take an advisory lock on an open file, or say that somebody has it."""
-    if fcntl is None:
-        return True
-    try:
-        fcntl.flock(number, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def new_folder(stem: str, out: Path | None) -> Path:
+    """A folder for a run or a series: `out`, else runs/<stem>-<n> with the first free n. Raises as `Run.create`."""
+    refuse_taken(out)
+    with writing(out or ROOT):
+        path = out or _next(stem)
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def refuse_taken(out: Path | None) -> None:
@@ -234,14 +203,44 @@ def refuse_taken(out: Path | None) -> None:
         return
     if (out / "run.json").exists():
         raise RunError(f"{out} already holds a run", hint=f"choose another -o, or continue it: okdc resume {out}")
+    if (out / SERIES).exists():
+        raise RunError(f"{out} already holds a series", hint=f"choose another -o, or continue it: okdc resume {out}")
     raise RunError(f"{out} is not an empty folder", hint="choose another -o")
 
 
+def refuse_series(path: Path) -> None:
+    """Raises RunError where `path` is a series: one of its runs has to be named."""
+    if not (path / SERIES).is_file():
+        return
+    inside, chosen = runs(path), best(path)
+    if chosen is None:
+        raise RunError(f"{path} is a series, and none of its runs is complete yet", hint=f"okdc resume {path}")
+    raise RunError(
+        f"{path} is a series of {len(inside)} runs, expected one run",
+        hint=f"the best of them on validation is {chosen.path}",
+        details=[f"{run.path} ({run.state})" for run in inside],
+    )
+
+
+def best(root: Path) -> Run | None:
+    """The complete run below `root` whose student is best on validation: at equal accuracy the first that was begun."""
+
+    def validated(run: Run) -> float:  # below all others where nothing was validated, or result.json is damaged
+        with contextlib.suppress(RunError):
+            value = read_json(run.result, "kept")["kept"].get("val_top1_pct")
+            return -1.0 if value is None else float(value)
+        return -2.0
+
+    return max((run for run in runs(root) if run.state == "complete"), key=validated, default=None)
+
+
 def runs(root: Path = ROOT) -> list[Run]:
-    """All runs below `root`, the last started last."""
+    """All runs below `root`, those of a series included, the last started last."""
     if not root.is_dir():
         return []
-    found = [Run(path) for path in root.iterdir() if (path / "run.json").is_file() and (path / "recipe.toml").is_file()]
+    folders = list(root.iterdir())
+    folders += [inside for path in folders if (path / SERIES).is_file() for inside in path.iterdir()]
+    found = [Run(path) for path in folders if (path / "run.json").is_file() and (path / "recipe.toml").is_file()]
     return sorted(found, key=lambda run: (run.started_at, run.path.name))
 
 

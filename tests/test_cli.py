@@ -26,13 +26,15 @@ SHORT = ("optim.epochs=2", "data.train_images=64")
 
 # What scripts rely on: a change of this table is a change of what okdc promises.
 COMMANDS = {
-    "distill": {"--out", "-o", "--device", "--dtype", "--threads", "--data-root", "--json"},
+    "distill": {"--out", "-o", "--device", "--dtype", "--threads", "--seeds", "--data-root", "--json"},
     "resume": {"--data-root", "--json"},
     "profile": {"--onnx", "--threads", "--json"},
     "export": {"--onnx", "--out", "-o", "--data-root", "--json"},
     "download": {"--data-root", "--url", "--json"},
+    "evaluate": {"--data-root", "--json"},
     "recipes": {"--json"},
     "runs": {"--json"},
+    "compare": {"--baseline", "--require", "--md", "--json"},
 }
 
 

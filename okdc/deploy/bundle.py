@@ -85,9 +85,9 @@ def write_samples(
 
 
 def write_manifest(
-    folder: Path, student: dict[str, Any], recipe: dict[str, Any], parity: dict[str, Any], opset: int
+    folder: Path, student: dict[str, Any], recipe: dict[str, Any], parity: dict[str, Any], opset: int, data_sha256: str
 ) -> None:
-    """manifest.json: the contract of the bundle. `recipe` has no local path in it."""
+    """manifest.json: the contract of the bundle. `recipe` has no local path in it, `data_sha256` names its images."""
     rule = student["preprocessing"]
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     facts = {
@@ -110,6 +110,7 @@ def write_manifest(
         },
         "method": student["method"],
         "dataset": student["dataset"],
+        "data_sha256": data_sha256,
         "weights_sha256": student["weights_sha256"],
         "recipe_sha256": student["recipe_sha256"],
         "recipe": recipe,

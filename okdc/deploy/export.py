@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from okdc import kept, reopen
-from okdc.deploy import bundle, onnx, parity, sides
-from okdc.errors import CheckFailed, RunError
-from okdc.files import read_json, write_json
+from okdc import reopen
+from okdc.deploy import bundle, onnx, parity, recorded, sides
+from okdc.errors import CheckFailed
+from okdc.files import write_json
 from okdc.run import Run
 from okdc.talk import Listener
 
@@ -25,19 +24,7 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
     Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
     the file is not the student; what was built is then in `out`.rejected, with the report.
     """
-    if run.state != "complete":
-        hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
-        raise RunError(f"{run.path} is {run.state}, not complete: there is no student to export", hint=hint)
-    network, facts = kept.load(run)
-    result = read_json(run.result, "weights_sha256", "kept")
-    weights = hashlib.sha256(run.weights.read_bytes()).hexdigest()
-    if not weights == facts["weights_sha256"] == result["weights_sha256"]:
-        raise CheckFailed(
-            "parity",
-            f"{run.weights} is not the file that the run recorded: sha256 {weights[:12]}, "
-            f"expected {result['weights_sha256'][:12]}",
-            hint="another checkpoint was put in its place; restore it, or train again",
-        )
+    network, facts, result = recorded.student(run, "parity", "export")
     recipe, notes = reopen.recipe_of(run, data_root)
     for note in notes:
         tell.note(note)
@@ -68,7 +55,7 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
             shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
             logits, allowed = sides.Torch(network, facts).logits(images[shown]), report["logits"]["allowed"]["images"]
             bundle.write_samples(folder, images[shown], labels[shown].tolist(), logits, allowed)
-            bundle.write_manifest(folder, facts, recipe.portable(), report, onnx.OPSET)
+            bundle.write_manifest(folder, facts, recipe.portable(), report, onnx.OPSET, dataset.fingerprint)
     except CheckFailed as error:
         if (target / bundle.MANIFEST).is_file():
             error.details = (*error.details, f"the earlier bundle {target} is untouched")

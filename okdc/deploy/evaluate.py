@@ -1,0 +1,211 @@
+"""`okdc evaluate`: what a student or a bundle does on the split that judged it, class by class, read again.
+
+A run's student is read back from its file and run in float32 on the CPU, as at the end of the training; a bundle is its
+ONNX file in onnxruntime, from raw pixels. Either has to give the number that was recorded.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from okdc import build, reopen
+from okdc.data import datasets
+from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
+from okdc.data.datasets import Dataset
+from okdc.deploy import recorded
+from okdc.deploy.bundle import MANIFEST
+from okdc.deploy.parity import SAME_PCT
+from okdc.errors import CheckFailed, DataError, RunError
+from okdc.files import read_json
+from okdc.recipe import Draft
+from okdc.resolve import resolve
+from okdc.run import Run
+from okdc.talk import Listener
+
+MOST_PAIRS = 10  # confused pairs that are named
+Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # NK logits, N labels
+
+
+def evaluate(path: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
+    """The report that `okdc evaluate --json` prints, of a complete run or a bundle.
+
+    Raises RunError for what is neither, DataError where the images are missing or others, CheckFailed where the student
+    or the file is not the recorded one, or does not give the recorded number.
+    """
+    return _bundle(path, data_root, tell) if (path / MANIFEST).is_file() else _run(Run.open(path), data_root, tell)
+
+
+def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
+    network, facts, result = recorded.student(run, "accuracy", "evaluate")
+    recipe, notes = reopen.recipe_of(run, data_root)
+    for note in notes:
+        tell.note(note)
+    dataset = reopen.data_of(run, recipe, tell)
+    rule = facts["preprocessing"]
+    rows = _judging_rows(dataset, result["judged_on"], result["images"], str(run.path), tell)
+    with torch.inference_mode():
+        batches = eval_batches(dataset, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH)
+        answers = _collected((network(images), labels) for images, labels in batches)
+    report = _report(answers, facts["classes"], result["kept"]["top1_pct"], str(run.path))
+    about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result["judged_on"]}
+    return {"schema": 1, **about, "architecture": facts["architecture"], **report}
+
+
+def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
+    from okdc.deploy.sides import Session
+
+    path = folder / MANIFEST
+    manifest = read_json(path, "schema", "model", "files", "labels", "accuracy", "recipe", "architecture")
+    if manifest["schema"] != 1:
+        raise RunError(f"{path}: schema {manifest['schema']!r}, this okdc reads schema 1")
+    model = _model(folder, manifest)
+    dataset = _images_of(folder, manifest, data_root, tell)
+    split = manifest["accuracy"]["split"]
+    rows = _judging_rows(dataset, split, manifest["accuracy"]["images"], str(folder), tell)
+    session = Session(model)
+    batches = eval_batches(dataset, rows, _AsTheyAre(), EVAL_BATCH)
+    answers = _collected((torch.from_numpy(session(pixels.numpy())[0]), labels) for pixels, labels in batches)
+    report = _report(answers, manifest["labels"], manifest["accuracy"]["top1_pct"], str(folder))
+    about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU", "split": split}
+    return {"schema": 1, **about, "architecture": manifest["architecture"], **report}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Are these the file and the images?
+
+
+def _model(folder: Path, manifest: dict[str, Any]) -> bytes:
+    """The bundle's ONNX file. Raises CheckFailed where it is not the one that the manifest names."""
+    name = manifest["model"]
+    try:
+        model: bytes = (folder / name).read_bytes()
+    except OSError as error:
+        raise RunError(f"{folder / name}: cannot be read: {error.strerror}", hint="export it again") from None
+    found, expected = hashlib.sha256(model).hexdigest(), manifest["files"].get(name, {}).get("sha256", "none")
+    if found != expected:
+        raise CheckFailed(
+            "accuracy",
+            f"{folder / name} is not the file of the manifest: sha256 {found[:12]}, expected {expected[:12]}",
+            hint="restore it, or export it again",
+        )
+    return model
+
+
+def _images_of(folder: Path, manifest: dict[str, Any], data_root: str | None, tell: Listener) -> Dataset:
+    """The images that the bundle's recipe names, proven to be those that it was judged on."""
+    tables = dict(manifest["recipe"])
+    if data_root is not None and isinstance(tables.get("data"), dict):
+        tables["data"] = tables["data"] | {"root": data_root}
+    given = frozenset({"data.root"}) if data_root is not None else frozenset()
+    recipe, notes = resolve(Draft(folder / MANIFEST, tables, given), needs_data=False, trial=False)
+    for note in notes:
+        tell.note(note)
+    root = recipe.data.root
+    if recipe.data.name != "digits" and (root is None or not Path(root).expanduser().is_dir()):
+        raise DataError(
+            f"a bundle does not say where its images are, and they are not at {Path(root).absolute()}"
+            if root
+            else f"{folder} does not say where its images are",
+            hint="--data-root DIR, or OKDC_DATA_ROOT, says it",
+        )
+    with tell.reading() as progress:
+        dataset = build.dataset(recipe, progress)
+    datasets.same_classes(manifest["labels"], dataset, str(folder))
+    expected = manifest.get("data_sha256")
+    if expected is None:
+        tell.note(f"{folder} does not name its images by a fingerprint: an older export; they are taken for the same")
+    elif expected != dataset.fingerprint:
+        raise DataError(
+            f"the images are not those of {folder}: contents, classes or splits {dataset.fingerprint[:12]}, "
+            f"expected {expected[:12]}",
+            hint="--data-root DIR says where its own are",
+        )
+    return dataset
+
+
+def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Listener) -> Tensor:
+    """Indices of the split that the recorded number is from."""
+    name, rows = dataset.final_split
+    if (name, len(rows)) != (split, count):
+        raise DataError(
+            f"{where} was judged on {count} {split} images, the data has {len(rows)} {name} images to judge on",
+            hint="restore the images and the recipe as they were",
+        )
+    if split == "test":
+        tell.note(f"the {count:,} test images are read again: a look at one student, not a way to choose among several")
+    else:
+        tell.note("the data has no test split: these validation images also chose the student, and flatter it")
+    return rows
+
+
+class _AsTheyAre(Normalise):
+    """No transform: the file has it inside."""
+
+    def __init__(self) -> None:
+        super().__init__((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What they answered
+
+
+def _collected(parts: Iterable[tuple[Tensor, Tensor]]) -> Answers:
+    pairs = [(logits.float().numpy(), labels.numpy()) for logits, labels in parts]
+    return np.concatenate([z for z, _ in pairs]), np.concatenate([y for _, y in pairs])
+
+
+def _report(answers: Answers, classes: Sequence[str], expected_pct: float, where: str) -> dict[str, Any]:
+    """Accuracy, class by class, and confused pairs. Raises CheckFailed for another number than the recorded one."""
+    logits, labels = answers
+    if not np.isfinite(logits).all():
+        raise CheckFailed("accuracy", f"{where} gives logits that are not finite", hint="train another student")
+    k, n = len(classes), len(labels)
+    confusion = np.bincount(labels * k + logits.argmax(1), minlength=k * k).reshape(k, k)  # [label, answer]
+    share = float(np.trace(confusion)) / n
+    top1_pct = 100 * share
+    if abs(round(top1_pct, 4) - expected_pct) > SAME_PCT:
+        raise CheckFailed(
+            "accuracy",
+            f"{where}: {top1_pct:.2f} % of {n:,} images found, {expected_pct:.2f} % recorded",
+            hint="the student or its record was changed; or this machine computes otherwise than it should",
+        )
+    of_class, right = confusion.sum(1), np.diag(confusion)
+    wrong = confusion - np.diag(right)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
+    pairs = [(int(i) // k, int(i) % k, int(wrong.flat[i])) for i in order if wrong.flat[i]]
+    return {
+        "images": n,
+        "top1_pct": round(top1_pct, 4),
+        "standard_error_pct": round(100 * (share * (1 - share) / n) ** 0.5, 4),  # binomial
+        "recorded_top1_pct": expected_pct,
+        "top5_pct": round(_top5_pct(logits, labels), 4) if k > 5 else None,
+        "classes": [
+            {
+                "class": name,
+                "images": int(count),
+                "right": int(hits),
+                "top1_pct": round(100 * int(hits) / int(count), 4) if count else None,
+            }
+            for name, count, hits in zip(classes, of_class, right, strict=True)
+        ],
+        "confused": [{"class": classes[i], "taken_for": classes[j], "images": count} for i, j, count in pairs],
+    }
+
+
+def _top5_pct(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:
+    """Share of images whose class is among the five likeliest."""
+    five = np.argsort(-logits, axis=1, kind="stable")[:, :5]
+    return 100 * float((five == labels[:, None]).any(1).mean())

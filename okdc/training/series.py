@@ -1,0 +1,153 @@
+"""The training of a series: one run after the other, each through the one loop, stopped and continued as one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from okdc import reopen
+from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
+from okdc.machine import differences
+from okdc.recipe import Recipe
+from okdc.run import Run, refuse_taken
+from okdc.series import Series
+from okdc.talk import Listener
+from okdc.training import device, engine
+
+ENDED = ("complete", "failed")  # what a failed seed would do again
+
+
+def start(
+    recipe: Recipe, seeds: tuple[int, ...], stem: str, out: Path | None, provenance: dict[str, Any], tell: Listener
+) -> Series:
+    """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
+
+    Raises as `engine.start` does, but for a TrainingError, which ends its seed alone.
+    """
+    refuse_taken(out)
+    tell = _Once(tell)
+    settings = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic).saved()
+    begun = datetime.now(UTC).isoformat(timespec="microseconds")
+    series = Series.create(stem, recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
+    tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
+    try:
+        with series.held():
+            _train(series, recipe, provenance, tell, None)
+    except (Interrupted, DiskError):
+        raise
+    except OkdcError:  # images that are missing, for example: nothing came of the series
+        if not any(series.state_of(seed) for seed in seeds):
+            series.discard()
+        raise
+    return series
+
+
+def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root: str | None = None) -> Series:
+    """Skip the seeds that are complete, continue the one that was interrupted to the bit, start the others.
+
+    Raises as `start`; RunError where another process trains the series, DataError for other images, DeviceError where
+    the seeds to come would be trained otherwise than those before.
+    """
+    tell = _Once(tell)
+    with series.held():
+        states = {seed: series.state_of(seed) for seed in series.seeds}
+        if all(state in ENDED for state in states.values()):
+            tell.note(f"{series.path}: no seed is left to train")
+            return series
+        recipe, notes = reopen.recipe_of(Run(series.path), data_root)  # a series' recipe lies where a run's does
+        for note in notes:
+            tell.note(note)
+        missing = [seed for seed, state in states.items() if state is None]
+        begun = [seed for seed, state in states.items() if state in ("complete", "resumable")]
+        if missing:
+            _same_settings(series, recipe)
+            for difference in differences(series.facts()):
+                tell.note(f"not exact to the bit: {difference}")
+        if missing and begun:  # the seeds to come have to learn from the images of those before
+            reopen.data_of(series.run(begun[0]), recipe, tell)
+        _train(series, recipe, provenance, tell, data_root)
+    return series
+
+
+def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Listener, data_root: str | None) -> None:
+    """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
+    go_on = f"okdc resume {series.path}"
+    with _terminable() as terminated:
+        try:
+            for number, seed in enumerate(series.seeds, 1):
+                series.discard_half(seed)
+                run, state = series.run(seed), series.state_of(seed)
+                if state in ENDED:
+                    continue
+                tell.note(f"seed {seed}: {number} of {len(series.seeds)}")
+                try:
+                    if state is None:
+                        one = recipe.model_copy(update={"seed": seed})
+                        engine.start(one, series.path.name, run.path, provenance, tell)
+                    else:
+                        engine.resume(run, tell, data_root)
+                except TrainingError as error:  # the run remembers it; other seeds may do better
+                    tell.note(f"seed {seed} failed: {error.message}")
+        except Interrupted as error:
+            code = 143 if terminated else error.exit_code
+            raise Interrupted(error.message, exit_code=code, hint=go_on) from None
+        except KeyboardInterrupt:  # between two trainings: nothing of either is lost
+            name, code = ("SIGTERM", 143) if terminated else ("SIGINT", 130)
+            raise Interrupted(f"{name}: {series.path} can be continued", exit_code=code, hint=go_on) from None
+        except DiskError as error:
+            raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
+
+
+class _Once:
+    """A listener that hears each note once: what holds for all seeds need not be said for each."""
+
+    def __init__(self, tell: Listener) -> None:
+        self.tell = tell
+        self.reading, self.training = tell.reading, tell.training
+        self.said: set[str] = set()
+
+    def note(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            self.tell.note(text)
+
+
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """SIGTERM ends whatever is done between two trainings as Ctrl-C does; then the list that this yields is not empty.
+
+    The loop takes both signals itself while it trains, and gives them back.
+    """
+    taken: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield taken
+        return
+
+    def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        taken.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, take)
+    try:
+        yield taken
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _same_settings(series: Series, recipe: Recipe) -> None:
+    """Seeds that are trained otherwise are no repetitions."""
+    then = series.facts()["settings"]
+    now = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic).saved()
+    other = [f"{name} {now[name]} now, {then.get(name)} when it began" for name in now if now[name] != then.get(name)]
+    if other:
+        threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then.get("threads") else ""
+        raise DeviceError(
+            f"{series.path}: the seeds to come would be trained otherwise: {'; '.join(other)}",
+            hint=f"continue it where it began, or as there: {threads}okdc resume {series.path}",
+        )
