@@ -70,6 +70,8 @@ ROOTS = {  # where a named data set is looked for, and downloaded to, if `data.r
     "cinic10": "data/cinic10",
     "imagenet": "data/imagenet",
 }
+STREAMED = ("imagenet",)  # never whole in memory
+CROP_PADDING = 4
 _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -84,9 +86,10 @@ class Data(Table):
     name: Annotated[str, AfterValidator(_data_name)]  # one of DATASETS, or the user's own package.module:callable
     root: Annotated[str, Field(min_length=1)] | None = None  # an empty one would be the working directory
     image_size: Annotated[int, Field(ge=4, le=1024)] = 32
+    shorter_side: Annotated[int, Field(ge=4, le=2048)] | None = None  # of what is cut to image_size; left out: that
     train_images: Count | None = None  # a stratified subset, by seed
     val_fraction: Share = 0.1  # of the training images, where the data has no validation split of its own
-    crop_padding: Index = 4
+    crop_padding: Index = CROP_PADDING  # zeros around what a crop is cut from; imagenet's crops are of another kind
     flip: bool = True
     mean: Colour | None = None  # of pixels scaled to 0..1; left out: those of the training images
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
@@ -115,6 +118,7 @@ class Engine(Table):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     threads: Literal["auto"] | Count = "auto"
+    workers: Literal["auto"] | Index = "auto"  # processes that decode images which are not resident; 0: the loop itself
 
 
 class Recipe(Table):
@@ -334,7 +338,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
             table = f"[{key.rpartition('.')[0]}]" if "." in key else "the top level"
             lines[key] = f"{key}: unknown key{nearest(name, known)}; {table} has {', '.join(known)}"
         elif problem["type"] == "missing":
-            lines[key] = f"{key}: missing"
+            field = owner.model_fields.get(path.rsplit(".", 1)[-1])
+            lines[key] = f"{key}: missing" + (f"; expected {field.description}" if field and field.description else "")
         else:
             expected = _in_toml(problem["msg"])
             if key in lines:  # another alternative of the same key

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from okdc import backbones, build, methods
 from okdc.errors import RecipeError, RunError
 from okdc.kept import square
-from okdc.recipe import ROOTS, Draft, Recipe, check, explain, salvage
+from okdc.recipe import CROP_PADDING, ROOTS, STREAMED, Draft, Recipe, check, explain, salvage
 
 
 def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[Recipe, list[str]]:
@@ -86,8 +86,19 @@ def _rules(recipe: Recipe, needs_data: bool) -> list[str]:
     if recipe.data.name == "digits" and recipe.data.image_size != 8:
         problems.append(f"data.image_size: the digits are 8×8, found {recipe.data.image_size}")
     if recipe.data.name in ("cifar10", "cifar100") and recipe.data.image_size != 32:
+        problems.append(f"data.image_size: the images of {recipe.data.name} are 32×32, found {recipe.data.image_size}")
+    if recipe.data.shorter_side is not None:
+        if recipe.data.name not in ("folder", *STREAMED):
+            problems.append(f"data.shorter_side: the images of {recipe.data.name} are not cut; leave it out")
+        elif recipe.data.shorter_side < recipe.data.image_size:
+            problems.append(
+                f"data.shorter_side: expected at least data.image_size ({recipe.data.image_size}), "
+                f"found {recipe.data.shorter_side}"
+            )
+    if recipe.data.name in STREAMED and recipe.data.crop_padding not in (0, CROP_PADDING):
         problems.append(
-            f"data.image_size: the images of {recipe.data.name} are 32×32, found {recipe.data.image_size}"
+            f"data.crop_padding: {recipe.data.name} is trained on crops of random size and place, which have no "
+            f"padding; leave it out, found {recipe.data.crop_padding}"
         )
     if recipe.data.crop_padding >= recipe.data.image_size:  # a crop could lie wholly outside its image
         problems.append(

@@ -23,6 +23,7 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 RULE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
+LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
 BATCH = 64
 
 
@@ -39,7 +40,9 @@ class Bundle:
         if self.manifest.get("schema") != 1:
             raise ValueError(f"{path}: schema {self.manifest.get('schema')!r}, this script reads schema 1")
         spec = self.manifest["input"]
-        if (spec["layout"], spec["dtype"], spec["colour"], spec["resize"]) != ("NHWC", "uint8", "RGB", RULE):
+        if (spec["layout"], spec["dtype"], spec["colour"]) != ("NHWC", "uint8", "RGB") or (
+            spec["resize"] != (LARGER if "shorter_side" in spec else RULE)
+        ):
             raise ValueError(f"{path}: this script does not know the input {spec}")
         model = (folder / "model.onnx").read_bytes()
         expected = self.manifest["files"]["model.onnx"]["sha256"]
@@ -47,6 +50,7 @@ class Bundle:
             raise ValueError(f"{folder / 'model.onnx'} is not the file of the manifest (sha256 {expected[:12]})")
         self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
         self.size = (int(spec["height"]), int(spec["width"]))
+        self.shorter_side = int(spec.get("shorter_side", spec["height"]))  # before the centre is cut out
         self.labels: list[str] = self.manifest["labels"]
 
     def read(self, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -62,8 +66,9 @@ class Bundle:
             image = image.convert("RGB")
         height, width = self.size
         if image.size != (width, height):
-            scale = max(width / image.width, height / image.height)
-            resized = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+            shorter = self.shorter_side
+            scale = shorter / min(image.size)
+            resized = (max(shorter, round(image.width * scale)), max(shorter, round(image.height * scale)))
             image = image.resize(resized, Image.Resampling.BILINEAR)
             left, top = (image.width - width) // 2, (image.height - height) // 2
             image = image.crop((left, top, left + width, top + height))

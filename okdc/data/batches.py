@@ -1,5 +1,6 @@
-"""Batches from resident uint8 images: order, crop and flip of an epoch drawn at once, normalised on the device.
+"""Batches of images: order, crop and flip of an epoch drawn from its number and a seed, normalised on the device.
 
+Here are those of resident images, and what all have in common; `okdc.data.streaming` has those of images in files.
 A CPU copies rectangles of single images, which is several times faster than a gather there; a GPU gathers a whole batch
 in one call without a host read. Both give the same pixels (tested).
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,9 +19,40 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from okdc.data.datasets import Dataset
+from okdc.recipe import Data
 from okdc.seeds import generator
 
 EVAL_BATCH = 500  # of every evaluation; part of what a recorded accuracy means, so parity takes the same
+EVAL_PIXELS = 100 * 224 * 224  # in one of its batches at most: 500 large images are gigabytes of maps
+
+
+def eval_batch(height: int, width: int) -> int:
+    """How many images of this size an evaluation takes at a time."""
+    return max(1, min(EVAL_BATCH, EVAL_PIXELS // (height * width)))
+
+
+class Batches(Protocol):
+    """Training batches as the loop takes them, however they are made."""
+
+    @property
+    def dataset(self) -> Dataset: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def normalise(self) -> Normalise: ...
+    @property
+    def steps(self) -> int: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def close(self) -> None: ...
+
+
+def of(dataset: Dataset, data: Data, batch_size: int, normalise: Normalise, seed: int, workers: int) -> Batches:
+    """The training batches of a data set, by where its images are: in memory, or in files, which `workers` decode."""
+    if dataset.files is not None:
+        from okdc.data.streaming import StreamBatches  # torchvision takes seconds to import
+
+        return StreamBatches(dataset, batch_size, data.flip, normalise, seed, workers)
+    return TrainBatches(dataset, batch_size, data.crop_padding, data.flip, normalise, seed)
 
 
 class Normalise:
@@ -37,6 +70,7 @@ class Normalise:
         self.memory_format = memory_format
 
     def __call__(self, pixels: Tensor) -> Tensor:
+        pixels = pixels.to(self.mean.device, non_blocking=True)  # as bytes: a quarter of the transfer
         x = (pixels.to(torch.float32) / 255 - self.mean) / self.std
         return x.permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
@@ -51,13 +85,18 @@ class Epoch:
     flip: Tensor  # N bool
 
 
+def order(rows: Tensor, epoch: int, seed: int) -> Tensor:
+    """The rows in the order of an epoch."""
+    return rows[torch.randperm(len(rows), generator=generator(seed, "epoch", epoch, "order"))]
+
+
 def draw(rows: Tensor, epoch: int, padding: int, flip: bool, seed: int) -> Epoch:
     """The draws of an epoch: a function of (seed, epoch) alone, so any step of it can be done again."""
     n = len(rows)
     corner = generator(seed, "epoch", epoch, "crop")
     mirrored = torch.rand(n, generator=generator(seed, "epoch", epoch, "flip")) < 0.5
     return Epoch(
-        rows=rows[torch.randperm(n, generator=generator(seed, "epoch", epoch, "order"))],
+        rows=order(rows, epoch, seed),
         top=torch.randint(2 * padding + 1, (n,), generator=corner),
         left=torch.randint(2 * padding + 1, (n,), generator=corner),
         flip=mirrored if flip else torch.zeros(n, dtype=torch.bool),
@@ -82,7 +121,8 @@ class TrainBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(images NCHW float32, labels N) from step `start` of the epoch on."""
         drawn = draw(self.dataset.train, epoch, self.padding, self.flip, self.seed)
-        device = self.dataset.images.device
+        images = self.dataset.images
+        device = images.device
         if device.type == "cpu":
             crop = _crop_by_slices
         else:  # one transfer an epoch
@@ -91,7 +131,10 @@ class TrainBatches:
         for step in range(start, self.steps):
             picked = slice(step * self.batch_size, (step + 1) * self.batch_size)
             batch = Epoch(drawn.rows[picked], drawn.top[picked], drawn.left[picked], drawn.flip[picked])
-            yield self.normalise(crop(self.dataset.images, batch, self.padding)), self.dataset.labels[batch.rows]
+            yield self.normalise(crop(images, batch, self.padding)), self.dataset.labels[batch.rows]
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _crop_by_slices(images: Tensor, batch: Epoch, padding: int) -> Tensor:
@@ -123,6 +166,10 @@ def _crop_by_gather(images: Tensor, batch: Epoch, padding: int) -> Tensor:
 def eval_batches(
     dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images NCHW float32, labels N) in the order of `rows`, the last batch partial."""
-    for picked in rows.to(dataset.images.device).split(batch_size):
-        yield normalise(dataset.images[picked]), dataset.labels[picked]
+    """(images NCHW float32, labels N) in the order of `rows`, the last batch partial. Of large images fewer at a time.
+
+    Raises DataError where images come from files and one is damaged.
+    """
+    height, width = dataset.size[1:]
+    for picked in rows.split(min(batch_size, eval_batch(height, width))):
+        yield normalise(dataset.pixels(picked)), dataset.labels[picked.to(dataset.labels.device)]

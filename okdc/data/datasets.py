@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from okdc.data import images
+from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
 from okdc.seeds import generator
 
@@ -30,11 +31,11 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled uint8 images, whole, on one device; the splits are indices into them."""
+    """Labelled uint8 images, whole, on one device, or in files; the splits are indices into them."""
 
     name: str
     classes: tuple[str, ...]
-    images: Tensor  # NHWC uint8
+    images: Tensor  # NHWC uint8; none of them where they are decoded from `files` when asked for
     labels: Tensor  # N int64
     train: Tensor  # indices, int64
     val: Tensor
@@ -42,12 +43,17 @@ class Dataset:
     fingerprint: str  # sha256 of the contents, the classes, the labels and the splits that the data brings
     notes: tuple[str, ...] = ()
     published: tuple[Colour, Colour] | None = None  # mean and deviation of its channels, where its makers state them
+    files: OnDemand | None = None
 
     @property
     def size(self) -> torch.Size:
         """CHW of one image."""
         height, width, channels = self.images.shape[1:]
         return torch.Size((channels, height, width))
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """The images of `rows`, B×H×W×C uint8, wherever they are. Raises DataError for a file that cannot be read."""
+        return self.images[rows.to(self.images.device)] if self.files is None else self.files[rows]
 
     @property
     def final_split(self) -> tuple[str, Tensor]:
@@ -59,6 +65,7 @@ class Dataset:
 
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel of the training images, scaled to 0..1, exact to six decimals."""
+        assert self.files is None, "reading a hundred gigabytes for six numbers"
         counts = np.zeros((3, 256), np.int64)
         for rows in self.train.split(4096):
             pixels = self.images[rows].numpy()
@@ -95,30 +102,37 @@ def digits() -> Dataset:
     )
 
 
-def folder(root: Path, size: int, progress: images.Progress | None = None) -> Dataset:
+def folder(root: Path, size: int, progress: images.Progress | None = None, shorter_side: int | None = None) -> Dataset:
     """Image files in class folders; see `okdc.data.images`. One folder of classes: a fifth becomes the test split."""
     found = images.listing(root)
-    decoded = images.load(found, size, progress)
+    decoded = images.load(found, size, progress, shorter_side)
     labels = torch.tensor(found.labels, dtype=torch.int64)
-    notes = [*found.notes, *decoded.notes]
-    splits = {name: torch.arange(rows.start, rows.stop) for name, rows in found.splits.items()}
-    nothing = torch.empty(0, dtype=torch.int64)
-    if "all" in splits:
-        everything = splits["all"]
-        splits["test"] = stratified(labels, everything, round(TEST_SHARE * len(everything)), SPLIT_SEED, "test")
-        splits["train"] = _without(everything, splits["test"])
-        notes.append(f"one folder of classes: {TEST_SHARE:.0%} of each is the test split, drawn with seed {SPLIT_SEED}")
+    splits, notes = splits_of(found, labels)
     return Dataset(
         name="folder",
         classes=found.classes,
         images=torch.from_numpy(decoded.pixels),
         labels=labels,
         train=splits["train"],
-        val=splits.get("val", nothing),
-        test=splits.get("test", nothing),
+        val=splits["val"],
+        test=splits["test"],
         fingerprint=fingerprint_of(decoded.sha256, found.classes, found.labels, found.splits),
-        notes=tuple(notes),
+        notes=(*found.notes, *decoded.notes, *notes),
     )
+
+
+def splits_of(found: images.Listing, labels: Tensor) -> tuple[dict[str, Tensor], list[str]]:
+    """train, val and test (the last two may be empty) of listed images, and notes."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    splits = {"val": nothing, "test": nothing}
+    splits |= {name: torch.arange(rows.start, rows.stop) for name, rows in found.splits.items()}
+    if "all" not in splits:
+        return splits, []
+    everything = splits.pop("all")
+    splits["test"] = stratified(labels, everything, round(TEST_SHARE * len(everything)), SPLIT_SEED, "test")
+    splits["train"] = _without(everything, splits["test"])
+    note = f"one folder of classes: {TEST_SHARE:.0%} of each is the test split, drawn with seed {SPLIT_SEED}"
+    return splits, [note]
 
 
 def of_arrays(name: str, classes: Sequence[str], splits: Mapping[str, tuple[images.Pixels, Sequence[int]]]) -> Dataset:
@@ -162,7 +176,8 @@ def divide(dataset: Dataset, val_fraction: float, train_images: int | None, seed
             raise DataError(f"data.train_images: expected at most {len(train)}, found {train_images}")
         if train_images < len(train):
             train = stratified(dataset.labels, train, train_images, seed, "train_images", everyone=True)
-    missing = [c for i, c in enumerate(dataset.classes) if not (dataset.labels[train] == i).any()]
+    there = set(dataset.labels[train].tolist())
+    missing = [c for i, c in enumerate(dataset.classes) if i not in there]
     if missing:
         raise DataError(f"no training image is left of class {missing[0]!r} after the splits", details=missing)
     return replace(dataset, train=train, val=val, notes=tuple(notes))
@@ -174,7 +189,8 @@ def stratified(labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str
     A class never gives its last image away, unless `everyone`: then the subset has one of each class at least.
     Raises DataError where that is impossible.
     """
-    by_class = [rows[labels[rows] == c] for c in range(int(labels.max()) + 1)]
+    found = labels[rows]
+    by_class = [rows[found == c] for c in range(int(labels.max()) + 1)]
     sizes = [len(members) for members in by_class]
     least = [min(1, n) if everyone else 0 for n in sizes]
     most = sizes if everyone else [max(n - 1, 0) for n in sizes]

@@ -151,6 +151,15 @@ def listing(root: Path) -> Listing:
     return found
 
 
+def class_names(root: Path) -> tuple[str, ...]:
+    """The class map that `listing` would find, from the folders alone. Raises DataError where there is no such map."""
+    first = root / "train" if (root / "train").is_dir() else root
+    found = tuple(folder.name for folder in _folders(first)) if first.is_dir() else ()
+    if len(found) < 2:
+        raise DataError(f"{first}: expected at least two class folders, found {len(found)}", hint=f"expected: {_TREE}")
+    return found
+
+
 def _folders(folder: Path) -> list[Path]:
     """Sub-folders by name; hidden ones (.ipynb_checkpoints, .git) are nobody's class."""
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))

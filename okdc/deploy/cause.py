@@ -17,12 +17,14 @@ from onnx import numpy_helper
 from okdc.deploy.onnx import constants
 from okdc.deploy.sides import Floats, Pixels, Torch
 
+LOOKED_AT = 256  # images that a suspicion runs through a network again
+
 
 @dataclass(frozen=True)
 class Evidence:
     """Both sides' answers to the same images, for the judgement and for the search of a cause."""
 
-    images: Pixels
+    images: Pixels  # the first LOOKED_AT
     torch_side: Torch
     torch: Floats
     onnx: Floats
@@ -118,7 +120,7 @@ def _class_order(evidence: Evidence) -> str | None:
 
 
 def _half(evidence: Evidence) -> str | None:
-    few = slice(0, 256)
+    few = slice(0, LOOKED_AT)
     side = copy.copy(evidence.torch_side)
     for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
         rounded = copy.deepcopy(side.network)

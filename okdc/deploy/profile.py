@@ -1,7 +1,8 @@
 """`okdc profile`: what each network costs, side by side, and what a run threw away.
 
-A name is a network as it comes from the zoo (10 classes, 3×32×32), a recipe its students and the whole that is
-trained, a run also what was kept. Networks of one architecture, size and number of classes are measured once.
+A name is a network as it comes from the zoo (10 classes, 3×32×32) or from outside (1000 classes, 3×224×224), a recipe
+its students and the whole that is trained, a run also what was kept. Networks of one architecture, size and number of
+classes are measured once.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from torch import Tensor, nn
 
 from okdc import backbones, build, catalog, kept, reopen
 from okdc.cohort import Backbone
-from okdc.data.images import listing
+from okdc.data import sources
 from okdc.deploy import latency, onnx
 from okdc.deploy.bundle import MANIFEST, MODEL
 from okdc.deploy.count import Counts, count
 from okdc.deploy.sides import Session
-from okdc.errors import DataError, RecipeError, RunError, UsageError, nearest
+from okdc.errors import RecipeError, RunError, UsageError, nearest
 from okdc.files import read_json
 from okdc.kept import square
 from okdc.machine import processor
@@ -33,6 +34,7 @@ from okdc.run import Run, runs
 from okdc.talk import Listener
 
 CLASSES, SIZE = 10, 32  # of a bare name
+FOREIGN_CLASSES, FOREIGN_SIZE = 1000, 224  # of torchvision:NAME and the like, which are drawn for ImageNet
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listen
         if (Path(word) / "run.json").is_file():
             run = Run.open(Path(word))
             subjects += _of_run(run, tell)
-        elif word in backbones.ZOO:
-            subjects.append(_network(word, word, "network", SIZE, CLASSES, export_names))
+        elif backbones.is_name(word):
+            size, classes = (FOREIGN_SIZE, FOREIGN_CLASSES) if ":" in word else (SIZE, CLASSES)
+            subjects.append(_network(word, word, "network", size, classes, export_names))
         elif Path(word).is_file() or catalog.find_recipe(word):
             subjects += _of_recipe(word, export_names, tell)
         else:
@@ -145,12 +148,10 @@ def _network(label: str, name: str, kind: str, size: int, classes: int, export: 
 
 def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
     recipe, notes = resolve(load([word]), needs_data=False)
-    classes = CLASSES
-    if recipe.data.name == "folder":
-        try:
-            classes = len(listing(Path(recipe.data.root or "data.root")).classes)
-        except DataError:
-            notes.append(f"no images at {recipe.data.root or 'data.root'}: counted with {CLASSES} classes")
+    classes = sources.count_classes(recipe.data)
+    if classes is None:
+        classes = CLASSES
+        notes.append(f"no images at {recipe.data.root or 'data.root'}: counted with {CLASSES} classes")
     for note in notes:
         tell.note(note)
     names = dict.fromkeys(build.architectures(recipe))

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,39 @@ import onnxruntime
 import torch
 
 from okdc.cohort import Backbone
-from okdc.data.batches import EVAL_BATCH, Normalise
+from okdc.data.batches import Normalise, eval_batch
+from okdc.data.datasets import Dataset
 from okdc.deploy.onnx import INPUT, LOGITS, PROBABILITIES
 from okdc.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
+
+
+class Images(Protocol):
+    """What a check asks of its images: an array of them is one, and so is what reads them from files as it is asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+class Split:
+    """The images of one split as an N×H×W×C array that is never whole in memory."""
+
+    def __init__(self, dataset: Dataset, rows: torch.Tensor) -> None:
+        self.dataset, self.rows = dataset, rows
+        channels, height, width = dataset.size
+        self.shape = (len(rows), height, width, channels)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: slice | npt.NDArray[np.int64]) -> Pixels:
+        """Raises DataError for a file that cannot be read."""
+        return self.dataset.pixels(self.rows[rows]).numpy()
 
 
 class Torch:
@@ -37,16 +63,16 @@ class Torch:
         self.double = copy.deepcopy(network).double()
 
     @torch.inference_mode()
-    def logits(self, images: Pixels) -> Floats:
-        parts = torch.from_numpy(images).split(EVAL_BATCH)
-        return torch.cat([self.network(self.normalise(part)) for part in parts]).numpy()
+    def logits(self, images: Images) -> Floats:
+        parts = _parts(images, eval_batch(*images.shape[1:3]))
+        return torch.cat([self.network(self.normalise(torch.from_numpy(part))) for part in parts]).numpy()
 
     @torch.inference_mode()
-    def exact(self, images: Pixels) -> Doubles:
+    def exact(self, images: Images) -> Doubles:
         """The same in float64 from the first pixel to the last logit."""
         found = []
-        for part in torch.from_numpy(images).split(250):
-            x = (part.double() / 255 - self.mean) / self.std
+        for part in _parts(images, max(1, eval_batch(*images.shape[1:3]) // 2)):
+            x = (torch.from_numpy(part).double() / 255 - self.mean) / self.std
             found.append(self.double(x.permute(0, 3, 1, 2).contiguous()))
         return torch.cat(found).numpy()
 
@@ -63,15 +89,18 @@ class Session:
         with _refusals():
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
-    def __call__(self, images: Pixels, batch: int | None = None) -> tuple[Floats, Floats]:
+    def __call__(self, images: Images, batch: int | None = None) -> tuple[Floats, Floats]:
         """(logits, probabilities) of all images, in batches of `batch`, the last one partial; None: one batch."""
-        batch = batch or len(images)
-        with _refusals():
-            parts = [
-                self.session.run([LOGITS, PROBABILITIES], {INPUT: images[i : i + batch]})
-                for i in range(0, len(images), batch)
-            ]
+        parts = []
+        for part in _parts(images, batch or len(images)):
+            with _refusals():
+                parts.append(self.session.run([LOGITS, PROBABILITIES], {INPUT: part}))
         return np.concatenate([logits for logits, _ in parts]), np.concatenate([p for _, p in parts])
+
+
+def _parts(images: Images, count: int) -> Iterator[Pixels]:
+    for start in range(0, len(images), count):
+        yield images[start : start + count]
 
 
 @contextmanager

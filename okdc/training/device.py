@@ -1,4 +1,4 @@
-"""Device, dtype, memory format and threads: each choice with its reason, from facts that hold at every start."""
+"""Device, dtype, memory format, threads, workers: each choice with its reason, from facts that hold at every start."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Settings:
     dtype: str
     memory_format: str
     threads: int
+    workers: int = 0
     reasons: tuple[str, ...] = ()
 
     def saved(self) -> dict[str, str | int]:
@@ -41,8 +42,11 @@ class Settings:
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
-def choose(engine: Engine, image_size: int, deterministic: bool = False) -> Settings:
-    """Take what the recipe names, and choose what it leaves to `auto`. Raises DeviceError for what is not there."""
+def choose(engine: Engine, image_size: int, deterministic: bool = False, streamed: bool = False) -> Settings:
+    """Take what the recipe names, and choose what it leaves to `auto`. Raises DeviceError for what is not there.
+
+    `streamed` images are decoded by worker processes while the loop trains; resident ones need none.
+    """
     cuda = torch.cuda.is_available()
     reasons = []
     if engine.device == "cuda" and not cuda:
@@ -67,9 +71,14 @@ def choose(engine: Engine, image_size: int, deterministic: bool = False) -> Sett
     if threads == "auto":
         threads, why = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
     reasons.append(f"threads {threads} ({why})")
+    workers, why = engine.workers, "as asked"
+    if workers == "auto":
+        workers, why = (_cores(), "cores") if streamed else (0, "")
+    if streamed:
+        reasons.append(f"workers {workers} ({why})")
     if deterministic and device == "cuda":
         reasons.append("deterministic CUDA kernels (slower)")
-    return Settings(device, dtype, layout, threads, tuple(reasons))
+    return Settings(device, dtype, layout, threads, workers, tuple(reasons))
 
 
 def apply(settings: Settings, deterministic: bool) -> None:
@@ -80,6 +89,11 @@ def apply(settings: Settings, deterministic: bool) -> None:
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _dtype(device: str, image_size: int) -> tuple[str, str]:

@@ -1,17 +1,23 @@
-"""How a training ends before its last epoch: a signal, a loss that is not finite, a full disk. Nothing is lost."""
+"""How a training ends before its last epoch: a signal, a loss that is not finite, an image that cannot be read, a full
+disk. Nothing is lost.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NoReturn
 
-from okdc.errors import DiskError, Interrupted, TrainingError
+from torch import Tensor
+
+from okdc.errors import DataError, DiskError, Interrupted, TrainingError
 from okdc.run import Run
 from okdc.training.metrics import Summary
+
+Batch = tuple[Tensor, Tensor]
 
 
 class StopRequest:
@@ -55,8 +61,25 @@ def continuable(run: Run) -> Iterator[None]:
         raise Interrupted(
             f"SIGINT: {run.path} is as its last checkpoint left it", exit_code=130, hint=f"okdc resume {run.path}"
         ) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):  # torch's words, raised wherever the loop happens to be
+            raise
+        raise DataError(
+            f"a process that decodes images died: {str(error).splitlines()[0]}",
+            hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; okdc resume {run.path}",
+        ) from None
     except DiskError as error:
         raise DiskError(error.message, hint=f"free some space, then: okdc resume {run.path}") from error
+
+
+def or_pause(batches: Iterator[Batch], run: Run, pause: Callable[[], None]) -> Iterator[Batch]:
+    """The batches as they come. Where an image of one cannot be read, `pause` saves what was trained before it."""
+    try:
+        yield from batches
+    except DataError as error:
+        pause()
+        hint = f"{error.hint}, then: okdc resume {run.path}"
+        raise DataError(error.message, hint=hint, details=error.details) from None
 
 
 def interrupt(stop: StopRequest, run: Run, epoch: int, step: int) -> NoReturn:

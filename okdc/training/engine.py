@@ -13,8 +13,10 @@ format, optimiser, checkpoint. No global generator is read after the students ar
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,17 @@ import torch
 
 from okdc import build, reopen
 from okdc.build import Job
-from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
+from okdc.data import batches as batching
+from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
 from okdc.errors import DeviceError, RunError
 from okdc.files import read_json, write_json
 from okdc.machine import differences
-from okdc.recipe import Engine, Recipe
+from okdc.recipe import STREAMED, Engine, Recipe
 from okdc.run import Run, refuse_taken
 from okdc.talk import Listener
 from okdc.training import checkpoint, device, keep, optim, result
 from okdc.training.device import Settings
-from okdc.training.ends import StopRequest, continuable, fail, interrupt, stop_if_bad
+from okdc.training.ends import StopRequest, continuable, fail, interrupt, or_pause, stop_if_bad
 from okdc.training.metrics import Summary, Totals, evaluate
 
 
@@ -50,7 +53,7 @@ class Position:
 def start(recipe: Recipe, stem: str, out: Path | None, provenance: dict[str, Any], tell: Listener) -> Run:
     """Train a recipe from scratch in a new run directory. Returns the complete run."""
     refuse_taken(out)
-    settings = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic)
+    settings = _settings(recipe, recipe.engine)
     for reason in settings.reasons:
         tell.note(reason)
     with tell.reading() as progress:
@@ -93,7 +96,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
         for note in notes:
             tell.note(note)
         try:
-            settings = device.choose(Engine(**facts["settings"]), recipe.data.image_size, recipe.deterministic)
+            settings = _settings(recipe, Engine(**facts["settings"]))
         except DeviceError as error:
             raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
@@ -117,6 +120,10 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
     return run
 
 
+def _settings(recipe: Recipe, engine: Engine) -> Settings:
+    return device.choose(engine, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED)
+
+
 def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str, Any] | None, tell: Listener) -> None:
     """Train from `at` (with the tensors of `state`) to the last epoch, then judge and write the result."""
     recipe = job.recipe
@@ -134,9 +141,7 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
     assert recipe.data.mean is not None
     assert recipe.data.std is not None
     normalise = Normalise(recipe.data.mean, recipe.data.std, settings.torch_device, settings.torch_memory_format)
-    batches = TrainBatches(
-        dataset, recipe.optim.batch_size, recipe.data.crop_padding, recipe.data.flip, normalise, recipe.seed
-    )
+    batches = batching.of(dataset, recipe.data, recipe.optim.batch_size, normalise, recipe.seed, settings.workers)
     steps, epochs = batches.steps, recipe.optim.epochs
     whole = steps * epochs
     progress = torch.zeros((), device=settings.torch_device)
@@ -157,15 +162,22 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
             },
         )
 
+    def pause(totals: Totals, began: float) -> None:
+        """Save what was trained up to here, between two steps."""
+        stop_if_bad(totals.read(), run, steps)
+        at.seconds += time.perf_counter() - began
+        save(totals)
+
     text, first = "", True
-    with StopRequest() as stop, tell.training() as bar:
+    with StopRequest() as stop, tell.training() as bar, closing(batches):
         while at.epoch < epochs:
             # One epoch. Training mode is set anew each time: validation left eval mode behind.
             method.train()
             totals = at.totals or Totals(settings.torch_device)
             at.totals = None
             began = time.perf_counter()
-            for images, labels in batches.epoch(at.epoch, at.step):
+            reading = or_pause(batches.epoch(at.epoch, at.step), run, partial(pause, totals, began))
+            for images, labels in reading:
                 done = at.epoch * steps + at.step
                 progress.fill_(done / whole)
                 for group in optimizer.param_groups:
@@ -187,29 +199,28 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
                 at.step += 1
                 bar(done + 1, whole, text)
                 if stop.signal and at.step < steps:
-                    stop_if_bad(totals.read(), run, steps)
-                    at.seconds += time.perf_counter() - began
-                    save(totals)
+                    pause(totals, began)
                     interrupt(stop, run, at.epoch, at.step)
-            at.epoch, at.step = at.epoch + 1, 0
+            number = at.epoch + 1
 
             # The device is waited for here, once an epoch.
             trained = totals.read()
             at.seconds += time.perf_counter() - began
             stop_if_bad(trained, run, steps)
             if not torch.stack([p.isfinite().all() for p in parameters]).all():
-                fail(run, f"a weight is not finite after epoch {at.epoch}")
+                fail(run, f"a weight is not finite after epoch {number}")
             validated = None
             if len(dataset.val):
+                reading = eval_batches(dataset, dataset.val, normalise, EVAL_BATCH)
+                reading = or_pause(reading, run, partial(pause, totals, time.perf_counter()))
                 with settings.autocast():
-                    validated = evaluate(
-                        method, eval_batches(dataset, dataset.val, normalise, EVAL_BATCH), settings.torch_device
-                    )
+                    validated = evaluate(method, reading, settings.torch_device)
                 if validated.bad:
-                    fail(run, f"validation after epoch {at.epoch}: {validated.bad[1]} is not finite")
-                if better := keep.better(job, at.epoch, validated, at.best):
+                    fail(run, f"validation after epoch {number}: {validated.bad[1]} is not finite")
+                if better := keep.better(job, number, validated, at.best):
                     at.best = better
                     keep.write_student(run, job, at.best)
+            at.epoch, at.step = number, 0
             run.append(_row(at, recipe, trained, validated, batches, time.perf_counter() - began))
             at.log_rows += 1
             save(None)
@@ -233,7 +244,7 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
 
 
 def _row(
-    at: Position, recipe: Recipe, trained: Summary, validated: Summary | None, batches: TrainBatches, seconds: float
+    at: Position, recipe: Recipe, trained: Summary, validated: Summary | None, batches: Batches, seconds: float
 ) -> dict[str, Any]:
     steps = batches.steps
     return {

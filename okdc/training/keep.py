@@ -9,7 +9,7 @@ from safetensors.torch import save as to_safetensors
 
 from okdc.build import Job
 from okdc.cohort import Backbone
-from okdc.data.images import RESIZE
+from okdc.data.images import rule
 from okdc.files import write, write_json
 from okdc.run import Run
 from okdc.training.metrics import Summary
@@ -58,8 +58,7 @@ def write_student(run: Run, job: Job, best: dict[str, Any]) -> None:
             "architecture": job.method.cohort.backbone(best["student"]).architecture,
             "classes": list(job.dataset.classes),
             "preprocessing": {
-                "size": recipe.data.image_size,
-                "resize": RESIZE,
+                **rule(recipe.data.image_size, recipe.data.shorter_side),
                 "mean": list(recipe.data.mean or ()),
                 "std": list(recipe.data.std or ()),
             },

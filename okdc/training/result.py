@@ -8,13 +8,13 @@ import torch
 
 from okdc import cost, kept
 from okdc.build import Job
-from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
+from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
 from okdc.run import Run
 from okdc.training.ends import fail
 from okdc.training.metrics import evaluate, logits_of, top1_pct
 
 
-def judge(job: Job, run: Run, batches: TrainBatches, seconds: float) -> dict[str, Any]:
+def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any]:
     """result.json: in float32, without autocast, every head at the last epoch and the kept student from its file."""
     (split, rows), epochs = job.dataset.final_split, job.recipe.optim.epochs
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too

@@ -55,7 +55,7 @@ def test_tiny_images_stay_in_float32_whatever_the_processor(monkeypatch: pytest.
 @pytest.mark.usefixtures("no_cuda")
 def test_what_is_asked_for_is_taken_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     processor(monkeypatch)
-    engine = Engine(device="cpu", dtype="bfloat16", memory_format="contiguous", threads=3)
+    engine = Engine(device="cpu", dtype="bfloat16", memory_format="contiguous", threads=3, workers=2)
     settings = choose(engine, 8)
     assert settings.saved() == engine.model_dump()
     assert all("as asked" in reason for reason in settings.reasons)
@@ -69,6 +69,17 @@ def test_saved_settings_choose_themselves_again_on_another_processor(monkeypatch
     processor(monkeypatch)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
     assert choose(Engine.model_validate(first.saved()), 32).saved() == first.saved()
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_only_images_that_are_not_resident_get_workers_and_a_word_about_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor(monkeypatch)
+    assert choose(Engine(), 32).workers == 0
+    assert not any("workers" in reason for reason in choose(Engine(), 32).reasons)
+    streamed = choose(Engine(), 32, streamed=True)
+    assert streamed.workers >= 1
+    assert f"workers {streamed.workers} (cores)" in streamed.reasons
+    assert "workers 0 (as asked)" in choose(Engine(workers=0), 32, streamed=True).reasons
 
 
 @pytest.mark.usefixtures("no_cuda")

@@ -1,0 +1,104 @@
+"""Image files that are indexed like one resident uint8 tensor, and decoded when rows of it are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from okdc.data.images import Pixels, Progress, damage, fit, read, unreadable, wary
+
+PROBE = 64  # images that are decoded at the start, to find a wrong folder or a half-copied one at once
+
+Rows = Tensor | slice | npt.NDArray[np.int64]
+
+
+class UnreadableError(Exception):
+    """A file that is no whole image; its text is the path and why."""
+
+
+class OnDemand:
+    """N image files below the folder `root` as N×size×size×3 uint8, by the resize rule of `okdc.data.images`.
+
+    Nothing stays decoded: what is held at a time is what was asked for at a time.
+    """
+
+    def __init__(self, root: Path, files: Sequence[Path], size: int, shorter_side: int | None = None) -> None:
+        self.root = root
+        self.size, self.shorter_side = size, shorter_side
+        # One array of bytes, not a million strings: a forked worker that only counts references would copy those.
+        start = len(os.fsencode(os.path.join(root, "")))  # noqa: PTH118  (relative_to() a million times takes its time)
+        self._names = np.array([os.fsencode(file)[start:] for file in files])
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def path(self, row: int) -> Path:
+        return self.root / os.fsdecode(self._names[row])
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """The images of `rows` in their order: B×size×size×3 uint8 on the CPU. Threads: Pillow lets go of the lock.
+
+        Raises DataError that lists every file which is not a whole image.
+        """
+        wanted = torch.arange(len(self))[rows].tolist()
+        pixels = np.empty((len(wanted), self.size, self.size, 3), np.uint8)
+
+        def one(i: int) -> str | None:
+            try:
+                pixels[i] = self.decode(wanted[i], lambda image: fit(image, self.size, self.shorter_side))
+            except UnreadableError as error:
+                return str(error)
+            return None
+
+        with wary(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            bad = [words for words in pool.map(one, range(len(wanted))) if words]
+        if bad:
+            raise unreadable(bad, len(wanted))
+        return torch.from_numpy(pixels)
+
+    def decode(self, row: int, transform: Callable[[Image.Image], Pixels]) -> Pixels:
+        """What `transform` makes of one image. Raises UnreadableError, which names the file."""
+        path = self.path(row)
+        try:
+            return read(path.read_bytes(), transform)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise UnreadableError(f"{path}: {damage(error)}") from None
+
+    def probe(self) -> None:
+        """Decode some images, evenly spread. Raises DataError where one is damaged."""
+        count = min(PROBE, len(self))
+        _ = self[np.linspace(0, len(self) - 1, count).astype(np.int64)]
+
+    def listed(self, progress: Progress | None = None) -> str:
+        """sha256 of the names and sizes of all files, in order: cheap, where reading a hundred gigabytes is not.
+
+        Blind to a change that keeps a file's size. Times are left out: a copy of the data set is the same data set.
+        Raises DataError where a file is empty or gone.
+        """
+        digest, bad = hashlib.sha256(), []
+        for row, name in enumerate(self._names.tolist()):
+            try:
+                size = os.stat(self.path(row)).st_size  # noqa: PTH116  (a million times)
+            except OSError as error:
+                size = 0
+                bad.append(f"{self.path(row)}: {damage(error)}")
+            else:
+                if not size:
+                    bad.append(f"{self.path(row)}: zero bytes")
+            digest.update(name + b"\0%d\n" % size)
+            if progress and ((row + 1) % 1024 == 0 or row + 1 == len(self)):
+                progress(row + 1, len(self))
+        if bad:
+            raise unreadable(bad, len(self))
+        return digest.hexdigest()

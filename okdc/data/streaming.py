@@ -1,0 +1,159 @@
+"""Training batches of images that are decoded as they are needed, by worker processes.
+
+The loop sees what it sees of resident images: order, crop and flip follow from (seed, epoch, row) alone, so that any
+number of workers, or none, gives the same pixels, and any step of an epoch can be done again.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils import data as loading
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as F
+
+from okdc.data.batches import Normalise, order
+from okdc.data.datasets import Dataset
+from okdc.data.images import Pixels, to_rgb, wary
+from okdc.data.ondemand import OnDemand, UnreadableError
+from okdc.errors import DataError
+from okdc.seeds import generator, seeded
+
+SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of the crop: share of the area, width to height
+AHEAD = 2  # batches that a worker prepares while it waits
+
+Step = tuple[int, list[int]]  # the epoch, and the rows of one batch
+
+
+def augmented(image: Image.Image, size: int, flip: bool, seed: int, epoch: int, row: int) -> Pixels:
+    """One training image: RandomResizedCrop as torchvision draws it, resized, mirrored half of the time.
+
+    size×size×3 uint8. The draws are those of (seed, epoch, row); without `flip` the crops are the same.
+    """
+    image = to_rgb(image)
+    with seeded(seed, "epoch", epoch, "image", row):
+        box = RandomResizedCrop.get_params(image, SCALE, RATIO)
+        mirrored = bool(torch.rand(1) < 0.5) and flip  # the transforms' own order of draws
+    image = F.resized_crop(image, *box, [size, size], InterpolationMode.BILINEAR)
+    return np.asarray(F.hflip(image) if mirrored else image, dtype=np.uint8)
+
+
+class StreamBatches:
+    """Augmented, normalised training batches of one size, as `TrainBatches`. The partial last one is dropped.
+
+    Workers are started by the first epoch and stay until `close()`. One epoch at a time: another ends the one before.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batch_size: int, flip: bool, normalise: Normalise, seed: int, workers: int
+    ) -> None:
+        self.dataset, self.batch_size, self.normalise, self.seed = dataset, batch_size, normalise, seed
+        self.workers = workers
+        assert dataset.files is not None
+        self._decoder = _Decoder(dataset.files, flip, seed)
+        self._plan: list[Step] = []
+        self._loader: loading.DataLoader[Any] | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.dataset.train) // self.batch_size
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images NCHW float32, labels N) from step `start` of the epoch on, on the device of the labels.
+
+        Raises DataError, which names the file, in the place of a batch with a damaged image.
+        """
+        rows = order(self.dataset.train, epoch, self.seed)
+        labels = self.dataset.labels[rows.to(self.dataset.labels.device)]  # one transfer an epoch
+        parts = [slice(step * self.batch_size, (step + 1) * self.batch_size) for step in range(start, self.steps)]
+        self._plan[:] = [(epoch, rows[part].tolist()) for part in parts]
+        batches = self._started()
+        for part in parts:
+            pixels = next(batches)
+            if isinstance(pixels, str):  # an exception would come as the text of a worker's traceback
+                raise DataError(f"an image cannot be read: {pixels}", hint="restore this file")
+            yield self.normalise(pixels), labels[part]
+
+    def _started(self) -> Iterator[Tensor | str]:
+        """Batches by the plan, from workers that are started now or were before."""
+        if self._loader is None:
+            several: dict[str, Any] = {}
+            if self.workers:
+                several = {
+                    # A fork shares the names of a million files, and its start costs nothing.
+                    "multiprocessing_context": "fork",
+                    "persistent_workers": True,
+                    "prefetch_factor": AHEAD,
+                    "worker_init_fn": _on_its_own,
+                }
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # more workers than cores, where it was asked for
+                self._loader = loading.DataLoader(
+                    self._decoder,
+                    batch_size=None,  # an index is a whole batch
+                    sampler=self._plan,
+                    num_workers=self.workers,
+                    pin_memory=self.normalise.mean.device.type == "cuda",
+                    generator=generator(self.seed, "workers"),  # or it reads the global one
+                    **several,
+                )
+        with warnings.catch_warnings():
+            # A process with threads forks: what the child runs takes no lock of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return iter(self._loader)
+
+    def close(self) -> None:
+        """End the workers and wait for them. Another epoch starts new ones."""
+        loader, self._loader = self._loader, None
+        # It ends its workers when it is collected, but the traceback of an error may hold it until the process ends.
+        running = getattr(loader, "_iterator", None)
+        if running is not None:
+            running._shutdown_workers()
+
+
+class _Decoder(loading.Dataset[Any]):
+    """What runs in a worker: one step of an epoch to B×size×size×3 uint8, or to what is wrong with one of its files."""
+
+    def __init__(self, files: OnDemand, flip: bool, seed: int) -> None:
+        self.files, self.flip, self.seed = files, flip, seed
+
+    def __getitem__(self, step: Step) -> Tensor | str:
+        epoch, rows = step
+        size = self.files.size
+        pixels = np.empty((len(rows), size, size, 3), np.uint8)
+
+        def one(row: int) -> Pixels:
+            return self.files.decode(row, lambda image: augmented(image, size, self.flip, self.seed, epoch, row))
+
+        with wary():
+            try:
+                for i, row in enumerate(rows):
+                    pixels[i] = one(row)
+            except UnreadableError as error:
+                return str(error)
+        return torch.from_numpy(pixels)
+
+
+def _on_its_own(worker: int) -> None:  # noqa: ARG001
+    """Signals are for the loop, which stops its workers when it has saved: a worker obeys nobody else.
+
+    Ctrl-C, `timeout` and batch systems signal the whole process group. torch has set one thread by now.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while True:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            os._exit(128 + signal.SIGTERM)

@@ -1,0 +1,354 @@
+"""Images that are decoded as they are needed: what the loop sees of them, and what follows from where."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from asking import tried
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import write_imagenet, write_zoo
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
+
+from okdc.data import images, ondemand
+from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, of, order
+from okdc.data.datasets import divide, folder
+from okdc.data.imagenet import imagenet
+from okdc.data.streaming import StreamBatches, augmented
+from okdc.errors import DataError
+from okdc.recipe import Data
+from okdc.seeds import seeded
+
+SIZE, SHORTER = 32, 36
+RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # pixels as they are, as floats
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_imagenet(tmp_path_factory.mktemp("imagenet"))
+
+
+@pytest.fixture
+def own_tree(tree: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(tree, tmp_path / "own"))
+
+
+def stream(root: Path, batch_size: int = 8, flip: bool = True, seed: int = 0, workers: int = 0) -> StreamBatches:
+    return StreamBatches(imagenet(root, SIZE, SHORTER), batch_size, flip, RAW, seed, workers)
+
+
+def pixels(batch: Tensor) -> Tensor:
+    """Back from floats, B×H×W×C uint8."""
+    return batch.round().byte().permute(0, 2, 3, 1)
+
+
+def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+    )
+
+
+# --- what an epoch is
+
+
+def test_workers_or_none_give_the_same_batches_from_any_step_on_and_after_an_epoch_left_early(tree: Path) -> None:
+    alone = stream(tree)
+    with closing(stream(tree, workers=2)) as helped:
+        assert same(list(helped.epoch(0)), list(alone.epoch(0)))
+        next(helped.epoch(1))
+        assert same(list(helped.epoch(2, 1)), list(alone.epoch(2))[1:])  # batches of epoch 1 were still on their way
+        assert same(list(helped.epoch(1, 3)), list(alone.epoch(1))[3:])
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("start", range(6))
+def test_an_epoch_continues_from_any_step_as_it_would_have(tree: Path, start: int) -> None:
+    batches = stream(tree)
+    assert batches.steps == 5
+    assert same(list(batches.epoch(2, start)), list(batches.epoch(2))[start:])
+
+
+def test_an_image_of_an_epoch_follows_from_seed_epoch_and_row_alone(tree: Path) -> None:
+    """Whatever batch it is in, and whatever was drawn before it."""
+    batches = stream(tree, seed=3)
+    files = batches.dataset.files
+    assert files is not None
+    rows = order(batches.dataset.train, 4, 3)
+    torch.manual_seed(99)
+    found = torch.cat([pixels(x) for x, _ in batches.epoch(4)])
+    for at in reversed(range(len(found))):
+        row = int(rows[at])
+        expected = files.decode(row, lambda image, row=row: augmented(image, SIZE, True, 3, 4, row))  # type: ignore[misc]
+        assert np.array_equal(found[at].numpy(), expected), files.path(row)
+    other = torch.cat([pixels(x) for x, _ in stream(tree, batch_size=5, seed=3).epoch(4)])
+    assert torch.equal(found, other)
+
+
+def test_another_epoch_or_seed_is_another_draw(tree: Path) -> None:
+    batches = stream(tree)
+    first = list(batches.epoch(0))
+    assert not same(first, list(batches.epoch(1)))
+    assert not same(first, list(stream(tree, seed=1).epoch(0)))
+
+
+def test_order_and_labels_are_those_of_resident_images(tree: Path) -> None:
+    """One order for all data sets: only how an image is cut differs."""
+    found = imagenet(tree, SIZE, SHORTER)
+    resident = TrainBatches(folder(tree, SIZE), 8, 0, False, RAW, 0)
+    streamed = [labels for _, labels in stream(tree).epoch(3)]
+    for ours, theirs in zip(streamed, (labels for _, labels in resident.epoch(3)), strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(torch.cat(streamed), found.labels[order(found.train, 3, 0)][:40])
+
+
+def test_a_training_image_is_what_torchvisions_own_transforms_make_of_it(tree: Path) -> None:
+    theirs = Compose([RandomResizedCrop(SIZE, antialias=True), RandomHorizontalFlip()])
+    mirrored = 0
+    for row, path in enumerate(sorted((tree / "train").rglob("*.JPEG"))):
+        with Image.open(path) as opened:
+            image = images.to_rgb(opened)
+        with seeded(5, "epoch", 2, "image", row):
+            expected = np.asarray(theirs(image))
+        found = augmented(image, SIZE, True, 5, 2, row)
+        assert np.array_equal(found, expected), path
+        unflipped = augmented(image, SIZE, False, 5, 2, row)  # the same crop, whether it may be mirrored or not
+        assert np.array_equal(found, unflipped) or np.array_equal(found[:, ::-1], unflipped)
+        mirrored += not np.array_equal(found, unflipped)
+    assert 10 <= mirrored <= 30  # of 40
+
+
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    row=st.integers(0, 9),
+    mode=st.sampled_from(["L", "RGB", "CMYK", "LA"]),
+)
+@tried
+def test_every_size_and_mode_gives_a_whole_image(height: int, width: int, row: int, mode: str) -> None:
+    found = augmented(Image.new(mode, (width, height), 200 if mode == "L" else None), SIZE, True, 0, 0, row)
+    assert found.shape == (SIZE, SIZE, 3)
+    assert found.dtype == np.uint8
+
+
+def test_reading_batches_leaves_the_global_generator_alone(tree: Path) -> None:
+    before = torch.get_rng_state()
+    list(stream(tree).epoch(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_kind_of_a_data_set_picks_its_batches(tree: Path) -> None:
+    data = Data(name="imagenet", root=str(tree), image_size=SIZE)
+    assert isinstance(of(imagenet(tree, SIZE), data, 8, RAW, 0, 0), StreamBatches)
+    assert isinstance(of(folder(tree, SIZE), data, 8, RAW, 0, 0), TrainBatches)
+
+
+# --- evaluation
+
+
+@pytest.mark.parametrize("shorter", [None, SHORTER])
+def test_evaluation_sees_each_file_by_the_resize_rule_and_as_a_resident_data_set_would(
+    tree: Path, shorter: int | None
+) -> None:
+    found, resident = imagenet(tree, SIZE, shorter), folder(tree, SIZE, shorter_side=shorter)
+    assert found.files is not None
+    rows = torch.arange(len(found.labels))
+    seen = torch.cat([pixels(x) for x, _ in eval_batches(found, rows, RAW, 7)])
+    assert torch.equal(seen, resident.images)
+    for row in rows.tolist():
+        with Image.open(found.files.path(row)) as image:
+            assert np.array_equal(seen[row].numpy(), images.fit(image, SIZE, shorter))
+    labels = torch.cat([y for _, y in eval_batches(found, rows.flip(0), RAW, 7)])
+    assert torch.equal(labels, found.labels.flip(0))
+
+
+def test_a_shorter_side_is_resized_to_it_before_the_centre_is_cut() -> None:
+    image = Image.fromarray(np.arange(80 * 60 * 3, dtype=np.uint32).reshape(80, 60, 3).astype(np.uint8))
+    whole = image.resize((36, 48), Image.Resampling.BILINEAR)
+    assert np.array_equal(images.fit(image, 32, 36), np.asarray(whole.crop((2, 8, 34, 40))))
+    exact = image.resize((32, 32))
+    assert np.array_equal(images.fit(exact, 32, 36), np.asarray(exact)), "what has the very size is left alone"
+
+
+def test_a_cache_of_one_shorter_side_is_not_taken_for_another(tree: Path) -> None:
+    plain, larger = folder(tree, SIZE), folder(tree, SIZE, shorter_side=SHORTER)
+    assert not torch.equal(plain.images, larger.images)
+    assert torch.equal(folder(tree, SIZE, shorter_side=SHORTER).images, larger.images)
+
+
+def test_a_batch_of_large_images_is_smaller() -> None:
+    assert eval_batch(8, 8) == eval_batch(64, 64) == EVAL_BATCH
+    assert eval_batch(224, 224) == 100
+    assert eval_batch(9000, 9000) == 1
+
+
+# --- splits and what the data is known by
+
+
+def test_the_published_validation_split_is_the_test_split_and_that_is_said(tree: Path) -> None:
+    found = divide(imagenet(tree, SIZE), 0.1, None, 0)
+    assert [len(rows) for rows in (found.train, found.val, found.test)] == [36, 4, 8]
+    assert found.files is not None
+    assert all("/val/" in str(found.files.path(row)) for row in found.test.tolist())
+    assert all("/train/" in str(found.files.path(row)) for row in (*found.train.tolist(), *found.val.tolist()))
+    assert any("8 images of val are the test split" in note for note in found.notes)
+
+
+def test_with_a_test_split_val_validates(tmp_path: Path) -> None:
+    found = imagenet(write_imagenet(tmp_path / "three", 6, 4, 2), SIZE)
+    assert [len(rows) for rows in (found.train, found.val, found.test)] == [12, 8, 4]
+    assert not any("published" in note or "are the test split" in note for note in found.notes)
+
+
+def test_one_folder_of_classes_is_split_as_any_other(tree: Path) -> None:
+    found, resident = imagenet(tree / "train", SIZE), folder(tree / "train", SIZE)
+    assert torch.equal(found.train, resident.train)
+    assert torch.equal(found.test, resident.test)
+    assert len(found.test) == 8
+
+
+def test_labels_classes_and_size_are_those_of_the_folders(tree: Path) -> None:
+    found, resident = imagenet(tree, SIZE), folder(tree, SIZE)
+    assert found.classes == resident.classes == ("n01440764", "n01443537")
+    assert torch.equal(found.labels, resident.labels)
+    assert found.size == resident.size == torch.Size((3, SIZE, SIZE))
+    assert found.published is not None
+
+
+def test_a_copy_elsewhere_is_the_same_data_and_a_moved_or_changed_file_is_not(tree: Path, own_tree: Path) -> None:
+    before = imagenet(tree, SIZE).fingerprint
+    assert imagenet(own_tree, SIZE).fingerprint == before
+    path = own_tree / "train" / "n01440764" / "n01440764_000.JPEG"
+    path.write_bytes(path.read_bytes() + b"\0")
+    assert imagenet(own_tree, SIZE).fingerprint != before
+    path.write_bytes(path.read_bytes()[:-1])
+    assert imagenet(own_tree, SIZE).fingerprint == before
+    path.rename(own_tree / "train" / "n01443537" / path.name)
+    assert imagenet(own_tree, SIZE).fingerprint != before
+
+
+def test_nothing_is_decoded_at_the_start_but_a_few_and_no_moments_are_computed(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    monkeypatch.setattr(ondemand, "PROBE", 5)
+    whole = ondemand.OnDemand.decode
+
+    def noted(self: ondemand.OnDemand, row: int, transform: Callable[[Image.Image], images.Pixels]) -> images.Pixels:
+        decoded.append(row)
+        return whole(self, row, transform)
+
+    monkeypatch.setattr(ondemand.OnDemand, "decode", noted)
+    found = imagenet(tree, SIZE)
+    assert sorted(decoded) == [0, 11, 23, 35, 47]  # both ends and between
+    with pytest.raises(AssertionError):
+        found.moments()
+
+
+def test_progress_ends_at_the_number_of_files(tree: Path) -> None:
+    told: list[tuple[int, int]] = []
+    imagenet(tree, SIZE, None, lambda done, total: told.append((done, total)))
+    assert told[-1] == (48, 48)
+
+
+# --- damage
+
+
+def damaged(root: Path) -> Path:
+    """One training file cut short."""
+    path = root / "train" / "n01440764" / "n01440764_007.JPEG"
+    path.write_bytes(path.read_bytes()[:200])
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_file_is_named_in_its_place_and_the_batches_before_it_come(
+    own_tree: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ondemand, "PROBE", 2)
+    whole = list(stream(own_tree).epoch(0))
+    path = damaged(own_tree)
+    found: list[tuple[Tensor, Tensor]] = []
+    with closing(stream(own_tree, workers=workers)) as batches:
+        files = batches.dataset.files
+        assert files is not None
+        (row,) = [row for row in batches.dataset.train.tolist() if files.path(row) == path]
+        place = order(batches.dataset.train, 0, 0).tolist().index(row) // 8
+        with pytest.raises(DataError, match="n01440764_007") as caught:
+            for batch in batches.epoch(0):
+                found.append(batch)
+        assert "worker" not in caught.value.message
+    assert len(found) == place
+    assert same(found, whole[:place])
+    assert not multiprocessing.active_children()
+
+
+def test_evaluation_names_every_damaged_file_of_a_batch(own_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ondemand, "PROBE", 2)
+    found = imagenet(own_tree, SIZE)
+    paths = [damaged(own_tree), own_tree / "train" / "n01443537" / "n01443537_001.JPEG"]
+    paths[1].write_text("no image")
+    with pytest.raises(DataError) as caught:
+        list(eval_batches(found, found.train, RAW, 500))
+    assert [line.split(": ")[0] for line in caught.value.details] == [str(path) for path in paths]
+
+
+def test_the_start_finds_a_damaged_file_among_those_it_looks_at_and_every_empty_one(own_tree: Path) -> None:
+    path = damaged(own_tree)
+    with pytest.raises(DataError, match=path.name):  # 48 files: the probe sees them all
+        imagenet(own_tree, SIZE)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{path.name}: zero bytes"):
+        imagenet(own_tree, SIZE)
+
+
+def test_a_val_folder_as_it_is_unpacked_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    root = write_imagenet(tmp_path / "raw", val=0)
+    write_zoo(root / "val", 3, 0)
+    with pytest.raises(DataError, match="3 lie beside them") as caught:
+        imagenet(root, SIZE)
+    assert "sorted into the folders of their classes" in caught.value.hint
+
+
+# --- workers
+
+
+@pytest.fixture
+def working(tree: Path) -> Iterator[StreamBatches]:
+    with closing(stream(tree, workers=2)) as batches:
+        yield batches
+
+
+def test_workers_take_signals_from_nobody_but_their_loop(working: StreamBatches, tree: Path) -> None:
+    """Ctrl-C, `timeout` and batch systems signal every process of a group; only the loop may decide."""
+    first = working.epoch(0)
+    next(first)  # they are up
+    pids = [str(child.pid) for child in multiprocessing.active_children()]
+    assert len(pids) == 2
+    for name in ("-INT", "-TERM"):
+        subprocess.run(["/bin/kill", name, *pids], check=True)
+    assert same(list(working.epoch(1)), list(stream(tree).epoch(1)))
+    assert [str(child.pid) for child in multiprocessing.active_children()] == pids
+
+
+def test_workers_end_when_the_loop_leaves_an_epoch_by_an_error(working: StreamBatches) -> None:
+    """Whoever holds the traceback does not hold the workers."""
+    held: list[BaseException] = []
+    try:
+        with closing(working):
+            for _ in working.epoch(0):
+                raise ValueError
+    except ValueError as error:
+        held.append(error)
+    assert held
+    assert not multiprocessing.active_children()
