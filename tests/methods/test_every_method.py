@@ -1,0 +1,437 @@
+"""What holds for all methods, switch by switch: gradients, optimiser groups, sharing, heads, the ramp, the cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import product
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from byhand import CIFAR, SMALL, batch, make, table, teacher
+from torch import Tensor, nn
+
+from okdc import build, cost, methods
+from okdc.errors import RecipeError
+from okdc.methods.method import Method
+from okdc.recipe import load
+from okdc.resolve import resolve
+from okdc.training.optim import sgd
+
+BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip")  # made for a shared trunk
+SINGLE = ("baseline", "kd")
+RAMPED = ("one", "ffl", "mfef", "fefr", "okddip")  # DML, KD and KDCL have no ramp-up, DualNet nothing to ramp
+
+
+class Case(NamedTuple):
+    name: str
+    keys: dict[str, Any]
+
+
+def mfef_cases() -> list[Case]:
+    """Every combination of its switches that is not refused."""
+    found = []
+    switches = ("msfe", "attention", "distill", "in_path", "detach_features")
+    for values in product([True, False], repeat=5):
+        keys = dict(zip(switches, values, strict=True))
+        if keys["msfe"] if keys["in_path"] else keys["distill"] or not (keys["msfe"] or keys["attention"]):
+            found.append(Case("mfef", keys))
+    return found
+
+
+SWITCHES = [
+    Case("baseline", {}),
+    Case("kd", {}),
+    Case("kd", {"alpha": 0.0}),
+    Case("dml", {}),
+    Case("one", {}),
+    Case("one", {"rampup": 0.0}),
+    Case("ffl", {}),
+    Case("ffl", {"detach_features": True}),
+    *mfef_cases(),
+    Case("fefr", {}),
+    Case("dualnet", {}),
+    Case("okddip", {}),
+    *(Case("kdcl", {"teacher": kind}) for kind in ("naive", "linear", "minlogit")),
+]
+PLAIN = [Case(name, {}) for name in methods.METHODS]
+
+
+def called(value: object) -> str | None:
+    if not isinstance(value, Case):
+        return None
+    return " ".join([value.name, *(f"{key}={v}" for key, v in value.keys.items())])
+
+
+def sharings(name: str) -> tuple[str, ...]:
+    if name == "one":
+        return ("low", "stem1")
+    return ("low", "stem1", "none") if name in BRANCHES else ("none",)
+
+
+def counts(name: str) -> tuple[int, ...]:
+    return (1,) if name in SINGLE else (2, 3, 4)
+
+
+def grid(cases: list[Case]) -> pytest.MarkDecorator:
+    """Each case with each number of students and each sharing that it may have."""
+    rows = [(c, n, share) for c in cases for n in counts(c.name) for share in sharings(c.name)]
+    return pytest.mark.parametrize(("case", "n", "share"), rows, ids=called)
+
+
+def of(case: Case, n: int, share: str) -> Method:
+    return make(case.name, n, share, **case.keys)
+
+
+def test_every_method_is_here() -> None:
+    assert {case.name for case in SWITCHES} == set(methods.METHODS)
+    for name in methods.METHODS:
+        kind = methods.find(name)
+        assert (kind.branches, kind.single) == (name in BRANCHES, name in SINGLE)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Gradients and the optimiser
+
+
+@grid(SWITCHES)
+def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Case, n: int, share: str) -> None:
+    """Distributed training stops at a parameter without one. What lies outside the cohort has a decay of its own."""
+    method = of(case, n, share).train()
+    images, labels = batch()
+    step = method(images, labels, torch.tensor(0.3))
+    assert all(torch.isfinite(loss) for loss in step.losses.values())
+    optim = table("fefr").optim
+    optimizer = sgd(method, optim)
+    torch.stack(list(step.losses.values())).sum().backward()
+    trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    assert [name for name, p in trained.items() if p.grad is None] == []
+    assert all(torch.isfinite(p.grad).all() for p in trained.values() if p.grad is not None)
+
+    students = {id(p) for p in method.cohort.parameters()}
+    expected = [(optim.weight_decay, {id(p) for p in trained.values() if id(p) in students})]
+    if auxiliary := {id(p) for p in trained.values() if id(p) not in students}:
+        expected.append((optim.aux_weight_decay, auxiliary))
+    found = [(group["weight_decay"], [id(p) for p in group["params"]]) for group in optimizer.param_groups]
+    assert [(decay, set(ids)) for decay, ids in found] == expected
+    assert sum(len(ids) for _, ids in found) == len(trained), "no parameter is in two groups, or twice in one"
+    assert all(not name.startswith("cohort.") for name, p in method.named_parameters() if id(p) not in students)
+
+    before = {name: p.detach().clone() for name, p in trained.items()}
+    optimizer.step()
+    for k in range(n):
+        moved = [not torch.equal(p, before[name]) for name, p in trained.items() if f"students.{k}." in name]
+        assert all(moved)
+        assert moved
+
+
+def test_a_second_step_of_a_run_is_as_good_as_the_first() -> None:
+    for case in PLAIN:
+        method = of(case, counts(case.name)[0], sharings(case.name)[0]).train()
+        optimizer = sgd(method, table("fefr").optim)
+        seen = []
+        for t in (0.0, 0.01, 0.9):
+            losses = method(*batch(), torch.tensor(t)).losses
+            total = torch.stack(list(losses.values())).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()
+            optimizer.step()
+            seen.append(total.item())
+        assert all(map(torch.isfinite, torch.tensor(seen))), case.name
+        assert len(set(seen)) == 3, case.name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is shared
+
+
+@grid(PLAIN)
+def test_branches_are_never_the_same_module(case: Case, n: int, share: str) -> None:
+    """One block put under several names would give all students one set of weights, as in public DenseNet branches."""
+    method = of(case, n, share)
+    students = method.cohort.backbones()
+    shared = {"low": 3, "stem1": 2, "none": 0}[share if n > 1 else "none"]
+    parts = [[*student.stages[shared:], student.head] for student in students]
+    own = [{id(t) for part in parts_of for t in (*part.parameters(), *part.buffers())} for parts_of in parts]
+    assert len(set().union(*own)) == sum(map(len, own))
+    modules = [{id(m) for part in parts_of for m in part.modules()} for parts_of in parts]
+    assert len(set().union(*modules)) == sum(map(len, modules))
+    for student in students[1:]:
+        assert all(student.stages[i] is students[0].stages[i] for i in range(shared))
+
+    trunk = sum(p.numel() for stage in students[0].stages[:shared] for p in stage.parameters())
+    branch = 78_042 - trunk
+    inside = {id(p) for p in method.cohort.parameters()}
+    auxiliary = sum(p.numel() for p in method.parameters() if id(p) not in inside)
+    assert sum(p.numel() for p in method.parameters()) == trunk + n * branch + auxiliary
+    assert auxiliary == scaffolding(case.name, n, share)
+
+
+def scaffolding(name: str, n: int, share: str) -> int:
+    """Of n ResNet-8 with 10 classes. Fused classifier: depthwise and pointwise convolution, their BNs, linear."""
+    fusion = n * 64 * 9 + 2 * n * 64 + n * 64 * 64 + 2 * 64 + 650
+    trunk = {"low": 32, "stem1": 16, "none": 0}[share]
+    matching = 64 * 16 * 16 + 64 * 32 * 4 + 2 * 2 * 64  # patches of 4×4 and 2×2
+    return {
+        "one": n * trunk + n + 2 * n,
+        "ffl": fusion,
+        "mfef": fusion + n * (14_680 + 680),
+        "fefr": fusion + n * (matching + 680),
+        "dualnet": 650,
+        "okddip": 2 * 64 * 8,
+        "kd": 78_042,  # the teacher
+    }.get(name, 0)
+
+
+@grid(SWITCHES)
+def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: int, share: str) -> None:
+    """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice."""
+    method = of(case, n, share).train()
+    runs: Counter[int] = Counter()
+    watched = [m for student in method.cohort.backbones() for m in (*student.stages, student.head)]
+    if case.name == "kd":
+        watched += [m for m in method.get_submodule("teacher").modules() if not list(m.children())]
+    for module in {id(m): m for m in watched}.values():
+        module.register_forward_hook(lambda m, *_: runs.update([id(m)]))
+    method(*batch(), torch.tensor(0.5))
+    assert set(runs) == {id(m) for m in watched}
+    assert set(runs.values()) == {1}
+
+
+@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline"])
+def test_methods_of_separate_networks_share_nothing_whatever_the_recipe_says(name: str) -> None:
+    recipe = table(name, ["resnet8"] * 3, "low")
+    method, words = build.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
+    assert method.cohort.shared == 0
+    assert ("alone" if name in SINGLE else "share nothing") in words
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Heads
+
+
+HEADS = {
+    "baseline": ["student0"],
+    "kd": ["student0", "teacher"],
+    "dml": ["student0", "student1", "student2", "ensemble"],
+    "one": ["student0", "student1", "student2", "gated"],
+    "ffl": ["student0", "student1", "student2", "fused", "ensemble"],
+    "mfef": ["student0", "student1", "student2", "fused", "ensemble"],
+    "fefr": ["student0", "student1", "student2", "fused", "ensemble"],
+    "dualnet": ["student0", "student1", "student2", "fused", "ensemble"],
+    "okddip": ["student0", "student1", "student2", "ensemble"],
+    "kdcl": ["student0", "student1", "student2", "ensemble"],
+}
+
+
+@pytest.mark.parametrize("case", PLAIN, ids=called)
+def test_every_head_has_a_name_and_one_row_an_image(case: Case) -> None:
+    name = case.name
+    method = of(case, 1 if name in SINGLE else 3, sharings(name)[0]).eval()
+    images, labels = batch()
+    logits = method(images, labels, torch.tensor(0.5)).logits
+    assert list(logits) == HEADS[name]
+    assert {tuple(z.shape) for z in logits.values()} == {(4, 10)}
+    assert {z.dtype for z in logits.values()} == {torch.float32}
+    for k, student in enumerate(method.cohort.backbones()):
+        torch.testing.assert_close(logits[f"student{k}"], student(images), rtol=0, atol=1e-5)
+    if "ensemble" in logits:
+        members = 2 if name == "okddip" else 3  # its leader is taught by the peers' mean and no part of it
+        mean = sum((logits[f"student{k}"] for k in range(members)), torch.zeros(())) / members
+        torch.testing.assert_close(logits["ensemble"], mean)
+    assert method.leader == (2 if name == "okddip" else None)
+
+
+@pytest.mark.parametrize("case", SWITCHES, ids=called)
+def test_an_answer_in_eval_mode_depends_on_no_other_image_of_the_batch_and_moves_nothing(case: Case) -> None:
+    method = of(case, 1 if case.name in SINGLE else 2, sharings(case.name)[0])
+    method(*batch(), torch.tensor(0.5))
+    method.eval()
+    before = {name: t.clone() for name, t in method.state_dict().items()}
+    images, labels = batch()
+    whole = method(images, labels, torch.tensor(1.0)).logits
+    alone = method(images[:1], labels[:1], torch.tensor(1.0)).logits
+    for name in whole:
+        torch.testing.assert_close(whole[name][:1], alone[name], rtol=1e-4, atol=1e-5)
+    assert all(torch.equal(before[name], t) for name, t in method.state_dict().items())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The ramp
+
+
+class Replayed(nn.Module):
+    """A cohort that computes its maps once."""
+
+    def __init__(self, maps: list[list[Tensor]]) -> None:
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, images: Tensor) -> list[list[Tensor]]:  # noqa: ARG002
+        return self.maps
+
+
+def divergences(method: Method, t: float) -> dict[str, float]:
+    losses = method(*batch(), torch.tensor(t)).losses
+    return {name: loss.item() for name, loss in losses.items() if name.startswith("kl_")}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", RAMPED)
+def test_the_mean_weight_of_distillation_does_not_depend_on_the_epochs(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of every term that a run logs. With 80 epochs whatever the run, twenty of them would have a mean of 0.024."""
+    method = make(name, 3, "low").eval()
+    maps = method.cohort(batch()[0])
+    monkeypatch.setattr(method.cohort, "forward", Replayed(maps).forward)
+    whole = divergences(method, 1.0)
+    assert whole
+    assert min(whole.values()) > 0
+    for epochs in (20, 60):
+        sums: Counter[str] = Counter()
+        for step in range(5 * epochs):
+            for term, value in divergences(method, step / (5 * epochs)).items():
+                sums[term] += value / whole[term] / (5 * epochs)
+        for term, mean in sums.items():
+            assert mean == pytest.approx(0.837, abs=0.005), term
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in RAMPED])
+def test_the_others_weigh_every_term_alike_from_the_first_step_on(name: str) -> None:
+    method = make(name, 1 if name in SINGLE else 3).eval()
+    first, last = (method(*batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
+    assert all(torch.equal(first[term], last[term]) for term in first)
+
+
+@pytest.mark.parametrize("name", RAMPED)
+def test_cross_entropies_are_never_ramped(name: str) -> None:
+    method = make(name, 2, "low").eval()
+    first, last = (method(*batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
+    for term in first:
+        assert torch.equal(first[term], last[term]) is term.startswith("ce_"), term
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Students that differ
+
+
+def resolved(name: str, students: list[str], share: str, **keys: object) -> list[str]:
+    """What is wrong with that recipe, as a user is told."""
+    words = [f"method.name={name}", f"cohort.students={students}", f"cohort.share={share}"]
+    words += [f"method.{key}={value}" for key, value in keys.items()]
+    try:
+        resolve(load(["digits_resnet8", *words]))
+    except RecipeError as error:
+        return list(error.details)
+    return []
+
+
+UNLIKE = [["resnet8", "wrn16_1"], ["resnet8", "resnet14"], ["resnet8", "wrn16_2"]]
+
+
+@pytest.mark.parametrize("students", UNLIKE, ids="+".join)
+@pytest.mark.parametrize(
+    ("name", "share"), [("dml", "low"), ("dml", "none"), ("kdcl", "low"), ("kdcl", "none"), ("ffl", "none")]
+    + [(name, share) for name in ("mfef", "fefr") for share in ("low", "stem1", "none")],
+)  # fmt: skip
+def test_students_that_differ_are_taken(name: str, share: str, students: list[str]) -> None:
+    assert resolved(name, students, share) == []
+
+
+@pytest.mark.parametrize("students", UNLIKE, ids="+".join)
+@pytest.mark.parametrize("share", ["low", "stem1", "none"])
+def test_one_refuses_students_that_differ_and_names_methods_that_take_them(share: str, students: list[str]) -> None:
+    (told,) = resolved("one", students, share)
+    assert "trunk" in told
+    for other in ("dml", "kdcl", "mfef", "fefr"):
+        assert other in told
+        assert resolved(other, students, share) == []
+
+
+@pytest.mark.parametrize("students", UNLIKE, ids="+".join)
+@pytest.mark.parametrize("share", ["low", "stem1"])
+def test_ffl_with_a_trunk_refuses_students_that_differ_and_says_how_it_takes_them(
+    share: str, students: list[str]
+) -> None:
+    (told,) = resolved("ffl", students, share)
+    assert told.startswith(f"cohort.share='{share}' needs students of one architecture")
+    assert ", ".join(students) in told
+    assert "cohort.share=none" in told
+    assert resolved("ffl", students, "none") == []
+
+
+@pytest.mark.parametrize("share", ["low", "stem1", "none"])
+@pytest.mark.parametrize("name", ["okddip", "dualnet"])
+def test_features_of_other_widths_are_refused_and_of_one_width_taken(name: str, share: str) -> None:
+    (told,) = resolved(name, ["resnet8", "wrn16_2"], share)
+    assert told.startswith(f"[method] {name}: ")
+    assert "64, 128 channels" in told
+    assert "method.name=" in told
+    assert resolved(name, ["resnet8", "wrn16_1"], share) == []
+
+
+@pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip"])
+def test_students_that_differ_learn_together(name: str) -> None:
+    method = make(name, ["resnet8", "wrn16_1", "resnet14"], "none", CIFAR)
+    assert method.cohort.shared == 0
+    step = method(*batch(CIFAR), torch.tensor(0.5))
+    torch.stack(list(step.losses.values())).sum().backward()
+    assert [k for k, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in SINGLE])
+def test_one_student_is_refused_with_the_method_that_trains_one(name: str) -> None:
+    (told,) = resolved(name, ["resnet8"], "low")
+    assert told == f"[method] {name}: {name} needs at least two students; method.name=baseline trains one"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cost of a training step's forward, ResNet-20 on 32×32 images of ten classes: multiply-adds
+
+ALONE, LAST_STAGE, HEAD = 40_813_184, 13_107_200, 640
+FUSION = 128 * 9 * 64 + 128 * 64 * 64 + HEAD
+ATTENTION = 2 * 2 * 64 * 4 + 7 * 7 * 2 * 64
+EXTRACTION = 9 * (16**2 + 24**2 + 28**2) * 64
+BRANCH = LAST_STAGE + HEAD
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "n", "share", "macs", "millions"),
+    [
+        ("baseline", 1, "none", 40_813_184, 40.8),
+        ("kd", 1, "none", 293_963_008, 40.8 + 253.1),
+        ("dml", 2, "none", 81_626_368, 81.6),
+        ("kdcl", 2, "none", 81_626_368, 81.6),
+        ("one", 3, "low", 67_028_960, 67.0),
+        ("ffl", 2, "low", 54_519_680, 54.5),
+        ("mfef", 2, "low", 56_395_904, 56.4),
+        ("fefr", 2, "low", 57_680_000, 57.7),
+        ("ffl", 2, "none", 82_225_024, 82.2),
+        ("mfef", 2, "none", 84_101_248, 84.1),
+        ("fefr", 2, "none", 85_385_344, 85.4),
+        ("dualnet", 2, "none", 81_627_008, 81.6),
+    ],
+)
+def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:
+    if name == "kd":
+        big = teacher("resnet110", CIFAR)
+        method = build.method(table(name, ["resnet20"], share, 32), CIFAR, 10, big)[0]
+    else:
+        method = make(name, ["resnet20"] * n, share, CIFAR)
+    images, labels = batch(CIFAR, 1)
+    assert cost.macs(method.eval(), images, labels, torch.tensor(0.5)) == macs
+    assert macs / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_those_numbers_add_up() -> None:
+    pair = ALONE + BRANCH + FUSION
+    assert pair == 54_519_680
+    assert pair + 2 * (EXTRACTION + ATTENTION) == 56_395_904
+    assert 64 * 64 * (16 * 16 + 32 * 4) == 1_572_864
+    assert pair + 2 * (1_572_864 + ATTENTION) == 57_680_000
+    assert ALONE + 2 * BRANCH + 3 * 32 == 67_028_960
+    assert ALONE + 253_149_824 == 293_963_008
+    assert 2 * ALONE + HEAD == 81_627_008
