@@ -121,8 +121,9 @@ def write_manifest(
 
 def input_facts(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
     """What an image has to become: the same words in the manifest and in the model's own metadata."""
-    size, resize = preprocessing["size"], preprocessing["resize"]
-    return {"layout": "NHWC", "dtype": "uint8", "colour": "RGB", "height": size, "width": size, "resize": resize}
+    size = preprocessing["size"]
+    facts = {"layout": "NHWC", "dtype": "uint8", "colour": "RGB", "height": size, "width": size}
+    return facts | {key: preprocessing[key] for key in ("shorter_side", "resize") if key in preprocessing}
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
     split, rows = dataset.final_split
     if split != "test":
         tell.note("the data has no test split: parity is checked on the validation images")
-    images, labels = dataset.images[rows].numpy(), dataset.labels[rows].numpy()
+    images, labels = sides.Split(dataset, rows), dataset.labels[rows].numpy()
 
     target = out or run.path / "bundle"
     if target.name in ("", ".."):  # `-o .` has no name to build beside
@@ -53,8 +53,9 @@ def export(run: Run, out: Path | None, data_root: str | None, tell: Listener) ->
                     details=[*report["failures"][1:], f"report: {bundle.rejected(target) / bundle.PARITY}"],
                 )
             shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
-            logits, allowed = sides.Torch(network, facts).logits(images[shown]), report["logits"]["allowed"]["images"]
-            bundle.write_samples(folder, images[shown], labels[shown].tolist(), logits, allowed)
+            pictures = images[shown]
+            logits, allowed = sides.Torch(network, facts).logits(pictures), report["logits"]["allowed"]["images"]
+            bundle.write_samples(folder, pictures, labels[shown].tolist(), logits, allowed)
             bundle.write_manifest(folder, facts, recipe.portable(), report, onnx.OPSET, dataset.fingerprint)
     except CheckFailed as error:
         if (target / bundle.MANIFEST).is_file():
