@@ -20,6 +20,7 @@ LIGHT = {
     "okdc.catalog": HEAVY,
     "okdc.recipe": HEAVY,
     "okdc.run": HEAVY,
+    "okdc.series": HEAVY,
     "okdc.console": HEAVY,
     "okdc.talk": HEAVY,
     "okdc.cli": HEAVY,
@@ -28,6 +29,8 @@ LIGHT = {
     "okdc.backbones": HEAVY,
     "okdc.data": HEAVY,
     "okdc.deploy": HEAVY,
+    "okdc.study": HEAVY,
+    "okdc.study.compare": HEAVY,
     "okdc.data.images": ("torch", "onnxruntime", "onnx", "sklearn", "torchvision", "fvcore"),
 }
 
@@ -74,7 +77,7 @@ print(json.dumps([code, "torch" in sys.modules]))
 
 def test_the_packages_themselves_import_none_of_their_modules() -> None:
     root = Path(okdc.__file__).parent
-    for name in ("data", "deploy"):
+    for name in ("data", "deploy", "study"):
         tree = ast.parse((root / name / "__init__.py").read_text(encoding="utf-8"))
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)], name
 
