@@ -6,6 +6,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,17 @@ KINDS: dict[str, Any] = {"cifar10": published.CIFAR10, "cifar100": published.CIF
 
 
 class _OldDtype:
-    """uint8 as numpy 1 pickled it, with flags that numpy 2.4 warns of."""
+    """uint8 as numpy 1 pickled it."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return np.dtype, ("u1", 0, 1), (3, "|", None, None, None, -1, -1, 0)
+
+
+class _Warning:
+    """Warns when it is unpickled, as numpy 2.4.0 to 2.4.4 do of a dtype so old."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return warnings.warn, ("dtype(): align should be passed as Python or NumPy boolean", UserWarning)
 
 
 class _OldArray:
@@ -55,7 +63,7 @@ def write_cifar(root: Path, patch: pytest.MonkeyPatch, name: str = "cifar10", tr
 
     def batch(count: int) -> dict[str, Any]:
         pixels = random.integers(0, 256, (count, 3072), dtype=np.uint8)
-        return {"data": _OldArray(pixels), labels_key: [i % classes for i in range(count)]}
+        return {"data": _OldArray(pixels), labels_key: [i % classes for i in range(count)], "batch_label": _Warning()}
 
     meta = write(kind.meta["filename"], {kind.meta["key"]: [f"class{c:02}" for c in range(classes)]})
     patch.setattr(kind, "meta", kind.meta | {"md5": meta[1]})

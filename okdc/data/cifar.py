@@ -32,7 +32,7 @@ def cifar(name: str, root: Path) -> Dataset:
     if wrong:
         raise _unusable(name, root, wrong)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the pickles were written by numpy 1: numpy 2 has words about it
+        warnings.simplefilter("ignore")  # numpy 2.4.0 to 2.4.4, of pickles this old: github.com/numpy/numpy/pull/29301
         train, test = kind(str(root), train=True), kind(str(root), train=False)
     splits = {"train": train, "test": test}
     return of_arrays(name, train.classes, {split: (part.data, part.targets) for split, part in splits.items()})

@@ -85,7 +85,7 @@ def download(name: str, data_root: str | None, url: str | None, progress: Progre
     facts = {"name": name, "root": str(root), "url": url, "bytes": from_where.size, "md5": from_where.md5}
     if is_whole(name, root):
         return facts | {"already_there": True}
-    work = root / f".okdc-download-{name}"
+    work, new = root / f".okdc-download-{name}", not root.exists()
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
     try:
@@ -103,9 +103,11 @@ def download(name: str, data_root: str | None, url: str | None, progress: Progre
     except OSError as error:
         raise DiskError(f"{root}: cannot be written: {error.strerror or error}") from error
     finally:
-        with contextlib.suppress(OSError):  # nothing but the lock is in it: nothing was begun
-            if [f.name for f in work.iterdir()] == [locks.LOCK]:
+        with contextlib.suppress(OSError):
+            if [f.name for f in work.iterdir()] == [locks.LOCK]:  # nothing was begun
                 shutil.rmtree(work)
+                if new:
+                    root.rmdir()
     return facts | {"already_there": False}
 
 
@@ -238,7 +240,7 @@ def _chunks(url: str, answer: Any) -> Iterator[bytes]:
     """A network that goes away is not the disk's fault."""
     while True:
         try:
-            chunk = answer.read(CHUNK)
+            chunk = answer.read1(CHUNK)  # what is there, so that all of it is kept where the rest does not come
         except http.client.IncompleteRead as error:
             chunk, answer = error.partial, None
         except (OSError, http.client.HTTPException) as error:
