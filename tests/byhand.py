@@ -145,7 +145,7 @@ def agrees(step: Step, expected: Mapping[str, float]) -> None:
 
 
 def convolved(x: Array, w: Array, groups: int = 1) -> Array:
-    """An odd kernel, stride 1, zeros around: x is NCHW, w is O, C/groups, H, W. tests/test_blocks.py checks such loops."""
+    """A convolution with an odd kernel, stride 1 and zeros around: x is NCHW, w is O, C/groups, H, W."""
     outputs, inputs, kernel, _ = w.shape
     _, _, height, width = x.shape
     padded = np.pad(x, ((0, 0), (0, 0), (kernel // 2, kernel // 2), (kernel // 2, kernel // 2)))
@@ -196,7 +196,7 @@ def fused(maps: Sequence[Array], fusion: nn.Module) -> Array:
 
 
 def exported(channels: int, groups: int) -> list[int]:
-    """Channels that each group of a hierarchical split hands out: all of the first and last, the larger half between."""
+    """Channels that each group of a hierarchical split hands out: first and last whole, the larger half between."""
     widths = [channels // groups + (i < channels % groups) for i in range(groups)]
     out, passed = [widths[0]], 0
     for i in range(1, groups):

@@ -183,7 +183,7 @@ def scaffolding(name: str, n: int, share: str) -> int:
     }.get(name, 0)
 
 
-@grid(SWITCHES)
+@grid([*PLAIN, Case("mfef", {"in_path": True}), Case("kdcl", {"teacher": "linear"})])
 def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: int, share: str) -> None:
     """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice."""
     method = of(case, n, share).train()
@@ -288,8 +288,8 @@ def test_the_mean_weight_of_distillation_does_not_depend_on_the_epochs(
     whole = divergences(method, 1.0)
     assert whole
     assert min(whole.values()) > 0
-    for epochs in (20, 60):
-        sums: Counter[str] = Counter()
+    for epochs in (20, 40):
+        sums = dict.fromkeys(whole, 0.0)
         for step in range(5 * epochs):
             for term, value in divergences(method, step / (5 * epochs)).items():
                 sums[term] += value / whole[term] / (5 * epochs)
@@ -307,7 +307,7 @@ def test_the_others_weigh_every_term_alike_from_the_first_step_on(name: str) -> 
 
 @pytest.mark.parametrize("name", RAMPED)
 def test_cross_entropies_are_never_ramped(name: str) -> None:
-    method = make(name, 2, "low").eval()
+    method = make(name, 3, "low").eval()
     first, last = (method(*batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
     for term in first:
         assert torch.equal(first[term], last[term]) is term.startswith("ce_"), term
@@ -402,7 +402,7 @@ BRANCH = LAST_STAGE + HEAD
     ("name", "n", "share", "macs", "millions"),
     [
         ("baseline", 1, "none", 40_813_184, 40.8),
-        ("kd", 1, "none", 293_963_008, 40.8 + 253.1),
+        ("kd", 1, "none", 293_963_008, 40.8 + 253.2),
         ("dml", 2, "none", 81_626_368, 81.6),
         ("kdcl", 2, "none", 81_626_368, 81.6),
         ("one", 3, "low", 67_028_960, 67.0),

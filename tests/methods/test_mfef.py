@@ -37,7 +37,7 @@ from okdc.methods.mfef import MFEF, MFEFConfig
 
 NS = pytest.mark.parametrize("n", [2, 3, 4])
 SWITCHES = ("msfe", "attention", "distill", "in_path", "detach_features")
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "A": {"msfe": False, "attention": False, "distill": False},
     "B": {"attention": False, "distill": False, "in_path": True},
     "C": {"msfe": False, "attention": False},
@@ -76,7 +76,8 @@ def refined(method: MFEF, maps: list[list[Tensor]], msfe: bool, attention: bool,
 def test_the_fused_classifier_equals_a_slow_transcription(
     groups: int, n: int, attention: bool, msfe: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method = mfef(n, msfe=msfe, attention=attention, groups=groups)
+    keys: dict[str, Any] = {"msfe": msfe, "attention": attention, "groups": groups}
+    method = mfef(n, **keys)
     images, labels = batch(n=5)
     for _ in range(3):
         method(images + 0.2, labels, torch.tensor(0.0))  # batch statistics leave 0 and 1
@@ -243,7 +244,7 @@ def allowed(msfe: bool, attention: bool, distill: bool, in_path: bool) -> bool:
 
 
 @pytest.mark.parametrize("switches", list(product([False, True], repeat=5)))
-def test_every_combination_of_switches_means_something_or_is_refused_with_the_reason(
+def test_every_combination_of_switches_means_something_or_is_refused_and_why(
     switches: tuple[bool, ...],
 ) -> None:
     keys = dict(zip(SWITCHES, switches, strict=True))
