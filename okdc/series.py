@@ -202,14 +202,20 @@ class Series:
 
     @property
     def next_step(self) -> str:
-        """The command after a series: methods side by side where there are several, else a look at its best run."""
-        methods = set()
+        """The command after a series: methods side by side where several share its setting, else its best run."""
+        mine, methods, folders, others = _setting(read(self.recipe)), set(), [], 0
         for run in runs(self.path.parent):
             with contextlib.suppress(OkdcError):  # a damaged run beside it is no reason to stop here
-                if run.state == "complete":
-                    methods.add(read(run.recipe).get("method", {}).get("name"))
+                if run.state != "complete":
+                    continue
+                tables, whole = read(run.recipe), owner(run)
+                if _setting(tables) == mine:
+                    methods.add(tables.get("method", {}).get("name"))
+                    folders.append(str(whole.path if whole else run.path))
+                else:
+                    others += 1
         if len(methods) > 1:
-            return f"okdc compare {self.path.parent}"
+            return f"okdc compare {' '.join(dict.fromkeys(folders)) if others else self.path.parent}"
         chosen = best(self.path)
         return f"okdc profile {chosen.path}" if chosen else "okdc distill"
 
@@ -229,6 +235,13 @@ def _sha256(tables: dict[str, Any]) -> str:
     if isinstance(tables.get("data"), dict):
         tables["data"] = {key: value for key, value in tables["data"].items() if key != "root"}
     return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+
+
+def _setting(tables: dict[str, Any]) -> dict[str, Any]:
+    """What runs have in common that are compared: a recipe but for its method, its seed and what follows from them."""
+    left_out = ("root", "mean", "std")
+    data = {key: value for key, value in tables.get("data", {}).items() if key not in left_out}
+    return {"data": data, "students": tables.get("cohort", {}).get("students"), "optim": tables.get("optim")}
 
 
 def all_series(root: Path = ROOT) -> list[Series]:

@@ -348,4 +348,11 @@ def test_what_follows_a_series_is_a_comparison_where_there_are_several_methods()
     finish(Run.create("other", recipe("method.name=baseline").text(), {"started_at": "1"}))
     Run.create("broken", "not = = toml", {})
     assert series.next_step == "okdc compare runs"
+    shorter = recipe("method.name=baseline", "optim.epochs=3")
+    finish(Run.create("shorter", shorter.text(), {"started_at": "2"}))
+    assert series.next_step == "okdc compare runs/other-1 runs/digits-1"
+    finish(Run.create("again", recipe().text(), {"started_at": "3"}))
+    alone = Series.create("shorter", shorter, (0,), {"settings": SETTINGS})
+    finish(Run.create("x", shorter.text(), {"started_at": "4"}, alone.run(0).path))
+    assert alone.next_step == "okdc profile runs/shorter-2/seed0"
     assert read_json(series.info)["seeds"] == [0]

@@ -22,7 +22,7 @@ from okdc import build, reopen
 from okdc.data import datasets
 from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.datasets import Dataset
-from okdc.deploy import recorded
+from okdc.deploy import recorded, sides
 from okdc.deploy.bundle import MANIFEST
 from okdc.deploy.parity import SAME_PCT
 from okdc.errors import CheckFailed, DataError, RunError
@@ -33,6 +33,7 @@ from okdc.run import Run
 from okdc.talk import Listener
 
 MOST_PAIRS = 10  # confused pairs that are named
+BATCH = 64  # images that onnxruntime gets at a time, as in the parity check
 Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # NK logits, N labels
 
 
@@ -55,15 +56,13 @@ def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
     rows = _judging_rows(dataset, result["judged_on"], result["images"], str(run.path), tell)
     with torch.inference_mode():
         batches = eval_batches(dataset, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH)
-        answers = _collected((network(images), labels) for images, labels in batches)
+        answers = _collected((network(images).float(), labels) for images, labels in batches)
     report = _report(answers, facts["classes"], result["kept"]["top1_pct"], str(run.path))
     about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result["judged_on"]}
     return {"schema": 1, **about, "architecture": facts["architecture"], **report}
 
 
 def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
-    from okdc.deploy.sides import Session
-
     path = folder / MANIFEST
     manifest = read_json(path, "schema", "model", "files", "labels", "accuracy", "recipe", "architecture")
     if manifest["schema"] != 1:
@@ -72,10 +71,10 @@ def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, An
     dataset = _images_of(folder, manifest, data_root, tell)
     split = manifest["accuracy"]["split"]
     rows = _judging_rows(dataset, split, manifest["accuracy"]["images"], str(folder), tell)
-    session = Session(model)
-    batches = eval_batches(dataset, rows, _AsTheyAre(), EVAL_BATCH)
-    answers = _collected((torch.from_numpy(session(pixels.numpy())[0]), labels) for pixels, labels in batches)
-    report = _report(answers, manifest["labels"], manifest["accuracy"]["top1_pct"], str(folder))
+    logits, _ = sides.Session(model)(sides.Split(dataset, rows), BATCH)
+    report = _report(
+        (logits, dataset.labels[rows].numpy()), manifest["labels"], manifest["accuracy"]["top1_pct"], str(folder)
+    )
     about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU", "split": split}
     return {"schema": 1, **about, "architecture": manifest["architecture"], **report}
 
@@ -148,22 +147,12 @@ def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Li
     return rows
 
 
-class _AsTheyAre(Normalise):
-    """No transform: the file has it inside."""
-
-    def __init__(self) -> None:
-        super().__init__((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-    def __call__(self, pixels: Tensor) -> Tensor:
-        return pixels
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # What they answered
 
 
 def _collected(parts: Iterable[tuple[Tensor, Tensor]]) -> Answers:
-    pairs = [(logits.float().numpy(), labels.numpy()) for logits, labels in parts]
+    pairs = [(logits.numpy(), labels.numpy()) for logits, labels in parts]
     return np.concatenate([z for z, _ in pairs]), np.concatenate([y for _, y in pairs])
 
 

@@ -32,7 +32,7 @@ def start(
     """
     refuse_taken(out)
     tell = _Once(tell)
-    settings = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic).saved()
+    settings = _settings(recipe)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
     series = Series.create(stem, recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
@@ -140,10 +140,15 @@ def _terminable() -> Iterator[list[int]]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _settings(recipe: Recipe) -> dict[str, str | int]:
+    """What bears on the weights; how many processes decode images does not."""
+    chosen = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic).saved()
+    return {name: chosen[name] for name in ("device", "dtype", "memory_format", "threads")}
+
+
 def _same_settings(series: Series, recipe: Recipe) -> None:
     """Seeds that are trained otherwise are no repetitions."""
-    then = series.facts()["settings"]
-    now = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic).saved()
+    then, now = series.facts()["settings"], _settings(recipe)
     other = [f"{name} {now[name]} now, {then.get(name)} when it began" for name in now if now[name] != then.get(name)]
     if other:
         threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then.get("threads") else ""
