@@ -27,7 +27,7 @@ from okdc.deploy.bundle import MANIFEST
 from okdc.deploy.parity import SAME_PCT
 from okdc.errors import CheckFailed, DataError, RunError
 from okdc.files import read_json
-from okdc.recipe import Draft
+from okdc.recipe import ROOTS, Draft
 from okdc.resolve import resolve
 from okdc.run import Run
 from okdc.talk import Listener
@@ -110,7 +110,8 @@ def _images_of(folder: Path, manifest: dict[str, Any], data_root: str | None, te
     for note in notes:
         tell.note(note)
     root = recipe.data.root
-    if recipe.data.name != "digits" and (root is None or not Path(root).expanduser().is_dir()):
+    in_files = recipe.data.name in ("folder", *ROOTS)  # the others need no folder, or know their own
+    if in_files and (root is None or not Path(root).expanduser().is_dir()):
         raise DataError(
             f"a bundle does not say where its images are, and they are not at {Path(root).absolute()}"
             if root

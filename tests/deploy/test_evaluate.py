@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import ask, write_tree
+from pictures import write_imagenet
 from safetensors.torch import load_file, save_file
 
 from okdc import kept
@@ -287,6 +288,16 @@ def test_a_bundle_refuses_other_images(capsys: Captured, moved: Path) -> None:
     answer = ask(capsys, "evaluate", str(moved), "--data-root", "elsewhere")
     assert answer.code == 2
     assert "found: a, c" in answer.err
+
+
+def test_images_that_are_decoded_as_they_are_needed_are_evaluated_too(capsys: Captured) -> None:
+    write_imagenet(Path("root"), 24, 6)
+    words = ["data.name=imagenet", "data.root=root", "data.image_size=8", "data.val_fraction=0.2", "optim.epochs=1"]
+    words += ["optim.batch_size=8", "data.crop_padding=0", "engine.workers=0", "-o", "run"]
+    assert main(["distill", "digits_resnet8", *words]) == 0
+    facts = facts_of(capsys, "run")
+    assert (facts["images"], facts["split"]) == (12, "test")
+    assert facts["top1_pct"] == read_json(Path("run/result.json"))["kept"]["top1_pct"]
 
 
 def test_a_run_whose_images_moved_is_told_where_they_are(capsys: Captured, of_images: Path) -> None:
