@@ -153,7 +153,7 @@ def _part(plan: Plan, start: int, stop: int) -> fx.Graph:
 def out_of_place(part: fx.GraphModule) -> None:
     """The first operations of a part leave what it is given alone: methods tap the map before."""
     given = next(iter(part.graph.nodes))
-    for node in given.users:
+    for node in list(given.users):
         module = value(part, str(node.target)) if node.op == "call_module" else None
         if getattr(module, "inplace", False):
             assert isinstance(module, nn.Module)

@@ -56,7 +56,7 @@ class Plan:
         self.maps = self._maps(graph, images)
         self.weighted = [self._is_weighted(node) for node in self.nodes]
         single = self._single()
-        self.blocks = self._blocks(single)
+        self.blocks = self._blocks(single, images)
         self.legal = [i for i in single if all(self.blocks.get(call, i) == i for call in owners(self.nodes[i]))]
 
     @torch.no_grad()
@@ -87,7 +87,7 @@ class Plan:
                 found.append(i)
         return found
 
-    def _blocks(self, single: list[int]) -> dict[str, int]:
+    def _blocks(self, single: list[int], images: torch.Size) -> dict[str, int]:
         """The calls that are one block, each with the index of its last node; all others hold several.
 
         The network itself holds several, and so does whatever passes through three resolutions or more, and a plain
@@ -101,9 +101,8 @@ class Plan:
                 last[call] = i
         blocks = {}
         for call, end in last.items():
-            before = [i for i in single if i < first[call]][-1:]
-            inside = [i for i in single if first[call] <= i <= end]
-            passes = {self.resolution(i) for i in before + inside}
+            given = [self.resolution(i) for i in single if i < first[call]][-1:] or [torch.Size(images[1:])]
+            passes = {*given, *(self.resolution(i) for i in single if first[call] <= i <= end)}
             if call != NET and len(passes) < 3 and not _is_chain(value(self.entry, call.split("@")[0])):
                 blocks[call] = end
         return blocks
@@ -128,8 +127,10 @@ class Plan:
         return i in self.legal and i - 1 in self.legal and same and not self.weighted[i] and not self.is_noise(i)
 
     def is_noise(self, i: int) -> bool:
-        """A dropout or an identity, which makes no map of its own."""
+        """A dropout or an identity that can be left to the next stage: what it is given can be cut after as well."""
         node = self.nodes[i]
+        if i - 1 not in self.legal:
+            return False
         if node.op != "call_module":
             return node.target in _DROPOUTS
         return isinstance(value(self.entry, str(node.target)), nn.modules.dropout._DropoutNd | nn.Identity)

@@ -188,12 +188,69 @@ def test_no_cut_lies_inside_a_block_that_has_no_skip_connection() -> None:
     assert "0.4.0.weight" in network.head.state_dict()  # the closing 1×1 convolution
 
 
+def test_a_sequence_through_three_resolutions_is_no_block() -> None:
+    """A stem that ends with a pooling is cut before it; a layer that halves once is a block, pooling included."""
+    network = adapt("""
+        def net(k):
+            stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+            more = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+            once = nn.Sequential(nn.Conv2d(16, 32, 3, 1, 1), nn.ReLU(inplace=True), nn.MaxPool2d(2))
+            return nn.Sequential(stem, more, once, Pool(32, k))
+    """)
+    assert ends(network) == ["0.2", "1.1", "2"]
+    assert [cut.size[1] for cut in network.cuts] == [16, 4, 1]
+    assert_same_in_both_modes(network)
+
+
+def test_a_layer_built_on_one_of_torch_stays_whole() -> None:
+    """timm's BatchNormAct2d has children and counts its batches in Python: traced, it would count once."""
+    network = adapt("""
+        class NormAct(nn.BatchNorm2d):
+            def __init__(self, c):
+                super().__init__(c)
+                self.act = nn.ReLU(inplace=True)
+
+            def forward(self, x):
+                if self.training:
+                    self.num_batches_tracked.add_(1)
+                return self.act(F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                                             self.training, self.momentum, self.eps))
+
+        def net(k):
+            body = [nn.Conv2d(3, 8, 3, 1, 1), NormAct(8), Block(8, 16, 2), Block(16, 32, 2)]
+            return nn.Sequential(*body, Pool(32, k))
+    """)
+    assert ends(network) == ["1", "2", "3"]
+    assert_same_in_both_modes(network)
+    network.train()
+    network(pictures())
+    assert network.weights()["1.num_batches_tracked"] == 3
+
+
 def test_a_network_of_one_resolution_still_has_three_maps() -> None:
     network = adapt("""
         def net(k):
             return nn.Sequential(cbr(3, 8, 4), Block(8, 8, 1), Block(8, 8, 1), Block(8, 8, 1), Pool(8, k))
     """)
     assert ends(network) == ["0", "2", "3"] or ends(network) == ["0", "1", "3"]
+    assert_same_in_both_modes(network)
+
+
+def test_a_block_that_ends_with_an_identity_or_a_dropout_can_be_cut_after() -> None:
+    network = adapt("""
+        class Closing(Block):
+            def __init__(self, i, o, last):
+                super().__init__(i, o, 2)
+                self.last = last
+
+            def forward(self, x):
+                return self.last(super().forward(x))
+
+        def net(k):
+            body = [cbr(3, 8), nn.Dropout(), Closing(8, 16, nn.Identity()), Closing(16, 32, nn.Dropout(0.2))]
+            return nn.Sequential(*body, Pool(32, k))
+    """)
+    assert ends(network) == ["0", "2", "3"]
     assert_same_in_both_modes(network)
 
 
@@ -238,10 +295,10 @@ def test_a_stage_that_starts_in_place_leaves_the_map_before_it_alone(start: str)
         class InPlace(nn.Module):
             def __init__(self, f):
                 super().__init__()
-                self.f, self.same = f, nn.Identity()  # with a child: it is traced
+                self.f, self.child = f, nn.Identity()  # with a child it is traced
 
             def forward(self, x):
-                return self.f(self.same(x))
+                return self.f(x)
 
         class Pre(nn.Module):
             def __init__(self, i, o):
@@ -257,6 +314,8 @@ def test_a_stage_that_starts_in_place_leaves_the_map_before_it_alone(start: str)
     assert len(network.stages) == 3
     assert_maps_stay(network)
     assert_same_in_both_modes(network)
+    copies = any(node.target == "clone" for stage in network.stages for node in stage.graph.nodes)  # type: ignore[union-attr]
+    assert copies is (start not in ("nn.ReLU(inplace=True)", "InPlace(lambda x: F.relu(x, inplace=True))"))
 
 
 def test_keys_are_the_bare_ones_with_buffers_unread_tied_and_not_saved() -> None:
@@ -393,13 +452,47 @@ def test_the_number_of_images_and_a_layer_that_runs_twice_in_a_stage_are_no_obst
         assert program.module()(pictures(count)).shape == (count, CLASSES)
 
 
-def test_a_forward_that_counts_its_calls_is_refused() -> None:
-    """State that tracing froze: only comparing with the network itself shows it."""
-    said = refused(
-        NET.replace("{more}", "0").replace("{forward}", "self.k += 1; return self.pool(self.body(x)) * self.k")
-    )
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "self.k += 1; return self.pool(self.body(x)) * self.k",
+        "return self.pool(self.body(x)) * (2 if type(x) is torch.Tensor else 1)",  # only comparing the results shows it
+    ],
+)
+def test_a_forward_of_which_tracing_freezes_something_is_refused(forward: str) -> None:
+    said = refused(NET.replace("{more}", "0").replace("{forward}", forward))
     assert "cannot be cut into stages" in said
     assert "a convolutional network" in said
+
+
+def test_a_layer_of_ones_own_without_children_runs_as_python() -> None:
+    """What it does beside tensors, here counting, is not frozen."""
+    network = adapt("""
+        class Counting(nn.Module):
+            calls = 0
+
+            def forward(self, x):
+                self.calls += 1
+                return x
+
+        def net(k):
+            return nn.Sequential(cbr(3, 8), Block(8, 16, 2), Counting(), Block(16, 32, 2), Pool(32, k))
+    """)
+    (counting,) = (module for module in network.modules() if type(module).__name__ == "Counting")
+    before = int(counting.__dict__["calls"])
+    network(pictures())
+    assert counting.__dict__["calls"] == before + 1
+
+
+def test_a_convolution_after_the_global_pooling_is_a_part_of_the_head() -> None:
+    """As in MobileNetV3: a pooled map is no map, whatever still works on it."""
+    network = adapt("""
+        def net(k):
+            pooled = [nn.AdaptiveAvgPool2d(2), nn.Conv2d(32, 40, 1), nn.ReLU(), nn.Flatten(), nn.Linear(160, k)]
+            return nn.Sequential(cbr(3, 8), Block(8, 16, 2), Block(16, 32, 2), *pooled)
+    """)
+    assert ends(network) == ["0", "1", "2"]
+    assert_same_in_both_modes(network)
 
 
 def test_a_fixed_window_that_hides_the_later_maps_is_refused() -> None:
