@@ -62,7 +62,7 @@ class DiskError(OkdcError):
 
 
 class CheckFailed(OkdcError):  # noqa: N818  (it reads as what it is: a check that failed, not a fault of the program)
-    """A check failed. `kind` is the check: structure, opset, parity or counting."""
+    """A check failed. `kind` is the check: structure, opset, parity, counting, accuracy or require."""
 
     exit_code = 1
 

@@ -161,10 +161,12 @@ class Draft:
 
     @property
     def stem(self) -> str:
-        """What a run of it is named after: the file, or for a run's own recipe.toml that run."""
-        if self.path.name == "recipe.toml" and (self.path.parent / "run.json").is_file():
-            return self.path.absolute().parent.name.rsplit("-", 1)[0]
-        return self.path.stem
+        """What a run of it is named after: the file, or for a run's own recipe.toml that run or the series it is in."""
+        folder = self.path.absolute().parent
+        if (folder.parent / "series.json").is_file():
+            folder = folder.parent
+        known = (folder / "run.json").is_file() or (folder / "series.json").is_file()
+        return folder.name.rsplit("-", 1)[0] if known and self.path.name == "recipe.toml" else self.path.stem
 
 
 def load(words: Sequence[str]) -> Draft:

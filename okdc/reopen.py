@@ -8,7 +8,7 @@ from okdc import build
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError
-from okdc.recipe import STREAMED, Draft, Recipe, read
+from okdc.recipe import Draft, Recipe, read
 from okdc.resolve import resolve
 from okdc.run import Run
 from okdc.talk import Listener
@@ -29,9 +29,9 @@ def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:
     Raises DataError where they are gone or others.
     """
     root = recipe.data.root
-    if recipe.data.name in ("folder", *STREAMED) and not Path(root or "").expanduser().is_dir():
+    if root is not None and not Path(root).expanduser().is_dir():
         raise DataError(
-            f"the images of {run.path} are not at {Path(root or '').absolute()}",
+            f"the images of {run.path} are not at {Path(root).absolute()}",
             hint="--data-root DIR, or OKDC_DATA_ROOT, says where they are now",
         )
     with tell.reading() as progress:

@@ -21,6 +21,7 @@ LIGHT = {
     "okdc.recipe": HEAVY,
     "okdc.run": HEAVY,
     "okdc.series": HEAVY,
+    "okdc.locks": HEAVY,
     "okdc.console": HEAVY,
     "okdc.talk": HEAVY,
     "okdc.cli": HEAVY,

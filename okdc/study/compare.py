@@ -53,17 +53,19 @@ def compare(paths: Sequence[Path], baseline: str | None = None, require: Sequenc
 
 
 def next_step(facts: Mapping[str, Any]) -> str:
-    """More seeds where a row has fewer than three, else the export of the best row's student, chosen on validation."""
+    """More seeds where a row has fewer than three, else the export of the student that is best on validation."""
     rows = facts["rows"]
     fewest = min(rows, key=lambda row: row["n"])
     if fewest["n"] < ENOUGH:
         wanted = [*dict.fromkeys(seed for row in rows for seed in row["seeds"]), *range(ENOUGH)]
         missing = [seed for seed in dict.fromkeys(wanted) if seed not in fewest["seeds"]][: ENOUGH - fewest["n"]]
-        recipe = Path(fewest["runs"][0]["run"]) / "recipe.toml"
+        folder = Path(fewest["runs"][0]["run"])
+        if (folder.parent / "series.json").is_file():  # its recipe is of no seed: a seed's has that one's mean
+            folder = folder.parent
+        recipe = folder / "recipe.toml"
         return f"okdc distill {recipe} --seeds {','.join(map(str, missing))}"
-    best = max(rows, key=lambda row: row["kept"]["mean_top1_pct"])
-    # Never by its own test accuracy: that would choose on the test split.
-    run = max(best["runs"], key=lambda run: run["kept"]["val_top1_pct"] or 0.0)
+    # By validation: the test accuracies of this table would choose on the test split.
+    run = max((run for row in rows for run in row["runs"]), key=lambda run: run["kept"]["val_top1_pct"] or 0.0)
     return f"okdc export {run['run']} --onnx"
 
 
