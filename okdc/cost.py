@@ -20,4 +20,5 @@ def macs(module: nn.Module, *inputs: torch.Tensor) -> int:
     assert not module.training
     with FlopCounterMode(display=False) as counter:
         module(*inputs)
-    return counter.get_total_flops() // 2
+    total: int = counter.get_total_flops()
+    return total // 2

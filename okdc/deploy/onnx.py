@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from okdc import __version__
 from okdc.cohort import Backbone
 from okdc.deploy.bundle import input_facts
+from okdc.deploy.plain import plain
 from okdc.errors import CheckFailed
 
 OPSET = 18
@@ -35,9 +36,10 @@ INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 # computed in the graph: a channels_last tensor reached a reshape, or the batch size entered the arithmetic.
 # fmt: off
 OPERATORS = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Flatten", "Gemm",
-    "GlobalAveragePool", "HardSigmoid", "HardSwish", "MatMul", "MaxPool", "Mul", "Pad", "ReduceMax", "ReduceMean",
-    "Relu", "Reshape", "Sigmoid", "Softmax", "Split", "Sub", "Transpose",
+    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Flatten",
+    "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LayerNormalization", "MatMul", "MaxPool", "Mul", "Pad",
+    "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Softmax", "Split", "Squeeze", "Sub", "Transpose",
+    "Unsqueeze",
 })
 # fmt: on
 
@@ -76,6 +78,7 @@ def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
     # A copy, plain in every respect that the exporter is known to trip over.
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)
+    network = plain(network, torch.zeros(2, 3, rule["size"], rule["size"]))
     deploy = Deploy(network, rule["mean"], rule["std"]).eval()
     example = torch.zeros(2, rule["size"], rule["size"], 3, dtype=torch.uint8)
     with warnings.catch_warnings(), _quiet(), redirect_stdout(io.StringIO()):

@@ -1,4 +1,4 @@
-"""Every network of the zoo leaves as one ONNX file that answers as it does."""
+"""Every network, of the zoo and from outside, leaves as one ONNX file that answers as it does."""
 
 from __future__ import annotations
 
@@ -18,10 +18,16 @@ from okdc.deploy.parity import FACTOR, FLOOR
 from okdc.deploy.sides import Session, Torch
 from okdc.seeds import seeded
 
-SIZE, CLASSES = 32, 10
+CLASSES = 10
+FOREIGN = (
+    "resnet18", "mobilenet_v2", "efficientnet_b0", "densenet121", "vgg11_bn", "shufflenet_v2_x1_0", "regnet_y_400mf",
+    "convnext_tiny",
+)  # fmt: skip
+SIZES = dict.fromkeys(backbones.ZOO, 32) | {f"torchvision:{name}": 64 for name in FOREIGN} | {"resnet8+msfe": 32}
 # BatchNormalizations that no Conv can take in: those behind a sum or a concatenation, and one behind a stem that a
 # shortcut or a concatenation reads as well. Everywhere else all of them are folded.
 LEFT = {"wrn16_1": 7, "wrn16_2": 6, "wrn40_2": 18, "densenet40_12": 21, "densenet40_12_vanilla": 39}
+LEFT["torchvision:densenet121"] = 58 + 3 + 1  # one a layer, one a transition, the last
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -29,7 +35,7 @@ def facts(name: str) -> dict[str, Any]:
     return {
         "architecture": name,
         "classes": [str(c) for c in range(CLASSES)],
-        "preprocessing": {"size": SIZE, "resize": "", "mean": [0.5, 0.45, 0.4], "std": [0.25, 0.2, 0.3]},
+        "preprocessing": {"size": SIZES[name], "resize": "", "mean": [0.5, 0.45, 0.4], "std": [0.25, 0.2, 0.3]},
         "method": "none",
         "dataset": "none",
         "recipe_sha256": "",
@@ -44,21 +50,21 @@ def used(name: str) -> Backbone:
     """
     generator = torch.Generator().manual_seed(0)
     with seeded(0, "student", 0):
-        network = backbones.build(name, CLASSES, torch.Size((3, SIZE, SIZE)))
+        network = backbones.build(name, CLASSES, torch.Size((3, SIZES[name], SIZES[name])))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None  # the mean over all batches
             torch.nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
             torch.nn.init.uniform_(module.bias, -0.2, 0.2, generator=generator)
     rule = facts(name)["preprocessing"]
-    pixels = torch.randint(0, 256, (2, 16, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(0, 256, (2, 16, SIZES[name], SIZES[name], 3), dtype=torch.uint8, generator=generator)
     with torch.no_grad():
         for batch in pixels:
             network.train()(Normalise(rule["mean"], rule["std"])(batch))
     return network.eval()
 
 
-@pytest.mark.parametrize("name", backbones.ZOO)
+@pytest.mark.parametrize("name", SIZES)
 def test_the_file_has_a_plain_structure_and_answers_as_the_network(name: str) -> None:
     network = used(name)
     blob = onnx.to_onnx(network, facts(name))
@@ -69,7 +75,7 @@ def test_the_file_has_a_plain_structure_and_answers_as_the_network(name: str) ->
     assert operators["BatchNormalization"] == LEFT.get(name, 0)
 
     side, session = Torch(network, facts(name)), Session(blob)
-    images = np.random.default_rng(1).integers(0, 256, (5, SIZE, SIZE, 3), dtype=np.uint8)
+    images = np.random.default_rng(1).integers(0, 256, (5, SIZES[name], SIZES[name], 3), dtype=np.uint8)
     expected = side.logits(images)
     allowed = max(FACTOR * largest(expected, side.exact(images)), FLOOR)
     assert np.abs(expected).max() > 100 * allowed, "logits so small that any would pass"

@@ -55,7 +55,7 @@ def test_the_table_has_a_row_a_method_and_says_what_its_numbers_are(capsys: Capt
         "top-1 error %",
     ):
         assert said in answer.out
-    assert "next: okdc export runs/fefr-0 --onnx" in answer.err
+    assert "next: okdc export runs/fefr-2 --onnx" in answer.err
 
 
 def test_what_papers_print_stands_beside_our_errors(capsys: Captured) -> None:

@@ -1,0 +1,65 @@
+"""A network rewritten for export into operators that every runtime has, with the same outputs.
+
+What a foreign network brings that the exporter turns into arithmetic on sizes: adaptive pooling to a size that does not
+divide the map's (vgg at 64 pixels: 2×2 -> 7×7), and a head whose pooling leaves the memory format of its input behind
+(convnext). Sizes are known, since the file is for one image size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from okdc.cohort import Backbone
+
+
+class MatrixPool(nn.Module):
+    """Adaptive average pooling of H×W maps to `target` as two matrix products, NCHW -> NCHW."""
+
+    def __init__(self, size: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        self.rows = nn.Buffer(_averages(size[0], target[0]), persistent=False)
+        self.columns = nn.Buffer(_averages(size[1], target[1]).T.contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ (x @ self.columns)
+
+
+def _averages(size: int, target: int) -> Tensor:
+    """target×size: row i averages the pixels floor(i·size/target) to ceil((i+1)·size/target), as PyTorch does."""
+    rows = torch.zeros(target, size)
+    for i in range(target):
+        start, stop = i * size // target, -(-(i + 1) * size // target)
+        rows[i, start:stop] = 1 / (stop - start)
+    return rows
+
+
+class Contiguous(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.contiguous()
+
+
+@torch.no_grad()
+def plain(network: Backbone, example: Tensor) -> Backbone:
+    """Rewrite `network`, a copy in eval mode, in place. `example` is a batch as it will be given."""
+    seen: dict[nn.Module, tuple[int, int]] = {}
+
+    def remember(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[module] = (given[0].shape[-2], given[0].shape[-1])
+
+    pools = {name: module for name, module in network.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
+    hooks = [module.register_forward_pre_hook(remember) for module in pools.values()]
+    network(example)
+    for hook in hooks:
+        hook.remove()
+    for name, module in pools.items():
+        if module not in seen:  # nothing reads it
+            continue
+        height, width = seen[module]
+        given = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * 2
+        rows, columns = given[0] or height, given[1] or width  # None keeps the map's
+        if height % rows or width % columns:
+            parent, _, last = name.rpartition(".")
+            setattr(network.get_submodule(parent), last, MatrixPool((height, width), (rows, columns)))
+    network.head = nn.Sequential(Contiguous(), network.head)
+    return network
