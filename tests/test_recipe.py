@@ -94,6 +94,7 @@ OTHER: dict[str, object] = {
     "data.train_images": 77,
     "data.val_fraction": 0.25,
     "data.crop_padding": 2,
+    "data.shorter_side": 40,
     "data.flip": False,
     "data.mean": [0.5, 0.5, 0.25],
     "data.std": [0.5, 0.5, 0.25],
@@ -125,6 +126,7 @@ OTHER: dict[str, object] = {
     "engine.dtype": "float32",
     "engine.memory_format": "contiguous",
     "engine.threads": 2,
+    "engine.workers": 0,
 }
 
 
@@ -158,7 +160,8 @@ def test_the_sha256_does_not_tell_where_the_images_lie(monkeypatch: pytest.Monke
 
 
 def test_auto_stays_auto_in_the_sha256() -> None:
-    assert resolved().portable()["engine"] == dict.fromkeys(("device", "dtype", "memory_format", "threads"), "auto")
+    keys = ("device", "dtype", "memory_format", "threads", "workers")
+    assert resolved().portable()["engine"] == dict.fromkeys(keys, "auto")
 
 
 # --- which recipe
