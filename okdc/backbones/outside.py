@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import sys
 import warnings
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from okdc.backbones.tracing import first_line
+from okdc.callables import find, here_first, said
 from okdc.errors import RecipeError, nearest
 
 PREFIXES = ("torchvision:", "timm:")
@@ -25,7 +20,7 @@ def check(name: str) -> None:
     elif name.startswith("timm:"):
         _check_timm(name.partition(":")[2])
     else:
-        _callable(name)
+        find(name, RecipeError)
 
 
 def _check_torchvision(name: str) -> None:
@@ -51,34 +46,6 @@ def _check_timm(name: str) -> None:
         )
 
 
-def _callable(name: str) -> Callable[[int], Any]:
-    """`package.module:callable`, with the current folder first among those that Python looks in."""
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise RecipeError(
-            f"{name!r} names no network", hint="expected package.module:callable, torchvision:NAME or timm:NAME"
-        )
-    folder = str(Path.cwd())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    try:
-        found = importlib.import_module(module)
-    except Exception as error:
-        absent = error.name if isinstance(error, ModuleNotFoundError) else None
-        missing = absent is not None and f"{module}.".startswith(f"{absent}.")  # it, or a package that it is in
-        reason = f"there is no module {absent}" if missing else f"importing {module} raised {said(error)}"
-        raise RecipeError(f"{name}: {reason}", hint=f"modules are looked for in {folder} first") from error
-    function = getattr(found, attribute, None)
-    if not callable(function):
-        kind = f"is {type(function).__name__}, not callable" if hasattr(found, attribute) else "does not exist"
-        there = [key for key, value in vars(found).items() if callable(value)]
-        raise RecipeError(
-            f"{name}: {attribute} {kind} in {found.__file__}{nearest(attribute, there)}",
-            hint="expected a function or class that takes the number of classes and gives a torch.nn.Module",
-        )
-    return function  # type: ignore[no-any-return]
-
-
 def bare_network(name: str, classes: int) -> nn.Module:
     """The network as its own library, or its own author, makes it."""
     source, _, rest = name.partition(":")
@@ -95,7 +62,8 @@ def bare_network(name: str, classes: int) -> nn.Module:
 
                 net = timm.create_model(rest, pretrained=False, num_classes=classes)
             else:
-                net = _callable(name)(classes)
+                with here_first():  # it may import what lies beside it
+                    net = find(name, RecipeError)(classes)
     except RecipeError:
         raise
     except Exception as error:
@@ -103,7 +71,3 @@ def bare_network(name: str, classes: int) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise RecipeError(f"{name}({classes}): expected a torch.nn.Module, found {type(net).__name__}")
     return net
-
-
-def said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

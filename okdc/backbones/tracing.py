@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from okdc.callables import said
+
 NET = "net"  # the path of the network inside Entry, and so the start of every path in the graph
 FLAG = "_in_training"  # the path of the graph's Training module
 
@@ -83,7 +85,7 @@ def trace(net: nn.Module) -> tuple[Entry, fx.Graph]:
             try:
                 graphs.append(tracer.trace(entry.train(training)))
             except Exception as error:  # whatever a forward does with a stand-in that is no tensor
-                culprit, reason = tracer.failed or NET, f"{type(error).__name__}: {first_line(error)}"
+                culprit, reason = tracer.failed or NET, said(error)
                 break
         else:
             differs = _join(entry, *graphs)
@@ -97,12 +99,6 @@ def trace(net: nn.Module) -> tuple[Entry, fx.Graph]:
         if culprit == NET or culprit in whole:
             raise CannotCut(f"its forward cannot be traced: {reason}")
         whole.add(culprit)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, on one line of bearable length."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else "no message"
 
 
 def owners(node: fx.Node) -> list[str]:

@@ -15,16 +15,14 @@ searched for the module as the installed packages are. All that comes back is ch
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from okdc.callables import find, here_first, said
 from okdc.data.datasets import Dataset, of_arrays
 from okdc.data.images import Pixels
 from okdc.errors import DataError, OkdcError, nearest
@@ -35,8 +33,8 @@ _EXPECTED = "a mapping with classes, train and, if you like, val and test"
 
 def yours(name: str, root: str | None, size: int) -> Dataset:
     """What the callable `name` gives, checked. Raises DataError for whatever is wrong with it or with what it gives."""
-    with _here_on_the_path():
-        load = _find(name)
+    with here_first():  # it may import what lies beside it
+        load = find(name, DataError)
         given = _call(name, load, root=root, image_size=size)
     if not isinstance(given, Mapping):
         raise DataError(f"{name}: expected {_EXPECTED}, found {type(given).__name__}", hint="see okdc.data.yours")
@@ -53,41 +51,6 @@ def yours(name: str, root: str | None, size: int) -> Dataset:
     return of_arrays(name, classes, splits)
 
 
-@contextlib.contextmanager
-def _here_on_the_path() -> Iterator[None]:
-    """The working directory is first on the path, as `python -m` has it; the installed command does not."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(here)
-
-
-def _find(name: str) -> Callable[..., object]:
-    module, _, path = name.partition(":")
-    importlib.invalidate_caches()
-    try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"data.name: {name}: there is no module {error.name}",
-            hint=f"searched: {Path.cwd()} and the installed packages",
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise _raised(f"importing {module}", error) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            known = [word for word in dir(found) if not word.startswith("_")]
-            raise DataError(f"data.name: {name}: {module} has no {path}{nearest(part, known)}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise DataError(f"data.name: {name}: expected something to call, found {type(found).__name__}")
-    call: Callable[..., object] = found
-    return call
-
-
 def _call(name: str, load: Callable[..., object], **arguments: object) -> object:
     with contextlib.suppress(ValueError):  # of what is written in C nobody knows the arguments
         signature = inspect.signature(load)
@@ -100,16 +63,7 @@ def _call(name: str, load: Callable[..., object], **arguments: object) -> object
     except OkdcError:
         raise
     except (Exception, SystemExit) as error:
-        raise _raised(name, error) from error
-
-
-def _raised(where: str, error: BaseException) -> DataError:
-    words = str(error).splitlines()
-    return DataError(
-        f"{where} raised {type(error).__name__}" + (f": {words[0]}" if words else ""),
-        details=words[1:],
-        hint="okdc --debug shows where",
-    )
+        raise DataError(f"{name} raised {said(error)}", hint="okdc --debug shows where") from error
 
 
 def _classes(name: str, given: object) -> list[str]:

@@ -81,8 +81,7 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
     if second != macs:
         raise CheckFailed(
             "counting",
-            f"fvcore counts {macs:,} MACs, torch's FlopCounterMode {second:,}; "
-            f"expected the same number",
+            f"fvcore counts {macs:,} MACs, torch's FlopCounterMode {second:,}; expected the same number",
             hint=f"operators fvcore has no count for: {', '.join(sorted(unsupported)) or 'none'}",
         )
     return Counts(

@@ -210,7 +210,7 @@ def test_a_module_that_is_not_there_is_told_where_it_was_looked_for() -> None:
         (MODULE, "laod", "has no laod (did you mean 'load'?)"),
         (MODULE, "load.inner", "has no load.inner"),
         ("load = 3", "load", "expected something to call, found int"),
-        ("import no_such_package", "load", "there is no module no_such_package"),
+        ("import no_such_package", "load", "raised ModuleNotFoundError: No module named 'no_such_package'"),
         ("def load(:", "load", "raised SyntaxError: "),
         ("raise SystemExit(5)", "load", "raised SystemExit: 5"),
         ("def load(path): pass", "load", "cannot be called with root= and image_size=: "),
