@@ -1,0 +1,128 @@
+"""Every method with every network takes steps that a training would take, and every shipped recipe can be built.
+
+Two steps of the optimiser at four images: losses are finite, and every student has moved.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from byhand import batch, make, table
+from torch import Tensor
+
+from okdc import backbones, catalog, methods
+from okdc.cohort import Backbone
+from okdc.recipe import load
+from okdc.resolve import resolve
+from okdc.training.optim import sgd
+
+# One of each kind of block and of joining that torchvision has, as small as it comes.
+OUTSIDE = [
+    "torchvision:resnet18",
+    "torchvision:mobilenet_v2",
+    "torchvision:efficientnet_b0",
+    "torchvision:densenet121",
+    "torchvision:shufflenet_v2_x1_0",
+    "torchvision:regnet_y_400mf",
+    "torchvision:convnext_tiny",
+]
+DEEP = ("resnet56", "resnet110", "wrn40_2", "densenet40_12_vanilla", "resnet34")  # blocks of the others, many times
+
+
+@pytest.fixture(autouse=True)
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network from outside is traced, cut and checked once, and copied for all methods: that takes a second each."""
+    real = backbones.build
+
+    def build(name: str, classes: int, images: torch.Size) -> Backbone:
+        if name not in OUTSIDE:
+            return real(name, classes, images)
+        key = name, classes, images, torch.default_generator.initial_seed()  # a student's start is that of its place
+        if key not in BUILT:
+            while len(BUILT) >= 4:
+                del BUILT[next(iter(BUILT))]
+            BUILT[key] = real(name, classes, images)
+        return copy.deepcopy(BUILT[key])
+
+    monkeypatch.setattr(backbones, "build", build)
+
+
+BUILT: dict[tuple[str, int, torch.Size, int], Backbone] = {}
+
+
+def trains(name: str, network: str, size: int) -> None:
+    images = torch.Size((3, size, size))
+    method = make(name, [network] * (1 if methods.find(name).single else 2), "low", images).train()
+    optimizer = sgd(method, table(name).optim)
+    students = dict(method.cohort.named_parameters())
+    before = {key: corner(p) for key, p in students.items()}
+    for t in (0.0, 0.5):
+        losses = method(*batch(images), torch.tensor(t)).losses
+        total = torch.stack(list(losses.values())).sum()
+        assert torch.isfinite(total), {key: loss.item() for key, loss in losses.items()}
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        assert [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+        optimizer.step()
+    assert torch.isfinite(torch.stack([p.detach().sum() for p in method.parameters()])).all()
+    assert [key for key, p in students.items() if torch.equal(corner(p), before[key])] == []
+
+
+def corner(p: Tensor) -> Tensor:
+    """A few of its weights: copies of all take longer than the steps."""
+    return p.detach().flatten()[:64].clone()
+
+
+def grouped(networks: list[str]) -> list[object]:
+    """With several workers a network stays with one of them."""
+    return [pytest.param(network, marks=pytest.mark.xdist_group(network)) for network in networks]
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("network", list(backbones.ZOO))
+def test_every_method_trains_every_network_of_the_zoo(network: str, method: str) -> None:
+    trains(method, network, 16 if network in DEEP else 32)
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("network", grouped(OUTSIDE))
+def test_every_method_trains_networks_from_outside(network: str, method: str) -> None:
+    trains(method, network, 64)
+
+
+def test_a_head_of_a_hundred_million_weights_is_trained_too() -> None:
+    """For one method: two of them take seconds, nearly all of it to find the memory."""
+    trains("fefr", "torchvision:vgg11_bn", 64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipes
+
+
+def words(recipe: str, method: str) -> list[str]:
+    if method != "kd":
+        return [recipe, f"method.name={method}"]
+    Path("weights.pt").touch()  # before the images are read only its being there is looked at
+    return [recipe, "method.name=kd", "method.teacher=resnet56", "method.weights=weights.pt"]
+
+
+@pytest.mark.parametrize("name", catalog.recipes())
+def test_every_shipped_recipe_can_be_built_as_it_stands(name: str) -> None:
+    recipe, notes = resolve(load([name]), needs_data=False)
+    assert recipe.method["name"] in methods.METHODS
+    assert not [note for note in notes if "dropped" in note]
+
+
+@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("name", ["digits_resnet8", "cifar10_resnet20", "folder_resnet20"])
+def test_a_shipped_recipe_takes_every_method(name: str, method: str) -> None:
+    given = words(name, method)
+    if method == "one":  # it stands on a trunk, and some recipes share none
+        given.append("cohort.share=low")
+    recipe, _ = resolve(load(given), needs_data=False)
+    assert recipe.method["name"] == method
+    keys = set(methods.find(method).Config.model_fields)
+    assert set(recipe.method) <= keys
