@@ -17,6 +17,18 @@ except ImportError:  # not on Windows: two processes on one run are then not tol
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+_held: set[int] = set()  # file descriptors
+
+
+def _let_go() -> None:
+    """A forked worker shares its parent's lock, and would hold it for as long as it outlives the parent."""
+    for number in tuple(_held):
+        os.close(number)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager
@@ -24,6 +36,7 @@ def held(folder: Path) -> Iterator[None]:
     """Nobody else trains the run or the series in `folder` meanwhile. Raises RunError where another process does."""
     with writing(folder):
         number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    _held.add(number)
     try:
         for attempt in range(5):
             if _lock(number, exclusive=True):
@@ -33,6 +46,7 @@ def held(folder: Path) -> Iterator[None]:
             time.sleep(0.1)  # who only looks at the state holds it for a moment
         yield
     finally:
+        _held.discard(number)
         os.close(number)
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from harness import Quiet, outcome, recipe, result, start, uninterrupted
 
-from okdc import kept
+from okdc import kept, locks
 from okdc.errors import Interrupted, RunError
 from okdc.files import read_json, write_json
 from okdc.run import Run
@@ -86,3 +90,25 @@ def test_a_damaged_student_file_is_named(begun: Run) -> None:
     with pytest.raises(RunError, match=r"student\.json is damaged: classes"):
         kept.load(begun)
     assert read_json(begun.student)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_worker_does_not_hold_the_run_after_its_parent(tmp_path: Path) -> None:
+    """flock belongs to the open file, which a fork shares: the children of a killed training would keep it."""
+    code = (
+        "import os, sys, time; from pathlib import Path; from okdc import locks\n"
+        "with locks.held(Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    if not child: time.sleep(30); os._exit(0)\n"
+        "    print(child, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.wait()
+    parent.stdout.close()
+    try:
+        assert not locks.is_held(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)

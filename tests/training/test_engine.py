@@ -300,8 +300,8 @@ def test_without_validation_the_named_student_of_the_last_epoch_is_kept_as_it_wa
     job = built(recipe("data.val_fraction=0.0", "cohort.keep=1", f"cohort.share={share}"))
     run = train(job)
     assert [row["val_top1_pct"] for row in run.rows()] == [{}] * EPOCHS
-    kept = read_json(run.result)["kept"]
-    assert (kept["student"], kept["epoch"], kept["val_top1_pct"]) == (1, EPOCHS, None)
+    found = read_json(run.result)["kept"]
+    assert (found["student"], found["epoch"], found["val_top1_pct"]) == (1, EPOCHS, None)
     network, _ = kept.load(run)
     images = torch.randn(6, 3, 8, 8)
     with torch.no_grad():
@@ -332,7 +332,12 @@ def test_result_json_holds_these_facts() -> None:
     assert set(found) == {
         "schema",
         "method",
+        "variant",
+        "students",
+        "share",
+        "teacher",
         "dataset",
+        "data_sha256",
         "seed",
         "recipe_sha256",
         "judged_on",
@@ -344,7 +349,19 @@ def test_result_json_holds_these_facts() -> None:
         "seconds",
         "images_per_s",
     }
-    assert set(found["kept"]) == {"student", "architecture", "epoch", "val_top1_pct", "top1_pct"}
+    assert set(found["kept"]) == {
+        "student",
+        "architecture",
+        "epoch",
+        "val_top1_pct",
+        "top1_pct",
+        "params",
+        "macs",
+    }
+    assert (found["kept"]["params"], found["kept"]["macs"]) == (78_042, 781_952)  # of the profile, at 8×8
+    assert (found["variant"], found["students"], found["share"]) == ("fefr", ["resnet8", "resnet8"], "low")
+    assert found["teacher"] is None
+    assert found["data_sha256"] == run.facts()["data_sha256"]
     assert set(found["heads_last_epoch_top1_pct"]) == {"student0", "student1", "fused", "ensemble"}
     assert (found["judged_on"], found["images"], found["epochs"]) == ("test", 797, EPOCHS)
     assert found["recipe_sha256"] == run.facts()["recipe_sha256"] == read_json(run.student)["recipe_sha256"]
