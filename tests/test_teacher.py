@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,8 @@ ALONE = ("method.name=baseline", "cohort.students=['resnet14']", ONCE)
 def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of a ResNet-14. Nobody writes into it."""
     folder = tmp_path_factory.mktemp("school")
-    write_recipe_in(folder)
-    return harness.start(*ALONE, out=folder / "teacher").path
-
-
-def write_recipe_in(folder: Path) -> None:
-    (folder / "tiny.toml").write_text(harness.TEXT, encoding="utf-8")
+    with chdir(folder):
+        return harness.start(*ALONE, out=folder / "teacher").path
 
 
 @pytest.fixture

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from okdc import backbones, cost, kept
+from okdc.backbones.msfe import with_extraction
+from okdc.backbones.parts import PoolLinear
 from okdc.cohort import Backbone, Cohort
 from okdc.errors import RecipeError
 from okdc.files import read_json
@@ -99,6 +101,12 @@ def test_a_network_from_outside_takes_it_too() -> None:
     assert cost.params(longer) == cost.params(plain) + extraction(512) + attention(512)
     assert longer.description == plain.description != ""
     assert longer.eval()(torch.zeros(1, *images)).shape == (1, 5)
+
+
+def test_what_comes_out_of_it_is_no_sum_that_waits_for_its_normalisation() -> None:
+    stages = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)]
+    raw = Backbone(stages, PoolLinear(8, 10), (8, 8), (1, 1), (True, True))
+    assert with_extraction(raw, attention=False).raw == (True, False)
 
 
 @pytest.mark.parametrize(

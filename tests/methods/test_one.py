@@ -130,6 +130,15 @@ def test_the_gate_learns_by_the_ensembles_cross_entropy_alone(n: int) -> None:
 
 
 @NS
+def test_the_trunk_learns_through_the_gate_too(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With answers that do not depend on the trunk, what is left of CE(z_e) reaches it by the gate alone."""
+    method = one(n)
+    hold(monkeypatch, method, spread(n, images=4))
+    trunk = names(method, *(f"cohort.students.0.stages.{i}." for i in range(3)))
+    assert reached(method, "ce_gated") | {"gate.linear.bias"} == trunk | names(method, "gate.")
+
+
+@NS
 def test_scaffolding_is_one_linear_layer_and_one_batch_norm(n: int) -> None:
     method = one(n)
     inside = {id(p) for p in method.cohort.parameters()}
