@@ -59,10 +59,11 @@ def load(where: str, weights: str | None, classes: int | None, images: torch.Siz
 
     Raises RunError for a run that is not complete or damaged, RecipeError for what leads to no teacher.
     """
-    if (Path(where) / "run.json").is_file():
+    folder = Path(where).expanduser()
+    if (folder / "run.json").is_file():
         if weights is not None:
             raise RecipeError("method.weights: a run brings its own; it belongs to a network's name")
-        return _of_run(Run.open(Path(where)))
+        return _of_run(Run.open(folder))
     try:
         backbones.check(where)
     except RecipeError as error:
@@ -108,6 +109,13 @@ def _of_run(run: Run) -> Teacher:
     if run.state != "complete":
         raise RunError(f"method.teacher: {run.path} is {run.state}, not complete: it kept no student")
     network, facts = kept.load(run)
+    found = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    if found != facts["weights_sha256"]:
+        raise RunError(
+            f"method.teacher: {run.weights} is not the file that the run kept: sha256 {found[:12]}, expected "
+            f"{facts['weights_sha256'][:12]}",
+            hint="restore it, or train the teacher again",
+        )
     rule = facts["preprocessing"]
     return Teacher(
         network,

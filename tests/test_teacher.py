@@ -461,3 +461,12 @@ def test_only_a_method_with_a_table_for_it_has_a_teacher() -> None:
             with pytest.raises(RecipeError) as caught:
                 recipe(f"method.name={name}", "method.teacher=resnet14")
             assert "method.teacher: unknown key" in caught.value.details[0]
+
+
+def test_weights_that_are_not_those_that_the_run_describes_teach_nobody(teacher: Path) -> None:
+    run = interrupted(*kd(teacher))
+    path = teacher / "student.safetensors"
+    save_file({name: t + 0.5 if t.is_floating_point() else t for name, t in load_file(path).items()}, path)
+    with pytest.raises(OkdcError, match="not the file that the run kept"):
+        harness.resume(run.path)
+    assert "not the file that the run kept" in refused(*kd(teacher))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from okdc.cohort import Cohort
 from okdc.methods.method import Config, Method, Step, Temperature, at_least_two, full_precision, kl, students
 
-HALVINGS = 20  # of an interval inside [-1, 1]: weights to 2e-6
-SWEEPS = 6  # over all pairs of three or more students; of two, one is exact
+# Of `linear`. With these the cross-entropy is within 4e-6 of the least, for two to four students and logits up to 50
+# (random ones; sequential quadratic programming in float64 as the reference).
+STEPS, HALVINGS, SHRINK = 24, 6, 0.5
 
 
 class KDCLConfig(Config):
@@ -49,27 +50,42 @@ def teacher_logits(kind: str, z: Tensor, labels: Tensor) -> Tensor:
 def _convex_weights(z: Tensor, labels: Tensor) -> Tensor:
     """n×N weights, each image's positive and summing to 1, that minimise the cross-entropy of Σ_i α_i z_i.
 
-    The problem is convex. Weight moves between two students at a time, as far as bisection of the derivative says;
-    the numbers of steps are fixed, so that a GPU is never asked for a value.
+    A convex problem on a simplex, solved by an interior-point method: Newton steps on the cross-entropy and a barrier
+    -μ Σ_i log α_i that is halved each time, as far along each step as bisection of the derivative says. The numbers of
+    steps are fixed and the solver reports to nobody, so that a GPU is never waited for.
     """
     n = len(z)
-    alpha = torch.full(z.shape[:2], 1 / n, device=z.device)
-    mixed = z.mean(0)  # N, K
-    pairs = [(i, j) for i in range(n) for j in range(i)]
-    for i, j in pairs * (1 if n == 2 else SWEEPS):
-        direction = z[i] - z[j]
-        of_label = direction.gather(1, labels[:, None])[:, 0]
-        low, high = -alpha[i], alpha[j]
+    of_label = labels[None, :, None].expand(n, -1, 1)
+    d = (z.double() - z.double().gather(2, of_label)).transpose(0, 1)  # N, n, K; the loss is logsumexp_K(Σ_i α_i d_i)
+    alpha = torch.full(d.shape[:2], 1 / n, dtype=d.dtype, device=d.device)
+    identity = torch.eye(n, dtype=d.dtype, device=d.device)
+    mu = 1.0
+    for _ in range(STEPS):
+        mixed = _mix(alpha, d)
+        p = mixed.softmax(1)
+        gradient = (d * p[:, None]).sum(2)
+        centred = d - gradient[:, :, None]
+        hessian = (centred * p[:, None]) @ centred.transpose(1, 2)  # N, n, n: a covariance under p
+        # In units of α the barrier's Hessian is μ·1. The step u keeps Σ_i α_i u_i = 0.
+        scaled = alpha[:, :, None] * hessian * alpha[:, None] + mu * identity
+        free, normal = torch.linalg.solve_ex(scaled, torch.stack([mu - alpha * gradient, alpha], 2))[0].unbind(2)
+        u = free - ((alpha * free).sum(1) / (alpha * normal).sum(1))[:, None] * normal
+        direction = _mix(alpha * u, d)
+        low, high = torch.zeros_like(mixed[:, 0]), (0.99 / (-u).amax(1).clamp(min=1e-9)).clamp(max=2)
         for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            p = (mixed + middle[:, None] * direction).softmax(1)
-            rising = (p * direction).sum(1) > of_label  # the derivative of the cross-entropy along the direction
-            low, high = torch.where(rising, low, middle), torch.where(rising, middle, high)
-        step = (low + high) / 2
-        mixed = mixed + step[:, None] * direction
-        alpha[i] += step
-        alpha[j] -= step
-    return alpha
+            t = (low + high) / 2
+            slope = ((mixed + t[:, None] * direction).softmax(1) * direction).sum(1)
+            slope = slope - mu * (u / (1 + t[:, None] * u)).sum(1)
+            low, high = torch.where(slope > 0, low, t), torch.where(slope > 0, t, high)
+        alpha = alpha * (1 + (low + high)[:, None] / 2 * u)
+        alpha = alpha / alpha.sum(1, keepdim=True)
+        mu *= SHRINK
+    return alpha.T.to(z.dtype)
+
+
+def _mix(weights: Tensor, d: Tensor) -> Tensor:
+    """N×n weights and N×n×K -> N×K."""
+    return (weights[:, :, None] * d).sum(1)
 
 
 class KDCL(Method):

@@ -64,6 +64,8 @@ class MFEFConfig(Config):
                 "distill=false leaves no fused classifier for msfe or attention to feed: in_path=true puts them into "
                 "the student, msfe=false and attention=false leave them out"
             )
+        if self.detach_features and not self.fuses:
+            wrong.append("detach_features keeps the fused classifier's gradient from the students: here is none")
         if wrong:
             raise ValueError("; ".join(wrong))
         return self

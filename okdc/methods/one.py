@@ -61,9 +61,11 @@ class ONE(Method):
         assert isinstance(config, ONEConfig)
         at_least_two(cohort, "one")
         if not cohort.shared:
+            alike = len({student.architecture for student in cohort.backbones()}) == 1
             raise ValueError(
                 "its gate reads the trunk that the branches share, and cohort.share='none' leaves none; use "
-                "cohort.share=low, or a method for separate networks: dml, kdcl, ffl, mfef, fefr"
+                + ("cohort.share=low, or " if alike else "")
+                + "a method for separate networks: dml, kdcl, ffl, mfef, fefr"
             )
         self.temperature, self.rampup = config.temperature, config.rampup
         trunk_channels = cohort.probe(images)[0][cohort.shared - 1][0]

@@ -177,6 +177,13 @@ def test_profile_counts_what_the_extraction_costs(in_path: Run, capsys: Captured
     assert kept_row["macs"] - plain == 9 * (16**2 + 24**2 + 28**2) * 4 + 2 * 2 * 64 * 4 + 7 * 7 * 2 * 4
 
 
+def test_extraction_with_attention_is_exported_and_proven_equal(tmp_path: Path, capsys: Captured) -> None:
+    run = trained(tmp_path)
+    answer = ask(capsys, "export", str(run.path), "--onnx", "--json")
+    assert answer.code == 0, answer.err
+    assert json.loads(answer.out)["parity"]["passed"]
+
+
 def test_extraction_alone_is_exported_and_proven_equal(tmp_path: Path, capsys: Captured) -> None:
     run = trained(tmp_path, "method.attention=false")
     answer = ask(capsys, "export", str(run.path), "--onnx", "--json")

@@ -34,7 +34,11 @@ def mfef_cases() -> list[Case]:
     switches = ("msfe", "attention", "distill", "in_path", "detach_features")
     for values in product([True, False], repeat=5):
         keys = dict(zip(switches, values, strict=True))
-        if keys["msfe"] if keys["in_path"] else keys["distill"] or not (keys["msfe"] or keys["attention"]):
+        path = keys["msfe"] or keys["attention"]
+        fuses = keys["distill"] and path
+        if (keys["msfe"] if keys["in_path"] else keys["distill"] or not path) and (
+            fuses or not keys["detach_features"]
+        ):
             found.append(Case("mfef", keys))
     return found
 

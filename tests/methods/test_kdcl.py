@@ -106,7 +106,9 @@ def is_convex_combination(t: Array, z: Array) -> bool:
     return bool(residual < 1e-4 * size)
 
 
-@pytest.mark.parametrize(("n", "scale"), [(2, 1.0), (2, 20.0), (3, 1.0), (3, 5.0), (4, 1.0), (4, 5.0)])
+@pytest.mark.parametrize(
+    ("n", "scale"), [(2, 1.0), (2, 20.0), (3, 1.0), (3, 5.0), (3, 20.0), (4, 1.0), (4, 5.0), (4, 20.0)]
+)
 def test_the_linear_teacher_is_the_convex_combination_with_the_least_cross_entropy(n: int, scale: float) -> None:
     z, labels = spread(n, 40, scale), labels_of(40)
     found = array(teacher_logits("linear", z, labels))

@@ -248,10 +248,14 @@ def test_every_combination_of_switches_means_something_or_is_refused_and_why(
     switches: tuple[bool, ...],
 ) -> None:
     keys = dict(zip(SWITCHES, switches, strict=True))
-    if allowed(*switches[:4]):
+    fuses = keys["distill"] and (keys["msfe"] or keys["attention"])
+    if allowed(*switches[:4]) and (fuses or not keys["detach_features"]):
         config(**keys)
         return
-    with pytest.raises(ValueError, match="needs msfe=true" if keys["in_path"] else "distill=false leaves no fused"):
+    reason = "needs msfe=true" if keys["in_path"] else "distill=false leaves no fused"
+    if allowed(*switches[:4]):
+        reason = "detach_features .*: here is none"
+    with pytest.raises(ValueError, match=reason):
         config(**keys)
 
 
