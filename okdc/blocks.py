@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MSFE = {True: "+msfe", False: "+msfe-da"}  # of a network with extraction in its path: with dual attention, without
 MATCHES = ("patch", "conv3x3_s2", "pool1x1")
 
 
@@ -37,6 +36,30 @@ class PatchConv(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
+class MatrixPool(nn.Module):
+    """Adaptive average pooling of H×W maps to `target` as two matrix products, NCHW -> NCHW.
+
+    PyTorch's own has no deterministic gradient on CUDA, and leaves arithmetic on sizes in an exported graph.
+    """
+
+    def __init__(self, size: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        self.rows = nn.Buffer(_averages(size[0], target[0]), persistent=False)
+        self.columns = nn.Buffer(_averages(size[1], target[1]).T.contiguous(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ (x @ self.columns)
+
+
+def _averages(size: int, target: int) -> Tensor:
+    """target×size: row i averages the pixels floor(i·size/target) to ceil((i+1)·size/target), as PyTorch does."""
+    rows = torch.zeros(target, size)
+    for i in range(target):
+        start, stop = i * size // target, -(-(i + 1) * size // target)
+        rows[i, start:stop] = 1 / (stop - start)
+    return rows
+
+
 def match(kind: str, source: torch.Size, target: torch.Size, raw: bool = False) -> nn.Module:
     """A module that brings a map of CHW size `source` to size `target` (FEFR Fig. 3, "conv"). Always ends in ReLU.
 
@@ -49,8 +72,8 @@ def match(kind: str, source: torch.Size, target: torch.Size, raw: bool = False) 
         return nn.Sequential(*first, PatchConv(source, target))
     if kind == "pool1x1":
         (h, w), (height, width) = source[1:], target[1:]
-        pool: nn.Module = nn.AdaptiveAvgPool2d((height, width))
-        if h % height == 0 and w % width == 0:  # the same numbers, and its gradient on CUDA is deterministic
+        pool: nn.Module = MatrixPool((h, w), (height, width))
+        if h % height == 0 and w % width == 0:
             pool = nn.AvgPool2d((h // height, w // width))
         return nn.Sequential(*first, pool, *_conv_bn_relu(source[0], target[0], 1, 1))
     if kind == "conv3x3_s2":

@@ -16,6 +16,7 @@ from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.errors import DataError, RecipeError
 from okdc.methods.method import Method
+from okdc.names import TEACHER, TEACHER_PLACES
 from okdc.recipe import Recipe
 from okdc.seeds import seeded
 from okdc.teacher import Teacher
@@ -75,7 +76,9 @@ def cohort(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Cohort, st
     """The students, each initialised from a stream of its own, and a sentence on what they share."""
     kind = methods.find(recipe.method["name"])
     names, share = architectures(recipe), recipe.cohort.share
-    if kind.single:
+    if len(names) == 1 and not kind.single:
+        share, words = "none", f"one student: {names[0]}"
+    elif kind.single:
         share, words = "none", f"{recipe.method['name']} trains the first student alone: {names[0]}"
     elif not kind.branches:
         share, words = "none", f"the students share nothing: {recipe.method['name']} trains separate networks"
@@ -112,7 +115,7 @@ def variant(recipe: Recipe) -> str:
     fields = methods.find(recipe.method["name"]).Config.model_fields
     config = methods.find(recipe.method["name"]).Config.model_validate(recipe.method)
     words = [recipe.method["name"]]
-    places = teachers.KEYS if "teacher_sha256" in fields else ()
+    places = (TEACHER, *TEACHER_PLACES) if TEACHER in fields else ()
     for key in sorted(fields.keys() - {"name", *places}):
         value = getattr(config, key)
         if value != fields[key].default:
@@ -128,7 +131,7 @@ def _stages(cohort: Cohort) -> list[str]:
 
 def teacher(recipe: Recipe, images: torch.Size, classes: int | None) -> Teacher | None:
     """The teacher that the recipe's method names, if it has one; `classes=None` only looks whether there is one."""
-    if "teacher_sha256" not in methods.find(recipe.method["name"]).Config.model_fields:
+    if TEACHER not in methods.find(recipe.method["name"]).Config.model_fields:
         return None
     return teachers.load(recipe.method["teacher"], recipe.method.get("weights"), classes, images)
 
@@ -145,8 +148,8 @@ def job(recipe: Recipe, found: Dataset) -> Job:
             )
         if known.classes is not None:
             datasets.same_classes(known.classes, found, known.where)
-        teachers.check(known, recipe.method.get("teacher_sha256"), found.fingerprint, recipe.data.model_dump())
-        recipe = recipe.model_copy(update={"method": recipe.method | {"teacher_sha256": known.sha256}})
+        teachers.check(known, recipe.method.get(TEACHER), found.fingerprint, recipe.data.model_dump())
+        recipe = recipe.model_copy(update={"method": recipe.method | {TEACHER: known.sha256}})
         assert recipe.data.mean is not None
         assert recipe.data.std is not None
         instructor = teachers.for_images(known, recipe.data.mean, recipe.data.std)

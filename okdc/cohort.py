@@ -69,7 +69,7 @@ class Cohort(nn.Module):
         if share not in SHARING:
             raise ValueError(f"share is one of {', '.join(SHARING)}, not {share!r}")
         first = students[0]
-        count = {"low": len(first.stages) - 1, "stem1": 2, "none": 0}[share]
+        count = {"low": len(first.stages) - 1, "stem1": min(2, len(first.stages) - 1), "none": 0}[share]
         for student in students[1:]:
             if count and _layout(student, count) != _layout(first, count):
                 raise ValueError(

@@ -4,7 +4,7 @@
     recipe, problems = check(draft)                                     tables -> Recipe, or all that is wrong
 
 `[method]` stays a plain table here: its keys belong to the Config of the method that it names, which
-`okdc.build.resolve` checks, so that listing or reading recipes never imports torch.
+`okdc.resolve.resolve` checks, so that listing or reading recipes never imports torch.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from okdc import catalog
 from okdc.errors import RecipeError, UsageError, nearest
+from okdc.names import TEACHER, TEACHER_PLACES
 
 DEFAULT = "digits_resnet8"
 
@@ -53,6 +54,8 @@ class Paper(Table):
     """
 
     source: str
+    dataset: str  # the cell: what was overridden since is another one
+    students: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
     epochs: Count = 300
     student_error: dict[str, Positive | list[Positive]] = {}
     fused_error: dict[str, Positive] = {}
@@ -141,8 +144,8 @@ class Recipe(Table):
         """The tables without what only says where things lie: the same on every machine."""
         tables = self.model_dump(mode="json", exclude_none=True)
         tables["data"].pop("root", None)
-        if "teacher_sha256" in tables["method"]:  # which teacher it is; `teacher` and `weights` are where it lies
-            tables["method"] = {k: v for k, v in tables["method"].items() if k not in ("teacher", "weights")}
+        if TEACHER in tables["method"]:
+            tables["method"] = {k: v for k, v in tables["method"].items() if k not in TEACHER_PLACES}
         return tables
 
     def sha256(self) -> str:
@@ -158,6 +161,7 @@ class Draft:
     overridden: frozenset[str] = frozenset()  # dotted keys given on the command line
     problems: tuple[str, ...] = ()  # what was already wrong with the overrides
     notes: tuple[str, ...] = field(default=())  # what was chosen on the user's behalf
+    replaced: str | None = None  # the file's own method, where an override names another
 
     @property
     def stem(self) -> str:
@@ -182,6 +186,7 @@ def load(words: Sequence[str]) -> Draft:
         )
     path, notes = _find(named[0]) if named else (catalog.recipes()[DEFAULT], [f"no recipe named: {DEFAULT}"])
     tables = read(path)
+    own = tables.get("method", {}).get("name") if isinstance(tables.get("method"), dict) else None
     problems: list[str] = []
     overridden: set[str] = set()
     for word in words:
@@ -189,7 +194,8 @@ def load(words: Sequence[str]) -> Draft:
             key, _, value = word.partition("=")
             overridden.add(key.strip())
             problems += _override(tables, key.strip(), value)
-    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes))
+    replaced = own if isinstance(own, str) and "method.name" in overridden else None
+    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), replaced)
 
 
 def read(path: Path) -> dict[str, Any]:

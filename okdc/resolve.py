@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from okdc import backbones, build, methods
 from okdc.errors import RecipeError, RunError
@@ -34,7 +34,7 @@ def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[
     if isinstance(method, dict) and isinstance(method.get("name"), str):
         tables["method"], dropped, problems = _method_table(method, draft)
         notes += dropped
-    draft = Draft(draft.path, tables, draft.overridden, draft.problems)
+    draft = Draft(draft.path, tables, draft.overridden, draft.problems, replaced=draft.replaced)
     recipe, found = check(draft)
     problems = found + problems
     students = tables.get("cohort", {}).get("students", []) if isinstance(tables.get("cohort"), dict) else []
@@ -63,7 +63,7 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
         return table, [], [f"method.name: {error}"]
     notes = []
     if "method.name" in draft.overridden:  # the file's keys were meant for its own method
-        known = set(config.model_fields)
+        known = {key for key in config.model_fields if _means_the_same(key, config, draft)}
         foreign = [key for key in table if key not in known and f"method.{key}" not in draft.overridden]
         if foreign:
             table = {key: value for key, value in table.items() if key not in foreign}
@@ -72,6 +72,14 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
         return config.model_validate(table).model_dump(mode="json", exclude_none=True), notes, []
     except ValidationError as error:
         return table, notes, explain(error, config, "method.")
+
+
+def _means_the_same(key: str, config: type[BaseModel], draft: Draft) -> bool:
+    """Whether a key is as in the file's own method, whose place another takes: kd's teacher is a run, kdcl's is not."""
+    if draft.replaced is None or draft.replaced not in methods.METHODS:
+        return True
+    before = methods.find(draft.replaced).Config.model_fields
+    return key not in before or before[key].annotation == config.model_fields[key].annotation or key == "name"
 
 
 def _rules(recipe: Recipe, needs_data: bool) -> list[str]:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from okdc import backbones, kept
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, RunError
+from okdc.names import TEACHER
 from okdc.recipe import read
 from okdc.run import Run
 
 # What decides which images a run has trained on; two runs that agree on it have held out the same ones.
 SPLIT = ("val_fraction",)
-KEYS = ("teacher", "weights", "teacher_sha256")  # of [method]: where a teacher lies, and which one it is
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Teacher:
     split: Mapping[str, Any] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    taught_by: str = ""  # of a run: weights of unknown origin that it, or its own teacher, has learned from
 
     @property
     def facts(self) -> dict[str, str]:
@@ -48,7 +49,10 @@ class Teacher:
     @property
     def note(self) -> str:
         if self.data_sha256:
-            return f"the teacher is the {self.architecture} of {self.where}, trained on the same images"
+            learned = (
+                f"; it has learned from {self.taught_by}, which may know the test images" if self.taught_by else ""
+            )
+            return f"the teacher is the {self.architecture} of {self.where}, trained on the same images{learned}"
         return f"the teacher is {self.architecture} with {self.where}: whether it has seen the test images is not known"
 
 
@@ -64,6 +68,12 @@ def load(where: str, weights: str | None, classes: int | None, images: torch.Siz
         if weights is not None:
             raise RecipeError("method.weights: a run brings its own; it belongs to a network's name")
         return _of_run(Run.open(folder))
+    if (folder / "series.json").is_file():
+        raise RecipeError(f"method.teacher: {where} is a series of runs", hint=f"name one of them: {folder / 'seed0'}")
+    if len(folder.parts) > 1 or (folder.is_dir() and not backbones.is_name(where)):
+        raise RunError(
+            f"method.teacher: there is no run at {folder.absolute()}", hint="put it back, or name the one that is meant"
+        )
     try:
         backbones.check(where)
     except RecipeError as error:
@@ -128,7 +138,19 @@ def _of_run(run: Run) -> Teacher:
         {key: read(run.recipe)["data"].get(key) for key in SPLIT},
         tuple(rule["mean"]),
         tuple(rule["std"]),
+        _unknown_origin(run),
     )
+
+
+def _unknown_origin(run: Run) -> str:
+    """What a run, or a run that taught it, has learned from that no run made."""
+    table = read(run.recipe)["method"]
+    if TEACHER not in table:
+        return ""
+    above = Path(table["teacher"]).expanduser()
+    if "weights" in table or not (above / "run.json").is_file():
+        return str(table.get("weights", table["teacher"]))
+    return _unknown_origin(Run.open(above))
 
 
 def check(teacher: Teacher, expected_sha256: str | None, data_sha256: str, data: Mapping[str, Any]) -> None:
@@ -136,9 +158,9 @@ def check(teacher: Teacher, expected_sha256: str | None, data_sha256: str, data:
     images that it must not know."""
     if expected_sha256 not in (None, teacher.sha256):
         raise RunError(
-            f"the teacher {teacher.where} is not the one that this training began with: weights "
-            f"{teacher.sha256[:12]}, expected {str(expected_sha256)[:12]}",
-            hint="restore it, or start another run",
+            f"the teacher {teacher.where} is not the one of the recipe (teacher_sha256), or of the training that it "
+            f"continues: weights {teacher.sha256[:12]}, expected {str(expected_sha256)[:12]}",
+            hint="restore it, or start another run without method.teacher_sha256",
         )
     if teacher.data_sha256 is None:
         return

@@ -15,6 +15,8 @@ IMAGES = 10_000  # an accuracy of two decimals is then a whole number of images
 PAPER = {
     "paper": {
         "source": "a paper, table 1",
+        "dataset": "digits",
+        "students": ["resnet8", "resnet8"],
         "epochs": 300,
         "student_error": {"baseline": 7.32, "mfef": [6.5, 5.5]},
         "fused_error": {"mfef": 5.0},

@@ -266,7 +266,7 @@ def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path(kept: Run) -> N
 def test_resolving_leaves_the_draft_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_DATA_ROOT", "/x")
     draft = load(["cifar10_resnet20", "method.name=baseline"])
-    before = Draft(draft.path, read(draft.path), draft.overridden, draft.problems, draft.notes)
+    before = Draft(draft.path, read(draft.path), draft.overridden, draft.problems, draft.notes, "fefr")
     before.tables["method"]["name"] = "baseline"
     resolve(draft)
     assert draft == before

@@ -173,3 +173,17 @@ def test_students_that_differ_stand_side_by_side_when_nothing_is_shared() -> Non
     maps = cohort(torch.randn(2, 3, 8, 8))
     assert [len(own) for own in maps] == [4, 2]
     assert [z.shape for z in cohort.logits(maps)] == [(2, 10)] * 2
+
+
+def test_two_stages_share_the_first_alone_whatever_is_asked_for() -> None:
+    """With both shared the students would be one but for their heads."""
+
+    def two() -> Backbone:
+        stages = [nn.Conv2d(3, 4, 3, 1, 1), nn.Conv2d(4, 8, 3, 2, 1)]
+        return Backbone(stages, PoolLinear(8, 5), (4, 8), (1, 2))
+
+    for share in ("low", "stem1"):
+        cohort = Cohort([two(), two()], share)
+        assert cohort.shared == 1
+        maps = cohort(torch.randn(2, 3, 8, 8))
+        assert maps[0][-1] is not maps[1][-1]

@@ -86,6 +86,8 @@ OTHER: dict[str, object] = {
     "deterministic": True,
     "about.title": "another",
     "about.paper.source": "another",
+    "about.paper.dataset": "another",
+    "about.paper.students": ["another"],
     "about.paper.epochs": 1,
     "about.paper.student_error": {"mfef": 1.5},
     "about.paper.fused_error": {"mfef": 1.5},

@@ -138,7 +138,7 @@ def test_a_run_brings_its_own_weights(teacher: Path) -> None:
 def test_what_is_neither_a_run_nor_a_network_is_refused_with_the_nearest() -> None:
     assert "method.teacher: resnet111 is no run, and no network is called 'resnet111'" in refused(*kd("resnet111"))
     assert "did you mean 'resnet110'" in refused(*kd("resnet111"))
-    assert "method.teacher: runs/x-1 is no run" in refused(*kd("runs/x-1"))
+    assert "method.teacher: there is no run at" in refused(*kd("runs/x-1"))
 
 
 def test_a_teacher_has_to_be_named() -> None:
@@ -392,7 +392,7 @@ def test_it_does_not_continue_with_a_teacher_that_was_retrained(teacher: Path) -
     before = read(run.recipe)["method"]["teacher_sha256"]
     retrain(teacher)
     after = read_json(teacher / "student.json")["weights_sha256"]
-    with pytest.raises(OkdcError, match="teacher is not the one that this training began with") as caught:
+    with pytest.raises(OkdcError, match="teacher is not the one of the recipe") as caught:
         harness.resume(run.path)
     assert before[:12] in caught.value.message
     assert after[:12] in caught.value.message
@@ -403,7 +403,7 @@ def test_nor_with_other_weights_in_the_file_that_it_was_given() -> None:
     path = as_safetensors(weights())
     run = interrupted(*kd("resnet14", f"method.weights={path}"))
     save_file({name: t + 1 for name, t in weights().items()}, path)
-    with pytest.raises(OkdcError, match="is not the one that this training began with"):
+    with pytest.raises(OkdcError, match="is not the one of the recipe"):
         harness.resume(run.path)
 
 
@@ -470,3 +470,46 @@ def test_weights_that_are_not_those_that_the_run_describes_teach_nobody(teacher:
     with pytest.raises(OkdcError, match="not the file that the run kept"):
         harness.resume(run.path)
     assert "not the file that the run kept" in refused(*kd(teacher))
+
+
+def test_a_kd_bundle_is_evaluated_although_it_does_not_say_where_its_teacher_lay(
+    teacher: Path, capsys: Captured
+) -> None:
+    run = start(*kd(teacher))
+    assert ask(capsys, "export", str(run.path), "--onnx").code == 0
+    shutil.rmtree(teacher)
+    answer = ask(capsys, "evaluate", str(run.path / "bundle"), "--json")
+    assert answer.code == 0, answer.err
+
+
+def test_every_seed_of_a_series_has_the_same_teacher(teacher: Path, capsys: Captured) -> None:
+    """A file that another takes the place of between two seeds would be told by nothing else."""
+    weights = Path("t.safetensors")
+    shutil.copy(teacher / "student.safetensors", weights)
+    words = [*kd("resnet14", "method.weights=t.safetensors"), "--seeds", "0,1", "-o", "series"]
+    assert ask(capsys, "distill", str(write_recipe()), *words).code == 0
+    shutil.rmtree("series/seed1")
+    save_file({name: tensor.clone() + 1 for name, tensor in load_file(weights).items()}, weights)
+    answer = ask(capsys, "resume", "series")
+    assert answer.code == 2
+    assert "is not the one of the recipe" in answer.err
+
+
+def test_a_teacher_that_was_taught_by_who_knows_what_is_not_passed_off_as_clean(teacher: Path) -> None:
+    weights = Path("t.safetensors")
+    shutil.copy(teacher / "student.safetensors", weights)
+    first = start(*kd("resnet14", "method.weights=t.safetensors"), out=Path("first"))
+    tell = Quiet()
+    second = start(*kd(first.path), tell=tell, out=Path("second"))
+    assert any("learned from t.safetensors, which may know the test images" in note for note in tell.notes)
+    tell = Quiet()
+    start(*kd(second.path), tell=tell, out=Path("third"))
+    assert any("learned from t.safetensors" in note for note in tell.notes)
+
+
+def test_a_teacher_is_no_way_to_make_one(teacher: Path) -> None:
+    """kd's `teacher` is a run, kdcl's a rule: the one does not stay behind when the other takes its place."""
+    run = start(*kd(teacher))
+    recipe, notes = resolve(load([str(run.recipe), "method.name=kdcl", "cohort.students=['resnet8', 'resnet8']"]))
+    assert recipe.method["teacher"] == "naive"
+    assert any("teacher" in note for note in notes)

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from okdc.errors import RecipeError, nearest
+from okdc.names import MSFE
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +78,7 @@ def build(name: str, classes: int, images: torch.Size) -> Backbone:
 def _variant(name: str) -> tuple[str, bool | None]:
     """The network's own name, and whether the extraction in its path has attention; None: there is none."""
     bare, plus, _ = name.rpartition("+")
-    for attention, suffix in ((True, "+msfe"), (False, "+msfe-da")):
+    for attention, suffix in MSFE.items():
         if plus and name == bare + suffix:
             return bare, attention
     return name, None

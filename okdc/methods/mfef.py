@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
-from okdc.blocks import MSFE, DualAttention, HierarchicalSplit, OverallFusion
+from okdc.blocks import DualAttention, HierarchicalSplit, OverallFusion
 from okdc.cohort import Cohort
 from okdc.methods.method import (
     RAMPUP,
@@ -33,6 +33,7 @@ from okdc.methods.method import (
     ramp,
     students,
 )
+from okdc.names import MSFE
 
 
 class MFEFConfig(Config):
@@ -111,7 +112,8 @@ class MFEF(Method):
     @classmethod
     def architecture(cls, name: str, config: BaseModel) -> str:
         assert isinstance(config, MFEFConfig)
-        return name + MSFE[config.attention] if config.in_path else name
+        suffix = MSFE[config.attention]
+        return name + suffix if config.in_path and not name.endswith(suffix) else name
 
     def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
         config = self.config

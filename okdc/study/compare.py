@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from okdc.recipe import Paper
 from okdc.study import alike, stats
 from okdc.study.finished import find
 from okdc.study.require import judged, parse
-from okdc.study.rows import KEPT, STUDENT0, Row, called, grouped
+from okdc.study.rows import KEPT, STUDENT, Row, called, grouped
 
 ENOUGH = 3  # seeds, below which an interval says little
 
@@ -91,7 +92,7 @@ def _facts(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
         difference = {
             "to": base.name,
             "kept": stats.paired(row.accuracy(KEPT), base.accuracy(KEPT)),
-            "student0_last_epoch": stats.paired(row.accuracy(STUDENT0), base.accuracy(STUDENT0)),
+            "student_last_epoch": stats.paired(row.accuracy(STUDENT), base.accuracy(STUDENT)),
         }
         notes += _beside(row, base, difference)
     return {
@@ -106,8 +107,12 @@ def _facts(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
         "kept": accuracy,
         "kept_standard_error_pct": round(stats.standard_error_pct(accuracy["mean_top1_pct"], _images(row)), 4),
         "heads_last_epoch": {
-            head.removeprefix("last "): stats.sample(row.accuracy(head)) for head in row.heads() if head != KEPT
+            head.removeprefix("last "): stats.sample(row.accuracy(head))
+            for head in row.heads()
+            if head not in (KEPT, STUDENT)
         },
+        "student_last_epoch": stats.sample(row.accuracy(STUDENT)),
+        "leader": row.runs[0].result.leader,
         "difference": difference,
         "params": [min(k.params for k in kept), max(k.params for k in kept)],
         "macs": [min(k.macs for k in kept), max(k.macs for k in kept)],
@@ -164,6 +169,17 @@ def _seeds(seeds: Iterable[int]) -> str:
     return f"seed{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
 
 
+def _another_cell(row: Row, paper: Paper) -> str:
+    """What of the paper's cell is not what was trained; nothing where it is the same. One student may be alone."""
+    first = row.runs[0]
+    if first.result.dataset != paper.dataset:
+        return f"data ({paper.dataset})"
+    given, count = first.recipe.cohort.students, len(first.result.students)
+    if set(given) != set(paper.students) or count not in (1, len(paper.students)):
+        return f"students ({', '.join(paper.students)})"
+    return ""
+
+
 def _paper(row: Row, notes: list[str]) -> dict[str, Any] | None:
     """The cell that the runs' recipe says a paper prints for this variant, or for the method at its defaults."""
     papers = [run.recipe.about.paper for run in row.runs]
@@ -172,6 +188,9 @@ def _paper(row: Row, notes: list[str]) -> dict[str, Any] | None:
         notes.append(f"{row.name}: its recipes name different cells of papers: none is shown")
         return None
     if paper is None or (row.variant not in paper.student_error and row.variant not in paper.fused_error):
+        return None
+    if other := _another_cell(row, paper):
+        notes.append(f"{row.name}: {paper.source} is of other {other}: not shown beside it")
         return None
     return {
         "source": paper.source,

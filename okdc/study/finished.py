@@ -52,6 +52,7 @@ class Result(Facts):
     students: Texts
     share: Literal["none", "low", "stem1"]
     teacher: Teacher | None
+    leader: int | None = None
     dataset: str
     data_sha256: str
     seed: int
@@ -86,9 +87,12 @@ class Finished:
         return self.result.seed
 
     def top1_pct(self) -> dict[str, float]:
-        """Accuracies by what they are of: `kept`, and each head at the last epoch under `last NAME`."""
+        """Accuracies by what they are of: `kept`, one `student` and, as `last NAME`, each head at the last epoch."""
         heads = self.result.heads_last_epoch_top1_pct
-        return {"kept": self.result.kept.top1_pct} | {f"last {name}": value for name, value in heads.items()}
+        one = f"student{self.result.leader or 0}"
+        return {"kept": self.result.kept.top1_pct, "student": heads[one]} | {
+            f"last {name}": value for name, value in heads.items()
+        }
 
 
 def find(paths: Sequence[Path]) -> tuple[list[Finished], list[dict[str, str]]]:
@@ -132,8 +136,9 @@ def load(path: Path) -> Finished:
     result, info = _part(run.result, Result), _part(run.info, Info)
     if result.seed != recipe.seed or result.method != recipe.method["name"] or result.epochs != recipe.optim.epochs:
         raise RunError(f"{path}: recipe.toml and result.json are not of one run: seed, method or epochs differ")
-    if "student0" not in result.heads_last_epoch_top1_pct:
-        raise RunError(f"{run.result} is damaged: heads_last_epoch_top1_pct.student0 missing")
+    one = f"student{result.leader or 0}"
+    if one not in result.heads_last_epoch_top1_pct:
+        raise RunError(f"{run.result} is damaged: heads_last_epoch_top1_pct.{one} missing")
     return Finished(path, result, info, recipe)
 
 

@@ -9,7 +9,9 @@ from okdc.errors import UsageError, nearest
 from okdc.study.alike import refuse_doubles
 from okdc.study.finished import Finished
 
-KEPT, STUDENT0 = "kept", "last student0"  # keys of Finished.top1_pct
+# Keys of Finished.top1_pct that are not heads: what is kept, and one student whom no choice has made better, the first
+# or, where a method has one, the leader.
+KEPT, STUDENT = "kept", "student"
 
 
 @dataclass(frozen=True)

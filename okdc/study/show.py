@@ -35,14 +35,15 @@ def show(facts: dict[str, Any], markdown: bool = False) -> None:
 
 def _compared(facts: dict[str, Any]) -> Drawn:
     rows, split = facts["rows"], facts["judged_on"]
-    heads = [head for head in ("student0", "fused", "ensemble") if any(head in r["heads_last_epoch"] for r in rows)]
-    headers = [f"top-1 % on {split}", "n", "seeds", "kept", *(f"{head} last" for head in heads)]
+    heads = [head for head in ("fused", "ensemble") if any(head in r["heads_last_epoch"] for r in rows)]
+    headers = [f"top-1 % on {split}", "n", "seeds", "kept", "student last", *(f"{head} last" for head in heads)]
     return headers, [
         [
             row["name"],
             str(row["n"]),
             _ranges(row["seeds"]),
             _mean(row["kept"]),
+            _mean(row["student_last_epoch"]),
             *(_mean(row["heads_last_epoch"].get(head)) for head in heads),
         ]
         for row in rows
@@ -60,13 +61,13 @@ def _differences(facts: dict[str, Any]) -> Drawn:
     def cells(found: dict[str, Any] | None) -> list[str]:
         return [_points(found), found["verdict"] if found else "no seed in common"]
 
-    headers = [f"minus {facts['baseline']}, points", "pairs", "kept (95 % interval)", "", "student0 last", ""]
+    headers = [f"minus {facts['baseline']}, points", "pairs", "kept (95 % interval)", "", "student last", ""]
     return headers, [
         [
             row["name"],
             str(found["kept"]["n"] if found["kept"] else 0),
             *cells(found["kept"]),
-            *cells(found["student0_last_epoch"]),
+            *cells(found["student_last_epoch"]),
         ]
         for row in facts["rows"]
         if (found := row["difference"])
@@ -74,13 +75,13 @@ def _differences(facts: dict[str, Any]) -> Drawn:
 
 
 def _beside_paper(facts: dict[str, Any]) -> Drawn:
-    """Errors, as papers print them, so that nobody subtracts in the head."""
+    """Errors, as papers print them, so that nobody subtracts in the head. ONE's fused one is of its gated ensemble."""
     return ["top-1 error %", "kept, here", "student, paper", "fused, here", "fused, paper"], [
         [
             row["name"],
             _mean(row["kept"], error=True),
             _printed(paper["student_error_pct"]),
-            _mean(row["heads_last_epoch"].get("fused"), error=True),
+            _mean(row["heads_last_epoch"].get("fused") or row["heads_last_epoch"].get("gated"), error=True),
             _printed(paper["fused_error_pct"]),
         ]
         for row in facts["rows"]
@@ -95,7 +96,8 @@ def _what_it_says(facts: dict[str, Any]) -> list[str]:
     ends = [pick(row["kept_standard_error_pct"] for row in rows) for pick in (min, max)]
     error = " to ".join(dict.fromkeys(f"{end:.2f}" for end in ends))
     found = [
-        f"kept: {_how_kept(facts)}: what is exported; last: at the last epoch; "
+        f"kept: {_how_kept(facts)}: what is exported; last: at the last epoch, of the "
+        "students the first, or the leader where there is one; "
         "± is the standard deviation over n seeds, one training each",
         f"{facts['dataset']}, {facts['epochs']} epochs, seeds {seeds}, all judged on the same {images}: one accuracy "
         f"on them has a standard error of {error} points (binomial), which more seeds do not make smaller",

@@ -86,6 +86,7 @@ def apply(settings: Settings, deterministic: bool) -> None:
     torch.set_num_threads(settings.threads)
     if settings.device == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
+        torch.backends.cudnn.allow_tf32 = settings.dtype != "float32"  # who asks for float32 gets its 24 bits
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from safetensors.torch import save as to_safetensors
 
+from okdc import cost
 from okdc.build import Job
 from okdc.cohort import Backbone
 from okdc.data.images import rule
@@ -22,7 +23,7 @@ def candidates(job: Job) -> list[int]:
     if keep == "best":
         return list(range(count)) if job.method.leader is None else [job.method.leader]
     if keep == "smallest":
-        return [min(range(count), key=lambda k: sum(p.numel() for p in cohort.backbone(k).parameters()))]
+        return [min(range(count), key=lambda k: (cost.params(cohort.backbone(k)), k != job.method.leader))]
     return [keep]
 
 

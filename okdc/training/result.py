@@ -39,6 +39,7 @@ def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any
         "students": [student.architecture for student in cohort.backbones()],
         "share": cohort.share,
         "teacher": job.teacher,
+        "leader": job.method.leader,
         "dataset": job.recipe.data.name,
         "seed": job.recipe.seed,
         "recipe_sha256": job.recipe.sha256(),

@@ -14,7 +14,8 @@ from typing import Any
 from okdc import reopen
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.machine import differences
-from okdc.recipe import Recipe
+from okdc.names import TEACHER
+from okdc.recipe import Recipe, read
 from okdc.run import Run, refuse_taken
 from okdc.series import Series
 from okdc.talk import Listener
@@ -88,7 +89,7 @@ def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Lis
                 tell.note(f"seed {seed}: {number} of {len(series.seeds)}")
                 try:
                     if state is None:
-                        one = recipe.model_copy(update={"seed": seed})
+                        one = recipe.model_copy(update={"seed": seed, "method": recipe.method | _teacher(series)})
                         engine.start(one, series.path.name, run.path, provenance, tell)
                     else:
                         engine.resume(run, tell, data_root)
@@ -102,6 +103,14 @@ def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Lis
             raise Interrupted(f"{name}: {series.path} can be continued", exit_code=code, hint=go_on) from None
         except DiskError as error:
             raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
+
+
+def _teacher(series: Series) -> dict[str, str]:
+    """Which teacher the seeds before had, so that another in its place is refused."""
+    for seed in series.seeds:
+        if series.state_of(seed) is not None and (known := read(series.run(seed).recipe)["method"].get(TEACHER)):
+            return {TEACHER: known}
+    return {}
 
 
 class _Once:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from okdc.backbones.parts import PoolLinear
+from okdc.blocks import MatrixPool
 from okdc.cohort import Backbone
-from okdc.deploy.plain import MatrixPool, plain
+from okdc.deploy.plain import plain
 
 
 @pytest.mark.parametrize("target", [(7, 7), (1, 1), (3, 2), (5, 8)])

@@ -77,7 +77,7 @@ def test_kept_and_the_last_epochs_heads_are_never_mixed() -> None:
     assert row["kept"]["mean_top1_pct"] == 91.0
     assert {head: of["mean_top1_pct"] for head, of in row["heads_last_epoch"].items()} == heads
     assert row["difference"]["kept"]["mean_points"] == 2.5
-    assert row["difference"]["student0_last_epoch"]["mean_points"] == 1.0
+    assert row["difference"]["student_last_epoch"]["mean_points"] == 1.0
 
 
 def test_differences_are_paired_by_seed_and_the_unmatched_are_named() -> None:

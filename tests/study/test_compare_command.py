@@ -20,7 +20,8 @@ FACTS = {
 }  # fmt: skip
 ROW = {
     "name", "variant", "method", "students", "share", "teachers_sha256", "n", "seeds", "kept",
-    "kept_standard_error_pct", "heads_last_epoch", "difference", "params", "macs", "seconds_mean", "paper", "runs",
+    "kept_standard_error_pct", "heads_last_epoch", "student_last_epoch",
+    "leader", "difference", "params", "macs", "seconds_mean", "paper", "runs",
 }  # fmt: skip
 
 
@@ -108,7 +109,18 @@ def test_a_number_that_was_used_to_choose_flatters_and_is_said_to(capsys: Captur
 
 
 def test_the_json_keys_are_these(capsys: Captured) -> None:
-    two(recipe={"about": {"paper": {"source": "a paper", "student_error": {"fefr": 5.0}}}})
+    two(
+        recipe={
+            "about": {
+                "paper": {
+                    "source": "a paper",
+                    "dataset": "digits",
+                    "students": ["resnet8", "resnet8"],
+                    "student_error": {"fefr": 5.0},
+                }
+            }
+        }
+    )
     answer = ask(capsys, "compare", "--json", "--require", "fefr>baseline")
     nothing_went_wrong(answer)
     assert answer.err == ""
@@ -118,8 +130,8 @@ def test_the_json_keys_are_these(capsys: Captured) -> None:
     base, fefr = facts["rows"]
     assert set(fefr["kept"]) == set(fefr["heads_last_epoch"]["student0"]) == SAMPLE
     assert fefr["kept"]["top1_pct_by_seed"] == {"0": 92.0, "1": 92.1, "2": 92.3}
-    assert set(fefr["difference"]) == {"to", "kept", "student0_last_epoch"}
-    assert set(fefr["difference"]["kept"]) == set(fefr["difference"]["student0_last_epoch"]) == DIFFERENCE
+    assert set(fefr["difference"]) == {"to", "kept", "student_last_epoch"}
+    assert set(fefr["difference"]["kept"]) == set(fefr["difference"]["student_last_epoch"]) == DIFFERENCE
     assert set(fefr["paper"]) == {"source", "epochs", "student_error_pct", "fused_error_pct"}
     assert set(fefr["runs"][0]) == {"run", "seed", "seconds", "kept"}
     assert base["difference"] is base["paper"] is None

@@ -336,6 +336,7 @@ def test_result_json_holds_these_facts() -> None:
         "students",
         "share",
         "teacher",
+        "leader",
         "dataset",
         "data_sha256",
         "seed",
