@@ -204,6 +204,7 @@ class Series:
     def next_step(self) -> str:
         """The command after a series: methods side by side where several share its setting, else its best run."""
         mine, methods, folders, others = _setting(read(self.recipe)), set(), [], 0
+        trained: list[tuple[str, int]] = []
         for run in runs(self.path.parent):
             with contextlib.suppress(OkdcError):  # a damaged run beside it is no reason to stop here
                 if run.state != "complete":
@@ -211,10 +212,12 @@ class Series:
                 tables, whole = read(run.recipe), owner(run)
                 if _setting(tables) == mine:
                     methods.add(tables.get("method", {}).get("name"))
+                    result = read_json(run.result, "variant", "seed")
+                    trained.append((result["variant"], result["seed"]))
                     folders.append(str(whole.path if whole else run.path))
                 else:
                     others += 1
-        if len(methods) > 1:
+        if len(methods) > 1 and len(set(trained)) == len(trained):  # of two runs of one seed a comparison takes neither
             return f"okdc compare {' '.join(dict.fromkeys(folders)) if others else self.path.parent}"
         chosen = best(self.path)
         return f"okdc profile {chosen.path}" if chosen else "okdc distill"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from okdc.files import read_json
@@ -20,18 +20,17 @@ BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(encoding=
 # Set-up, which the reader does once and the continuous integration does for real; running the tests here would not end.
 SET_UP = ("python3 -m venv .venv", ". .venv/bin/activate", "pip install", "pytest")
 
-pytestmark = pytest.mark.xdist_group("readme")
-
 
 def _commands() -> list[str]:
     parts = [part.strip() for block in BLOCKS for line in block.splitlines() for part in line.split("&&")]
     return [part for part in parts if part and not part.startswith(SET_UP)]
 
 
-@pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+Played = dict[str, "subprocess.CompletedProcess[str]"]
+
+
+def play(folder: Path) -> Played:
     """The commands' results, by command."""
-    folder = tmp_path_factory.mktemp("readme")
     for name in ("recipes", "export"):
         (folder / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
@@ -65,14 +64,27 @@ def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
     assert "pip install '.[test]' && pytest" in tests[0]
 
 
-def test_every_command_of_the_readme_works(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def test_every_command_of_the_readme_works_and_does_what_it_says(tmp_path: Path) -> None:
+    """One test: the commands take minutes, and two workers would play them twice."""
     assert len(set(_commands())) >= 10, "the README's blocks were found"
+    played = play(tmp_path)
     assert set(played) == set(_commands())
     assert all(done.returncode == 0 for done in played.values())
     assert not any("Traceback" in done.stderr for done in played.values())
+    the_main_job_makes_a_real_student(played)
+    every_loss_term_of_the_main_job_falls(played)
+    each_command_names_the_next(played)
+    the_methods_are_compared(played)
 
 
-def test_the_main_job_makes_a_real_student(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def the_methods_are_compared(played: Played) -> None:
+    """Two methods, two seeds: a row each, and an interval or the word that there is none worth the name."""
+    out = played["okdc compare study"].stdout
+    assert {"baseline", "fefr"} <= {line.split(" ")[0] for line in out.splitlines()}
+    assert "95 % interval" in out
+
+
+def the_main_job_makes_a_real_student(played: Played) -> None:
     run = Path(str(played["okdc distill"].args)) / "runs" / "digits_resnet8-1"
     result = read_json(run / "result.json")
     assert result["judged_on"] == "test"
@@ -83,10 +95,8 @@ def test_the_main_job_makes_a_real_student(played: dict[str, subprocess.Complete
     assert report["top1_pct"]["onnx"] == result["kept"]["top1_pct"]
 
 
-def test_every_loss_term_of_the_main_job_falls(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def every_loss_term_of_the_main_job_falls(played: Played) -> None:
     """From the epoch on in which the ramp has reached 1: before it, distillation's terms grow with their weight."""
-    import json
-
     log = Path(str(played["okdc distill"].args)) / "runs" / "digits_resnet8-1" / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     full = next(i for i, row in enumerate(rows) if row["epoch"] > len(rows) * 80 / 300)
@@ -97,6 +107,6 @@ def test_every_loss_term_of_the_main_job_falls(played: dict[str, subprocess.Comp
         assert late < early, term
 
 
-def test_each_command_names_the_next(played: dict[str, subprocess.CompletedProcess[str]]) -> None:
+def each_command_names_the_next(played: Played) -> None:
     for command in ("okdc distill", "okdc profile", "okdc export --onnx", "okdc recipes"):
         assert "next: " in played[command].stderr, command
