@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from okdc.data.datasets import Dataset
-from okdc.recipe import Data
 from okdc.seeds import generator
 
 EVAL_BATCH = 500  # of every evaluation; part of what a recorded accuracy means, so parity takes the same
@@ -44,15 +43,6 @@ class Batches(Protocol):
     def steps(self) -> int: ...
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
     def close(self) -> None: ...
-
-
-def of(dataset: Dataset, data: Data, batch_size: int, normalise: Normalise, seed: int, workers: int) -> Batches:
-    """The training batches of a data set, by where its images are: in memory, or in files, which `workers` decode."""
-    if dataset.files is not None:
-        from okdc.data.streaming import StreamBatches  # torchvision takes seconds to import
-
-        return StreamBatches(dataset, batch_size, data.flip, normalise, seed, workers)
-    return TrainBatches(dataset, batch_size, data.crop_padding, data.flip, normalise, seed)
 
 
 class Normalise:

@@ -24,8 +24,8 @@ import torch
 
 from okdc import build, reopen
 from okdc.build import Job
-from okdc.data import batches as batching
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
+from okdc.data.feed import batches_of
 from okdc.errors import DeviceError, RunError
 from okdc.files import read_json, write_json
 from okdc.machine import differences
@@ -141,7 +141,7 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
     assert recipe.data.mean is not None
     assert recipe.data.std is not None
     normalise = Normalise(recipe.data.mean, recipe.data.std, settings.torch_device, settings.torch_memory_format)
-    batches = batching.of(dataset, recipe.data, recipe.optim.batch_size, normalise, recipe.seed, settings.workers)
+    batches = batches_of(dataset, recipe.data, recipe.optim.batch_size, normalise, recipe.seed, settings.workers)
     steps, epochs = batches.steps, recipe.optim.epochs
     whole = steps * epochs
     progress = torch.zeros((), device=settings.torch_device)

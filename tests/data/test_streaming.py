@@ -21,8 +21,9 @@ from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
 from okdc.data import images, ondemand
-from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, of, order
+from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, order
 from okdc.data.datasets import divide, folder
+from okdc.data.feed import batches_of
 from okdc.data.imagenet import imagenet
 from okdc.data.streaming import StreamBatches, augmented
 from okdc.errors import DataError
@@ -149,8 +150,8 @@ def test_reading_batches_leaves_the_global_generator_alone(tree: Path) -> None:
 
 def test_the_kind_of_a_data_set_picks_its_batches(tree: Path) -> None:
     data = Data(name="imagenet", root=str(tree), image_size=SIZE)
-    assert isinstance(of(imagenet(tree, SIZE), data, 8, RAW, 0, 0), StreamBatches)
-    assert isinstance(of(folder(tree, SIZE), data, 8, RAW, 0, 0), TrainBatches)
+    assert isinstance(batches_of(imagenet(tree, SIZE), data, 8, RAW, 0, 0), StreamBatches)
+    assert isinstance(batches_of(folder(tree, SIZE), data, 8, RAW, 0, 0), TrainBatches)
 
 
 # --- evaluation
