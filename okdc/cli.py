@@ -151,7 +151,7 @@ def export(
 ) -> None:
     """Export the kept student to ONNX and prove it equal."""
     if not onnx:
-        raise UsageError("no format was named", hint="okdc export --onnx")
+        raise UsageError("no format was named", hint=f"okdc export {run} --onnx" if run else "okdc export --onnx")
     from okdc.run import Run
 
     chosen = Run.open(run) if run else Run.newest("complete")

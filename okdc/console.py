@@ -103,7 +103,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
     drawn = Table(title=escape(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for i, header in enumerate(headers):
         numeric = any(row[i][:1].isdigit() for row in rows if row[i])
-        drawn.add_column(escape(header), justify="right" if numeric else "left", no_wrap=not _out.is_terminal)
+        # Folded where a terminal is too narrow: a number or a path that ends in dots is none.
+        drawn.add_column(
+            escape(header), justify="right" if numeric else "left", no_wrap=not _out.is_terminal, overflow="fold"
+        )
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
     if _out.is_terminal:

@@ -28,6 +28,7 @@ from okdc.files import read_json
 from okdc.kept import square
 from okdc.machine import processor
 from okdc.methods.method import Method
+from okdc.names import TEACHER
 from okdc.recipe import Recipe, load
 from okdc.resolve import resolve
 from okdc.run import Run, runs
@@ -164,7 +165,7 @@ def _of_run(run: Run, tell: Listener) -> list[Subject]:
     size = recipe.data.image_size
     cohort, _ = build.cohort(recipe, square(size), classes)
     subjects = [
-        Subject(f"student{k}", "student", student.architecture, student, size, classes, export=True)
+        Subject(f"student{k}", "student", student.architecture, student.eval(), size, classes, export=True)
         for k, student in enumerate(cohort.backbones())
     ]
     try:
@@ -190,6 +191,8 @@ def _bundled(run: Run, facts: dict[str, Any]) -> bytes | None:
 def _whole(recipe: Recipe, classes: int) -> Subject:
     size = recipe.data.image_size
     teacher = build.teacher(recipe, square(size), classes)
+    if teacher and recipe.method.get(TEACHER) not in (None, teacher.sha256):
+        raise RunError(f"{teacher.where} is another teacher now than the one that taught")
     method, _ = build.method(recipe, square(size), classes, teacher.network if teacher else None)
     name = f"training ({recipe.method['name']})"
     return Subject(name, "training", name, _Heads(method).eval(), size, classes)

@@ -62,6 +62,8 @@ class OKDDip(Method):
         self.temperature, self.rampup = config.temperature, config.rampup
         self.leader = len(cohort.students) - 1
         self.notes = (f"the leader is student{self.leader}: keep='best' keeps its best epoch",)
+        if self.leader == 1:
+            self.notes += ("its one peer has nobody to attend to but itself: three students make two peers",)
         inner = max(widths[0] // config.factor, 1)
         self.query = nn.Linear(widths[0], inner, bias=False)
         self.key = nn.Linear(widths[0], inner, bias=False)

@@ -121,7 +121,7 @@ def _unshared(runs: Sequence[Finished]) -> list[str]:
     if not sharing or not told:
         return []
     return [
-        f"{', '.join(sorted(sharing))} shared stages, {', '.join(sorted(told))} was told to share none: "
+        f"{', '.join(sorted(sharing))} shared stages, {', '.join(sorted(told))} with cohort.share=none: "
         "between them the sharing differs too"
     ]
 

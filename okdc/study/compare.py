@@ -7,6 +7,7 @@ is what ships; the heads are read at the last epoch. Every number is of the spli
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -64,7 +65,8 @@ def next_step(facts: Mapping[str, Any]) -> str:
         if (folder.parent / "series.json").is_file():  # its recipe is of no seed: a seed's has that one's mean
             folder = folder.parent
         recipe = folder / "recipe.toml"
-        return f"okdc distill {recipe} --seeds {','.join(map(str, missing))}"
+        beside = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
+        return f"okdc distill {recipe} --seeds {','.join(map(str, missing))} -o {beside}"
     # By validation: the test accuracies of this table would choose on the test split.
     run = max((run for row in rows for run in row["runs"]), key=lambda run: run["kept"]["val_top1_pct"] or 0.0)
     return f"okdc export {run['run']} --onnx"

@@ -56,6 +56,8 @@ def _name(run: Finished, runs: Iterable[Finished]) -> str:
     siblings = [other.result for other in runs if other.result.method == mine.method]
     if len({other.share for other in siblings}) > 1:
         name += f", share={mine.share}"
+    if mine.teacher and len({other.teacher.weights_sha256 for other in siblings if other.teacher}) > 1:
+        name += f", teacher {mine.teacher.architecture} {mine.teacher.weights_sha256[:8]}"
     if len({other.students for other in siblings if len(other.students) == len(mine.students)}) > 1:
         name += f", {' + '.join(mine.students)}"
     return name

@@ -233,6 +233,8 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
         (k,) = keep.candidates(job)
         at.best = keep.record(at.epoch, k, None, method.cohort.backbone(k))
     keep.write_student(run, job, at.best)
+    split, rows = dataset.final_split
+    tell.note(f"judging on the {len(rows):,} {split} images, in float32")
     found = result.judge(job, run, batches, at.seconds)
     measured = {"judged_on": found["judged_on"], "images": found["images"], "top1_pct": found["kept"]["top1_pct"]}
     write_json(run.student, read_json(run.student) | measured)

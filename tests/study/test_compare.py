@@ -312,7 +312,7 @@ def test_methods_that_share_nothing_stand_beside_those_that_do() -> None:
 def test_a_method_told_to_share_nothing_beside_one_that_shared_is_noted() -> None:
     make_row("runs", "fefr", [92.0], share="low")
     make_row("runs", "ffl", [92.0], share="none")
-    assert any(note.startswith("fefr shared stages, ffl was told to share none") for note in compared("runs")["notes"])
+    assert any(note.startswith("fefr shared stages, ffl with cohort.share=none") for note in compared("runs")["notes"])
 
 
 def test_two_runs_of_one_variant_and_seed_are_refused_with_both_paths() -> None:
@@ -353,13 +353,15 @@ def test_what_differs_beside_the_budget_is_noted(more: dict[str, Any], said: str
     assert any(said.replace("in runs/a;", "in runs/a, runs/base;") in note or said in note for note in notes), notes
 
 
-def test_another_teacher_within_a_variant_is_noted() -> None:
+def test_students_of_different_teachers_are_different_rows() -> None:
+    """Their mean would be that of two experiments."""
     for seed in range(2):
         teacher = {"architecture": "resnet56", "weights_sha256": str(seed) * 64}
         make_run(f"runs/{seed}", "kd", seed, result={"teacher": teacher})
     facts = compared("runs")
-    assert row_of(facts, "kd")["teachers_sha256"] == ["0" * 64, "1" * 64]
-    assert any(note.startswith("kd: the teacher differs: resnet56 000000000000 in runs/0; ") for note in facts["notes"])
+    for seed in range(2):
+        row = row_of(facts, f"kd, teacher resnet56 {str(seed) * 8}")
+        assert (row["n"], row["teachers_sha256"]) == (1, [str(seed) * 64])
 
 
 # --- finding the runs
@@ -568,7 +570,10 @@ def test_a_row_is_not_compared_with_itself_and_a_variant_of_several_rows_is_ambi
 def test_more_seeds_come_next_where_a_row_has_few() -> None:
     make_row("runs", "baseline", {4: 90.0, 5: 90.0, 6: 90.0})
     make_row("runs", "fefr", {5: 90.0})
-    assert next_step(compared("runs")) == "okdc distill runs/fefr-5/recipe.toml --seeds 4,6"
+    asked = "okdc distill runs/fefr-5/recipe.toml --seeds 4,6 -o runs/fefr-5"
+    assert next_step(compared("runs")) == f"{asked}-2"
+    Path("runs/fefr-5-2").mkdir()
+    assert next_step(compared("runs")) == f"{asked}-3", "where the comparison of this folder finds them"
 
 
 def test_the_export_that_comes_next_is_chosen_on_validation() -> None:
