@@ -21,7 +21,9 @@ from okdc.files import read_json
 from okdc.recipe import Recipe, load
 from okdc.resolve import resolve
 from okdc.run import Run
+from okdc.series import Series
 from okdc.training import checkpoint, device, engine
+from okdc.training import series as training
 from okdc.training.engine import Position
 
 TEXT = """
@@ -175,10 +177,20 @@ def in_child(die_at: int | None, after_s: float | None, path: Path, *words: str)
 
     It is killed as a power cut would: before its `die_at`th write or rename reaches the disk, or after `after_s`.
     """
+    return _in_process(_child, (die_at, path.absolute(), words), after_s)
+
+
+def series_in_child(die_at: int, path: Path, seeds: tuple[int, ...]) -> int:
+    """The same of a series."""
+    return _in_process(_series_child, (die_at, path.absolute(), seeds), None)
+
+
+def _in_process(target: Callable[..., None], args: tuple[object, ...], after_s: float | None) -> int:
+    """`target` is of this module: a child finds those of test modules only where the checkout is on its path."""
     context = multiprocessing.get_context("forkserver")
     # A child starts in no time where all that a training imports, in the end, is there.
-    context.set_forkserver_preload(["okdc.training.engine", "sklearn.datasets", "torch._dynamo"])
-    process = context.Process(target=_child, args=(die_at, path.absolute(), words))
+    context.set_forkserver_preload(["okdc.training.series", "sklearn.datasets", "torch._dynamo"])
+    process = context.Process(target=target, args=args)
     process.start()
     process.join(after_s)
     if process.is_alive() and after_s is not None:
@@ -191,8 +203,25 @@ def in_child(die_at: int | None, after_s: float | None, path: Path, *words: str)
 
 
 def _child(die_at: int | None, path: Path, words: tuple[str, ...]) -> None:
+    _mortal(die_at, path.parent)
+    if (path / "run.json").exists():
+        resume(path)
+    else:
+        start(*words, out=path)
+
+
+def _series_child(die_at: int, path: Path, seeds: tuple[int, ...]) -> None:
+    _mortal(die_at, path.parents[1])
+    if Series.is_at(path):
+        training.resume(Series.open(path), {}, Quiet())
+    else:
+        training.start(recipe(), seeds, "tiny", path, {}, Quiet())
+
+
+def _mortal(die_at: int | None, folder: Path) -> None:
+    """Let this process, in `folder`, die before its `die_at`th write or rename."""
     torch.set_num_threads(1)
-    os.chdir(path.parent)
+    os.chdir(folder)
     left = die_at or 0
 
     def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -207,7 +236,3 @@ def _child(die_at: int | None, path: Path, words: tuple[str, ...]) -> None:
 
     os.fsync = deadly(os.fsync)
     Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
-    if (path / "run.json").exists():
-        resume(path)
-    else:
-        start(*words, out=path)

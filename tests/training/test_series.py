@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from asking import Answer, ask, write_tree
-from harness import CALLS, Quiet, outcome, recipe, signalled, uninterrupted, write_recipe
+from harness import CALLS, Quiet, outcome, series_in_child, signalled, uninterrupted, write_recipe
 
 from okdc import console
 from okdc.build import Job
@@ -23,7 +22,6 @@ from okdc.files import read_json, write_json
 from okdc.run import Run
 from okdc.series import Series
 from okdc.training import engine, result
-from okdc.training import series as training
 
 Captured = pytest.CaptureFixture[str]
 SEEDS = (0, 1, 2)
@@ -341,33 +339,7 @@ def test_ctrl_c_while_a_seed_is_judged_is_continued(capsys: Captured, monkeypatc
 # --- death
 
 
-def _mortal(die_at: int, folder: str) -> None:
-    """Start the series, or continue it where it was begun; die before the `die_at`th write or rename."""
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    left = die_at
-
-    def deadly(call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*args: Any) -> Any:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return call(*args)
-
-        return wrapped
-
-    os.fsync = deadly(os.fsync)
-    Path.replace = deadly(Path.replace)  # type: ignore[method-assign]
-    if Series.is_at(PATH):
-        training.resume(Series.open(PATH), {}, Quiet())
-    else:
-        training.start(recipe(), SEEDS, "tiny", PATH, {}, Quiet())
-
-
 def test_a_series_killed_at_any_write_loses_no_exactness() -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["okdc.training.series", "sklearn.datasets", "torch._dynamo"])
     choose = random.Random(3)
     codes: list[int] = []
     while not codes or codes[-1]:
@@ -375,12 +347,8 @@ def test_a_series_killed_at_any_write_loses_no_exactness() -> None:
             (PATH / "recipe.toml").unlink(missing_ok=True)  # killed while it was being made: nothing to continue
             for path in PATH.iterdir():
                 path.unlink()
-        process = context.Process(target=_mortal, args=(choose.randint(12, 60), str(Path.cwd())))
-        process.start()
-        process.join()
-        assert process.exitcode is not None
-        codes.append(process.exitcode)
-        process.close()
+        codes.append(series_in_child(choose.randint(12, 60), PATH, SEEDS))
+        assert codes[-1] in (0, -signal.SIGKILL)
     assert set(codes) == {0, -signal.SIGKILL}
     assert len(codes) > 4
     assert equal_to_runs_alone()
