@@ -212,8 +212,7 @@ class Series:
                 tables, whole = read(run.recipe), owner(run)
                 if _setting(tables) == mine:
                     methods.add(tables.get("method", {}).get("name"))
-                    result = read_json(run.result, "variant", "seed")
-                    trained.append((result["variant"], result["seed"]))
+                    trained.append((json.dumps(tables.get("method"), sort_keys=True), tables.get("seed", 0)))
                     folders.append(str(whole.path if whole else run.path))
                 else:
                     others += 1

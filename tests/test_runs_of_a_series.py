@@ -352,6 +352,7 @@ def test_what_follows_a_series_is_a_comparison_where_there_are_several_methods()
     finish(Run.create("shorter", shorter.text(), {"started_at": "2"}))
     assert series.next_step == "okdc compare runs/other-1 runs/digits-1"
     finish(Run.create("again", recipe().text(), {"started_at": "3"}))
+    assert series.next_step.startswith("okdc profile"), "two runs of one method and seed are not compared"
     alone = Series.create("shorter", shorter, (0,), {"settings": SETTINGS})
     finish(Run.create("x", shorter.text(), {"started_at": "4"}, alone.run(0).path))
     assert alone.next_step == "okdc profile runs/shorter-2/seed0"
