@@ -21,6 +21,7 @@ from okdc.errors import RecipeError, RunError
 from okdc.names import TEACHER
 from okdc.recipe import read
 from okdc.run import Run
+from okdc.series import Series
 
 # What decides which images a run has trained on; two runs that agree on it have held out the same ones.
 SPLIT = ("val_fraction",)
@@ -68,7 +69,7 @@ def load(where: str, weights: str | None, classes: int | None, images: torch.Siz
         if weights is not None:
             raise RecipeError("method.weights: a run brings its own; it belongs to a network's name")
         return _of_run(Run.open(folder))
-    if (folder / "series.json").is_file():
+    if Series.is_at(folder):
         raise RecipeError(f"method.teacher: {where} is a series of runs", hint=f"name one of them: {folder / 'seed0'}")
     if len(folder.parts) > 1 or (folder.is_dir() and not backbones.is_name(where)):
         raise RunError(
@@ -119,7 +120,7 @@ def _of_run(run: Run) -> Teacher:
     if run.state != "complete":
         raise RunError(f"method.teacher: {run.path} is {run.state}, not complete: it kept no student")
     network, facts = kept.load(run)
-    found = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    found = kept.weights_sha256(run)
     if found != facts["weights_sha256"]:
         raise RunError(
             f"method.teacher: {run.weights} is not the file that the run kept: sha256 {found[:12]}, expected "

@@ -9,18 +9,16 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from okdc import build, reopen
+from okdc import build, kept, reopen
 from okdc.data import datasets
-from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.deploy import recorded, sides
 from okdc.deploy.bundle import MANIFEST
@@ -52,12 +50,9 @@ def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
     for note in notes:
         tell.note(note)
     dataset = reopen.data_of(run, recipe, tell)
-    rule = facts["preprocessing"]
     rows = _judging_rows(dataset, result["judged_on"], result["images"], str(run.path), tell)
-    with torch.inference_mode():
-        batches = eval_batches(dataset, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH)
-        answers = _collected((network(images).float(), labels) for images, labels in batches)
-    report = _report(answers, facts["classes"], result["kept"]["top1_pct"], str(run.path))
+    logits, labels = kept.answers(network, facts, dataset, rows)
+    report = _report((logits.numpy(), labels.numpy()), facts["classes"], result["kept"]["top1_pct"], str(run.path))
     about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result["judged_on"]}
     return {"schema": 1, **about, "architecture": facts["architecture"], **report}
 
@@ -153,11 +148,6 @@ def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Li
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What they answered
-
-
-def _collected(parts: Iterable[tuple[Tensor, Tensor]]) -> Answers:
-    pairs = [(logits.numpy(), labels.numpy()) for logits, labels in parts]
-    return np.concatenate([z for z, _ in pairs]), np.concatenate([y for _, y in pairs])
 
 
 def _report(answers: Answers, classes: Sequence[str], expected_pct: float, where: str) -> dict[str, Any]:

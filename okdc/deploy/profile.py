@@ -163,15 +163,20 @@ def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
 def _of_run(run: Run, tell: Listener) -> list[Subject]:
     (recipe, _), classes = reopen.recipe_of(run), len(run.facts("classes")["classes"])
     size = recipe.data.image_size
-    cohort, _ = build.cohort(recipe, square(size), classes)
-    subjects = [
-        Subject(f"student{k}", "student", student.architecture, student.eval(), size, classes, export=True)
-        for k, student in enumerate(cohort.backbones())
-    ]
+    whole: list[Subject] = []
     try:
-        subjects.append(_whole(recipe, classes))
+        whole.append(_whole(recipe, classes))
     except (RecipeError, RunError) as error:  # a teacher that is gone: what it taught can be counted all the same
         tell.note(f"the training as a whole is not counted: {error.message}")
+        cohort = build.cohort(recipe, square(size), classes)[0].eval()
+    else:
+        assert isinstance(whole[0].module, _Heads)
+        cohort = whole[0].module.method.cohort
+    subjects = [
+        Subject(f"student{k}", "student", student.architecture, student, size, classes, export=True)
+        for k, student in enumerate(cohort.backbones())
+    ]
+    subjects += whole
     if run.state == "complete":
         network, facts = kept.load(run)
         name, model = f"kept (student{facts['student']})", _bundled(run, facts)

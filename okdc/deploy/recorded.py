@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from okdc import kept
@@ -23,7 +22,7 @@ def student(run: Run, check: str, purpose: str) -> tuple[Backbone, dict[str, Any
         raise RunError(f"{run.path} is {run.state}, not complete: there is no student to {purpose}", hint=hint)
     network, facts = kept.load(run)
     result = read_json(run.result, "weights_sha256", "kept", "judged_on", "images")
-    weights = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    weights = kept.weights_sha256(run)
     if not weights == facts["weights_sha256"] == result["weights_sha256"]:
         raise CheckFailed(
             check,

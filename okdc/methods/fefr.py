@@ -17,24 +17,11 @@ from torch import Tensor, nn
 
 from okdc.blocks import DualAttention, OverallFusion, match, written
 from okdc.cohort import Backbone, Cohort
-from okdc.methods.method import (
-    RAMPUP,
-    Config,
-    Method,
-    Rampup,
-    Step,
-    Temperature,
-    at_least_two,
-    full_precision,
-    mutual,
-    ramp,
-)
+from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, mutual, ramp
 
 
-class FEFRConfig(Config):
+class FEFRConfig(RampedConfig):
     name: Literal["fefr"]
-    temperature: Temperature = 3.0  # MFEF section 4.1
-    rampup: Rampup = RAMPUP
     detach_features: bool = False  # FFL's code lets the fused classifier train the students' features too
     taps: Annotated[tuple[int, int, int], Field(strict=False)] = (-3, -2, -1)  # indices into a student's maps
     match: Literal["patch", "conv3x3_s2", "pool1x1"] = "patch"

@@ -16,24 +16,11 @@ from torch import Tensor, nn
 
 from okdc.blocks import OverallFusion
 from okdc.cohort import Cohort
-from okdc.methods.method import (
-    RAMPUP,
-    Config,
-    Method,
-    Rampup,
-    Step,
-    Temperature,
-    at_least_two,
-    full_precision,
-    mutual,
-    ramp,
-)
+from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, mutual, ramp
 
 
-class FFLConfig(Config):
+class FFLConfig(RampedConfig):
     name: Literal["ffl"]
-    temperature: Temperature = 3.0
-    rampup: Rampup = RAMPUP
     detach_features: bool = False
 
 

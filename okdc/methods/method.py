@@ -17,14 +17,20 @@ from torch import Tensor, nn
 from okdc.cohort import Cohort
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rampup = Annotated[float, Field(ge=0, le=1)]  # as a fraction of the run; 0: no ramp
-RAMPUP = 80 / 300  # MFEF section 4.1: α = 80 of 300 epochs
 
 
 class Config(BaseModel):
     """Base of a method's recipe table: strict about keys and types."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class RampedConfig(Config):
+    """Of a method whose students teach each other from the start, when they have little to teach."""
+
+    name: str
+    temperature: Temperature = 3.0  # MFEF section 4.1
+    rampup: Annotated[float, Field(ge=0, le=1)] = 80 / 300  # MFEF section 4.1, as a fraction of the run; 0: no ramp
 
 
 class Step(NamedTuple):

@@ -19,29 +19,14 @@ from torch import Tensor, nn
 
 from okdc.blocks import DualAttention, HierarchicalSplit, OverallFusion
 from okdc.cohort import Cohort
-from okdc.methods.method import (
-    RAMPUP,
-    Config,
-    Method,
-    Rampup,
-    Step,
-    Temperature,
-    at_least_two,
-    full_precision,
-    kl,
-    mutual,
-    ramp,
-    students,
-)
+from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, kl, mutual, ramp, students
 from okdc.names import MSFE
 
 
-class MFEFConfig(Config):
+class MFEFConfig(RampedConfig):
     """The cases of table 5: A no switch; B msfe, in_path; C distill; D msfe, distill; E msfe, attention, distill."""
 
     name: Literal["mfef"]
-    temperature: Temperature = 3.0  # section 4.1
-    rampup: Rampup = RAMPUP
     detach_features: bool = False  # FFL's code lets the fused classifier train the students' features too
     msfe: bool = True
     attention: bool = True

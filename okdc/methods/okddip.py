@@ -16,25 +16,11 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from okdc.cohort import Cohort
-from okdc.methods.method import (
-    RAMPUP,
-    Config,
-    Method,
-    Rampup,
-    Step,
-    Temperature,
-    at_least_two,
-    full_precision,
-    kl,
-    ramp,
-    students,
-)
+from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, kl, ramp, students
 
 
-class OKDDipConfig(Config):
+class OKDDipConfig(RampedConfig):
     name: Literal["okddip"]
-    temperature: Temperature = 3.0
-    rampup: Rampup = RAMPUP
     factor: Annotated[int, Field(ge=1)] = 8  # queries and keys have 1/factor of the feature's channels
 
 

@@ -14,25 +14,11 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from okdc.cohort import Cohort
-from okdc.methods.method import (
-    RAMPUP,
-    Config,
-    Method,
-    Rampup,
-    Step,
-    Temperature,
-    at_least_two,
-    full_precision,
-    kl,
-    ramp,
-    students,
-)
+from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, kl, ramp, students
 
 
-class ONEConfig(Config):
+class ONEConfig(RampedConfig):
     name: Literal["one"]
-    temperature: Temperature = 3.0
-    rampup: Rampup = RAMPUP
 
 
 class Gate(nn.Module):

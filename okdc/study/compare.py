@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from okdc.recipe import Paper
+from okdc.run import SERIES
 from okdc.study import alike, stats
 from okdc.study.finished import find
 from okdc.study.require import judged, parse
@@ -62,7 +63,7 @@ def next_step(facts: Mapping[str, Any]) -> str:
         wanted = [*dict.fromkeys(seed for row in rows for seed in row["seeds"]), *range(ENOUGH)]
         missing = [seed for seed in dict.fromkeys(wanted) if seed not in fewest["seeds"]][: ENOUGH - fewest["n"]]
         folder = Path(fewest["runs"][0]["run"])
-        if (folder.parent / "series.json").is_file():  # its recipe is of no seed: a seed's has that one's mean
+        if (folder.parent / SERIES).is_file():  # its recipe is of no seed: a seed's has that one's mean
             folder = folder.parent
         recipe = folder / "recipe.toml"
         beside = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())

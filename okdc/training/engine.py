@@ -53,7 +53,7 @@ class Position:
 def start(recipe: Recipe, stem: str, out: Path | None, provenance: dict[str, Any], tell: Listener) -> Run:
     """Train a recipe from scratch in a new run directory. Returns the complete run."""
     refuse_taken(out)
-    settings = _settings(recipe, recipe.engine)
+    settings = settings_of(recipe, recipe.engine)
     for reason in settings.reasons:
         tell.note(reason)
     with tell.reading() as progress:
@@ -96,7 +96,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
         for note in notes:
             tell.note(note)
         try:
-            settings = _settings(recipe, Engine(**facts["settings"]))
+            settings = settings_of(recipe, Engine(**facts["settings"]))
         except DeviceError as error:
             raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
@@ -120,7 +120,8 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
     return run
 
 
-def _settings(recipe: Recipe, engine: Engine) -> Settings:
+def settings_of(recipe: Recipe, engine: Engine) -> Settings:
+    """The choices that a recipe's training takes where `engine` says, or leaves to be chosen."""
     return device.choose(engine, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED)
 
 

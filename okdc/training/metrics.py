@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from okdc.methods.method import Method, Step
 
@@ -84,14 +84,6 @@ def evaluate(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: t
     for images, labels in batches:
         totals.add(method(images, labels, done), labels, 0)
     return totals.read()
-
-
-@torch.inference_mode()
-def logits_of(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """NK float32 logits of one network over all batches, and the labels, on the CPU."""
-    network.eval()
-    found = [(network(images).float().cpu(), labels.cpu()) for images, labels in batches]
-    return torch.cat([z for z, _ in found]), torch.cat([y for _, y in found])
 
 
 def top1_pct(logits: Tensor, labels: Tensor) -> float:

@@ -8,10 +8,10 @@ import torch
 
 from okdc import cost, kept
 from okdc.build import Job
-from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
+from okdc.data.batches import EVAL_BATCH, Batches, eval_batches
 from okdc.run import Run
 from okdc.training.ends import fail
-from okdc.training.metrics import evaluate, logits_of, top1_pct
+from okdc.training.metrics import evaluate, top1_pct
 
 
 def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any]:
@@ -26,11 +26,7 @@ def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any
     if heads.bad:  # weights that the last step ruined, where no validation saw them
         fail(run, f"{split} images after the last epoch: {heads.bad[1]} is not finite")
     network, facts = kept.load(run)
-    # The kept student on the CPU, in plain memory format: the same number wherever it is asked.
-    rule = facts["preprocessing"]
-    normalise = Normalise(rule["mean"], rule["std"])
-    logits, labels = logits_of(network, eval_batches(job.dataset, rows, normalise, EVAL_BATCH))
-    accuracy = top1_pct(logits, labels)
+    accuracy = top1_pct(*kept.answers(network, facts, job.dataset, rows))
     cohort = job.method.cohort
     return {
         "schema": 1,

@@ -19,7 +19,7 @@ from okdc.recipe import Recipe, read
 from okdc.run import Run, refuse_taken
 from okdc.series import Series
 from okdc.talk import Listener
-from okdc.training import device, engine
+from okdc.training import engine
 
 ENDED = ("complete", "failed")  # what a failed seed would do again
 
@@ -151,7 +151,7 @@ def _terminable() -> Iterator[list[int]]:
 
 def _settings(recipe: Recipe) -> dict[str, str | int]:
     """What bears on the weights; how many processes decode images does not."""
-    chosen = device.choose(recipe.engine, recipe.data.image_size, recipe.deterministic).saved()
+    chosen = engine.settings_of(recipe, recipe.engine).saved()
     return {name: chosen[name] for name in ("device", "dtype", "memory_format", "threads")}
 
 

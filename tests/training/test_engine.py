@@ -44,10 +44,11 @@ from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
 from okdc.files import read_json
+from okdc.kept import logits_of
 from okdc.methods.method import Step
 from okdc.run import Run
 from okdc.training import checkpoint, engine
-from okdc.training.metrics import logits_of, top1_pct
+from okdc.training.metrics import top1_pct
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The seed is all

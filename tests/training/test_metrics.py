@@ -8,8 +8,9 @@ from harness import recipe
 from torch import Tensor, nn
 
 from okdc import build
+from okdc.kept import logits_of
 from okdc.methods.method import Method, Step
-from okdc.training.metrics import Totals, evaluate, logits_of, top1_pct
+from okdc.training.metrics import Totals, evaluate, top1_pct
 
 CPU = torch.device("cpu")
 
