@@ -163,7 +163,7 @@ def export(
     if as_json:
         console.out_json({"bundle": str(bundle), "parity": parity})
         return
-    tables.parity(parity)
+    tables.parity(parity["float32"])
     console.out(f"bundle {bundle}")
     console.next_step(f"python {catalog.folder('export') / 'python' / 'run.py'} {bundle} IMAGE ...")
 

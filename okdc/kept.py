@@ -1,9 +1,13 @@
-"""The kept student, read back from its run's files: what is judged, profiled, exported, and what teaches others."""
+"""A run's students, read back from its files: what is judged, profiled, exported, and what teaches others.
+
+Without a number it is the kept one. The files of the others are written at the end of the training.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,25 +34,33 @@ def square(size: int) -> torch.Size:
     return torch.Size((3, size, size))
 
 
-def load(run: Run) -> tuple[Backbone, dict[str, Any]]:
-    """The kept student, read back from its file, in eval mode, and student.json."""
+def files(run: Run, student: int | None = None) -> tuple[Path, Path]:
+    """The weights of a student and their description: the kept one's beside the recipe, the others' in students/."""
+    if student is None or read_json(run.student, "student")["student"] == student:
+        return run.weights, run.student
+    return run.files_of_other(student)
+
+
+def load(run: Run, student: int | None = None) -> tuple[Backbone, dict[str, Any]]:
+    """A student in eval mode and its student.json. Raises RunError where a file is missing or damaged."""
     from safetensors.torch import load_file
 
+    weights, described = files(run, student)
     facts = read_json(
-        run.student, "architecture", "classes", "preprocessing", "student", "epoch", "method", "dataset",
+        described, "architecture", "classes", "preprocessing", "student", "epoch", "method", "dataset",
         "recipe_sha256", "weights_sha256",
     )  # fmt: skip
     network = empty(facts)
     try:
-        network.load_weights(load_file(run.weights))
+        network.load_weights(load_file(weights))
     except Exception as error:  # safetensors raises its own kinds, torch a RuntimeError that lists keys
-        raise RunError(f"{run.weights}: not the weights of a {facts['architecture']}: {error}") from None
+        raise RunError(f"{weights}: not the weights of a {facts['architecture']}: {error}") from None
     return network.eval(), facts
 
 
-def weights_sha256(run: Run) -> str:
+def weights_sha256(run: Run, student: int | None = None) -> str:
     """Of the file as it lies there, whatever student.json says of it."""
-    return hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    return hashlib.sha256(files(run, student)[0].read_bytes()).hexdigest()
 
 
 def answers(network: Backbone, facts: Mapping[str, Any], dataset: Dataset, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,8 +68,22 @@ def answers(network: Backbone, facts: Mapping[str, Any], dataset: Dataset, rows:
 
     In plain memory format and by one batch size: the same numbers wherever they are asked.
     """
+    return logits_of(network, _batches(facts, dataset, rows))
+
+
+@torch.inference_mode()
+def top1_pct(networks: Sequence[Backbone], facts: Mapping[str, Any], dataset: Dataset, rows: Tensor) -> list[float]:
+    """Of several students that one run trained, what `answers` says of each: an image in a file is decoded once."""
+    right = [0] * len(networks)
+    for images, labels in _batches(facts, dataset, rows):
+        for k, network in enumerate(networks):
+            right[k] += int((network(images).float().cpu().argmax(1) == labels.cpu()).sum())
+    return [100 * hits / len(rows) for hits in right]
+
+
+def _batches(facts: Mapping[str, Any], dataset: Dataset, rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
     rule = facts["preprocessing"]
-    return logits_of(network, eval_batches(dataset, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH))
+    return eval_batches(dataset, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH)
 
 
 @torch.inference_mode()

@@ -1,6 +1,9 @@
 """A run is one directory: the recipe, where it came from, what happened, and what was kept.
 
     runs/<recipe>-<n>/  recipe.toml  run.json  log.jsonl  checkpoint.pt  student.safetensors  student.json  result.json
+                        students/  student<k>.safetensors  student<k>.json
+
+student.* is the kept student, from the first validation on; students/ holds the others, once the training is over.
 
 A series (`okdc.series`) is a folder of runs, one a seed: runs/<recipe>-<n>/seed<k>/.
 Every file is written aside and moved into place; a line of log.jsonl counts only once a checkpoint has counted it.
@@ -60,6 +63,14 @@ class Run:
     @property
     def student(self) -> Path:
         return self.path / "student.json"
+
+    @property
+    def students(self) -> Path:
+        return self.path / "students"
+
+    def files_of_other(self, student: int) -> tuple[Path, Path]:
+        """Where the weights and the description of a student lie that was not kept."""
+        return self.students / f"student{student}.safetensors", self.students / f"student{student}.json"
 
     @property
     def result(self) -> Path:

@@ -67,7 +67,7 @@ def test_the_main_job_runs_from_the_wheel(installed: Path, tmp_path: Path) -> No
     okdc("export", "--onnx")
     run = tmp_path / "runs" / "digits_resnet8-1"
     assert read_json(run / "result.json")["kept"]["top1_pct"] >= 95
-    assert read_json(run / "bundle" / "parity.json")["passed"]
+    assert read_json(run / "bundle" / "parity.json")["float32"]["passed"]
     runner = installed / "okdc" / "_shipped" / "export" / "python" / "run.py"
     assert "self-test passed" in _python(runner, run / "bundle", "--selftest", cwd=tmp_path)
 

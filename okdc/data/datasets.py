@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     published: tuple[Colour, Colour] | None = None  # mean and deviation of its channels, where its makers state them
     files: OnDemand | None = None
+    parts: Mapping[str, range] = field(default_factory=dict)  # rows of each split that the data itself brings
 
     @property
     def size(self) -> torch.Size:
@@ -59,6 +60,17 @@ class Dataset:
     def final_split(self) -> tuple[str, Tensor]:
         """The split that final numbers are read from, with its name: test, or validation where there is no test."""
         return ("test", self.test) if len(self.test) else ("validation", self.val)
+
+    def part_of(self, rows: Tensor) -> tuple[str, list[int] | None]:
+        """Which part of the data as it lies there holds `rows`, and their places in it; None: all of it, in order.
+
+        "all" is the whole, where okdc made the split itself.
+        """
+        for name, part in self.parts.items():
+            if len(rows) and part.start <= int(rows.min()) and int(rows.max()) < part.stop:
+                places = [row - part.start for row in rows.tolist()]
+                return name, None if places == list(range(len(part))) else places
+        return "all", rows.tolist()
 
     def to(self, device: torch.device) -> Dataset:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
@@ -98,6 +110,7 @@ def digits() -> Dataset:
         train=_without(torch.arange(len(labels)), test),
         val=torch.empty(0, dtype=torch.int64),
         test=test,
+        parts={"all": range(len(labels))},
         fingerprint=hashlib.sha256(grey.tobytes() + labels.numpy().tobytes()).hexdigest(),
     )
 
@@ -118,6 +131,7 @@ def folder(root: Path, size: int, progress: images.Progress | None = None, short
         test=splits["test"],
         fingerprint=fingerprint_of(decoded.sha256, found.classes, found.labels, found.splits),
         notes=(*found.notes, *decoded.notes, *notes),
+        parts=found.splits,
     )
 
 
@@ -154,6 +168,7 @@ def of_arrays(name: str, classes: Sequence[str], splits: Mapping[str, tuple[imag
         val=index.get("val", nothing),
         test=index.get("test", nothing),
         fingerprint=fingerprint_of(hashlib.sha256(pixels.data).hexdigest(), classes, labels, rows),
+        parts=rows,
     )
 
 

@@ -64,4 +64,5 @@ def imagenet(
         notes=(*found.notes, *notes),
         published=PUBLISHED,
         files=files,
+        parts=found.splits,
     )

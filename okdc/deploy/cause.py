@@ -14,8 +14,9 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from okdc.bundle.session import Floats, Pixels
 from okdc.deploy.onnx import constants
-from okdc.deploy.sides import Floats, Pixels, Torch
+from okdc.deploy.sides import Torch
 
 LOOKED_AT = 256  # images that a suspicion runs through a network again
 

@@ -8,7 +8,6 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ import numpy.typing as npt
 from torch import Tensor
 
 from okdc import build, kept, reopen
+from okdc.bundle.layout import FLOAT32, MANIFEST
+from okdc.bundle.opened import Bundle
+from okdc.bundle.session import Session
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.deploy import recorded, sides
-from okdc.deploy.bundle import MANIFEST
 from okdc.deploy.parity import SAME_PCT
-from okdc.errors import CheckFailed, DataError, RunError
-from okdc.files import read_json
+from okdc.errors import CheckFailed, DataError
 from okdc.recipe import ROOTS, Draft
 from okdc.resolve import resolve
 from okdc.run import Run
@@ -58,18 +58,14 @@ def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
 
 
 def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
-    path = folder / MANIFEST
-    manifest = read_json(path, "schema", "model", "files", "labels", "accuracy", "recipe", "architecture")
-    if manifest["schema"] != 1:
-        raise RunError(f"{path}: schema {manifest['schema']!r}, this okdc reads schema 1")
-    model = _model(folder, manifest)
-    dataset = _images_of(folder, manifest, data_root, tell)
+    bundle = Bundle.open(folder)
+    model, manifest = bundle.model(), bundle.manifest
+    dataset = _images_of(bundle, data_root, tell)
     split = manifest["accuracy"]["split"]
     rows = _judging_rows(dataset, split, manifest["accuracy"]["images"], str(folder), tell)
-    logits, _ = sides.Session(model)(sides.Split(dataset, rows), BATCH)
-    report = _report(
-        (logits, dataset.labels[rows].numpy()), manifest["labels"], manifest["accuracy"]["top1_pct"], str(folder)
-    )
+    logits, _ = Session(model)(sides.Split(dataset, rows), BATCH)
+    recorded_pct = manifest["models"][FLOAT32]["top1_pct"]
+    report = _report((logits, dataset.labels[rows].numpy()), bundle.labels, recorded_pct, str(folder))
     about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU", "split": split}
     return {"schema": 1, **about, "architecture": manifest["architecture"], **report}
 
@@ -78,25 +74,9 @@ def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, An
 # Are these the file and the images?
 
 
-def _model(folder: Path, manifest: dict[str, Any]) -> bytes:
-    """The bundle's ONNX file. Raises CheckFailed where it is not the one that the manifest names."""
-    name = manifest["model"]
-    try:
-        model: bytes = (folder / name).read_bytes()
-    except OSError as error:
-        raise RunError(f"{folder / name}: cannot be read: {error.strerror}", hint="export it again") from None
-    found, expected = hashlib.sha256(model).hexdigest(), manifest["files"].get(name, {}).get("sha256", "none")
-    if found != expected:
-        raise CheckFailed(
-            "accuracy",
-            f"{folder / name} is not the file of the manifest: sha256 {found[:12]}, expected {expected[:12]}",
-            hint="restore it, or export it again",
-        )
-    return model
-
-
-def _images_of(folder: Path, manifest: dict[str, Any], data_root: str | None, tell: Listener) -> Dataset:
+def _images_of(bundle: Bundle, data_root: str | None, tell: Listener) -> Dataset:
     """The images that the bundle's recipe names, proven to be those that it was judged on."""
+    folder, manifest = bundle.folder, bundle.manifest
     tables = dict(manifest["recipe"])
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"] = tables["data"] | {"root": data_root}
@@ -118,11 +98,9 @@ def _images_of(folder: Path, manifest: dict[str, Any], data_root: str | None, te
         )
     with tell.reading() as progress:
         dataset = build.dataset(recipe, progress)
-    datasets.same_classes(manifest["labels"], dataset, str(folder))
-    expected = manifest.get("data_sha256")
-    if expected is None:
-        tell.note(f"{folder} does not name its images by a fingerprint: an older export; they are taken for the same")
-    elif expected != dataset.fingerprint:
+    datasets.same_classes(bundle.labels, dataset, str(folder))
+    expected = str(manifest.get("data_sha256"))
+    if expected != dataset.fingerprint:
         raise DataError(
             f"the images are not those of {folder}: contents, classes or splits {dataset.fingerprint[:12]}, "
             f"expected {expected[:12]}",

@@ -1,21 +1,17 @@
 """One student to one ONNX file: uint8 images in, normalisation inside, any batch size, the same bytes anywhere.
 
-torch.onnx.export(dynamo=True) at opset 18, its native one. What it gets wrong on some models without a word is checked:
-a specialised batch axis (github.com/pytorch/pytorch/issues/157621), another opset than was asked for, shape arithmetic
-that channels_last leaks into the graph, local paths in metadata (github.com/pytorch/pytorch/issues/108179).
+torch.onnx.export(dynamo=True) at opset 18, its native one. What it gets wrong on some models without a word,
+`okdc.bundle.structure` catches.
 """
 
 from __future__ import annotations
 
 import copy
 import io
-import json
 import logging
 import warnings
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -23,25 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from okdc import __version__
+from okdc.bundle.structure import INPUT, LOGITS, OPSET, PROBABILITIES, properties
 from okdc.cohort import Backbone
-from okdc.deploy.bundle import input_facts
 from okdc.deploy.plain import plain
 from okdc.errors import CheckFailed
 
-OPSET = 18
 IR_VERSION = 8  # what runtimes of opset 18's age read
-INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
-
-# What a feed-forward image classifier is made of. Shape, Range, Gather, Expand and the like mean that a size was
-# computed in the graph: a channels_last tensor reached a reshape, or the batch size entered the arithmetic.
-# fmt: off
-OPERATORS = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Flatten",
-    "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LayerNormalization", "MatMul", "MaxPool", "Mul", "Pad",
-    "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Softmax", "Split", "Squeeze", "Sub", "Transpose",
-    "Unsqueeze",
-})
-# fmt: on
 
 
 class Deploy(nn.Module):
@@ -119,118 +102,6 @@ def _finish(model: Any, facts: Mapping[str, Any]) -> bytes:
     onnx.helper.set_model_props(proto, properties(facts))
     blob: bytes = proto.SerializeToString(deterministic=True)
     return blob
-
-
-def properties(facts: Mapping[str, Any]) -> dict[str, str]:
-    """metadata_props, sorted: what a client needs that opens the file alone. No time and no path: the bytes repeat."""
-    rule = facts["preprocessing"]
-    props = {
-        "okdc.schema": "1",
-        "okdc.version": __version__,
-        "okdc.architecture": facts["architecture"],
-        "okdc.method": facts["method"],
-        "okdc.dataset": facts["dataset"],
-        "okdc.labels": json.dumps(facts["classes"], ensure_ascii=False),
-        "okdc.input": json.dumps(input_facts(rule)),
-        "okdc.mean": json.dumps(rule["mean"]),
-        "okdc.std": json.dumps(rule["std"]),
-        "okdc.recipe_sha256": facts["recipe_sha256"],
-        "okdc.weights_sha256": facts["weights_sha256"],
-        # ONNX's own keys for images (onnx, docs/MetadataProps.md)
-        "Image.BitmapPixelFormat": "Rgb8",
-        "Image.ColorSpaceGamma": "SRGB",
-        "Image.NominalPixelRange": "NominalRange_0_255",
-    }
-    return dict(sorted(props.items()))
-
-
-def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
-    """The file is whole, self-contained and says what it should. Raises CheckFailed; returns the parsed model."""
-    try:
-        model = onnx.load_model_from_string(blob)
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # protobuf and the checker raise kinds of their own
-        raise CheckFailed("structure", f"the file is no valid ONNX model: {str(error).splitlines()[0]}") from None
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets != {"": OPSET}:
-        raise CheckFailed("opset", f"opset {OPSET} was asked for, the file has {opsets}")
-    _check_interface(model.graph, facts)
-    for value in (*model.graph.input, *model.graph.output):
-        batch = value.type.tensor_type.shape.dim[0]
-        if batch.dim_param != "batch":
-            raise CheckFailed(
-                "structure",
-                f"the batch axis of {value.name} is fixed to {batch.dim_value}; expected any size",
-                hint="the model's forward uses a constant batch size: a reshape or view with a number in it",
-            )
-    strange = sorted({node.op_type for node in model.graph.node} - OPERATORS)
-    if strange:
-        raise CheckFailed(
-            "structure",
-            f"unexpected operators in the graph: {', '.join(strange)}",
-            hint="sizes are computed at run time: a channels_last tensor or the batch size reached a reshape",
-        )
-    if _unfolded(model.graph):
-        raise CheckFailed(
-            "structure", "a BatchNormalization follows a Conv: it was not folded", hint="export in eval mode"
-        )
-    if model.functions:
-        raise CheckFailed(
-            "structure", f"the file holds {len(model.functions)} local functions; expected plain operators"
-        )
-    text = _without_weights(model)  # in megabytes of weights any three letters stand somewhere
-    for trace in ("site-packages", "stack_trace", str(Path.cwd()), str(Path.home())):
-        if len(trace) > 1 and trace.encode() in text:
-            raise CheckFailed("structure", f"a trace of this machine is in the file: {trace}")
-    expected, found = properties(facts), {entry.key: entry.value for entry in model.metadata_props}
-    wrong = [key for key in expected if found.get(key) != expected[key]]
-    if wrong:
-        raise CheckFailed(
-            "structure",
-            f"metadata {wrong[0]}: expected {expected[wrong[0]]}, found {found.get(wrong[0], 'nothing')}",
-            hint="labels in another order name every prediction wrongly" if wrong[0] == "okdc.labels" else "",
-        )
-    return model
-
-
-def _check_interface(graph: onnx.GraphProto, facts: Mapping[str, Any]) -> None:
-    """Names, types and sizes of what goes in and comes out; the batch axis is looked at by itself."""
-    size, classes = facts["preprocessing"]["size"], len(facts["classes"])
-    kinds = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.FLOAT: "float32"}
-    found = [
-        (v.name, kinds.get(v.type.tensor_type.elem_type, "?"), [d.dim_value for d in v.type.tensor_type.shape.dim][1:])
-        for v in (*graph.input, *graph.output)
-    ]
-    expected = [
-        (INPUT, "uint8", [size, size, 3]),
-        (LOGITS, "float32", [classes]),
-        (PROBABILITIES, "float32", [classes]),
-    ]
-    if found != expected:
-        raise CheckFailed("structure", f"the graph takes and gives {found}; expected {expected}")
-
-
-def _unfolded(graph: onnx.GraphProto) -> bool:
-    """Whether a BatchNormalization follows a Conv that it could be folded into.
-
-    Where something else reads the Conv too (a shortcut or a concatenation behind the stem of a pre-activation network),
-    folding would change what that gets: there it has to stay.
-    """
-    convolved = {node.output[0] for node in graph.node if node.op_type == "Conv"}
-    readers = Counter(name for node in graph.node for name in node.input)
-    return any(
-        node.op_type == "BatchNormalization" and node.input[0] in convolved and readers[node.input[0]] == 1
-        for node in graph.node
-    )
-
-
-def _without_weights(model: onnx.ModelProto) -> bytes:
-    bare = onnx.ModelProto()
-    bare.CopyFrom(model)
-    for tensor in bare.graph.initializer:
-        tensor.ClearField("raw_data")
-    content: bytes = bare.SerializeToString()
-    return content
 
 
 class _quiet:  # noqa: N801  (used as a function)

@@ -24,11 +24,12 @@ import onnxruntime
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from okdc.bundle.session import Floats, Images, Pixels, Session
+from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
 from okdc.cohort import Backbone
 from okdc.deploy import cause
 from okdc.deploy.cause import Evidence, largest
-from okdc.deploy.onnx import INPUT, LOGITS, PROBABILITIES
-from okdc.deploy.sides import Floats, Images, Pixels, Session, Torch
+from okdc.deploy.sides import Torch
 from okdc.errors import CheckFailed
 
 FACTOR, FLOOR = 16, 1e-5

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones, build, catalog, kept, reopen
+from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS
+from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.data import sources
 from okdc.deploy import latency, onnx
-from okdc.deploy.bundle import MANIFEST, MODEL
 from okdc.deploy.count import Counts, count
-from okdc.deploy.sides import Session
 from okdc.errors import RecipeError, RunError, UsageError, nearest
 from okdc.files import read_json
 from okdc.kept import square
@@ -190,7 +190,7 @@ def _bundled(run: Run, facts: dict[str, Any]) -> bytes | None:
     if not (folder / MANIFEST).is_file():
         return None
     manifest = read_json(folder / MANIFEST, "weights_sha256")
-    return (folder / MODEL).read_bytes() if manifest["weights_sha256"] == facts["weights_sha256"] else None
+    return (folder / MODELS[FLOAT32]).read_bytes() if manifest["weights_sha256"] == facts["weights_sha256"] else None
 
 
 def _whole(recipe: Recipe, classes: int) -> Subject:

@@ -1,4 +1,4 @@
-"""The kept student of a complete run, proven to be the one that the run recorded."""
+"""A student of a complete run, proven to be the one that the run recorded."""
 
 from __future__ import annotations
 
@@ -11,23 +11,46 @@ from okdc.files import read_json
 from okdc.run import Run
 
 
-def student(run: Run, check: str, purpose: str) -> tuple[Backbone, dict[str, Any], dict[str, Any]]:
-    """The network in eval mode, student.json and result.json.
+def student(
+    run: Run, check: str, purpose: str, student: int | None = None
+) -> tuple[Backbone, dict[str, Any], dict[str, Any]]:
+    """The network in eval mode, its student.json and result.json. No number: the kept one.
 
-    Raises RunError for a run that is not complete: it has no student to `purpose`; CheckFailed of the kind `check` for
-    weights that are not the recorded ones.
+    Raises RunError for a run that is not complete: it has no student to `purpose`, or for one that has no such student;
+    CheckFailed of the kind `check` for weights that are not the recorded ones.
     """
     if run.state != "complete":
         hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
         raise RunError(f"{run.path} is {run.state}, not complete: there is no student to {purpose}", hint=hint)
-    network, facts = kept.load(run)
     result = read_json(run.result, "weights_sha256", "kept", "judged_on", "images")
-    weights = kept.weights_sha256(run)
-    if not weights == facts["weights_sha256"] == result["weights_sha256"]:
+    expected = row(run, result, student)["weights_sha256"]
+    network, facts = kept.load(run, student)
+    weights = kept.weights_sha256(run, student)
+    if not weights == facts["weights_sha256"] == expected:
         raise CheckFailed(
             check,
-            f"{run.weights} is not the file that the run recorded: sha256 {weights[:12]}, "
-            f"expected {result['weights_sha256'][:12]}",
+            f"{kept.files(run, student)[0]} is not the file that the run recorded: sha256 {weights[:12]}, "
+            f"expected {expected[:12]}",
             hint="another checkpoint was put in its place; restore it, or train again",
         )
     return network, facts, result
+
+
+def row(run: Run, result: dict[str, Any], student: int | None = None) -> dict[str, Any]:
+    """What result.json says of a student: student, architecture, epoch, val_top1_pct, top1_pct, params, macs and
+    weights_sha256. No number: the kept one, whom the runs of every version know.
+
+    Raises RunError where result.json lacks the others, or there is no such student.
+    """
+    kept_one: dict[str, Any] = result["kept"] | {"weights_sha256": result["weights_sha256"]}
+    if student is None or student == kept_one.get("student"):
+        return kept_one
+    if "cohort" not in result:
+        raise RunError(
+            f"{run.result} is damaged: cohort missing; it knows the kept student{kept_one['student']} alone",
+            hint="a run of an earlier version kept one student; train again for the others",
+        )
+    cohort: list[dict[str, Any]] = result["cohort"]
+    if not 0 <= student < len(cohort):
+        raise RunError(f"{run.path} has no student{student}", hint=f"it has student0 to student{len(cohort) - 1}")
+    return cohort[student]

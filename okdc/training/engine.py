@@ -4,7 +4,7 @@
     resume()  a run's directory becomes the same again, from its last checkpoint, then train()
     train()   epochs of steps; validation; best and last kept; a checkpoint after each epoch and at a signal
 
-keep.py says which student is kept, result.py reads the test split at the end, ends.py is how a training ends early.
+keep.py says what is kept, result.py reads the test split at the end, ends.py is how a training ends early.
 
 Order of a start, on which exactness rests: images, students (each from its own stream), method, device and memory
 format, optimiser, checkpoint. No global generator is read after the students are initialised.
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from okdc import build, reopen
+from okdc import build, kept, reopen
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
 from okdc.data.feed import batches_of
@@ -45,7 +45,7 @@ class Position:
     epoch: int = 0
     step: int = 0  # within the epoch
     totals: Totals | None = None  # of an epoch that was interrupted
-    best: dict[str, Any] = field(default_factory=dict)  # epoch, student, val_top1_pct, weights
+    best: list[keep.Record] = field(default_factory=list)  # one a student, none before the first validation
     seconds: float = 0.0  # in training steps, over all starts
     log_rows: int = 0
 
@@ -218,9 +218,9 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
                     validated = evaluate(method, reading, settings.torch_device)
                 if validated.bad:
                     fail(run, f"validation after epoch {number}: {validated.bad[1]} is not finite")
-                if better := keep.better(job, number, validated, at.best):
-                    at.best = better
-                    keep.write_student(run, job, at.best)
+                at.best = keep.best(job, number, validated, at.best)
+                if keep.chosen(job, at.best)["epoch"] == number:
+                    keep.write_kept(run, job, at.best)
             at.epoch, at.step = number, 0
             run.append(_row(at, recipe, trained, validated, batches, time.perf_counter() - began))
             at.log_rows += 1
@@ -230,15 +230,16 @@ def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str,
             if stop.signal:
                 interrupt(stop, run, at.epoch, at.step)
 
-    if not at.best:  # no validation images: the student that the recipe names, at the last epoch
-        (k,) = keep.candidates(job)
-        at.best = keep.record(at.epoch, k, None, method.cohort.backbone(k))
-    keep.write_student(run, job, at.best)
+    if not at.best:  # no validation images: every student at the last epoch
+        at.best = keep.best(job, at.epoch, None, ())
+    keep.write_all(run, job, at.best)
     split, rows = dataset.final_split
     tell.note(f"judging on the {len(rows):,} {split} images, in float32")
     found = result.judge(job, run, batches, at.seconds)
-    measured = {"judged_on": found["judged_on"], "images": found["images"], "top1_pct": found["kept"]["top1_pct"]}
-    write_json(run.student, read_json(run.student) | measured)
+    judged = {"judged_on": found["judged_on"], "images": found["images"]}
+    for student in found["cohort"]:
+        _, path = kept.files(run, student["student"])
+        write_json(path, read_json(path) | judged | {"top1_pct": student["top1_pct"]})
     write_json(run.result, found)  # last: it is what makes a run complete
 
 

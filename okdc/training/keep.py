@@ -1,8 +1,13 @@
-"""Which student is kept, and how: the best on validation so far, as plain weights with a description."""
+"""What remains of the students: the best epoch of each, and which one is kept. Validation chooses both, never the test.
+
+The kept student is written whenever it is chosen, the others once, at the end of the training.
+"""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as to_safetensors
@@ -11,9 +16,11 @@ from okdc import cost
 from okdc.build import Job
 from okdc.cohort import Backbone
 from okdc.data.images import rule
-from okdc.files import write, write_json
+from okdc.files import write, write_json, writing
 from okdc.run import Run
 from okdc.training.metrics import Summary
+
+Record = dict[str, Any]  # epoch, student, val_top1_pct, weights
 
 
 def candidates(job: Job) -> list[int]:
@@ -27,19 +34,29 @@ def candidates(job: Job) -> list[int]:
     return [keep]
 
 
-def better(job: Job, epoch: int, validated: Summary, best: dict[str, Any]) -> dict[str, Any] | None:
-    """The best candidate of this epoch's validation, if it is no worse than `best`, the record so far.
-
-    At equal accuracy the later epoch, which has trained longer, and the first of two students.
+def best(job: Job, epoch: int, validated: Summary | None, before: Sequence[Record]) -> list[Record]:
+    """One record a student: its best epoch so far, this one or that of `before`; the later of two equal ones, which
+    has trained longer. Without validation it is this one.
     """
-    accuracy = {k: validated.top1_pct[f"student{k}"] for k in candidates(job)}
-    k = max(accuracy, key=lambda k: (accuracy[k], -k))
-    if best and accuracy[k] < best["val_top1_pct"]:
-        return None
-    return record(epoch, k, accuracy[k], job.method.cohort.backbone(k))
+    found = []
+    for k, student in enumerate(job.method.cohort.backbones()):
+        accuracy = validated.top1_pct[f"student{k}"] if validated else None
+        if before and accuracy is not None and accuracy < before[k]["val_top1_pct"]:
+            found.append(before[k])
+        else:
+            found.append(record(epoch, k, accuracy, student))
+    return found
 
 
-def record(epoch: int, k: int, accuracy: float | None, student: Backbone) -> dict[str, Any]:
+def chosen(job: Job, records: Sequence[Record]) -> Record:
+    """The kept one of the records: the candidate that is best on validation; of equal ones that of the later epoch,
+    and of one epoch the first. Without validation there is one candidate.
+    """
+    among = [records[k] for k in candidates(job)]
+    return max(among, key=lambda r: (r["val_top1_pct"], r["epoch"], -r["student"]))
+
+
+def record(epoch: int, k: int, accuracy: float | None, student: Backbone) -> Record:
     """A student as a checkpoint remembers it: where it comes from, and a copy of its weights."""
     weights = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.weights().items()
@@ -47,13 +64,32 @@ def record(epoch: int, k: int, accuracy: float | None, student: Backbone) -> dic
     return {"epoch": epoch, "student": k, "val_top1_pct": accuracy, "weights": weights}
 
 
-def write_student(run: Run, job: Job, best: dict[str, Any]) -> None:
-    """student.safetensors with the plain backbone's own keys, and student.json, which says what they are."""
+def write_kept(run: Run, job: Job, records: Sequence[Record]) -> None:
+    """student.safetensors and student.json."""
+    _write_student((run.weights, run.student), job, chosen(job, records))
+
+
+def write_all(run: Run, job: Job, records: Sequence[Record]) -> None:
+    """The kept student, whose file may be ahead of the checkpoint, and every other in students/."""
+    write_kept(run, job, records)
+    kept = chosen(job, records)
+    if len(records) > 1:
+        with writing(run.students):
+            run.students.mkdir(exist_ok=True)
+            for path in run.files_of_other(kept["student"]):  # of an end that came otherwise and was not reached
+                path.unlink(missing_ok=True)
+    for one in records:
+        if one is not kept:
+            _write_student(run.files_of_other(one["student"]), job, one)
+
+
+def _write_student(files: tuple[Path, Path], job: Job, best: Record) -> None:
+    """Weights with the plain backbone's own keys, and JSON that says what they are."""
     weights = to_safetensors(best["weights"])
     recipe = job.recipe
-    write(run.weights, weights)
+    write(files[0], weights)
     write_json(
-        run.student,
+        files[1],
         {
             "schema": 1,
             "architecture": job.method.cohort.backbone(best["student"]).architecture,

@@ -13,9 +13,10 @@ from PIL import Image
 
 from okdc import kept
 from okdc.__main__ import main
+from okdc.bundle import layout, session
+from okdc.bundle.session import Session
 from okdc.data.images import RESIZE
-from okdc.deploy import bundle, cause, export, onnx, parity, sides
-from okdc.deploy.sides import Session
+from okdc.deploy import cause, export, onnx, parity, sides
 from okdc.files import read_json
 from okdc.run import Run
 
@@ -23,7 +24,7 @@ from okdc.run import Run
 def test_a_bundle_holds_what_the_contract_names(exported: Path) -> None:
     names = sorted(p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file())
     samples = sorted([f"sample/{i}.png" for i in range(5)] + ["sample/expected.json"])
-    assert names == sorted(["manifest.json", "model.onnx", "parity.json", *samples])
+    assert names == sorted(["infer.py", "manifest.json", "model.onnx", "parity.json", *samples])
     assert not [p for p in exported.parent.iterdir() if p.name.startswith(".bundle")], "no scaffolding is left"
 
 
@@ -36,7 +37,7 @@ def test_the_manifest_is_true(exported: Path, finished: Run) -> None:
     assert manifest["labels"] == [str(d) for d in range(10)]
     assert manifest["input"]["resize"] == RESIZE
     assert (manifest["input"]["height"], manifest["input"]["layout"]) == (8, "NHWC")
-    assert manifest["accuracy"]["top1_pct"] == result["kept"]["top1_pct"]
+    assert manifest["models"]["float32"]["top1_pct"] == result["kept"]["top1_pct"]
     assert manifest["accuracy"]["split"] == "test"
     assert manifest["weights_sha256"] == result["weights_sha256"]
     assert manifest["recipe"]["optim"]["epochs"] == 8
@@ -60,15 +61,16 @@ def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(ex
     expected = json.loads((exported / "sample" / "expected.json").read_text())
     network, facts = kept.load(finished)
     side = sides.Torch(network, facts)
-    for case in expected["cases"]:
+    told = expected["models"]["float32"]
+    for case, logits in zip(expected["cases"], told["logits"], strict=True):
         pixels = np.array(Image.open(exported / "sample" / case["image"]))
         assert pixels.shape == (8, 8, 3)
-        np.testing.assert_allclose(side.logits(pixels[None])[0], case["logits"], atol=1e-6)
-    assert 1e-5 <= expected["tolerance"] < 1e-3
+        np.testing.assert_allclose(side.logits(pixels[None])[0], logits, atol=1e-6)
+    assert 1e-5 <= told["tolerance"] < 1e-3
 
 
 def test_parity_says_what_was_compared(exported: Path) -> None:
-    report = read_json(exported / "parity.json")
+    report = read_json(exported / "parity.json")["float32"]
     assert report["passed"]
     assert report["failures"] == []
     assert (report["split"], report["images"], report["agreement_pct"]) == ("test", 797, 100.0)
@@ -114,9 +116,8 @@ def test_a_file_that_an_engine_refuses_is_a_failed_check(
     run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
-    monkeypatch.setattr(onnx, "INPUT", "picture")
-    monkeypatch.setattr(sides, "INPUT", "picture")
-    monkeypatch.setattr(onnx, "check_structure", lambda *_: None)
+    monkeypatch.setattr(session, "INPUT", "picture")
+    monkeypatch.setattr(export, "check_structure", lambda *_: None)
     assert main(["export", str(run.path), "--onnx"]) == 1
     assert "onnxruntime cannot run the file" in capsys.readouterr().err
     assert (run.path / "bundle.rejected" / "model.onnx").is_file()
@@ -188,7 +189,7 @@ def test_without_a_test_split_no_number_is_called_a_test_number(
     assert (result["judged_on"], result["images"]) == ("validation", 18)
     assert main(["export", "run", "--onnx", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["parity"]["split"] == "validation"
+    assert facts["parity"]["float32"]["split"] == "validation"
     assert read_json(Path("run/bundle/manifest.json"))["accuracy"]["split"] == "validation"
 
 
@@ -241,5 +242,5 @@ def test_exchanged_classes_are_found_among_a_thousand() -> None:
 
 
 def test_a_rejected_name_never_collides_with_the_bundle() -> None:
-    assert bundle.rejected(Path("a/bundle")) == Path("a/bundle.rejected")
+    assert layout.rejected(Path("a/bundle")) == Path("a/bundle.rejected")
     assert export.SAMPLES == 5

@@ -217,7 +217,7 @@ def test_a_bundle_gives_the_number_of_its_manifest_with_no_run_beside_it(
     run = facts_of(capsys, str(finished.path))
     facts = facts_of(capsys, "bundle")
     assert (facts["kind"], facts["engine"]) == ("bundle", "onnxruntime, CPU")
-    assert facts["top1_pct"] == read_json(bundle / "manifest.json")["accuracy"]["top1_pct"]
+    assert facts["top1_pct"] == read_json(bundle / "manifest.json")["models"]["float32"]["top1_pct"]
     same = set(facts) - {"kind", "bundle", "engine"}
     assert {key: facts[key] for key in same} == {key: run[key] for key in same}
     answer = ask(capsys, "evaluate", "bundle")
@@ -225,8 +225,8 @@ def test_a_bundle_gives_the_number_of_its_manifest_with_no_run_beside_it(
 
 
 def test_a_bundle_of_another_number_is_a_failed_check(capsys: Captured, bundle: Path) -> None:
-    before = read_json(bundle / "manifest.json")["accuracy"]["top1_pct"]
-    lie(bundle / "manifest.json", "accuracy", "top1_pct", value=before - 0.13)
+    before = read_json(bundle / "manifest.json")["models"]["float32"]["top1_pct"]
+    lie(bundle / "manifest.json", "models", "float32", "top1_pct", value=before - 0.13)
     answer = ask(capsys, "evaluate", str(bundle))
     assert answer.code == 1
     assert f"error[accuracy]: {bundle}: {before:.2f} % of 797 images found, {before - 0.13:.2f} %" in answer.err

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from okdc import backbones
+from okdc.bundle import structure
+from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.deploy.cause import largest
 from okdc.deploy.parity import FACTOR, FLOOR
-from okdc.deploy.sides import Session, Torch
+from okdc.deploy.sides import Torch
 from okdc.seeds import seeded
 
 CLASSES = 10
@@ -68,7 +70,7 @@ def used(name: str) -> Backbone:
 def test_the_file_has_a_plain_structure_and_answers_as_the_network(name: str) -> None:
     network = used(name)
     blob = onnx.to_onnx(network, facts(name))
-    model = onnx.check_structure(blob, facts(name))
+    model = structure.check_structure(blob, facts(name))
     operators = Counter(node.op_type for node in model.graph.node)
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
     assert operators["Conv"] == convolutions

@@ -18,9 +18,10 @@ import torch
 from onnx import helper, numpy_helper
 
 from okdc import backbones, kept
+from okdc.bundle import structure
+from okdc.bundle.session import Session
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
-from okdc.deploy.sides import Session
 from okdc.errors import CheckFailed
 from okdc.run import Run
 
@@ -31,7 +32,7 @@ def facts(finished: Run) -> dict[str, Any]:
 
 
 def test_the_file_is_one_plain_graph_with_a_free_batch(blob: bytes, facts: dict[str, Any]) -> None:
-    model = onnx.check_structure(blob, facts)
+    model = structure.check_structure(blob, facts)
     assert [node.op_type for node in model.graph.node][:4] == ["Cast", "Transpose", "Sub", "Mul"]
     assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"], "folded"
     assert [value.name for value in model.graph.input] == ["image"]
@@ -160,7 +161,7 @@ def test_a_wrong_structure_is_refused_by_name(
     blob: bytes, facts: dict[str, Any], change: str, kind: str, says: str
 ) -> None:
     with pytest.raises(CheckFailed) as caught:
-        onnx.check_structure(_edit(blob, change), facts)
+        structure.check_structure(_edit(blob, change), facts)
     assert caught.value.kind == kind
     assert says in caught.value.message
 
@@ -173,7 +174,7 @@ def test_a_short_path_that_stands_in_the_weights_is_no_trace(
     weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     weights.raw_data = b"/ab/" + weights.raw_data[4:]
     monkeypatch.setattr(Path, "cwd", lambda: Path("/ab"))
-    onnx.check_structure(model.SerializeToString(), facts)
+    structure.check_structure(model.SerializeToString(), facts)
 
 
 class _ConstantBatch(torch.nn.Module):
@@ -186,5 +187,5 @@ def test_a_forward_with_a_constant_batch_size_is_an_error_not_a_file(facts: dict
     network = backbones.build("resnet8", 10, torch.Size((3, 32, 32)))
     network.head = _ConstantBatch()
     with pytest.raises(CheckFailed, match="static shape of 2") as caught:
-        onnx.check_structure(onnx.to_onnx(network, facts), facts)
+        structure.check_structure(onnx.to_onnx(network, facts), facts)
     assert caught.value.kind == "structure"

@@ -203,7 +203,7 @@ def bundle(whole: Run) -> tuple[Path, list[int]]:
         patch.setattr(OnDemand, "__getitem__", counted)
         patch.setattr("okdc.deploy.sides.eval_batch", lambda *_: 4)
         path, report = export(whole, None, None, Quiet())
-    assert report["passed"]
+    assert report["float32"]["passed"]
     return path, counts
 
 
@@ -254,7 +254,7 @@ def test_parity_holds_no_more_images_than_a_batch_at_a_time_and_finds_the_same(
     asked = Asked(pixels)
     path = bundle[0] / "model.onnx"
     report = parity.check(path, network, facts, asked, labels, 100.0, "test")
-    assert report["passed"], report["failures"]
+    assert report["float32"]["passed"], report["failures"]
     assert report["images"] == 400
     assert max(asked.counts) == parity.PROBE
     assert report == parity.check(path, network, facts, pixels, labels, 100.0, "test")

@@ -1,6 +1,9 @@
 """The bundle on disk: what is in it, and how it comes into place whole or not at all. No torch.
 
-bundle/  model.onnx  manifest.json  parity.json  sample/
+    bundle/  model.onnx  [model.int8.onnx]  [model.fp16.onnx]  manifest.json  parity.json  profile.json  README.md
+             infer.py  sample/
+
+export/README.md is the contract between these files and whoever reads them.
 """
 
 from __future__ import annotations
@@ -21,7 +24,12 @@ from okdc import __version__
 from okdc.errors import CheckFailed, RunError
 from okdc.files import write, write_json, writing
 
-MODEL, MANIFEST, PARITY, SAMPLE = "model.onnx", "manifest.json", "parity.json", "sample"
+MANIFEST, PARITY, PROFILE, CARD, CLIENT = "manifest.json", "parity.json", "profile.json", "README.md", "infer.py"
+SAMPLE, EXPECTED = "sample", "sample/expected.json"
+
+FLOAT32, INT8, FLOAT16 = "float32", "int8", "float16"
+MODELS = {FLOAT32: "model.onnx", INT8: "model.int8.onnx", FLOAT16: "model.fp16.onnx"}  # by precision
+SCHEMA = 1  # of every JSON file in a bundle
 
 
 def rejected(out: Path) -> Path:
@@ -62,52 +70,75 @@ def _move(aside: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def write_model(folder: Path, blob: bytes) -> Path:
-    write(folder / MODEL, blob)
-    return folder / MODEL
+def set_aside(out: Path, models: Mapping[str, bytes], parity: dict[str, Any]) -> Path:
+    """Models, by precision, that failed their gate while the float32 bundle stands: kept beside it, named so."""
+    folder = rejected(out)
+    with writing(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for precision, blob in models.items():
+        write_model(folder, precision, blob)
+    write_json(folder / PARITY, parity)
+    return folder
+
+
+def write_model(folder: Path, precision: str, blob: bytes) -> Path:
+    path = folder / MODELS[precision]
+    write(path, blob)
+    return path
 
 
 def write_samples(
     folder: Path,
     images: npt.NDArray[np.uint8],
     labels: Sequence[int],
-    logits: npt.NDArray[np.float32],
-    tolerance: float,
+    expected: Mapping[str, tuple[npt.NDArray[np.float32], float]],
 ) -> None:
-    """sample/: images as PNG and the student's own logits for them, so that any client can test itself."""
+    """sample/: images as PNG and, for each model, the logits that it has to give within a tolerance.
+
+    `expected` is (N×K logits, tolerance) by precision; those of float32 are the PyTorch student's own.
+    """
     with writing(folder / SAMPLE):
         (folder / SAMPLE).mkdir()
-        cases = []
-        for i, (pixels, label, row) in enumerate(zip(images, labels, logits, strict=True)):
+        for i, pixels in enumerate(images):
             Image.fromarray(pixels).save(folder / SAMPLE / f"{i}.png")
-            cases.append({"image": f"{i}.png", "label": int(label), "logits": [float(z) for z in row]})
-    write_json(folder / SAMPLE / "expected.json", {"schema": 1, "tolerance": tolerance, "cases": cases})
+    cases = [{"image": f"{i}.png", "label": int(label)} for i, label in enumerate(labels)]
+    models = {
+        precision: {"tolerance": tolerance, "logits": [[float(z) for z in row] for row in logits]}
+        for precision, (logits, tolerance) in expected.items()
+    }
+    write_json(folder / EXPECTED, {"schema": SCHEMA, "cases": cases, "models": models})
 
 
 def write_manifest(
-    folder: Path, student: dict[str, Any], recipe: dict[str, Any], parity: dict[str, Any], opset: int, data_sha256: str
+    folder: Path,
+    student: dict[str, Any],
+    recipe: dict[str, Any],
+    top1_pct: Mapping[str, float],
+    opset: int,
+    judged: dict[str, Any],
+    data_sha256: str,
 ) -> None:
-    """manifest.json: the contract of the bundle. `recipe` has no local path in it, `data_sha256` names its images."""
+    """manifest.json, the last file of a bundle and the contract of all others.
+
+    `top1_pct` is by precision, of the models that passed; `recipe` has no local path in it; `judged` says on which
+    images (split, images, sha256, part, rows), `data_sha256` names all that the student was made from.
+    """
     rule = student["preprocessing"]
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     facts = {
-        "schema": 1,
+        "schema": SCHEMA,
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "okdc": __version__,
-        "model": MODEL,
+        "models": {name: {"file": MODELS[name], "top1_pct": value} for name, value in top1_pct.items()},
         "opset": opset,
         "architecture": student["architecture"],
         "labels": student["classes"],
         "input": {"name": "image", **input_facts(rule)},
         "normalisation": {"in_graph": True, "mean": rule["mean"], "std": rule["std"]},
         "outputs": {"logits": "float32 NK", "probabilities": "float32 NK, softmax of the logits"},
-        "accuracy": {
-            "split": parity["split"],
-            "images": parity["images"],
-            "top1_pct": parity["top1_pct"]["onnx"],
-            "seed": recipe["seed"],
-            "runs": 1,
-        },
+        "accuracy": {"split": judged["split"], "images": judged["images"], "seed": recipe["seed"], "runs": 1},
+        "judged_on": {key: judged[key] for key in ("sha256", "part", "rows")},
         "method": student["method"],
         "dataset": student["dataset"],
         "data_sha256": data_sha256,

@@ -1,0 +1,1 @@
+"""What a bundle is and how it is used, without torch. `okdc.deploy` makes one from a run."""

@@ -1,0 +1,62 @@
+"""An ONNX file in onnxruntime, and the images that it is given. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
+from okdc.errors import CheckFailed
+
+Floats = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
+
+
+class Images(Protocol):
+    """What a check asks of its images: an array of them is one, and so is what reads them from files as it is asked."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+class Session:
+    """An ONNX file in onnxruntime, as okdc runs it everywhere: on the CPU, with stated threads."""
+
+    def __init__(self, model: bytes | Path, threads: int = 1) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        source = model if isinstance(model, bytes) else str(model)
+        with _refusals():
+            self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, images: Images, batch: int | None = None) -> tuple[Floats, Floats]:
+        """(logits, probabilities) of all images, in batches of `batch`, the last one partial; None: one batch."""
+        found = []
+        for part in parts(images, batch or len(images)):
+            with _refusals():
+                found.append(self.session.run([LOGITS, PROBABILITIES], {INPUT: part}))
+        return np.concatenate([logits for logits, _ in found]), np.concatenate([p for _, p in found])
+
+
+def parts(images: Images, count: int) -> Iterator[Pixels]:
+    for start in range(0, len(images), count):
+        yield images[start : start + count]
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """onnxruntime raises kinds of its own; that it cannot run a file is a failed check, not a bug."""
+    try:
+        yield
+    except Exception as error:
+        raise CheckFailed("parity", f"onnxruntime cannot run the file: {str(error).splitlines()[0]}") from error
