@@ -137,7 +137,7 @@ def result(run: Run) -> dict[str, Any]:
 
 
 def outcome(run: Run) -> dict[str, Any]:
-    """The log, the numbers, the kept weights and the state of every module and of the optimiser, to the bit."""
+    """The log, the numbers, every student and the state of every module and of the optimiser, to the bit."""
     state, _ = checkpoint.load(run)
     assert state is not None
     return {
@@ -145,6 +145,7 @@ def outcome(run: Run) -> dict[str, Any]:
         "result": result(run),
         "weights": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
         "student": read_json(run.student),
+        "others": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in run.students.glob("*")},
         "state": digest({key: value for key, value in state.items() if key != "seconds"}),
     }
 

@@ -47,8 +47,8 @@ from okdc.files import read_json
 from okdc.kept import logits_of
 from okdc.methods.method import Step
 from okdc.run import Run
-from okdc.training import checkpoint, engine
-from okdc.training.metrics import top1_pct
+from okdc.training import checkpoint, engine, keep
+from okdc.training.metrics import Summary, top1_pct
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The seed is all
@@ -218,10 +218,16 @@ def test_the_test_split_has_no_say_in_weights_log_or_choice() -> None:
     images[spoilt.dataset.test] = torch.randint(256, images[spoilt.dataset.test].shape, dtype=torch.uint8)
     labels[spoilt.dataset.test] = (labels[spoilt.dataset.test] + 3) % 10
     spoilt = replace(spoilt, dataset=replace(spoilt.dataset, images=images, labels=labels))
-    a, b = outcome(train(clean)), outcome(train(spoilt))
+    run_a, run_b = train(clean), train(spoilt)
+    a, b = outcome(run_a), outcome(run_b)
     assert a["result"].pop("kept")["top1_pct"] != b["result"].pop("kept")["top1_pct"]  # the poison was read, at the end
-    for found in (a, b):
+    for found, run in ((a, run_a), (b, run_b)):
         del found["result"]["heads_last_epoch_top1_pct"], found["student"]["top1_pct"]
+        for student in found["result"]["cohort"]:
+            del student["top1_pct"]
+        other = 1 - found["student"]["student"]
+        found["others"] = read_json(run.files_of_other(other)[1])
+        del found["others"]["top1_pct"]
     assert a == b
 
 
@@ -281,6 +287,76 @@ def test_smallest_keeps_the_student_of_fewest_parameters() -> None:
     cifar_resnet(8, 10).load_state_dict(load_file(run.weights), strict=True)
 
 
+DIFFERENT = ('cohort.students=["resnet14", "resnet8", "resnet8"]', "cohort.share=none")
+
+
+def test_every_student_is_there_at_its_own_best_epoch() -> None:
+    """Students of different sizes are a choice: each as it would be shipped, though one alone is kept."""
+    run = start(*DIFFERENT, "optim.epochs=5", "optim.lr=0.2", "seed=3")
+    found = read_json(run.result)
+    for k, student in enumerate(found["cohort"]):
+        epoch, _ = expected_choice(run.rows(), [k])
+        assert (student["student"], student["epoch"]) == (k, epoch)
+        assert student["val_top1_pct"] == run.rows()[epoch - 1]["val_top1_pct"][f"student{k}"]
+        network, facts = kept.load(run, k)
+        assert network.architecture == student["architecture"] == facts["architecture"]
+        assert kept.weights_sha256(run, k) == student["weights_sha256"] == facts["weights_sha256"]
+    assert [student["architecture"] for student in found["cohort"]] == ["resnet14", "resnet8", "resnet8"]
+    assert len({student["epoch"] for student in found["cohort"]}) > 1, "the recipe above is meant to tell epochs apart"
+    chosen = found["cohort"][found["kept"]["student"]]
+    assert found["kept"] | {"weights_sha256": found["weights_sha256"]} == chosen
+    others = {0, 1, 2} - {chosen["student"]}
+    files = {path.name for path in run.students.iterdir()}
+    assert files == {f"student{k}.{kind}" for k in others for kind in ("safetensors", "json")}
+    for k in others:
+        assert set(read_json(run.files_of_other(k)[1])) == set(read_json(run.student))
+
+
+def test_every_students_file_scores_what_was_recorded() -> None:
+    job = built(recipe(*DIFFERENT, "optim.epochs=2"))
+    run = train(job)
+    for k, student in enumerate(read_json(run.result)["cohort"]):
+        network, facts = kept.load(run, k)
+        for split, expected in ((job.dataset.val, "val_top1_pct"), (job.dataset.test, "top1_pct")):
+            scored = top1_pct(*kept.answers(network, facts, job.dataset, split))
+            assert scored == pytest.approx(student[expected], abs=1e-4)
+            assert facts[expected] == student[expected]
+
+
+def test_one_student_has_no_others() -> None:
+    run = start("method.name=baseline", "optim.epochs=1")
+    assert not run.students.exists()
+    assert [student["student"] for student in read_json(run.result)["cohort"]] == [0]
+
+
+def test_the_kept_student_lies_once_though_an_earlier_end_had_kept_another() -> None:
+    """On a GPU a training that is continued from the checkpoint before its last may end otherwise."""
+    job = built(recipe("cohort.keep=1"))
+    run = Run.create("held", job.recipe.text(), {})
+    run.students.mkdir()
+    for path in run.files_of_other(1):
+        path.write_bytes(b"of another end")
+    records = keep.best(job, 1, None, ())
+    keep.write_all(run, job, records)
+    assert {path.name for path in run.students.iterdir()} == {"student0.safetensors", "student0.json"}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_kept_student_follows_from_the_best_epochs_of_all(seed: int) -> None:
+    """As if each epoch had been looked at with all students side by side; accuracies here are equal all the time."""
+    job, draw = built(recipe('cohort.students=["resnet8", "resnet8", "resnet8"]')), random.Random(seed)
+    log = [
+        {"epoch": n, "val_top1_pct": {f"student{k}": float(draw.randint(1, 3)) for k in range(3)}} for n in range(1, 8)
+    ]
+    records: list[keep.Record] = []
+    for row in log:
+        accuracy = row["val_top1_pct"]
+        assert isinstance(accuracy, dict)
+        records = keep.best(job, row["epoch"], Summary({}, accuracy, None), records)  # type: ignore[arg-type]
+    found = keep.chosen(job, records)
+    assert (found["epoch"], found["student"]) == expected_choice(log, [0, 1, 2])
+
+
 def test_the_kept_weights_score_what_was_recorded() -> None:
     """On validation, and on the test split: read back from the file, in float32."""
     job = built(recipe("optim.lr=0.2", "optim.epochs=4"))
@@ -303,6 +379,8 @@ def test_without_validation_the_named_student_of_the_last_epoch_is_kept_as_it_wa
     assert [row["val_top1_pct"] for row in run.rows()] == [{}] * EPOCHS
     found = read_json(run.result)["kept"]
     assert (found["student"], found["epoch"], found["val_top1_pct"]) == (1, EPOCHS, None)
+    other = read_json(run.result)["cohort"][0]
+    assert (other["student"], other["epoch"], other["val_top1_pct"]) == (0, EPOCHS, None)
     network, _ = kept.load(run)
     images = torch.randn(6, 3, 8, 8)
     with torch.no_grad():
@@ -346,6 +424,7 @@ def test_result_json_holds_these_facts() -> None:
         "images",
         "heads_last_epoch_top1_pct",
         "kept",
+        "cohort",
         "weights_sha256",
         "epochs",
         "seconds",
@@ -460,6 +539,7 @@ def test_weights_ruined_by_an_epochs_last_step_are_noticed_before_they_are_saved
     run = Run.open(Path("runs/held-1"))
     assert run.state == "failed"
     assert read_json(run.student)["epoch"] < 3
+    assert not run.students.exists()
 
 
 def test_weights_ruined_by_the_last_step_fail_where_nothing_validates() -> None:
