@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from okdc.data import images
+from okdc.data import images, published
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
 from okdc.seeds import generator
@@ -54,7 +54,9 @@ class Dataset:
 
     def pixels(self, rows: Tensor) -> Tensor:
         """The images of `rows`, B×H×W×C uint8, wherever they are. Raises DataError for a file that cannot be read."""
-        return self.images[rows.to(self.images.device)] if self.files is None else self.files[rows]
+        if self.files is not None:
+            return torch.from_numpy(self.files[rows.cpu().numpy()])
+        return self.images[rows.to(self.images.device)]
 
     @property
     def final_split(self) -> tuple[str, Tensor]:
@@ -96,22 +98,19 @@ class Dataset:
 
 def digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits as 8×8×3 uint8, with a fixed stratified test split."""
-    from sklearn.datasets import load_digits  # slow to import
-
-    found = load_digits()
-    grey = np.round(found.images * (255 / 16)).astype(np.uint8)
-    labels = torch.from_numpy(found.target.astype(np.int64))
+    pixels, given = published.digits()
+    labels = torch.from_numpy(given)
     test = stratified(labels, torch.arange(len(labels)), DIGITS_TEST, SPLIT_SEED, "test")
     return Dataset(
         name="digits",
-        classes=tuple(str(digit) for digit in range(10)),
-        images=torch.from_numpy(np.repeat(grey[..., None], 3, axis=3)),
+        classes=published.DIGITS,
+        images=torch.from_numpy(pixels),
         labels=labels,
         train=_without(torch.arange(len(labels)), test),
         val=torch.empty(0, dtype=torch.int64),
         test=test,
         parts={"all": range(len(labels))},
-        fingerprint=hashlib.sha256(grey.tobytes() + labels.numpy().tobytes()).hexdigest(),
+        fingerprint=hashlib.sha256(pixels[..., 0].tobytes() + given.tobytes()).hexdigest(),
     )
 
 

@@ -31,6 +31,7 @@ from okdc.errors import DataError, nearest
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 RESIZE_LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
+LARGEST = 2**30 // 12  # pixels: what Pillow takes for an attack in a file is no size to resize one to either
 _CACHE_VERSION = 1  # raise it with any change of what the same files decode to
 
 Pixels = npt.NDArray[np.uint8]
@@ -54,13 +55,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, shorter_side: int | None = None) -> Pixels:
-    """The rule at the top of this file: any image to size×size×3, uint8. `shorter_side` is at least `size`."""
+    """The rule at the top of this file: any image to size×size×3, uint8. `shorter_side` is at least `size`.
+
+    Raises ValueError for an image so narrow that resizing it would fill the memory.
+    """
     image = to_rgb(image)
     width, height = image.size
     if (width, height) != (size, size):
         shorter = shorter_side or size
         scale = shorter / min(width, height)
         width, height = max(shorter, round(width * scale)), max(shorter, round(height * scale))
+        if width * height > LARGEST:  # a line of pixels, a few bytes in a file
+            raise ValueError(f"{image.width}×{image.height} pixels would become {width}×{height}")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.crop((left, top, left + size, top + size))

@@ -1,4 +1,4 @@
-"""Image files that are indexed like one resident uint8 tensor, and decoded when rows of it are asked for."""
+"""Image files that are indexed like one resident uint8 array, and decoded when rows of it are asked for. No torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from okdc.data.images import Pixels, Progress, damage, fit, read, unreadable, wary
 
 PROBE = 64  # images that are decoded at the start, to find a wrong folder or a half-copied one at once
 
-Rows = Tensor | slice | npt.NDArray[np.int64]
+Rows = slice | npt.NDArray[np.int64]
 
 
 class UnreadableError(Exception):
@@ -38,18 +36,22 @@ class OnDemand:
         start = len(os.fsencode(os.path.join(root, "")))  # noqa: PTH118  (relative_to() a million times takes its time)
         self._names = np.array([os.fsencode(file)[start:] for file in files])
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self), self.size, self.size, 3)
+
     def __len__(self) -> int:
         return len(self._names)
 
     def path(self, row: int) -> Path:
         return self.root / os.fsdecode(self._names[row])
 
-    def __getitem__(self, rows: Rows) -> Tensor:
-        """The images of `rows` in their order: B×size×size×3 uint8 on the CPU. Threads: Pillow lets go of the lock.
+    def __getitem__(self, rows: Rows) -> Pixels:
+        """The images of `rows` in their order: B×size×size×3 uint8. Threads: Pillow lets go of the lock.
 
         Raises DataError that lists every file which is not a whole image.
         """
-        wanted = torch.arange(len(self))[rows].tolist()
+        wanted = np.arange(len(self))[rows].tolist()
         pixels = np.empty((len(wanted), self.size, self.size, 3), np.uint8)
 
         def one(i: int) -> str | None:
@@ -63,7 +65,7 @@ class OnDemand:
             bad = [words for words in pool.map(one, range(len(wanted))) if words]
         if bad:
             raise unreadable(bad, len(wanted))
-        return torch.from_numpy(pixels)
+        return pixels
 
     def decode(self, row: int, transform: Callable[[Image.Image], Pixels]) -> Pixels:
         """What `transform` makes of one image. Raises UnreadableError, which names the file."""

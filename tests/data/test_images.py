@@ -587,3 +587,10 @@ def test_what_the_rule_says_is_what_every_manifest_states() -> None:
         pixels = fit(image, 8)
     assert images.RESIZE == "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
     assert np.abs(pixels.astype(int) - by_the_rule(picture(5, 13, 29), 8)).max() <= 2
+
+
+def test_a_line_of_pixels_is_refused_before_it_fills_the_memory() -> None:
+    """60,000 pixels in the file, 12.5 milliards by the rule."""
+    with pytest.raises(ValueError, match=r"1×60000 pixels would become 4096×245760000"):
+        fit(Image.new("L", (1, 60_000)), 4096)
+    assert fit(Image.new("L", (1, 60_000)), 8).shape == (8, 8, 3)
