@@ -4,8 +4,9 @@
     python run.py BUNDLE IMAGE [IMAGE ...]      the five likeliest classes of each image
     python run.py BUNDLE IMAGE --json           one JSON line an image
     python run.py BUNDLE --selftest             replay the bundle's own cases
+    python run.py BUNDLE IMAGE --model int8     another of the bundle's models
 
-The bundle's manifest.json says what an image has to become; the normalisation is inside model.onnx. Exit code 0: done;
+The bundle's manifest.json says what an image has to become; the normalisation is inside the model. Exit code 0: done;
 1: the self-test failed; 2: something could not be read.
 """
 
@@ -14,70 +15,128 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 import sys
-from pathlib import Path
+import warnings
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 RULE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
+MODELS = ("float32", "int8", "float16")
 BATCH = 64
+PIXELS = 2**30 // 12  # more than this in one image is an attack, or a mistake (Pillow's own limit)
+LARGEST = 4096  # sides of a model's input
+# The key "location" as protobuf writes it: a model with it has weights in other files, and names them itself.
+EXTERNAL = re.compile(rb"(\x0a|\x8a[\x80-\xff]*[\x00-\x7f])(\x08|\x88[\x80-\xff]*[\x00-\x7f])location")
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Bundle:
     """A bundle's model and what its manifest says about it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises ValueError where the folder is not a bundle this script understands, or its model is another file."""
+    def __init__(self, folder: Path, model: str = "float32") -> None:
+        """Raises ValueError where the folder is no bundle this script understands, or its model is another file."""
         path = folder / "manifest.json"
         if not path.is_file():
             raise ValueError(f"{folder} is no bundle: expected manifest.json in it")
-        self.folder = folder
-        self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if self.manifest.get("schema") != 1:
-            raise ValueError(f"{path}: schema {self.manifest.get('schema')!r}, this script reads schema 1")
-        spec = self.manifest["input"]
-        if (spec["layout"], spec["dtype"], spec["colour"]) != ("NHWC", "uint8", "RGB") or (
-            spec["resize"] != (LARGER if "shorter_side" in spec else RULE)
-        ):
+        manifest = read_object(path)
+        if manifest.get("schema") != 1:
+            raise ValueError(f"{path}: schema {manifest.get('schema')!r}, this script reads schema 1")
+        try:
+            spec, models, files = manifest["input"], manifest["models"], manifest["files"]
+            if model not in models:
+                raise ValueError(f"{path}: no {model} model, there is {', '.join(models)}")
+            words = (spec["layout"], spec["dtype"], spec["colour"], spec["resize"])
+            side, shorter = spec["height"], spec.get("shorter_side", spec["height"])
+            name, expected = models[model]["file"], files[models[model]["file"]]["sha256"]
+            self.labels = [str(label) for label in manifest["labels"]]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
+        if words != ("NHWC", "uint8", "RGB", LARGER if "shorter_side" in spec else RULE):
             raise ValueError(f"{path}: this script does not know the input {spec}")
-        model = (folder / "model.onnx").read_bytes()
-        expected = self.manifest["files"]["model.onnx"]["sha256"]
-        if hashlib.sha256(model).hexdigest() != expected:
-            raise ValueError(f"{folder / 'model.onnx'} is not the file of the manifest (sha256 {expected[:12]})")
-        self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-        self.size = (int(spec["height"]), int(spec["width"]))
-        self.shorter_side = int(spec.get("shorter_side", spec["height"]))  # before the centre is cut out
-        self.labels: list[str] = self.manifest["labels"]
+        if not (type(side) is type(shorter) is int and 1 <= side <= shorter <= LARGEST and spec.get("width") == side):
+            raise ValueError(f"{path}: expected a square input of 1 to {LARGEST} pixels, found {spec}")
+        content = inside(folder, name).read_bytes()
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ValueError(f"{folder / name} is not the file of the manifest (sha256 {str(expected)[:12]})")
+        if EXTERNAL.search(content):
+            raise ValueError(f"{folder / name} has weights in other files (external data), which no bundle has")
+        onnxruntime.set_default_logger_severity(4)  # it raises what it would print as well
+        self.folder, self.model = folder, model
+        self.side, self.shorter_side = side, shorter  # of the input; of the image before the centre is cut out
+        self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def read(self, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """One file of any size and mode -> HWC uint8, by the manifest's rule."""
-        with Image.open(path) as opened:
-            image: Image.Image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey
-                grey = np.rint(np.asarray(image, dtype=np.float64) / 257)
-                image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
-            if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:  # over black
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
-            image = image.convert("RGB")
-        height, width = self.size
-        if image.size != (width, height):
-            shorter = self.shorter_side
-            scale = shorter / min(image.size)
-            resized = (max(shorter, round(image.width * scale)), max(shorter, round(image.height * scale)))
-            image = image.resize(resized, Image.Resampling.BILINEAR)
-            left, top = (image.width - width) // 2, (image.height - height) // 2
-            image = image.crop((left, top, left + width, top + height))
-        return np.asarray(image, dtype=np.uint8)
+    def read(self, path: Path) -> Pixels:
+        """One file of any size and mode -> HWC uint8, by the manifest's rule. Raises ValueError naming the file."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as opened:
+                    return fit(to_rgb(opened), self.side, self.shorter_side)
+        except UnidentifiedImageError:
+            raise ValueError(f"{path}: not an image of a known format") from None
+        except Exception as error:  # Pillow raises a dozen kinds, down to SyntaxError and struct.error
+            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise ValueError(f"{path}: {why}") from error
 
-    def __call__(self, images: np.ndarray[Any, np.dtype[np.uint8]]) -> tuple[Any, Any]:
+    def __call__(self, images: Pixels) -> tuple[Any, Any]:
         """NHWC uint8 -> (logits, probabilities), each N×classes."""
         logits, probabilities = self.session.run(["logits", "probabilities"], {"image": images})
+        if probabilities.shape != (len(images), len(self.labels)):
+            raise ValueError(f"the model gives {probabilities.shape}, the manifest has {len(self.labels)} labels")
         return logits, probabilities
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(facts, dict):
+        raise ValueError(f"{path}: expected a JSON object")
+    return facts
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file that the bundle names itself. Raises ValueError where that leads out of the folder."""
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or re.search(r"[\\:]", name):
+        raise ValueError(f"{folder} names a file outside itself: {name!r}")
+    return folder / parts
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode Pillow can open, upright and as 8-bit RGB."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit grey
+        grey = np.rint(np.asarray(image, dtype=np.float64) / 257)
+        image = Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:  # over black
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, side: int, shorter: int) -> Pixels:
+    """The shorter side resized to `shorter`, the centre cut out."""
+    if image.size != (side, side):
+        scale = shorter / min(image.size)
+        width, height = max(shorter, round(image.width * scale)), max(shorter, round(image.height * scale))
+        if width * height > PIXELS:
+            raise ValueError(f"{image.width}×{image.height} pixels would become {width}×{height}")
+        # Along the rows, then down the columns, one by one: which of the two a single call does first, and so how it
+        # rounds, depends on Pillow's version (13 changed it for tall images, pull request 9549).
+        image = image.resize((width, image.height), Image.Resampling.BILINEAR)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return np.asarray(image, dtype=np.uint8)
 
 
 def classify(bundle: Bundle, paths: list[Path], top: int, as_json: bool) -> None:
@@ -94,31 +153,47 @@ def classify(bundle: Bundle, paths: list[Path], top: int, as_json: bool) -> None
 
 def selftest(bundle: Bundle, as_json: bool) -> bool:
     """The bundle's cases again, from the files to the logits."""
-    expected = json.loads((bundle.folder / "sample" / "expected.json").read_text(encoding="utf-8"))
-    tolerance, worst = float(expected["tolerance"]), 0.0
-    for case in expected["cases"]:
-        logits, probabilities = bundle(bundle.read(bundle.folder / "sample" / case["image"])[None])
-        difference = np.abs(logits[0] - np.asarray(case["logits"]))
-        worst = max(worst, float(np.nan_to_num(difference, nan=np.inf).max()), abs(float(probabilities.sum()) - 1))
-    good = worst <= tolerance and len(expected["cases"]) > 0
-    count = len(expected["cases"])
-    said = f"self-test {'passed' if good else 'FAILED'}: {count} images, max |d| {worst:.1e} (allowed {tolerance:.1e})"
-    print(said, file=sys.stderr if as_json else sys.stdout)
+    path = bundle.folder / "sample" / "expected.json"
+    expected = read_object(path)
+    try:
+        names = [str(case["image"]) for case in expected["cases"]]
+        tolerance, rows = (
+            float(expected["models"][bundle.model]["tolerance"]),
+            expected["models"][bundle.model]["logits"],
+        )
+        wanted = np.asarray(rows, dtype=np.float64).reshape(len(names), len(bundle.labels))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
+    worst = 0.0
+    for name, row in zip(names, wanted, strict=True):
+        logits, probabilities = bundle(bundle.read(inside(path.parent, name))[None])
+        difference = np.nan_to_num(np.abs(logits[0] - row), nan=np.inf)
+        worst = max(worst, float(difference.max()), abs(float(probabilities.sum()) - 1))
+    good = worst <= tolerance and len(names) > 0
+    said = f"{len(names)} images, max |d| {worst:.1e} (allowed {tolerance:.1e})"
+    print(f"self-test {'passed' if good else 'FAILED'}: {said}", file=sys.stderr if as_json else sys.stdout)
     return good
 
 
-def main() -> int:
+def positive(word: str) -> int:
+    if not word.isdecimal() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number, found {word!r}")
+    return int(word)
+
+
+def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Classify images with an okdc bundle.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
-    parser.add_argument("--top", type=int, default=5, help="classes to name (5)")
+    parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     parser.add_argument("--json", action="store_true", help="one JSON line an image")
     parser.add_argument("--selftest", action="store_true", help="replay the bundle's own cases")
-    options = parser.parse_intermixed_args()
+    parser.add_argument("--model", choices=MODELS, default="float32", help="which of the bundle's models (float32)")
+    options = parser.parse_intermixed_args(words)
     if not options.images and not options.selftest:
         parser.error("expected an image, or --selftest")
     try:
-        bundle = Bundle(options.bundle)
+        bundle = Bundle(options.bundle, options.model)
         if options.selftest and not selftest(bundle, options.json):
             return 1
         classify(bundle, options.images, options.top, options.json)

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from runners import PYTHON, add_model, put, zoo
 
-from okdc import catalog
-from okdc.__main__ import main
 from okdc.data import images
 from okdc.files import read_json, write_json
-from okdc.run import Run
 
-SCRIPT = catalog.folder("export") / "python" / "run.py"
 # None in sys.modules makes an import fail as if the package were not installed.
 WITHOUT_TORCH = (
     "import sys, runpy\n"
@@ -31,32 +29,25 @@ WITHOUT_TORCH = (
 
 
 def _run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(SCRIPT), *map(str, words)]
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(PYTHON), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runner") / "run"
-    assert main(["distill", "optim.epochs=8", "-o", str(path)]) == 0
-    assert main(["export", str(path), "--onnx"]) == 0
-    return Run.open(path).path / "bundle"
+Refused = Callable[..., None]
 
 
 @pytest.fixture
-def bundle(shipped: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
-    return Path(shutil.copytree(shipped, tmp_path / "bundle"))
+def refused(script: ModuleType, capfd: pytest.CaptureFixture[str]) -> Refused:
+    """Holds the script, in this process, to one line with `says` in it, and exit code 2."""
 
+    def check(says: str, *words: str | Path) -> None:
+        assert script.main(list(map(str, words))) == 2
+        out, err = capfd.readouterr()  # onnxruntime would write past sys.stderr
+        assert out == ""
+        assert len(err.splitlines()) == 1
+        assert says in err
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("runner", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return check
 
 
 def test_the_selftest_passes_without_torch_and_images_are_classified(shipped: Path) -> None:
@@ -64,10 +55,10 @@ def test_the_selftest_passes_without_torch_and_images_are_classified(shipped: Pa
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("self-test passed: 5 images"), "JSON lines are alone on stdout"
     lines = done.stdout.splitlines()
-    expected = json.loads((shipped / "sample" / "expected.json").read_text())["cases"]
-    for line, case in zip(lines, expected, strict=False):
+    expected = read_json(shipped / "sample" / "expected.json")["models"]["float32"]["logits"]
+    for line, logits in zip(lines, expected, strict=False):
         top = json.loads(line)["top"]
-        assert top[0]["label"] == str(int(np.argmax(case["logits"])))
+        assert top[0]["label"] == str(int(np.argmax(logits)))
         assert [t["probability"] for t in top] == sorted((t["probability"] for t in top), reverse=True)
     assert len(lines) == 2
 
@@ -75,74 +66,155 @@ def test_the_selftest_passes_without_torch_and_images_are_classified(shipped: Pa
 def test_a_case_that_does_not_come_out_fails_the_selftest(bundle: Path) -> None:
     path = bundle / "sample" / "expected.json"
     facts = read_json(path)
-    facts["cases"][2]["logits"][0] += 1e-3
+    facts["models"]["float32"]["logits"][2][0] += 1e-3
     write_json(path, facts)
     done = _run(bundle, "--selftest")
     assert done.returncode == 1
     assert "FAILED" in done.stdout
 
 
+def test_a_selftest_without_cases_fails(bundle: Path) -> None:
+    facts = {"schema": 1, "cases": [], "models": {"float32": {"tolerance": 1.0, "logits": []}}}
+    write_json(bundle / "sample" / "expected.json", facts)
+    assert _run(bundle, "--selftest").returncode == 1
+
+
+def test_each_of_a_bundles_models_can_be_chosen(bundle: Path, refused: Refused) -> None:
+    add_model(bundle, "int8")
+    image = bundle / "sample" / "0.png"
+    done = _run(bundle, "--model", "int8", "--selftest", image)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout != _run(bundle, "--selftest", image).stdout, "the other model gives other answers"
+    refused("no float16 model, there is float32, int8", bundle, "--model", "float16", image)
+    assert _run(bundle, "--model", "int4", image).returncode == 2
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
         (lambda b: (b / "model.onnx").write_bytes(b"something else"), "is not the file of the manifest"),
+        (lambda b: (b / "model.onnx").unlink(), "model.onnx"),
         (lambda b: (b / "manifest.json").unlink(), "is no bundle"),
-        (lambda b: write_json(b / "manifest.json", read_json(b / "manifest.json") | {"schema": 2}), "schema 2"),
+        (lambda b: put(b, schema=2), "schema 2"),
+        (lambda b: (b / "manifest.json").write_bytes(b""), "is not JSON"),
+        (lambda b: (b / "manifest.json").write_bytes(b"PK\x03\x04\xff\xfe"), "is not JSON"),
+        (lambda b: (b / "manifest.json").write_text("[" * 100_000), "error: "),
+        (lambda b: (b / "manifest.json").write_text("[1]"), "expected a JSON object"),
+        (lambda b: put(b, input=None), "manifest.json is damaged"),
+        (lambda b: put(b, models=["model.onnx"]), "manifest.json"),
+        (lambda b: put(b, files={}), "manifest.json is damaged"),
+        (lambda b: put(b, labels=7), "manifest.json is damaged"),
+        (lambda b: put(b, labels=["cat"]), "expected.json is damaged"),
+        (lambda b: put(b, ("input", "resize"), "squeezed"), "does not know the input"),
+        (lambda b: put(b, ("input", "colour"), "BGR"), "does not know the input"),
+        (lambda b: put(b, ("input", "height"), 10**9), "expected a square input"),
+        (lambda b: put(b, ("input", "height"), "8"), "expected a square input"),
+        (lambda b: put(b, ("models", "float32", "file"), "../model.onnx"), "manifest.json is damaged"),
+        (lambda b: (b / "sample" / "expected.json").write_text("{}"), "expected.json is damaged"),
+        (lambda b: (b / "sample" / "0.png").write_bytes(b"no image"), "0.png: not an image"),
     ],
 )
-def test_what_is_not_this_bundle_is_refused_in_one_line(bundle: Path, spoil: Any, says: str) -> None:
+def test_what_is_not_this_bundle_is_refused_in_one_line(bundle: Path, spoil: Any, says: str, refused: Refused) -> None:
     spoil(bundle)
-    done = _run(bundle, "--selftest")
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    refused(says, bundle, "--selftest")
 
 
-def test_what_is_no_image_is_said(bundle: Path) -> None:
-    done = _run(bundle, bundle / "manifest.json")
-    assert done.returncode == 2
-    assert "manifest.json" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_labels_of_another_model_are_refused(bundle: Path, refused: Refused) -> None:
+    put(bundle, labels=["cat"])
+    refused("the manifest has 1 labels", bundle, bundle / "sample" / "0.png")
 
 
-def _zoo(folder: Path) -> list[Path]:
-    """Images as people have them: sizes, modes, rotation, transparency, sixteen bits."""
-    rng = np.random.default_rng(3)
-    pixels = rng.integers(0, 256, (21, 34, 4), dtype=np.uint8)
-    colour = Image.fromarray(pixels[..., :3])
-    made = {
-        "wide.png": colour,
-        "tall.png": colour.transpose(Image.Transpose.ROTATE_90),
-        "grey.png": colour.convert("L"),
-        "grey_alpha.png": Image.fromarray(pixels[..., :2], "LA"),
-        "alpha.png": Image.fromarray(pixels),
-        "palette.png": colour.convert("P"),
-        "one_bit.png": colour.convert("1"),
-        "sixteen.png": Image.fromarray(pixels[..., 0].astype(np.uint16) * 257),
-        "exact.png": colour.resize((8, 8)),
-        "tiny.png": colour.resize((3, 5)),
-    }
-    for name, image in made.items():
-        image.save(folder / name)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90°
-    colour.save(folder / "turned.jpg", exif=exif)
-    colour.convert("CMYK").save(folder / "cmyk.jpg")
-    palette = colour.convert("P")
-    palette.save(folder / "clear.png", transparency=0)
-    return sorted(folder.iterdir())
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/../../secret", "..\\secret", "C:secret"])
+def test_a_name_that_leads_out_of_the_bundle_is_not_opened(bundle: Path, name: str, refused: Refused) -> None:
+    (bundle.parent / "secret").write_bytes(b"secret")
+    known = {name: {"sha256": hashlib.sha256(b"secret").hexdigest(), "bytes": 6}}
+    put(bundle, files=read_json(bundle / "manifest.json")["files"] | known)
+    put(bundle, ("models", "float32", "file"), name)
+    refused("names a file outside itself", bundle, "--selftest")
+
+
+def test_a_sample_that_leads_out_of_the_bundle_is_not_opened(bundle: Path, refused: Refused) -> None:
+    facts = read_json(bundle / "sample" / "expected.json")
+    facts["cases"][0]["image"] = "../../0.png"
+    write_json(bundle / "sample" / "expected.json", facts)
+    (bundle.parent / "0.png").write_bytes((bundle / "sample" / "0.png").read_bytes())
+    refused("names a file outside itself", bundle, "--selftest")
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+@pytest.mark.parametrize("location", ["here.bin", "../here.bin", "/etc/passwd"])
+def test_a_model_with_weights_in_other_files_is_refused(
+    bundle: Path, place: str, location: str, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime resolves such names against the working directory where it is given bytes."""
+    (bundle / "here.bin").write_bytes(bytes(120))
+    weights = numpy_helper.from_array(np.zeros((3, 10), np.float32), "w")
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "120")):
+        entry = weights.external_data.add()
+        entry.key, entry.value = key, value
+    constant = helper.make_node("Constant", [], ["w"], value=weights)
+    add_model(bundle, "float32", weights=weights if place == "initializer" else constant)
+    monkeypatch.chdir(bundle)
+    refused("external data", bundle, bundle / "sample" / "0.png")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zipped", b"\x80\x04\x95pickled.", b"ORTM" * 9])
+def test_what_is_no_model_is_refused_in_one_line_whatever_its_hash(
+    bundle: Path, content: bytes, refused: Refused
+) -> None:
+    (bundle / "model.onnx").write_bytes(content)
+    put(bundle, ("files", "model.onnx", "sha256"), hashlib.sha256(content).hexdigest())
+    refused("error: ", bundle, "--selftest")
+
+
+def test_what_is_no_image_is_said(bundle: Path, refused: Refused) -> None:
+    refused("manifest.json: not an image of a known format", bundle, bundle / "manifest.json")
+    refused("nothing.png: No such file", bundle, bundle / "nothing.png")
+    whole = (bundle / "sample" / "0.png").read_bytes()
+    (bundle / "half.png").write_bytes(whole[: len(whole) // 2])
+    refused("half.png: ", bundle, bundle / "half.png")
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (10_000, 9_000)])
+def test_an_image_that_would_fill_the_memory_is_refused(
+    bundle: Path, tmp_path: Path, size: tuple[int, int], refused: Refused
+) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("1", size).save(path)
+    refused("bomb.png: ", bundle, path)
+
+
+def test_a_thread_of_pixels_that_would_fill_the_memory_is_refused(script: ModuleType, tmp_path: Path) -> None:
+    Image.new("L", (30_000, 1)).save(tmp_path / "thread.png")
+    with Image.open(tmp_path / "thread.png") as image, pytest.raises(ValueError, match="pixels would become"):
+        script.fit(image.convert("RGB"), 224, 224)
+
+
+@pytest.mark.parametrize("word", ["0", "-1", "many"])
+def test_no_class_at_all_cannot_be_asked_for(script: ModuleType, shipped: Path, word: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        script.main([str(shipped), str(shipped / "sample" / "0.png"), "--top", word])
 
 
 def test_the_script_reads_every_image_as_training_does(shipped: Path, script: ModuleType, tmp_path: Path) -> None:
     """Two programs, one rule: bytes equal for every kind of image."""
-    folder = tmp_path / "zoo"
-    folder.mkdir()
     bundle = script.Bundle(shipped)
-    for path in _zoo(folder):
+    for path in zoo(tmp_path / "zoo"):
         with Image.open(path) as image:
             expected = images.fit(image, 8)
         np.testing.assert_array_equal(bundle.read(path), expected, err_msg=path.name)
 
 
+def test_rows_are_resized_before_columns_whatever_pillow_does_first(script: ModuleType) -> None:
+    """Pillow 13 takes the columns of tall images first (its pull request 9549), and so rounds otherwise."""
+    pixels = np.random.default_rng(4).integers(0, 256, (90, 30, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    rows = np.asarray(image.resize((20, 90), Image.Resampling.BILINEAR))
+    both = Image.fromarray(rows).resize((20, 60), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(script.fit(image, 20, 20), np.asarray(both)[20:40])
+
+
 def test_the_script_states_the_rule_that_the_manifest_states(script: ModuleType) -> None:
-    assert script.RULE == images.RESIZE
+    assert (script.RULE, script.LARGER) == (images.RESIZE, images.RESIZE_LARGER)

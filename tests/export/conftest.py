@@ -1,0 +1,39 @@
+"""One bundle for all clients: a run's, exported by the command."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from runners import PYTHON
+
+from okdc.__main__ import main
+from okdc.run import Run
+
+
+@pytest.fixture(scope="session")
+def shipped(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits' bundle; tests that write into it take `bundle` instead."""
+    run = shutil.copytree(finished.path, tmp_path_factory.mktemp("shipped") / "run")
+    assert main(["export", str(run), "--onnx"]) == 0
+    return Path(run) / "bundle"
+
+
+@pytest.fixture
+def bundle(shipped: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(shipped, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def script() -> ModuleType:
+    """export/python/run.py as a module."""
+    spec = importlib.util.spec_from_file_location("runner", PYTHON)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

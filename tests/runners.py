@@ -1,0 +1,150 @@
+"""What the tests of the bundle's clients share: where Node, its packages and Chromium are, images, bundles by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from okdc import catalog
+from okdc.bundle.layout import MODELS
+from okdc.files import read_json, write_json
+
+EXPORT = catalog.folder("export")
+PYTHON, NODE, WEB = EXPORT / "python" / "run.py", EXPORT / "node" / "run.mjs", EXPORT / "web"
+
+
+def _lacks(package: str) -> bool:
+    """Node's own rule: node_modules of the script's folder and of every folder above."""
+    return not any((folder / "node_modules" / package).is_dir() for folder in NODE.parents)
+
+
+def _chromium() -> str | None:
+    found = (shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome"))
+    return next((path for path in found if path), None)
+
+
+CHROMIUM = _chromium()
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+needs_packages = pytest.mark.skipif(
+    shutil.which("node") is None or _lacks("onnxruntime-node") or _lacks("sharp"),
+    reason="npm install onnxruntime-node sharp is missing above export/node",
+)
+needs_runtime = pytest.mark.skipif(_lacks("onnxruntime-web"), reason="npm install onnxruntime-web is missing")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+
+def javascript(code: str, *words: str | Path) -> str:
+    """Run a module's text in Node, with export/web as `web`; its stdout."""
+    text = f"const web = {WEB.as_uri()!r} + '/';\n{code}"
+    command = ["node", "--input-type=module", "-e", text, "--", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def zoo(folder: Path) -> list[Path]:
+    """Images as people have them: sizes, modes, rotation, transparency, sixteen bits."""
+    folder.mkdir()
+    rng = np.random.default_rng(3)
+    pixels = rng.integers(0, 256, (21, 34, 4), dtype=np.uint8)
+    deep = rng.integers(0, 2**16, (21, 34), dtype=np.uint16)
+    colour = Image.fromarray(pixels[..., :3])
+    made = {
+        "wide.png": colour,
+        "tall.png": colour.transpose(Image.Transpose.ROTATE_90),
+        "grey.png": colour.convert("L"),
+        "grey_alpha.png": Image.fromarray(pixels[..., :2], "LA"),
+        "alpha.png": Image.fromarray(pixels),
+        "palette.png": colour.convert("P"),
+        "one_bit.png": colour.convert("1"),
+        "sixteen.png": Image.fromarray(deep),
+        "exact.png": colour.resize((8, 8)),
+        "tiny.png": colour.resize((3, 5)),
+    }
+    for name, image in made.items():
+        image.save(folder / name)
+    colour.convert("P").save(folder / "clear.png", transparency=0)
+    colour.convert("L").save(folder / "clear_grey.png", transparency=int(pixels[0, 0, 0]))
+    colour.save(folder / "clear_colour.png", transparency=tuple(map(int, pixels[0, 0, :3])))
+    for tag in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = tag
+        colour.save(folder / f"turned_{tag}.png", exif=exif)
+    smooth = colour.resize((5, 4)).resize((97, 61), Image.Resampling.BICUBIC)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    smooth.save(folder / "turned.jpg", exif=turned)
+    smooth.save(folder / "smooth.jpg", quality=90)
+    smooth.convert("L").save(folder / "grey.jpg")
+    smooth.convert("CMYK").save(folder / "cmyk.jpg")
+    smooth.save(folder / "smooth.webp", quality=90)
+    smooth.save(folder / "lossless.webp", lossless=True)
+    return sorted(folder.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bundles by hand
+
+
+def put(bundle: Path, keys: tuple[str, ...] = (), value: Any = None, **facts: Any) -> None:
+    """Write one nested value, or whole keys, into a bundle's manifest."""
+    path = bundle / "manifest.json"
+    manifest = read_json(path) | facts
+    inner = manifest
+    for key in keys[:-1]:
+        inner = inner[key]
+    if keys:
+        inner[keys[-1]] = value
+    write_json(path, manifest)
+
+
+def add_model(bundle: Path, precision: str, weights: Any = None) -> None:
+    """A small model of its own answers (the mean colour times a matrix), as a bundle has it: named, hashed, with cases.
+
+    `weights` is the 3×classes matrix, as an initializer or as the node that makes it, named "w".
+    """
+    labels, side = (read_json(bundle / "manifest.json")[key] for key in ("labels", "input"))
+    if weights is None:
+        matrix = np.random.default_rng(9).normal(0, 3e-2, (3, len(labels))).astype(np.float32)
+        weights = numpy_helper.from_array(matrix, "w")
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["floats", "axes"], ["mean"], keepdims=0),
+        helper.make_node("MatMul", ["mean", "w"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    inputs = [numpy_helper.from_array(np.array([1, 2]), "axes")]
+    if isinstance(weights, TensorProto):
+        inputs.append(weights)
+    else:
+        nodes.insert(0, weights)
+    shape = ["N", side["height"], side["width"], 3]
+    graph = helper.make_graph(
+        nodes,
+        "hand",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", len(labels)])
+            for name in ("logits", "probabilities")
+        ],
+        inputs,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    content, name = model.SerializeToString(), MODELS[precision]
+    (bundle / name).write_bytes(content)
+    put(bundle, ("files", name), {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
+    put(bundle, ("models", precision), {"file": name, "top1_pct": 10.0})
+    expected = read_json(bundle / "sample" / "expected.json")
+    if isinstance(weights, TensorProto) and weights.data_location != TensorProto.EXTERNAL:
+        means = [np.asarray(Image.open(bundle / "sample" / case["image"])).mean((0, 1)) for case in expected["cases"]]
+        logits = np.stack(means) @ numpy_helper.to_array(weights).astype(np.float64)
+        expected["models"][precision] = {"tolerance": 1e-4, "logits": logits.tolist()}
+        write_json(bundle / "sample" / "expected.json", expected)
