@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS, SCHEMA
-from okdc.data.images import RESIZE, RESIZE_LARGER
+from okdc.bundle import structure
+from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS
+from okdc.bundle.manifest import lies_in, read
 from okdc.errors import CheckFailed, RunError, UsageError, nearest
-from okdc.files import read_json
-
-KEYS = ("schema", "models", "labels", "input", "accuracy", "judged_on", "architecture", "recipe", "files")
 
 
 @dataclass(frozen=True)
@@ -35,17 +33,9 @@ class Bundle:
         if not path.is_file():
             there = "a file" if folder.is_file() else "a folder without it" if folder.is_dir() else "nothing"
             raise RunError(f"{folder} is no bundle: expected {MANIFEST} in it, found {there}", hint=_beside(folder))
-        facts = read_json(path)
-        schema = facts.get("schema")
-        if schema != SCHEMA:
-            newer = isinstance(schema, int) and schema > SCHEMA
-            hint = "a newer okdc made it: upgrade this one" if newer else "it is another tool's file, or damaged"
-            raise RunError(f"{path}: schema {schema!r}, this okdc reads schema {SCHEMA}", hint=hint)
-        facts = read_json(path, *KEYS)
-        bundle = cls(folder, facts)
-        bundle._check_words(path)
-        bundle._check_names(path)
-        return bundle
+        if not lies_in(path, folder.resolve()):
+            raise RunError(f"{path} is a link out of the bundle", hint="copy the files themselves")
+        return cls(folder, read(path))
 
     @property
     def labels(self) -> list[str]:
@@ -70,72 +60,42 @@ class Bundle:
 
     def content(self, name: str) -> bytes:
         """A file of the bundle. Raises CheckFailed ("files") where it is not the one that the manifest names."""
-        path, expected = self.folder / name, self.manifest["files"].get(name, {}).get("sha256", "none")
+        path, named = self.folder / name, self.manifest["files"].get(name)
+        again = "it was changed or cut short after the export: copy the bundle again, or export it again"
+        if named is None:
+            raise CheckFailed("files", f"{path} is not among the files that the manifest names", hint=again)
         try:
-            content = path.read_bytes()
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise CheckFailed("files", f"{path}: expected a file, found something else", hint=again)
+            with path.open("rb") as stream:
+                content = stream.read(named["bytes"] + 1)
         except OSError as error:
             raise CheckFailed(
                 "files", f"{path}: cannot be read: {error.strerror}", hint="the bundle is not whole: copy it again"
             ) from None
         found = hashlib.sha256(content).hexdigest()
-        if found != expected:
+        if found != named["sha256"] or len(content) != named["bytes"]:
             raise CheckFailed(
                 "files",
-                f"{path} is not the file of the manifest: sha256 {found[:12]}, expected {expected[:12]}",
-                hint="it was changed or cut short after the export: copy the bundle again, or export it again",
+                f"{path} is not the file of the manifest: sha256 {found[:12]}, expected {named['sha256'][:12]}",
+                hint=again,
             )
         return content
 
     def model(self, precision: str = FLOAT32) -> bytes:
-        """The ONNX file of one precision. Raises UsageError where the bundle has none, CheckFailed as `content`."""
+        """The ONNX file of one precision, which is what the manifest says.
+
+        Raises UsageError where the bundle has none, CheckFailed for another file or one that onnxruntime must not see.
+        """
         if precision not in self.manifest["models"]:
             raise UsageError(
                 f"{self.folder} has no {precision} model{nearest(precision, self.precisions)}",
                 hint="there is: " + ", ".join(self.precisions),
             )
-        return self.content(self.manifest["models"][precision]["file"])
-
-    def _check_words(self, path: Path) -> None:
-        """The manifest means what this version takes it to mean."""
-        try:
-            spec, labels, models = (self.manifest[key] for key in ("input", "labels", "models"))
-            known = (
-                (spec["name"], spec["layout"], spec["dtype"], spec["colour"]) == ("image", "NHWC", "uint8", "RGB")
-                and spec["height"] == spec["width"]
-                and isinstance(spec["height"], int)
-                and spec["height"] > 0
-                and isinstance(spec.get("shorter_side", spec["height"]), int)
-                and spec.get("shorter_side", spec["height"]) >= spec["height"]
-                and spec["resize"] == (RESIZE_LARGER if "shorter_side" in spec else RESIZE)
-            )
-            if not known:
-                raise RunError(f"{path}: this okdc does not know the input {spec}", hint="another version made it")
-            whole = (
-                isinstance(labels, list)
-                and len(labels) >= 2
-                and all(isinstance(label, str) for label in labels)
-                and FLOAT32 in models
-                and all(models[name]["file"] == MODELS[name] for name in models)
-                and all(0 <= float(models[name]["top1_pct"]) <= 100 for name in models)
-                and {"split", "images"} <= set(self.manifest["accuracy"])
-                and {"sha256", "part", "rows"} <= set(self.manifest["judged_on"])
-            )
-        except (KeyError, TypeError, ValueError):
-            whole = False
-        if not whole:
-            raise RunError(f"{path} is damaged: its input, labels or models are not what okdc writes")
-
-    def _check_names(self, path: Path) -> None:
-        """Every file lies in the folder, links followed."""
-        files = self.manifest["files"]
-        if not isinstance(files, dict) or not all(isinstance(facts, dict) for facts in files.values()):
-            raise RunError(f"{path} is damaged: files is not what okdc writes")
-        inside = self.folder.resolve()
-        for name in files:
-            pure = PurePosixPath(name)
-            outside = pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts
-            if outside or not (self.folder / name).resolve().is_relative_to(inside):
-                raise RunError(f"{path}: the file name {name!r} leads out of the bundle", hint="do not use this bundle")
+        name = self.manifest["models"][precision]["file"]
+        content = self.content(name)
+        structure.check_against(structure.parsed(content), self.manifest, precision)
+        return content
 
 
 def _beside(folder: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from okdc import __version__
-from okdc.bundle.layout import input_facts
+from okdc.bundle.layout import INT8, input_facts
 from okdc.errors import CheckFailed
 
 OPSET = 18
@@ -32,6 +32,7 @@ OPERATORS = frozenset({
     "Unsqueeze",
 })
 # fmt: on
+QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def properties(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -59,37 +60,14 @@ def properties(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
     """The file is whole, self-contained and says what it should. Raises CheckFailed; returns the parsed model."""
-    try:
-        model = onnx.load_model_from_string(blob)
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # protobuf and the checker raise kinds of their own
-        raise CheckFailed("structure", f"the file is no valid ONNX model: {str(error).splitlines()[0]}") from None
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets != {"": OPSET}:
-        raise CheckFailed("opset", f"opset {OPSET} was asked for, the file has {opsets}")
-    _check_interface(model.graph, facts)
-    for value in (*model.graph.input, *model.graph.output):
-        batch = value.type.tensor_type.shape.dim[0]
-        if batch.dim_param != "batch":
-            raise CheckFailed(
-                "structure",
-                f"the batch axis of {value.name} is fixed to {batch.dim_value}; expected any size",
-                hint="the model's forward uses a constant batch size: a reshape or view with a number in it",
-            )
-    strange = sorted({node.op_type for node in model.graph.node} - OPERATORS)
-    if strange:
-        raise CheckFailed(
-            "structure",
-            f"unexpected operators in the graph: {', '.join(strange)}",
-            hint="sizes are computed at run time: a channels_last tensor or the batch size reached a reshape",
-        )
+    model = parsed(blob)
+    _check_valid(model)
+    _check_opset(model, OPSET)
+    _check_interface(model.graph, facts["preprocessing"]["size"], len(facts["classes"]))
+    _check_operators(model, OPERATORS)
     if _unfolded(model.graph):
         raise CheckFailed(
             "structure", "a BatchNormalization follows a Conv: it was not folded", hint="export in eval mode"
-        )
-    if model.functions:
-        raise CheckFailed(
-            "structure", f"the file holds {len(model.functions)} local functions; expected plain operators"
         )
     text = _without_weights(model)  # in megabytes of weights any three letters stand somewhere
     for trace in ("site-packages", "stack_trace", str(Path.cwd()), str(Path.home())):
@@ -106,9 +84,90 @@ def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
     return model
 
 
-def _check_interface(graph: onnx.GraphProto, facts: Mapping[str, Any]) -> None:
+def check_against(model: onnx.ModelProto, manifest: Mapping[str, Any], precision: str) -> None:
+    """A model that somebody handed over is what its manifest says. Raises CheckFailed.
+
+    Labels, input, mean and deviation stand in the file and in the manifest, and clients believe either.
+    """
+    _check_operators(model, OPERATORS | QUANTISED if precision == INT8 else OPERATORS)
+    _check_opset(model, manifest["opset"])
+    _check_interface(model.graph, manifest["input"]["height"], len(manifest["labels"]))
+    _check_valid(model)
+    spec, colours = {k: v for k, v in manifest["input"].items() if k != "name"}, manifest["normalisation"]
+    expected = {"labels": manifest["labels"], "input": spec, "mean": colours["mean"], "std": colours["std"]}
+    plain = ("architecture", "method", "dataset", "recipe_sha256", "weights_sha256")
+    expected |= {key: manifest.get(key) for key in plain}
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    for key, value in expected.items():
+        text = found.get(f"okdc.{key}")
+        if (text if key in plain else _parsed(text)) != value:
+            raise CheckFailed(
+                "structure",
+                f"metadata okdc.{key}: the manifest says {_shown(value)}, the file {_shown(text)}",
+                hint="labels in another order name every prediction wrongly" if key == "labels" else "",
+            )
+
+
+def parsed(blob: bytes) -> onnx.ModelProto:
+    try:
+        return onnx.load_model_from_string(blob)
+    except Exception as error:  # protobuf raises kinds of its own
+        raise CheckFailed("structure", f"the file is no valid ONNX model: {_first_line(error)}") from None
+
+
+def _check_valid(model: onnx.ModelProto) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # the checker raises kinds of its own
+        raise CheckFailed("structure", f"the file is no valid ONNX model: {_first_line(error)}") from None
+
+
+def _parsed(text: str | None) -> Any:
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shown(thing: object) -> str:
+    text = repr(thing)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _named(word: str) -> str:
+    return word if word.isidentifier() else _shown(word)
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return "".join(c if c.isprintable() else "?" for c in line)  # names in the file are its maker's
+
+
+def _check_opset(model: onnx.ModelProto, opset: int) -> None:
+    opsets = {entry.domain: entry.version for entry in model.opset_import}
+    if opsets != {"": opset}:
+        raise CheckFailed("opset", f"opset {opset} was asked for, the file has {opsets}")
+
+
+def _check_operators(model: onnx.ModelProto, known: frozenset[str]) -> None:
+    if model.functions:
+        raise CheckFailed(
+            "structure", f"the file holds {len(model.functions)} local functions; expected plain operators"
+        )
+    foreign = sorted({node.domain for node in model.graph.node} - {"", "ai.onnx"})
+    if foreign:
+        raise CheckFailed("structure", f"operators of other domains in the graph: {', '.join(map(_named, foreign))}")
+    strange = sorted({node.op_type for node in model.graph.node} - known)
+    if strange:
+        raise CheckFailed(
+            "structure",
+            f"unexpected operators in the graph: {', '.join(map(_named, strange))}",
+            hint="sizes are computed at run time: a channels_last tensor or the batch size reached a reshape",
+        )
+
+
+def _check_interface(graph: onnx.GraphProto, size: int, classes: int) -> None:
     """Names, types and sizes of what goes in and comes out; the batch axis is looked at by itself."""
-    size, classes = facts["preprocessing"]["size"], len(facts["classes"])
     kinds = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.FLOAT: "float32"}
     found = [
         (v.name, kinds.get(v.type.tensor_type.elem_type, "?"), [d.dim_value for d in v.type.tensor_type.shape.dim][1:])
@@ -120,7 +179,15 @@ def _check_interface(graph: onnx.GraphProto, facts: Mapping[str, Any]) -> None:
         (PROBABILITIES, "float32", [classes]),
     ]
     if found != expected:
-        raise CheckFailed("structure", f"the graph takes and gives {found}; expected {expected}")
+        raise CheckFailed("structure", f"the graph takes and gives {_shown(found)}; expected {expected}")
+    for value in (*graph.input, *graph.output):
+        batch = value.type.tensor_type.shape.dim[0]
+        if batch.dim_param != "batch":
+            raise CheckFailed(
+                "structure",
+                f"the batch axis of {value.name} is fixed to {batch.dim_value}; expected any size",
+                hint="the model's forward uses a constant batch size: a reshape or view with a number in it",
+            )
 
 
 def _unfolded(graph: onnx.GraphProto) -> bool:
