@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from okdc import cost
+from okdc.cohort import Backbone
+from okdc.deploy.plain import plain
 from okdc.errors import CheckFailed
 
 with warnings.catch_warnings():
@@ -95,6 +97,28 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
         uncounted=tuple(sorted(unsupported & HOLD_MACS)),
         ignored=tuple(sorted(unsupported - HOLD_MACS)),
         modules=modules,
+    )
+
+
+def exported_macs(network: Backbone, example: torch.Tensor) -> int:
+    """MACs of the network as it is exported: where `plain` turns pooling into a matrix product, that counts as well."""
+    network = copy.deepcopy(network).cpu().float().eval()
+    return cost.macs(plain(network, example), example)
+
+
+def check_graph(expected: int, graph: int, name: str, lower_bound: bool = False) -> None:
+    """The third counter: `graph` is what `okdc.bundle.macs` finds in the file `name`, `expected` is `exported_macs`.
+
+    Where that is a lower bound the file may hold more. Raises CheckFailed ("counting") where they disagree.
+    """
+    if graph == expected or (lower_bound and graph > expected):
+        return
+    raise CheckFailed(
+        "counting",
+        f"the network has {expected:,} MACs, {name} has {graph:,}; expected the same number",
+        hint="another network's file"
+        if graph > expected
+        else "another network's file, or an auxiliary head: work that no answer depends on",
     )
 
 

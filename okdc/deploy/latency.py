@@ -10,18 +10,19 @@ import numpy as np
 WARM_UP, RUNS, SECONDS = 10, 100, 2.0
 
 
-def measure(variants: dict[str, Callable[[], object]]) -> dict[str, dict[str, float]]:
+def measure(variants: dict[str, Callable[[], object]], warm_up: int = WARM_UP) -> dict[str, dict[str, float]]:
     """p50, p90 and the minimum of each variant in ms; the variants take turns, so that all see the same disturbances.
 
-    Each gets 100 counted runs, fewer where all together would take longer than two seconds (at least ten).
+    Each gets 100 counted runs, fewer where all together would take longer than two seconds; at least as many as
+    `warm_up`, the runs that are not counted.
     """
     for run in variants.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             run()
     times: dict[str, list[float]] = {name: [] for name in variants}
     deadline = time.perf_counter() + SECONDS
     for i in range(RUNS):
-        if i >= WARM_UP and time.perf_counter() > deadline:
+        if i >= warm_up and time.perf_counter() > deadline:
             break
         for name, run in variants.items():
             began = time.perf_counter()

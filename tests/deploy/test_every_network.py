@@ -1,4 +1,4 @@
-"""Every network, of the zoo and from outside, leaves as one ONNX file that answers as it does."""
+"""Every network, of the zoo and from outside, leaves as one ONNX file that answers and costs as it does."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import torch
 
 from okdc import backbones
 from okdc.bundle import structure
+from okdc.bundle.macs import macs
 from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.deploy.cause import largest
+from okdc.deploy.count import count, exported_macs
 from okdc.deploy.parity import FACTOR, FLOOR
 from okdc.deploy.sides import Torch
 from okdc.seeds import seeded
@@ -30,6 +32,8 @@ SIZES = dict.fromkeys(backbones.ZOO, 32) | {f"torchvision:{name}": 64 for name i
 # shortcut or a concatenation reads as well. Everywhere else all of them are folded.
 LEFT = {"wrn16_1": 7, "wrn16_2": 6, "wrn40_2": 18, "densenet40_12": 21, "densenet40_12_vanilla": 39}
 LEFT["torchvision:densenet121"] = 58 + 3 + 1  # one a layer, one a transition, the last
+# Pooling that is exported as two matrix products, over the width and over the height: 512 maps of 2×2 become 7×7.
+POOLED = {"torchvision:vgg11_bn": 512 * (2 * 7 * 2 + 7 * 7 * 2)}
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def used(name: str) -> Backbone:
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_file_has_a_plain_structure_and_answers_as_the_network(name: str) -> None:
+def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_same(name: str) -> None:
     network = used(name)
     blob = onnx.to_onnx(network, facts(name))
     model = structure.check_structure(blob, facts(name))
@@ -75,6 +79,9 @@ def test_the_file_has_a_plain_structure_and_answers_as_the_network(name: str) ->
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
     assert operators["Conv"] == convolutions
     assert operators["BatchNormalization"] == LEFT.get(name, 0)
+    example = torch.zeros(1, 3, SIZES[name], SIZES[name])
+    assert macs(model) == exported_macs(network, example), "to the unit"
+    assert macs(model) == count(network, example).macs + POOLED.get(name, 0), "and to fvcore's"
 
     side, session = Torch(network, facts(name)), Session(blob)
     images = np.random.default_rng(1).integers(0, 256, (5, SIZES[name], SIZES[name], 3), dtype=np.uint8)
