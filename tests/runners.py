@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,38 @@ def add_model(bundle: Path, precision: str, weights: Any = None) -> None:
         logits = np.stack(means) @ numpy_helper.to_array(weights).astype(np.float64)
         expected["models"][precision] = {"tolerance": 1e-4, "logits": logits.tolist()}
         write_json(bundle / "sample" / "expected.json", expected)
+
+
+def external(location: str, *, constant: bool = False) -> Any:
+    """Weights for `add_model` that lie in another file, as an initializer or as a node."""
+    weights = numpy_helper.from_array(np.zeros((3, 10), np.float32), "w")
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "120")):
+        entry = weights.external_data.add()
+        entry.key, entry.value = key, value
+    return helper.make_node("Constant", [], ["w"], value=weights) if constant else weights
+
+
+# What a client has to refuse, in one line with these words in it: (what is done to the bundle, the words).
+SPOILT: list[tuple[Callable[[Path], object], str]] = [
+    (lambda b: (b / "model.onnx").write_bytes(b"something else"), "is not the file of the manifest"),
+    (lambda b: (b / "model.onnx").unlink(), "model.onnx"),
+    (lambda b: (b / "manifest.json").unlink(), "is no bundle"),
+    (lambda b: put(b, schema=2), "schema 2"),
+    (lambda b: (b / "manifest.json").write_bytes(b""), "is not JSON"),
+    (lambda b: (b / "manifest.json").write_bytes(b"PK\x03\x04\xff\xfe"), "is not JSON"),
+    (lambda b: (b / "manifest.json").write_text("[" * 100_000), "manifest.json"),
+    (lambda b: (b / "manifest.json").write_text("[1]"), "expected a JSON object"),
+    (lambda b: put(b, input=None), "manifest.json is damaged"),
+    (lambda b: put(b, models=["model.onnx"]), "manifest.json"),
+    (lambda b: put(b, files={}), "manifest"),
+    (lambda b: put(b, labels=7), "manifest.json is damaged"),
+    (lambda b: put(b, ("input", "resize"), "squeezed"), "does not know the input"),
+    (lambda b: put(b, ("input", "colour"), "BGR"), "does not know the input"),
+    (lambda b: put(b, ("input", "height"), 10**9), "expected a square input"),
+    (lambda b: put(b, ("input", "height"), "8"), "expected a square input"),
+    (lambda b: put(b, ("models", "float32", "file"), 7), "error: "),
+    (lambda b: (b / "sample" / "expected.json").write_text("{}"), "expected.json is damaged"),
+    (lambda b: (b / "sample" / "0.png").write_bytes(b"no image"), "0.png: not a"),
+]

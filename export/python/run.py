@@ -96,7 +96,7 @@ class Bundle:
 def read_object(path: Path) -> dict[str, Any]:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(facts, dict):
         raise ValueError(f"{path}: expected a JSON object")

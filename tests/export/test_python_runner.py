@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from runners import PYTHON, add_model, put, zoo
+from runners import PYTHON, SPOILT, add_model, external, put, zoo
 
 from okdc.data import images
 from okdc.files import read_json, write_json
@@ -89,31 +88,7 @@ def test_each_of_a_bundles_models_can_be_chosen(bundle: Path, refused: Refused) 
     assert _run(bundle, "--model", "int4", image).returncode == 2
 
 
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda b: (b / "model.onnx").write_bytes(b"something else"), "is not the file of the manifest"),
-        (lambda b: (b / "model.onnx").unlink(), "model.onnx"),
-        (lambda b: (b / "manifest.json").unlink(), "is no bundle"),
-        (lambda b: put(b, schema=2), "schema 2"),
-        (lambda b: (b / "manifest.json").write_bytes(b""), "is not JSON"),
-        (lambda b: (b / "manifest.json").write_bytes(b"PK\x03\x04\xff\xfe"), "is not JSON"),
-        (lambda b: (b / "manifest.json").write_text("[" * 100_000), "error: "),
-        (lambda b: (b / "manifest.json").write_text("[1]"), "expected a JSON object"),
-        (lambda b: put(b, input=None), "manifest.json is damaged"),
-        (lambda b: put(b, models=["model.onnx"]), "manifest.json"),
-        (lambda b: put(b, files={}), "manifest.json is damaged"),
-        (lambda b: put(b, labels=7), "manifest.json is damaged"),
-        (lambda b: put(b, labels=["cat"]), "expected.json is damaged"),
-        (lambda b: put(b, ("input", "resize"), "squeezed"), "does not know the input"),
-        (lambda b: put(b, ("input", "colour"), "BGR"), "does not know the input"),
-        (lambda b: put(b, ("input", "height"), 10**9), "expected a square input"),
-        (lambda b: put(b, ("input", "height"), "8"), "expected a square input"),
-        (lambda b: put(b, ("models", "float32", "file"), "../model.onnx"), "manifest.json is damaged"),
-        (lambda b: (b / "sample" / "expected.json").write_text("{}"), "expected.json is damaged"),
-        (lambda b: (b / "sample" / "0.png").write_bytes(b"no image"), "0.png: not an image"),
-    ],
-)
+@pytest.mark.parametrize(("spoil", "says"), SPOILT)
 def test_what_is_not_this_bundle_is_refused_in_one_line(bundle: Path, spoil: Any, says: str, refused: Refused) -> None:
     spoil(bundle)
     refused(says, bundle, "--selftest")
@@ -148,14 +123,7 @@ def test_a_model_with_weights_in_other_files_is_refused(
 ) -> None:
     """onnxruntime resolves such names against the working directory where it is given bytes."""
     (bundle / "here.bin").write_bytes(bytes(120))
-    weights = numpy_helper.from_array(np.zeros((3, 10), np.float32), "w")
-    weights.ClearField("raw_data")
-    weights.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", location), ("offset", "0"), ("length", "120")):
-        entry = weights.external_data.add()
-        entry.key, entry.value = key, value
-    constant = helper.make_node("Constant", [], ["w"], value=weights)
-    add_model(bundle, "float32", weights=weights if place == "initializer" else constant)
+    add_model(bundle, "float32", weights=external(location, constant=place == "constant"))
     monkeypatch.chdir(bundle)
     refused("external data", bundle, bundle / "sample" / "0.png")
 

@@ -1,0 +1,119 @@
+/**
+ * A bundle as its manifest describes it, for Node and for browsers: what is not understood is refused, in words.
+ *
+ * `read(name)` is the caller's: the bytes of a file of the bundle, or an Error that says why there are none.
+ */
+
+export const RULE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop";
+export const LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop";
+export const MODELS = ["float32", "int8", "float16"];
+const LARGEST = 4096; // sides of a model's input
+// The key "location" as protobuf writes it: a model with it has weights in other files, and names them itself.
+const EXTERNAL = /(\x0a|\x8a[\x80-\xff]*[\x00-\x7f])(\x08|\x88[\x80-\xff]*[\x00-\x7f])location$/;
+
+/** Reads and checks the manifest -> { manifest, labels, models, side, shorterSide, file(name), model(precision) }. */
+export async function open(read) {
+  const manifest = object(await read("manifest.json"), "manifest.json");
+  if (manifest.schema !== 1) throw new Error(`manifest.json: schema ${JSON.stringify(manifest.schema)}, this client reads schema 1`);
+  const { input: spec, models, labels, files } = manifest;
+  const damaged = !isObject(spec) || !isObject(models) || !isObject(files) || !Array.isArray(labels) || !labels.length;
+  if (damaged) throw new Error("manifest.json is damaged: expected input, models, labels and files");
+  const words = [spec.layout, spec.dtype, spec.colour, spec.resize];
+  const known = ["NHWC", "uint8", "RGB", "shorter_side" in spec ? LARGER : RULE];
+  if (words.some((word, i) => word !== known[i])) {
+    throw new Error(`manifest.json: this client does not know the input ${JSON.stringify(spec)}`);
+  }
+  const side = spec.height, shorterSide = spec.shorter_side ?? side;
+  const numbers = Number.isInteger(side) && Number.isInteger(shorterSide) && spec.width === side;
+  if (!numbers || side < 1 || shorterSide < side || shorterSide > LARGEST) {
+    throw new Error(`manifest.json: expected a square input of 1 to ${LARGEST} pixels, found ${JSON.stringify(spec)}`);
+  }
+  /** A file of the bundle, if it is the one that the manifest means. */
+  async function file(name) {
+    const bytes = await read(inside(name)), expected = Object.hasOwn(files, name) ? files[name]?.sha256 : "none";
+    const found = await sha256(bytes);
+    if (found !== null && found !== expected) {
+      throw new Error(`${name} is not the file of the manifest (sha256 ${String(expected).slice(0, 12)})`);
+    }
+    return bytes;
+  }
+  /** The ONNX file of one precision. */
+  async function model(precision) {
+    const has = Object.hasOwn(models, precision);
+    if (!has) throw new Error(`manifest.json: no ${precision} model, there is ${Object.keys(models).join(", ")}`);
+    const bytes = await file(String(models[precision]?.file));
+    if (hasExternalData(bytes)) {
+      throw new Error(`${models[precision].file} has weights in other files (external data), which no bundle has`);
+    }
+    return bytes;
+  }
+  const there = MODELS.filter((name) => Object.hasOwn(models, name));
+  return { manifest, labels: labels.map(String), models: there, side, shorterSide, file, model };
+}
+
+/** The bundle's own cases for one model -> { cases: [{ image, logits }], tolerance }; `image` is a name for `read`. */
+export async function selftest(read, bundle, precision) {
+  const name = "sample/expected.json", facts = object(await read(name), name), own = facts.models?.[precision];
+  const whole = Array.isArray(facts.cases) && Number.isFinite(own?.tolerance) && Array.isArray(own?.logits) &&
+    facts.cases.length === own.logits.length &&
+    facts.cases.every((row) => typeof row?.image === "string") &&
+    own.logits.every((row) => Array.isArray(row) && row.length === bundle.labels.length && row.every(Number.isFinite));
+  if (!whole) throw new Error(`${name} is damaged: expected cases, and the ${precision} model's tolerance and logits`);
+  const cases = facts.cases.map((row, i) => ({ image: `sample/${inside(row.image)}`, logits: own.logits[i] }));
+  return { cases, tolerance: own.tolerance };
+}
+
+/** How far the answers to one case are from the expected logits, and the probabilities from a sum of one. */
+export function distance(logits, probabilities, expected) {
+  const apart = [...logits].map((z, i) => Math.abs(z - expected[i]));
+  apart.push(Math.abs(probabilities.reduce((a, b) => a + b, 0) - 1));
+  return Math.max(...apart.map((d) => (Number.isNaN(d) ? Infinity : d)));
+}
+
+/** One row of probabilities -> the `top` likeliest, as { label, probability }. */
+export function likeliest(row, labels, top) {
+  const order = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, top);
+  return order.map((c) => ({ label: labels[c], probability: row[c] }));
+}
+
+/** A name that the bundle says itself. An Error where that leads out of the folder. */
+export function inside(name) {
+  if (/^$|^\/|\\|:|(^|\/)\.\.(\/|$)/.test(name)) throw new Error(`the bundle names a file outside itself: ${JSON.stringify(name)}`);
+  return name;
+}
+
+/** Browsers hash in secure contexts alone (https, localhost): null elsewhere, and the page says so. */
+export async function sha256(bytes) {
+  if (!globalThis.crypto?.subtle) return null;
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return [...digest].map((b) => b.toString(16).padStart(2, "0")).join("");
+}
+
+function hasExternalData(bytes) {
+  const [l, o] = [..."lo"].map((letter) => letter.charCodeAt(0));
+  for (let i = bytes.indexOf(l); i !== -1; i = bytes.indexOf(l, i + 1)) {
+    if (bytes[i + 1] !== o) continue;
+    if (EXTERNAL.test(String.fromCharCode(...bytes.subarray(Math.max(0, i - 24), i + 8)))) return true;
+  }
+  return false;
+}
+
+/** As Python writes 1e-06. */
+export function scientific(x) {
+  return x.toExponential(1).replace(/e([+-])(\d)$/, "e$10$2");
+}
+
+function object(bytes, name) {
+  let facts;
+  try {
+    facts = JSON.parse(new TextDecoder().decode(bytes));
+  } catch (error) {
+    throw new Error(`${name} is not JSON: ${error.message}`);
+  }
+  if (!isObject(facts)) throw new Error(`${name}: expected a JSON object`);
+  return facts;
+}
+
+function isObject(x) {
+  return typeof x === "object" && x !== null && !Array.isArray(x);
+}
