@@ -135,7 +135,7 @@ def profile(
         console.out_json(report)
         return
     tables.profile(report)
-    if any(row["kind"] == "kept" for row in report["rows"]):
+    if any(row["kept"] for row in report["rows"]):
         console.next_step(f"okdc export {report['run']} --onnx")
     else:
         console.next_step("okdc distill")

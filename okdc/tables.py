@@ -145,30 +145,14 @@ def _paper(paper: dict[str, Any] | None) -> str:
 
 
 def profile(report: dict[str, Any]) -> None:
-    """Rows side by side, a table of stages for each network, what was thrown away."""
-
-    def pair(row: dict[str, Any], engine: str) -> str:
-        p50, p90 = row[f"latency_ms_p50_{engine}"], row[f"latency_ms_p90_{engine}"]
-        return "" if p50 is None else f"{p50:.2f} / {p90:.2f}"
-
-    console.table(
-        ["", "input", "params", "MACs", "FLOPs", "fvcore", "activations", "ONNX file", "torch ms", "onnxruntime ms"],
-        [
-            [
-                row["name"] if row["kind"] in ("network", "training") else f"{row['name']} {row['architecture']}",
-                "×".join(map(str, row["input"])),
-                f"{row['params']:,}",
-                ("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}",
-                ("≥ " if row["lower_bound"] else "") + f"{row['flops']:,}",
-                f"{row['fvcore_total']:,}",
-                f"{row['activations']:,}",
-                f"{row['onnx_bytes'] / 1000:,.0f} kB" if row["onnx_bytes"] else "",
-                pair(row, "torch"),
-                pair(row, "onnxruntime"),
-            ]
-            for row in report["rows"]
-        ],
-    )
+    """Rows side by side, what was kept and what is a good choice, a table of stages for each network."""
+    rows = report["rows"]
+    console.table(*_costs(rows))
+    for row in rows:
+        if row["kept"]:
+            console.out(f"* kept: {_row_name(row)}")
+    if front := [_row_name(row) for row in rows if row["front"]]:
+        console.out(f"+ Pareto front: {', '.join(front)} (no other is better in one thing and as good in the rest)")
     for network in report["stages"]:
         name = f"{network['architecture']}, {'×'.join(map(str, network['input']))}"
         console.out("")
@@ -189,10 +173,41 @@ def profile(report: dict[str, Any]) -> None:
         )
     how = report["latency"]
     console.note(
-        "MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs; fvcore: "
-        f"its own total, BatchNorm and pooling included. Latency p50 / p90, batch {how['batch']}, {how['threads']} "
-        f"thread{'s' if how['threads'] > 1 else ''}, {how['processor']}"
+        "MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs. ms: p50 of "
+        f"one image in torch and in onnxruntime (ORT), {how['threads']} thread{'s' if how['threads'] > 1 else ''}, "
+        f"{how['processor']}. --json has p90, activations and fvcore's total"
     )
+
+
+def _costs(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells; a column that no row has anything for is left out. 80 columns hold the rows of a small run."""
+
+    def p50(row: dict[str, Any], engine: str) -> str:
+        found = row[f"latency_ms_p50_{engine}"]
+        return "" if found is None else f"{found:.2f}"
+
+    several_sizes = len({tuple(row["input"]) for row in rows}) > 1
+    splits = {row["judged_on"] for row in rows if row["judged_on"]}
+    columns: dict[str, list[str]] = {
+        # The marks in the cell of the name: where a terminal is narrow, it is the one that folds.
+        "": [f"{_row_name(row)} {'*' * row['kept']}{'+' * bool(row['front'])}".rstrip() for row in rows],
+        "input": ["×".join(map(str, row["input"])) if several_sizes else "" for row in rows],
+        "val %": [f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "" for row in rows],
+        f"{'/'.join(sorted(splits))} %": [
+            _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "" for row in rows
+        ],
+        "params": [f"{row['params']:,}" for row in rows],
+        "MACs": [("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}" for row in rows],
+        "ONNX\nkB": [f"{row['onnx_bytes'] / 1000:,.0f}" if row["onnx_bytes"] else "" for row in rows],
+        "torch\nms": [p50(row, "torch") for row in rows],
+        "ORT\nms": [p50(row, "onnxruntime") for row in rows],
+    }
+    shown = {header: cells for header, cells in columns.items() if any(cells)}
+    return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]
+
+
+def _row_name(row: dict[str, Any]) -> str:
+    return f"{row['name']} {row['architecture']}" if row["student"] is not None else str(row["name"])
 
 
 def parity(report: dict[str, Any]) -> None:

@@ -427,7 +427,7 @@ def test_what_a_teacher_left_behind_needs_it_no_more(teacher: Path, capsys: Capt
     assert answer.code == 0, answer.err
     assert "the training as a whole is not counted: method.teacher: teacher is no run" in answer.err
     rows = json.loads(answer.out)["rows"]
-    assert {row["kind"] for row in rows} == {"student", "kept"}
+    assert {row["kind"] for row in rows} == {"student"}
     assert {row["params"] for row in rows} == {78_042}
 
     answer = ask(capsys, "export", "taught", "--onnx", "--json")

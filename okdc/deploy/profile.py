@@ -1,30 +1,24 @@
 """`okdc profile`: what each network costs, side by side, and what a run threw away.
 
 A name is a network as it comes from the zoo (10 classes, 3×32×32) or from outside (1000 classes, 3×224×224), a recipe
-its students and the whole that is trained, a run also what was kept. Networks of one architecture, size and number of
-classes are measured once.
+its students and the whole that is trained, a complete run its students as they were trained. Networks of one
+architecture, size and number of classes are measured once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from okdc import backbones, build, catalog, kept, reopen
-from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS
-from okdc.bundle.session import Session
-from okdc.cohort import Backbone
+from okdc import backbones, build, catalog, reopen
 from okdc.data import sources
-from okdc.deploy import latency, onnx
-from okdc.deploy.count import Counts, count
+from okdc.deploy import students
+from okdc.deploy.subject import Measured, Subject, measure, networks
 from okdc.errors import RecipeError, RunError, UsageError, nearest
-from okdc.files import read_json
 from okdc.kept import square
 from okdc.machine import processor
 from okdc.methods.method import Method
@@ -36,34 +30,6 @@ from okdc.talk import Listener
 
 CLASSES, SIZE = 10, 32  # of a bare name
 FOREIGN_CLASSES, FOREIGN_SIZE = 1000, 224  # of torchvision:NAME and the like, which are drawn for ImageNet
-
-
-@dataclass(frozen=True)
-class Subject:
-    """One row: something to count."""
-
-    name: str
-    kind: str  # network, student, training or kept
-    architecture: str
-    module: nn.Module
-    size: int
-    classes: int
-    model: bytes | None = None  # an ONNX file that is there already
-    export: bool = False
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        return self.architecture, self.size, self.classes
-
-
-@dataclass
-class Measured:
-    """What is the same for all rows of one architecture."""
-
-    counts: Counts
-    onnx_bytes: int | None = None
-    latency_ms: dict[str, dict[str, float]] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _Heads(nn.Module):
@@ -103,16 +69,11 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listen
             raise UsageError(
                 f"{word} is no run, network or recipe{nearest(word, known)}", hint="there is: " + ", ".join(known)
             )
-    # Networks of one architecture, size and number of classes are one: whichever row has a file lends it to the others.
-    networks: dict[tuple[str, int, int], Subject] = {}
-    for subject in subjects:
-        if subject.kind != "training":
-            before = networks.setdefault(subject.key, subject)
-            networks[subject.key] = replace(
-                before, model=before.model or subject.model, export=before.export or subject.export
-            )
-    shared = {key: _measure(network, threads, tell) for key, network in networks.items()}
-    rows = [_row(s, _measure(s, threads, tell) if s.kind == "training" else shared[s.key]) for s in subjects]
+    alike = networks(subjects)
+    shared = {key: measure(network, threads, tell) for key, network in alike.items()}
+    rows = [_row(s, measure(s, threads, tell) if s.kind == "training" else shared[s.key]) for s in subjects]
+    for run_ in {s.run for s in subjects if s.run}:
+        mark_front([row for row in rows if row["run"] == run_])
     return {
         "schema": 1,
         "run": str(run.path) if run else None,
@@ -125,7 +86,7 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listen
                 "classes": network.classes,
                 "stages": shared[key].stages,
             }
-            for key, network in networks.items()
+            for key, network in alike.items()
         ],
         "latency": {"batch": 1, "threads": threads, "processor": processor()[0]},
     }
@@ -172,25 +133,12 @@ def _of_run(run: Run, tell: Listener) -> list[Subject]:
     else:
         assert isinstance(whole[0].module, _Heads)
         cohort = whole[0].module.method.cohort
-    subjects = [
+    trained = {student.student: student for student in students.subjects(run)} if run.state == "complete" else {}
+    bare = [
         Subject(f"student{k}", "student", student.architecture, student, size, classes, export=True)
         for k, student in enumerate(cohort.backbones())
     ]
-    subjects += whole
-    if run.state == "complete":
-        network, facts = kept.load(run)
-        name, model = f"kept (student{facts['student']})", _bundled(run, facts)
-        subjects.append(Subject(name, "kept", facts["architecture"], network, size, classes, model))
-    return subjects
-
-
-def _bundled(run: Run, facts: dict[str, Any]) -> bytes | None:
-    """The model of the run's own bundle, if it is of these very weights."""
-    folder = run.path / "bundle"
-    if not (folder / MANIFEST).is_file():
-        return None
-    manifest = read_json(folder / MANIFEST, "weights_sha256")
-    return (folder / MODELS[FLOAT32]).read_bytes() if manifest["weights_sha256"] == facts["weights_sha256"] else None
+    return [trained.get(k, student) for k, student in enumerate(bare)] + whole
 
 
 def _whole(recipe: Recipe, classes: int) -> Subject:
@@ -204,68 +152,20 @@ def _whole(recipe: Recipe, classes: int) -> Subject:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Measuring
-
-
-def _measure(subject: Subject, threads: int, tell: Listener) -> Measured:
-    example = torch.zeros(1, 3, subject.size, subject.size)
-    found = Measured(count(subject.module, example))
-    if not isinstance(subject.module, Backbone):
-        return found
-    found.stages = _stages(subject.module, found.counts, example)
-    model = subject.model
-    facts = _plain_facts(subject)
-    if model is None and subject.export:
-        tell.note(f"exporting {subject.architecture} for its file size and latency")
-        model = onnx.to_onnx(subject.module, facts)
-    rule = facts["preprocessing"]
-    deploy = onnx.Deploy(subject.module, rule["mean"], rule["std"]).eval()
-    image = torch.zeros(1, subject.size, subject.size, 3, dtype=torch.uint8)
-    variants: dict[str, Callable[[], object]] = {"torch": lambda: deploy(image)}
-    if model is not None:
-        found.onnx_bytes = len(model)
-        session, pixels = Session(model, threads), np.zeros((1, subject.size, subject.size, 3), np.uint8)
-        variants["onnxruntime"] = lambda: session(pixels)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            found.latency_ms = latency.measure(variants)
-    finally:
-        torch.set_num_threads(before)
-    return found
-
-
-def _plain_facts(subject: Subject) -> dict[str, Any]:
-    """What an export needs to be told of a network that nothing was trained on; sizes and times do not depend on it."""
-    return {
-        "architecture": subject.architecture,
-        "classes": [str(c) for c in range(subject.classes)],
-        "preprocessing": {"size": subject.size, "resize": "", "mean": [0.5] * 3, "std": [0.25] * 3},
-        "method": "none",
-        "dataset": "none",
-        "recipe_sha256": "",
-        "weights_sha256": "",
-    }
-
-
-@torch.inference_mode()
-def _stages(network: Backbone, counts: Counts, example: Tensor) -> list[dict[str, Any]]:
-    """One line a stage and one for the head: output size, parameters, MACs."""
-    rows, x = [], example
-    parts = [(f"stages.{i}", stage) for i, stage in enumerate(network.stages)] + [("head", network.head)]
-    for name, part in parts:
-        x = part(x)
-        params = sum(p.numel() for p in part.parameters())
-        rows.append({"stage": name, "output": list(x.shape[1:]), "params": params, "macs": counts.modules[name]})
-    return rows
+# What is said of it
 
 
 def _row(subject: Subject, found: Measured) -> dict[str, Any]:
+    result = subject.result or {}
     return {
         "name": subject.name,
         "kind": subject.kind,
         "architecture": subject.architecture,
+        "run": subject.run,
+        "student": subject.student,
+        "kept": subject.kept,
+        "front": None,  # true or false among the students of a complete run
+        **{key: result.get(key) for key in ("epoch", "val_top1_pct", "top1_pct", "judged_on", "images")},
         "input": [3, subject.size, subject.size],
         "classes": subject.classes,
         **found.counts.facts(),
@@ -279,10 +179,25 @@ def _row(subject: Subject, found: Measured) -> dict[str, Any]:
     }
 
 
+# What a choice weighs: more of the first, less of the others. The test images choose nothing.
+MORE, LESS = "val_top1_pct", ("params", "macs", "onnx_bytes", "latency_ms_p50_onnxruntime")
+
+
+def mark_front(rows: Sequence[dict[str, Any]]) -> None:
+    """`front` of each student of a run: true where no other is at least as good in everything and better in one thing.
+
+    What nobody knows (accuracy, where nothing was validated) is equal.
+    """
+    scores = [[row[MORE] or 0.0, *(-(row[key] or 0) for key in LESS)] for row in rows]
+    for row, own in zip(rows, scores, strict=True):
+        beaten = (other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in scores)
+        row["front"] = not any(beaten)
+
+
 def _shrink(rows: list[dict[str, Any]]) -> dict[str, float] | None:
     """How many times smaller the kept student is than what was trained."""
     whole = [row for row in rows if row["kind"] == "training"]
-    kept = [row for row in rows if row["kind"] == "kept"]
+    kept = [row for row in rows if row["kept"]]
     if len(whole) != 1 or len(kept) != 1:
         return None
     return {what: round(whole[0][what] / kept[0][what], 3) for what in ("params", "macs")}

@@ -19,9 +19,7 @@ def student(
     Raises RunError for a run that is not complete: it has no student to `purpose`, or for one that has no such student;
     CheckFailed of the kind `check` for weights that are not the recorded ones.
     """
-    if run.state != "complete":
-        hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
-        raise RunError(f"{run.path} is {run.state}, not complete: there is no student to {purpose}", hint=hint)
+    complete(run, purpose)
     result = read_json(run.result, "weights_sha256", "kept", "judged_on", "images")
     expected = row(run, result, student)["weights_sha256"]
     network, facts = kept.load(run, student)
@@ -34,6 +32,13 @@ def student(
             hint="another checkpoint was put in its place; restore it, or train again",
         )
     return network, facts, result
+
+
+def complete(run: Run, purpose: str) -> None:
+    """Raises RunError for a run that is not complete: it has no student to `purpose`."""
+    if run.state != "complete":
+        hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
+        raise RunError(f"{run.path} is {run.state}, not complete: there is no student to {purpose}", hint=hint)
 
 
 def row(run: Run, result: dict[str, Any], student: int | None = None) -> dict[str, Any]:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
-from asking import ask
+import torch
+from asking import ask, tried
+from hypothesis import given
+from hypothesis import strategies as st
 
+from okdc import console, kept, tables
 from okdc.__main__ import main
+from okdc.cohort import Backbone
 from okdc.deploy import onnx, profile
 from okdc.deploy.latency import measure
 from okdc.files import read_json, write_json
@@ -53,13 +60,27 @@ def test_names_are_counted_without_a_run_and_without_an_export(
     assert report["latency"] == {"batch": 1, "threads": 1, "processor": report["latency"]["processor"]}
 
 
-def test_a_run_shows_its_students_the_whole_and_what_was_kept(
+def test_a_run_shows_its_students_which_one_was_kept_and_the_whole(
     run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = _report([str(run.path)], capsys)
-    assert [row["kind"] for row in report["rows"]] == ["student", "student", "training", "kept"]
-    students, whole, kept = report["rows"][:2], report["rows"][2], report["rows"][3]
-    assert exports == ["resnet8"], "both students and the kept one are one architecture: one export"
+    assert [row["kind"] for row in report["rows"]] == ["student", "student", "training"]
+    students, whole = report["rows"][:2], report["rows"][2]
+    result = read_json(run.result)
+    assert [row["kept"] for row in students] == [k == result["kept"]["student"] for k in range(2)]
+    for row, recorded in zip(students, result["cohort"], strict=True):
+        assert (row["student"], row["run"], row["judged_on"], row["images"]) == (
+            recorded["student"],
+            str(run.path),
+            "test",
+            797,
+        )
+        assert {key: row[key] for key in ("epoch", "val_top1_pct", "top1_pct", "params", "macs")} == {
+            key: recorded[key] for key in ("epoch", "val_top1_pct", "top1_pct", "params", "macs")
+        }
+    assert (whole["kept"], whole["front"], whole["val_top1_pct"], whole["student"]) == (False, None, None, None)
+    kept = students[result["kept"]["student"]]
+    assert exports == ["resnet8"], "both students are one architecture: one export"
     assert all(s["params"] == kept["params"] == 78_042 for s in students)
     assert whole["params"] > 2 * kept["params"], "two students that share nothing, and the fused classifier"
     assert whole["macs"] > 2 * kept["macs"]
@@ -73,7 +94,7 @@ def test_a_bundle_that_is_there_is_weighed_as_it_is(
 ) -> None:
     report = _report([str(run.path)], capsys)
     assert exports == []
-    assert report["rows"][-1]["onnx_bytes"] == (exported / "model.onnx").stat().st_size
+    assert report["rows"][0]["onnx_bytes"] == (exported / "model.onnx").stat().st_size
 
 
 def test_two_recipes_side_by_side_keep_their_own_numbers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,8 +113,8 @@ def test_the_order_of_the_words_changes_no_row(
     monkeypatch.setattr(profile, "SIZE", 8)  # so that the bare name and the kept student are one network
     words = ["resnet8", str(run.path)] if first == "name" else [str(run.path), "resnet8"]
     rows = {row["kind"]: row for row in _report(words, capsys)["rows"]}
-    assert rows["kept"]["onnx_bytes"] == rows["network"]["onnx_bytes"] > 0
-    assert rows["kept"]["latency_ms_p50_onnxruntime"] > 0
+    assert rows["student"]["onnx_bytes"] == rows["network"]["onnx_bytes"] > 0
+    assert rows["student"]["latency_ms_p50_onnxruntime"] > 0
     assert exports == ["resnet8"]
 
 
@@ -145,6 +166,16 @@ def test_the_table_and_its_units_are_readable(run: Run, exports: list[str], caps
     assert main(["profile", str(run.path)]) == 0
     said = capsys.readouterr()
     assert "78,042" in said.out
+    result = read_json(run.result)
+    for k, student in enumerate(result["cohort"]):
+        (line,) = [line for line in said.out.splitlines() if line.startswith(f"student{k} resnet8 ")]
+        share = student["top1_pct"] / 100
+        error = 100 * (share * (1 - share) / 797) ** 0.5
+        assert f"{student['val_top1_pct']:.2f}" in line.split()
+        assert f"{student['top1_pct']:.2f} ± {error:.2f}" in line
+        assert ("*" in line.split("  ")[0]) == (k == result["kept"]["student"])
+    assert f"* kept: student{result['kept']['student']} resnet8\n" in said.out
+    assert "+ Pareto front: student" in said.out
     assert "MACs" in said.out
     assert "1 thread" in said.err
     assert f"okdc export {run.path} --onnx" in said.err
@@ -187,3 +218,122 @@ def test_a_run_whose_last_map_is_one_pixel_is_profiled(capsys: pytest.CaptureFix
     assert answer.code == 0, answer.err
     rows = json.loads(answer.out)["rows"]
     assert [row["architecture"] for row in rows if row["kind"] == "student"] == ["torchvision:resnet18"] * 2
+
+
+# --- the choice that a run is
+
+
+DIFFERENT = 'cohort.students=["resnet14", "resnet8"]'
+
+
+def test_students_of_a_run_are_weighed_with_the_weights_that_were_trained(
+    monkeypatch: pytest.MonkeyPatch, blob: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, dict[str, torch.Tensor]] = {}
+
+    def watched(network: Backbone, facts: dict[str, Any]) -> bytes:
+        seen[facts["architecture"]] = {"student": torch.tensor(facts["student"]), **network.state_dict()}
+        return blob
+
+    monkeypatch.setattr(onnx, "to_onnx", watched)
+    short = ("cohort.share=none", "optim.epochs=1", "data.train_images=64")
+    assert ask(capsys, "distill", DIFFERENT, *short, "-o", "two").code == 0
+    rows = _report(["two"], capsys)["rows"]
+    assert [row["architecture"] for row in rows[:2]] == ["resnet14", "resnet8"]
+    assert set(seen) == {"resnet14", "resnet8"}
+    for exported in seen.values():
+        k = int(exported.pop("student"))
+        network, _ = kept.load(Run.open(Path("two")), k)
+        assert all(torch.equal(exported[name], value) for name, value in network.state_dict().items())
+
+
+def test_an_unfinished_run_is_counted_without_accuracies(
+    run: Run,
+    exports: list[str],  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run.result.unlink()
+    report = _report([str(run.path)], capsys)
+    assert [row["kind"] for row in report["rows"]] == ["student", "student", "training"]
+    for row in report["rows"]:
+        assert (row["kept"], row["front"], row["val_top1_pct"], row["top1_pct"]) == (False, None, None, None)
+    assert report["shrink"] is None
+    assert ask(capsys, "profile", str(run.path)).code == 0
+
+
+def test_a_run_that_recorded_its_kept_student_alone_shows_that_ones_accuracy(
+    run: Run,
+    exports: list[str],  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = read_json(run.result)
+    del result["cohort"]
+    write_json(run.result, result)
+    rows = _report([str(run.path)], capsys)["rows"]
+    one = result["kept"]["student"]
+    assert rows[one]["kept"]
+    assert rows[one]["top1_pct"] == result["kept"]["top1_pct"]
+    assert (rows[1 - one]["kept"], rows[1 - one]["top1_pct"]) == (False, None)
+    assert rows[1 - one]["params"] == 78_042
+
+
+KEYS = (profile.MORE, *profile.LESS)
+
+
+def fronts(*students: tuple[float | None, ...]) -> list[bool]:
+    rows: list[dict[str, Any]] = [dict(zip(KEYS, student, strict=True)) for student in students]
+    profile.mark_front(rows)
+    return [row["front"] for row in rows]
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    best, smaller, worse = (97.0, 100, 100, 100, 1.0), (96.0, 50, 50, 50, 0.5), (95.0, 60, 60, 60, 0.6)
+    assert fronts(best, smaller, worse) == [True, True, False]
+    assert fronts(best, best) == [True, True], "equal ones do not beat each other"
+    assert fronts((97.0, 1, 1, 1, 1.0), (97.0, 1, 1, 1, 1.1)) == [True, False]
+    assert fronts((None, 2, 2, 2, 1.0), (None, 1, 1, 1, 1.0)) == [False, True], "nothing was validated: by cost alone"
+
+
+@tried
+@given(st.lists(st.tuples(*[st.integers(1, 4)] * 5), min_size=1, max_size=6))
+def test_the_front_by_its_definition(students: list[tuple[int, ...]]) -> None:
+    for one, front in zip(students, fronts(*students), strict=True):
+        better = [
+            other
+            for other in students
+            if other[0] >= one[0] and all(a <= b for a, b in zip(other[1:], one[1:], strict=True)) and other != one
+        ]
+        assert front == (not better)
+
+
+def test_fronts_of_two_runs_are_their_own(
+    run: Run,
+    exports: list[str],  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Runs are compared by `okdc compare`: accuracies of two runs may be of other images."""
+    shutil.copytree(run.path, "again")
+    result = read_json(Path("again/result.json"))
+    for student in result["cohort"]:
+        student["val_top1_pct"] = 1.0
+    write_json(Path("again/result.json"), result)
+    rows = _report([str(run.path), "again"], capsys)["rows"]
+    assert [row["front"] for row in rows if row["run"] == "again"] == [True, True]
+    assert any(row["front"] for row in rows if row["run"] == str(run.path))
+
+
+def test_no_number_is_cut_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row: dict[str, Any] = {
+        "name": "student0", "kind": "student", "architecture": "resnet110", "run": "x", "student": 0, "kept": True,
+        "front": True, "epoch": 3, "val_top1_pct": 93.14, "top1_pct": 92.61, "judged_on": "test", "images": 10_000,
+        "input": [3, 32, 32], "params": 1_730_714, "macs": 253_146_752, "lower_bound": False, "onnx_bytes": 7_100_000,
+        "latency_ms_p50_torch": 31.25, "latency_ms_p50_onnxruntime": 12.5, "uncounted": [],
+    }  # fmt: skip
+    monkeypatch.setattr(console, "_out", console._Console(soft_wrap=True, width=80, force_terminal=True, no_color=True))
+    latency = {"threads": 1, "processor": "an abacus"}
+    tables.profile({"rows": [row], "stages": [], "shrink": None, "latency": latency})
+    said = capsys.readouterr().out
+    for number in ("93.14", "92.61 ±", "0.26", "1,730,714", "253,146,752", "7,100", "31.25", "12.50"):
+        assert number in said
