@@ -195,6 +195,54 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory.", show_default=False)],
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Is a bundle whole, and does it do here what it did where it was made? Without torch."""
+    from okdc.bundle import verify as again
+
+    report = again.verify(bundle, data_root, console.Talk())
+    if as_json:
+        console.out_json(report)
+        try:
+            again.check(report)
+        except CheckFailed as error:  # stdout holds its one JSON document already, in which it says so
+            console.fail(error)
+            raise typer.Exit(error.exit_code) from None
+        return
+    tables.verification(report)
+    again.check(report)
+    console.next_step(f"okdc predict {bundle} IMAGE ...")
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE|DIR ...", help="Image files, or folders of them.", show_default=False)
+    ],
+    model: Annotated[str, typer.Option(metavar="float32|int8|float16", help="Which of its models.")] = "float32",
+    top: Annotated[int, typer.Option(min=1, help="Classes to name, the likeliest first.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Images that the model gets at a time.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 1,
+) -> None:
+    """Classify images with a bundle: one JSON line an image. Without torch."""
+    from okdc.bundle import predict as answers
+    from okdc.bundle.opened import Bundle
+
+    opened = Bundle.open(bundle)
+    files = answers.listed(images)
+    lines = answers.predict(opened, files, model, top, batch, threads)
+    with contextlib.closing(lines), console.beside_lines("predicting") as update:
+        for done, line in enumerate(lines, 1):
+            if not console.out_line(line):
+                return
+            update(done, len(files), "")
+
+
+@app.command()
 def download(
     name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10, cifar100 or cinic10.")],
     data_root: DataRoot = None,

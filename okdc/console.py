@@ -98,6 +98,20 @@ def out_json(facts: Any) -> None:
         _mute(sys.stdout)
 
 
+def out_line(facts: Any) -> bool:
+    """One JSON document on one line, at once. False when nobody reads any more."""
+    try:
+        try:
+            sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
+        except UnicodeEncodeError:  # a file name that is no text, or a terminal that knows few letters
+            sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _mute(sys.stdout)
+        return False
+    return True
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """A table on stdout; columns whose cells are numbers are set right. Whole even where stdout is a pipe."""
     drawn = Table(title=escape(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
@@ -116,6 +130,16 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
 
 
 @contextmanager
+def beside_lines(label: str) -> Iterator[Callable[[int, int, str], None]]:
+    """`progress` of what prints lines as it goes: on a terminal the lines themselves are it."""
+    if sys.stdout.isatty():
+        yield lambda *_: None
+        return
+    with progress(label) as update:
+        yield update
+
+
+@contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """`update(done, total, text)`: one live line on a terminal; elsewhere a line for about every twentieth."""
     if _err.is_terminal:
@@ -126,7 +150,8 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[text]}"),
         )
-        with Progress(*columns, console=_err, transient=True) as live:
+        # Not redirected: rich would send what is written to stdout meanwhile to stderr, past a pipe that waits for it.
+        with Progress(*columns, console=_err, transient=True, redirect_stdout=False) as live:
             task = live.add_task(label, total=None, text="")
             yield lambda done, total, text: live.update(task, completed=done, total=total, text=text)
         return

@@ -236,3 +236,27 @@ def parity(report: dict[str, Any]) -> None:
             ["second engine (onnx.reference)", f"{report['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
         ],
     )
+
+
+def verification(report: dict[str, Any]) -> None:
+    """What of a bundle was looked at: files, then each model's structure, cases and accuracy."""
+    rows = []
+    for name, facts in report["models"].items():
+        samples, here, recorded = facts["samples"], facts["top1_pct"], facts["recorded_top1_pct"]
+        cases = "not checked"
+        if samples:
+            found = f"{samples['max_abs']:.1e}" if samples["max_abs"] is not None else "not finite"
+            cases = f"{found} (allowed {samples['allowed']:.1e})"
+        rows.append(
+            [
+                name,
+                "as stated" if facts["structure"] else "not as stated",
+                cases,
+                f"{here:.2f} on {facts['images']:,} {report['split']} images" if here is not None else "not checked",
+                f"{recorded:.2f}",
+            ]
+        )
+    console.table(["model", "structure", "own cases, max |d|", "top-1 % here", "recorded"], rows)
+    failed = len(report["failures"])
+    state = f"{failed} check{'s' if failed > 1 else ''} failed" if failed else "all is as stated"
+    console.out(f"{report['architecture']}, {report['files']} files, on {report['processor']}: {state}")

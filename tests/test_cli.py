@@ -32,6 +32,8 @@ COMMANDS = {
     "export": {"--onnx", "--out", "-o", "--data-root", "--json"},
     "download": {"--data-root", "--url", "--json"},
     "evaluate": {"--data-root", "--json"},
+    "verify": {"--data-root", "--json"},
+    "predict": {"--model", "--top", "--batch", "--threads"},
     "recipes": {"--json"},
     "runs": {"--json"},
     "compare": {"--baseline", "--require", "--md", "--json"},

@@ -106,6 +106,9 @@ def read(path: Path) -> dict[str, Any]:
     models = facts["models"]
     if FLOAT32 not in models or any(models[name]["file"] != MODELS.get(name) for name in models):
         raise RunError(f"{path} is damaged: expected models of {', '.join(MODELS)}, float32 among them, in their files")
+    rows, count = facts["judged_on"]["rows"], facts["accuracy"]["images"]
+    if rows is not None and len(rows) != count:
+        raise RunError(f"{path} is damaged: judged on {count} images, judged_on.rows names {len(rows)}")
     _check_names(path, facts["files"])
     return facts
 

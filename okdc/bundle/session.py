@@ -48,6 +48,15 @@ class Session:
         return np.concatenate([logits for logits, _ in found]), np.concatenate([p for _, p in found])
 
 
+def answers(session: Session, images: Pixels, classes: int) -> tuple[Floats, Floats]:
+    """One batch through a file that somebody else made: its answers have the shape that it promised, or CheckFailed."""
+    logits, probabilities = session(images)
+    wanted = (len(images), classes)
+    if (logits.shape, probabilities.shape) != (wanted, wanted):
+        raise CheckFailed("structure", f"the model gives {logits.shape} and {probabilities.shape}, expected {wanted}")
+    return logits, probabilities
+
+
 def parts(images: Images, count: int) -> Iterator[Pixels]:
     for start in range(0, len(images), count):
         yield images[start : start + count]

@@ -1,0 +1,122 @@
+"""`okdc predict`: what a bundle says of image files of any size and mode, by the manifest's rule. No torch."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from okdc.bundle.layout import FLOAT32
+from okdc.bundle.opened import Bundle
+from okdc.bundle.session import Pixels, Session, answers
+from okdc.data import images
+from okdc.errors import DataError
+
+THREADS = min(8, os.cpu_count() or 1)  # that decode
+
+
+def listed(paths: Sequence[Path]) -> list[Path]:
+    """The files that are named, whatever their names, and of each folder all images below it, by name.
+
+    Raises DataError where that is none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        found += _below(path, set()) if path.is_dir() else [path]
+    if not found:
+        raise DataError(
+            f"no images below {', '.join(map(str, paths))}",
+            hint=f"images are files whose names end in {', '.join(images.EXTENSIONS)} and do not begin with a dot",
+        )
+    return found
+
+
+def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Links to folders are followed, in circles once."""
+    try:
+        facts = folder.stat()
+        if (facts.st_dev, facts.st_ino) in seen:
+            return
+        seen.add((facts.st_dev, facts.st_ino))
+        inside = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
+    for path in inside:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            yield from _below(path, seen)
+        elif path.name.lower().endswith(images.EXTENSIONS):
+            yield path
+
+
+def predict(
+    bundle: Bundle, files: Sequence[Path], precision: str = FLOAT32, top: int = 5, batch: int = 64, threads: int = 1
+) -> Generator[dict[str, Any], None, None]:
+    """{"image", "top": [{"label", "probability"}, ...]} of each file in turn, or {"image", "error"}.
+
+    The model is opened at once, the images while the answers are taken. Raises UsageError for a model that the bundle
+    has not, CheckFailed for one that is not the bundle's; after the last image, DataError where some could not be read.
+    """
+    return _answered(bundle, files, Session(bundle.model(precision), threads), top, batch)
+
+
+def _answered(
+    bundle: Bundle, files: Sequence[Path], session: Session, top: int, batch: int
+) -> Generator[dict[str, Any], None, None]:
+    bad: list[str] = []
+    coming, waiting = iter(files), deque[list[tuple[Path, Future[Pixels]]]]()
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        with images.wary():
+            while True:
+                some = [(path, pool.submit(_decoded, bundle, path)) for path in islice(coming, batch)]
+                if some:
+                    waiting.append(some)
+                if not waiting:
+                    break
+                if some and len(waiting) < 2:  # one batch is decoded while another is answered
+                    continue
+                for line in _lines(bundle, waiting.popleft(), session, top):
+                    if "error" in line:
+                        bad.append(f"{line['image']}: {line['error']}")
+                    yield line
+    finally:
+        pool.shutdown(cancel_futures=True)
+    if bad:
+        raise images.unreadable(bad, len(files))
+
+
+def _decoded(bundle: Bundle, path: Path) -> Pixels:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError("not a file")
+    return images.read(path.read_bytes(), lambda image: images.fit(image, bundle.size, bundle.shorter_side))
+
+
+def _lines(
+    bundle: Bundle, some: Sequence[tuple[Path, Future[Pixels]]], session: Session, top: int
+) -> Generator[dict[str, Any], None, None]:
+    """One batch: the model is given what could be decoded."""
+    whole, errors = [], {}
+    for i, (_, future) in enumerate(some):
+        try:
+            whole.append(future.result())
+        except Exception as error:  # Pillow raises a dozen kinds; an image too large for the memory is one of many
+            errors[i] = images.damage(error)
+    rows = iter(answers(session, np.stack(whole), len(bundle.labels))[1]) if whole else iter(())
+    for i, (path, _) in enumerate(some):
+        if i in errors:
+            yield {"image": str(path), "error": errors[i]}
+            continue
+        row = next(rows)
+        if not np.isfinite(row).all():
+            yield {"image": str(path), "error": "the model gives probabilities that are not finite"}
+            continue
+        best = np.argsort(-row, kind="stable")[:top]
+        yield {"image": str(path), "top": [{"label": bundle.labels[c], "probability": float(row[c])} for c in best]}

@@ -1,0 +1,298 @@
+"""`okdc verify`: is a bundle what it says, and does it do on this processor what it did where it was made? No torch.
+
+Everything is looked at before anything is said: files, models, the bundle's own cases, accuracy.
+
+Shapes: N images, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnxruntime
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from okdc.bundle import judged
+from okdc.bundle.judged import SAME_PCT, Digest, Judged, NotHereError
+from okdc.bundle.layout import EXPECTED, INT8, MANIFEST, PARITY, SAMPLE
+from okdc.bundle.opened import Bundle
+from okdc.bundle.session import Floats, Pixels, Session, answers, parts
+from okdc.data import images as image_files
+from okdc.errors import CheckFailed, DataError
+from okdc.machine import processor
+from okdc.talk import Listener
+
+BATCH = 64  # images that onnxruntime gets at a time, as in the parity check
+THREADS = min(4, os.cpu_count() or 1)
+ROUNDING = 1e-5  # of a softmax
+NAMED = 5  # files without a place in the manifest that a note names
+
+Sessions = dict[str, Session]  # by precision
+
+
+def verify(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
+    """The report that `okdc verify --json` prints. `passed` is false where anything differs; `check` raises then.
+
+    Raises RunError for what is no bundle, DataError where `data_root` does not hold the images that it was judged on.
+    """
+    bundle = Bundle.open(folder)
+    failures: list[CheckFailed] = []
+    unnamed = _files(bundle, failures)
+    if unnamed:
+        more = ", ..." if len(unnamed) > NAMED else ""
+        tell.note(f"not named by the manifest, not looked at: {', '.join(unnamed[:NAMED])}{more}")
+    sessions, models = _opened(bundle, failures)
+    _samples(bundle, sessions, models, failures)
+    untold = _accuracy(bundle, sessions, models, data_root, tell, failures)
+    if untold:
+        tell.note(f"accuracy: not checked: {untold}")
+    return {
+        "schema": 1,
+        "bundle": str(folder),
+        "passed": not failures,
+        "failures": [{"check": e.kind, "message": e.message, "hint": e.hint} for e in failures],
+        "files": len(bundle.manifest["files"]),
+        "unnamed_files": unnamed,
+        "architecture": bundle.manifest["architecture"],
+        "split": bundle.manifest["accuracy"]["split"],
+        "models": models,
+        "accuracy_not_checked": untold,
+        "processor": processor()[0],
+        "versions": {"onnxruntime": onnxruntime.__version__},
+    }
+
+
+def check(report: Mapping[str, Any]) -> None:
+    """Raises CheckFailed with all that differs."""
+    if report["failures"]:
+        first, *others = report["failures"]
+        details = [f"{other['check']}: {other['message']}" for other in others]
+        raise CheckFailed(first["check"], first["message"], hint=first["hint"], details=details)
+
+
+@contextmanager
+def _noting(failures: list[CheckFailed]) -> Iterator[None]:
+    """A failed check is noted, and the next one made; one file that is damaged is one failure, however often met."""
+    try:
+        yield
+    except CheckFailed as error:
+        if error.message not in [known.message for known in failures]:
+            failures.append(error)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files and models
+
+
+def _files(bundle: Bundle, failures: list[CheckFailed]) -> list[str]:
+    """Hashes and sizes; returns what else lies in the folder."""
+    names = bundle.manifest["files"]
+    for name in names:
+        with _noting(failures):
+            bundle.content(name)
+    there = []
+    for folder, folders, files in os.walk(bundle.folder):
+        links = [name for name in folders if (Path(folder) / name).is_symlink()]  # which are not followed
+        there += [(Path(folder) / name).relative_to(bundle.folder).as_posix() for name in files + links]
+    return sorted(ascii(name)[1:-1] for name in set(there) - set(names) - {MANIFEST})
+
+
+def _opened(bundle: Bundle, failures: list[CheckFailed]) -> tuple[Sessions, dict[str, dict[str, Any]]]:
+    """A session for each model that is what it should be, and the report's part on each model."""
+    sessions: Sessions = {}
+    models: dict[str, dict[str, Any]] = {}
+    for precision in bundle.precisions:
+        with _noting(failures):
+            sessions[precision] = Session(bundle.model(precision), THREADS)
+        models[precision] = {
+            "structure": precision in sessions,
+            "samples": None,
+            "top1_pct": None,
+            "recorded_top1_pct": bundle.manifest["models"][precision]["top1_pct"],
+            "images": None,
+        }
+    return sessions, models
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The bundle's own cases
+
+
+class _Case(BaseModel):
+    model_config = ConfigDict(strict=True)
+    image: str
+    label: Annotated[int, Field(ge=0)]
+
+
+class _Wanted(BaseModel):
+    model_config = ConfigDict(strict=True)
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    logits: list[list[Annotated[float, Field(allow_inf_nan=False)]]]
+
+
+class _Expected(BaseModel):
+    model_config = ConfigDict(strict=True)
+    cases: Annotated[list[_Case], Field(min_length=1)]
+    models: dict[str, _Wanted]
+
+
+def _samples(
+    bundle: Bundle, sessions: Sessions, models: dict[str, dict[str, Any]], failures: list[CheckFailed]
+) -> None:
+    """From the image files to the logits, within each model's tolerance."""
+    with _noting(failures):
+        expected = _expected(bundle)
+        pixels = np.stack([_decoded(bundle, case.image) for case in expected.cases])
+        for precision, session in sessions.items():
+            with _noting(failures):
+                _compare(bundle, precision, session, pixels, expected.models[precision], models[precision])
+
+
+def _expected(bundle: Bundle) -> _Expected:
+    try:
+        expected = _Expected.model_validate(json.loads(bundle.content(EXPECTED)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:200]
+        raise CheckFailed("samples", f"{bundle.folder / EXPECTED} is damaged: {told}") from None
+    except (ValueError, RecursionError):
+        raise CheckFailed("samples", f"{bundle.folder / EXPECTED} is not JSON") from None
+    for precision in bundle.precisions:
+        wanted = expected.models.get(precision)
+        shape = {len(row) for row in wanted.logits} if wanted else set()
+        if wanted is None or len(wanted.logits) != len(expected.cases) or shape != {len(bundle.labels)}:
+            raise CheckFailed("samples", f"{bundle.folder / EXPECTED}: no logits of every case for {precision}")
+    if any(case.label >= len(bundle.labels) for case in expected.cases):
+        raise CheckFailed("samples", f"{bundle.folder / EXPECTED}: a label that no class has")
+    return expected
+
+
+def _decoded(bundle: Bundle, name: str) -> Pixels:
+    content = bundle.content(f"{SAMPLE}/{name}")
+    try:
+        with image_files.wary():
+            return image_files.read(content, lambda image: image_files.fit(image, bundle.size, bundle.shorter_side))
+    except Exception as error:
+        told = image_files.damage(error)
+        raise CheckFailed("samples", f"{bundle.folder / SAMPLE / name}: no whole image: {told}") from None
+
+
+def _compare(
+    bundle: Bundle, precision: str, session: Session, pixels: Pixels, wanted: _Wanted, told: dict[str, Any]
+) -> None:
+    logits, probabilities = answers(session, pixels, len(bundle.labels))
+    found = _largest(logits, np.asarray(wanted.logits))
+    max_abs = found if np.isfinite(found) else None
+    told["samples"] = {"cases": len(pixels), "max_abs": max_abs, "allowed": wanted.tolerance}
+    path = bundle.folder / bundle.manifest["models"][precision]["file"]
+    if not found <= wanted.tolerance:
+        raise CheckFailed(
+            "samples",
+            f"{path}: logits of its own cases differ by {found:.1e}, allowed {wanted.tolerance:.1e}",
+            hint=_likely(bundle, precision),
+        )
+    softmax = np.exp(logits - logits.max(1, keepdims=True))
+    off = _largest(probabilities, softmax / softmax.sum(1, keepdims=True))
+    if not off <= ROUNDING:
+        raise CheckFailed("samples", f"{path}: probabilities differ from the softmax of the logits by {off:.1e}")
+
+
+def _largest(found: Floats, expected: Any) -> float:
+    return float(np.nan_to_num(np.abs(found - expected), nan=np.inf).max())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Accuracy on this processor
+
+
+def _accuracy(
+    bundle: Bundle,
+    sessions: Sessions,
+    models: dict[str, dict[str, Any]],
+    data_root: str | None,
+    tell: Listener,
+    failures: list[CheckFailed],
+) -> str | None:
+    """Every model on the images that judged it; why not, where that cannot be done."""
+    if not sessions:
+        return "no model can be run"
+    everywhere = judged.data_set(bundle) == judged.DIGITS  # no folder can be a wrong one
+    try:
+        _judge(bundle, sessions, models, judged.find(bundle, data_root), tell, failures)
+    except NotHereError as error:
+        return str(error)
+    except DataError as error:
+        if everywhere:
+            failures.append(CheckFailed("images", error.message, hint=error.hint))
+        elif data_root is not None:
+            told = [f"{failure.kind}: {failure.message}" for failure in failures]
+            raise DataError(error.message, hint=error.hint, details=(*error.details, *told)) from None
+        return error.message
+    return None
+
+
+def _judge(
+    bundle: Bundle,
+    sessions: Sessions,
+    models: dict[str, dict[str, Any]],
+    found: Judged,
+    tell: Listener,
+    failures: list[CheckFailed],
+) -> None:
+    """One pass over the images, which are decoded once. Raises DataError where they are not those of the bundle."""
+    count, where = bundle.manifest["accuracy"]["images"], bundle.folder
+    if len(found.labels) != count:
+        raise DataError(f"{where} was judged on {count:,} images, here are {len(found.labels):,}")
+    proof, right, running = Digest(), dict.fromkeys(sessions, 0), dict(sessions)
+    with tell.reading() as progress:
+        for part in parts(found.images, BATCH):
+            here = found.labels[proof.count : proof.count + len(part)]
+            proof.add(part)
+            for precision, session in list(running.items()):
+                with _noting(failures):
+                    del running[precision]  # a model that fails once is not asked again
+                    logits, _ = answers(session, part, len(bundle.labels))
+                    right[precision] += int((logits.argmax(1) == here).sum())
+                    running[precision] = session
+            progress(proof.count, count)
+    expected = bundle.manifest["judged_on"]["sha256"]
+    if (sha256 := proof.of(found.labels)) != expected:
+        raise DataError(
+            f"the images are not those of {where}: pixels or labels {sha256[:12]}, expected {expected[:12]}",
+            hint="--data-root DIR says where its own are",
+        )
+    if list(found.classes) != bundle.labels:
+        swapped = next(
+            (pair for pair in zip(found.classes, bundle.labels, strict=False) if pair[0] != pair[1]), ("none", "one")
+        )
+        told = f"{where / MANIFEST}: a class of the images is {swapped[0]!r}, of the labels {swapped[1]!r}"
+        failures.append(CheckFailed("labels", told, hint="labels in another order name every prediction wrongly"))
+    for precision in running:
+        top1_pct = round(100 * right[precision] / count, 4)
+        models[precision] |= {"top1_pct": top1_pct, "images": count}
+        recorded = models[precision]["recorded_top1_pct"]
+        if abs(top1_pct - recorded) > SAME_PCT:
+            name = bundle.manifest["models"][precision]["file"]
+            told = f"{where / name}: {top1_pct:.2f} % of {count:,} images here, {recorded:.2f} % recorded"
+            failures.append(CheckFailed("accuracy", told, hint=_likely(bundle, precision)))
+
+
+def _likely(bundle: Bundle, precision: str) -> str:
+    """Why a file that is whole answers otherwise."""
+    here = f"this processor ({processor()[0]}) computes otherwise than the one that made the bundle"
+    if precision != INT8:
+        return f"{here}, or the bundle's own record was changed"
+    try:
+        report = json.loads(bundle.content(PARITY))[INT8]
+        full_range = report.get("full_range") is True
+    except (CheckFailed, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        full_range = False
+    if full_range:
+        return f"{here}: int8 made with --full-range overflows on x86 without VNNI; export again without --full-range"
+    return f"{here}: int8 kernels differ between processors; --model float32 does not depend on them"
