@@ -7,23 +7,19 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import numpy as np
 import onnxruntime
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from okdc.bundle import judged
+from okdc.bundle import judged, samples
 from okdc.bundle.judged import SAME_PCT, Digest, Judged, NotHereError
-from okdc.bundle.layout import EXPECTED, INT8, MANIFEST, PARITY, SAMPLE
+from okdc.bundle.layout import MANIFEST
 from okdc.bundle.opened import Bundle
-from okdc.bundle.session import Floats, Pixels, Session, answers, parts
-from okdc.data import images as image_files
+from okdc.bundle.session import Session, answers, parts
 from okdc.errors import CheckFailed, DataError
 from okdc.machine import processor
 from okdc.talk import Listener
@@ -120,91 +116,15 @@ def _opened(bundle: Bundle, failures: list[CheckFailed]) -> tuple[Sessions, dict
     return sessions, models
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The bundle's own cases
-
-
-class _Case(BaseModel):
-    model_config = ConfigDict(strict=True)
-    image: str
-    label: Annotated[int, Field(ge=0)]
-
-
-class _Wanted(BaseModel):
-    model_config = ConfigDict(strict=True)
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    logits: list[list[Annotated[float, Field(allow_inf_nan=False)]]]
-
-
-class _Expected(BaseModel):
-    model_config = ConfigDict(strict=True)
-    cases: Annotated[list[_Case], Field(min_length=1)]
-    models: dict[str, _Wanted]
-
-
 def _samples(
     bundle: Bundle, sessions: Sessions, models: dict[str, dict[str, Any]], failures: list[CheckFailed]
 ) -> None:
-    """From the image files to the logits, within each model's tolerance."""
     with _noting(failures):
-        expected = _expected(bundle)
-        pixels = np.stack([_decoded(bundle, case.image) for case in expected.cases])
+        cases = samples.expected(bundle)
+        pixels = samples.pixels(bundle, cases)
         for precision, session in sessions.items():
             with _noting(failures):
-                _compare(bundle, precision, session, pixels, expected.models[precision], models[precision])
-
-
-def _expected(bundle: Bundle) -> _Expected:
-    try:
-        expected = _Expected.model_validate(json.loads(bundle.content(EXPECTED)))
-    except ValidationError as error:
-        first = error.errors()[0]
-        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:200]
-        raise CheckFailed("samples", f"{bundle.folder / EXPECTED} is damaged: {told}") from None
-    except (ValueError, RecursionError):
-        raise CheckFailed("samples", f"{bundle.folder / EXPECTED} is not JSON") from None
-    for precision in bundle.precisions:
-        wanted = expected.models.get(precision)
-        shape = {len(row) for row in wanted.logits} if wanted else set()
-        if wanted is None or len(wanted.logits) != len(expected.cases) or shape != {len(bundle.labels)}:
-            raise CheckFailed("samples", f"{bundle.folder / EXPECTED}: no logits of every case for {precision}")
-    if any(case.label >= len(bundle.labels) for case in expected.cases):
-        raise CheckFailed("samples", f"{bundle.folder / EXPECTED}: a label that no class has")
-    return expected
-
-
-def _decoded(bundle: Bundle, name: str) -> Pixels:
-    content = bundle.content(f"{SAMPLE}/{name}")
-    try:
-        with image_files.wary():
-            return image_files.read(content, lambda image: image_files.fit(image, bundle.size, bundle.shorter_side))
-    except Exception as error:
-        told = image_files.damage(error)
-        raise CheckFailed("samples", f"{bundle.folder / SAMPLE / name}: no whole image: {told}") from None
-
-
-def _compare(
-    bundle: Bundle, precision: str, session: Session, pixels: Pixels, wanted: _Wanted, told: dict[str, Any]
-) -> None:
-    logits, probabilities = answers(session, pixels, len(bundle.labels))
-    found = _largest(logits, np.asarray(wanted.logits))
-    max_abs = found if np.isfinite(found) else None
-    told["samples"] = {"cases": len(pixels), "max_abs": max_abs, "allowed": wanted.tolerance}
-    path = bundle.folder / bundle.manifest["models"][precision]["file"]
-    if not found <= wanted.tolerance:
-        raise CheckFailed(
-            "samples",
-            f"{path}: logits of its own cases differ by {found:.1e}, allowed {wanted.tolerance:.1e}",
-            hint=_likely(bundle, precision),
-        )
-    softmax = np.exp(logits - logits.max(1, keepdims=True))
-    off = _largest(probabilities, softmax / softmax.sum(1, keepdims=True))
-    if not off <= ROUNDING:
-        raise CheckFailed("samples", f"{path}: probabilities differ from the softmax of the logits by {off:.1e}")
-
-
-def _largest(found: Floats, expected: Any) -> float:
-    return float(np.nan_to_num(np.abs(found - expected), nan=np.inf).max())
+                samples.compare(bundle, precision, session, pixels, cases, models[precision])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,19 +200,4 @@ def _judge(
         if abs(top1_pct - recorded) > SAME_PCT:
             name = bundle.manifest["models"][precision]["file"]
             told = f"{where / name}: {top1_pct:.2f} % of {count:,} images here, {recorded:.2f} % recorded"
-            failures.append(CheckFailed("accuracy", told, hint=_likely(bundle, precision)))
-
-
-def _likely(bundle: Bundle, precision: str) -> str:
-    """Why a file that is whole answers otherwise."""
-    here = f"this processor ({processor()[0]}) computes otherwise than the one that made the bundle"
-    if precision != INT8:
-        return f"{here}, or the bundle's own record was changed"
-    try:
-        report = json.loads(bundle.content(PARITY))[INT8]
-        full_range = report.get("full_range") is True
-    except (CheckFailed, ValueError, RecursionError, KeyError, TypeError, AttributeError):
-        full_range = False
-    if full_range:
-        return f"{here}: int8 made with --full-range overflows on x86 without VNNI; export again without --full-range"
-    return f"{here}: int8 kernels differ between processors; --model float32 does not depend on them"
+            failures.append(CheckFailed("accuracy", told, hint=samples.likely(bundle, precision)))

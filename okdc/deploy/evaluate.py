@@ -17,13 +17,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from okdc import build, kept, reopen
+from okdc.bundle.judged import SAME_PCT
 from okdc.bundle.layout import FLOAT32, MANIFEST
 from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Session
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.deploy import recorded, sides
-from okdc.deploy.parity import SAME_PCT
 from okdc.errors import CheckFailed, DataError
 from okdc.recipe import ROOTS, Draft
 from okdc.resolve import resolve

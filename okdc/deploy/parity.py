@@ -24,6 +24,7 @@ import onnxruntime
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from okdc.bundle.judged import SAME_PCT
 from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
 from okdc.cohort import Backbone
@@ -37,7 +38,6 @@ BATCHES = (1, 2, 7, 64)
 PROBE = 135  # images of the batch and thread checks: 135 = 2·64 + 7 leaves a partial last batch at every size but 1
 FLOAT64 = 1000  # images that are also computed in float64
 MOST_FLIPS = 0.001  # share of images whose class may change, if their margin explains it
-SAME_PCT = 0.05  # a recorded accuracy may differ by this between machines; below 2,000 images that is no image at all
 
 
 def check(

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from okdc import kept
 from okdc.__main__ import main
+from okdc.bundle import judged
 from okdc.data.datasets import digits
-from okdc.deploy import evaluate, onnx, parity, sides
+from okdc.deploy import evaluate, onnx, sides
 from okdc.files import read_json, write_json
 from okdc.run import Run
 
@@ -151,7 +152,7 @@ def test_another_number_than_recorded_is_a_failed_check(capsys: Captured, run: R
 
 def test_what_rounding_on_another_machine_may_do_is_allowed(capsys: Captured, run: Run) -> None:
     before = read_json(run.result)["kept"]["top1_pct"]
-    lie(run.result, "kept", "top1_pct", value=before + 0.9 * parity.SAME_PCT)
+    lie(run.result, "kept", "top1_pct", value=before + 0.9 * judged.SAME_PCT)
     assert facts_of(capsys, str(run.path))["top1_pct"] == before
 
 
