@@ -1,0 +1,293 @@
+"""The bundle's README.md: a model card that a stranger can judge the model by. No torch.
+
+The same facts give the same text: no time, no place. Names that are somebody else's (classes, data, processors) stand
+in code spans, where Markdown and HTML in them are only letters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from okdc.bundle import known
+from okdc.bundle.frontmatter import front_matter
+from okdc.bundle.layout import FLOAT16, FLOAT32, INT8, MODELS
+
+Facts = Mapping[str, Any]
+
+FEW, SHOWN = 20, 10  # so many classes are all named; of more, the first ten
+
+
+@dataclass(frozen=True)
+class Story:
+    """All that the card is told."""
+
+    student: Facts  # student.json of the exported student
+    result: Facts  # result.json of its run
+    recipe: Facts  # the resolved recipe, `Recipe.portable()`
+    data: Mapping[str, int]  # how many images: {"train": , "validation": , "test": }
+    reports: Facts  # parity.json: by precision what was compared, also of a file that was rejected
+    profile: Facts  # profile.json: its `models` are those that are in the bundle
+    licence: str | None = None  # of the weights: an SPDX identifier or a name; None: nobody has stated one
+
+    @property
+    def images(self) -> int:
+        count: int = self.reports[FLOAT32]["images"]
+        return count
+
+    @property
+    def split(self) -> str:
+        name: str = self.reports[FLOAT32]["split"]
+        return name
+
+    @property
+    def top1_pct(self) -> dict[str, float]:
+        """By precision, of the files in the bundle."""
+        return {
+            precision: self.reports[precision]["top1_pct"]["onnx" if precision == FLOAT32 else precision]
+            for precision in self.profile["models"]
+        }
+
+
+def card(story: Story) -> str:
+    """README.md as text."""
+    student, licence = story.student, (story.licence or "").strip() or None
+    accuracies = {MODELS[precision]: value for precision, value in story.top1_pct.items()}
+    top = front_matter(student, story.recipe["seed"], accuracies, (story.images, story.split), licence)
+    title = f"# {_named(student['architecture'])} on {_named(student['dataset'])}\n\n{_what(story)}"
+    sections = {
+        "Use": _use(story),
+        "Numbers": _numbers(story),
+        "How it was checked": _checked(story),
+        "Training": _training(story),
+        "Intended use and limits": _limits(story),
+        "Licence": _licence(licence),
+    }
+    return "\n".join([top, title, *(f"## {name}\n\n{text}" for name, text in sections.items())])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections, each ending with one newline
+
+
+def _what(story: Story) -> str:
+    size, classes = story.student["preprocessing"]["size"], story.student["classes"]
+    method, variant = story.student["method"], story.result["variant"]
+    settings = f" Its settings differ from the default: {_code(variant)}." if variant != method else ""
+    named = ", ".join(_code(name) for name in (classes if len(classes) <= FEW else classes[:SHOWN]))
+    more = "" if len(classes) <= FEW else f" and {len(classes) - SHOWN:,} more: `labels` in manifest.json"
+    return (
+        f"An image classifier in ONNX: {size}×{size} colour images, {len(classes):,} classes. "
+        f"{known.METHODS[method]}{settings}{_peers(story)}\n\n"
+        f"Classes, in the order of the outputs: {named}{more}.\n"
+    )
+
+
+def _peers(story: Story) -> str:
+    """Who was trained beside it, and why it is this one."""
+    names, own = story.result["students"], story.student["student"]
+    if len(names) < 2:
+        return ""
+    others = ", ".join(_code(name) for k, name in enumerate(names) if k != own)
+    share = {"low": ", which shared all stages but the last", "stem1": ", which shared the first stages"}
+    if own != story.result["kept"]["student"]:
+        why = "chosen at export"
+    elif own == story.result["leader"]:
+        why = "the leader"
+    else:
+        reasons = {"best": "the best on the validation images", "smallest": "the smallest"}
+        why = reasons.get(story.recipe["cohort"]["keep"], "named by the recipe")
+    return (
+        f" It is student{own} of {len(names)}, {why}; its peer{'s were' if len(names) > 2 else ' was'} {others}"
+        f"{share.get(story.result['share'], '')}. The file holds nothing of what was only there to train it."
+    )
+
+
+def _use(story: Story) -> str:
+    rule = story.student["preprocessing"]
+    size, shorter = rule["size"], rule.get("shorter_side", rule["size"])
+    lighter = [precision for precision in story.profile["models"] if precision != FLOAT32]
+    models = f" Other files: `--model {'|'.join(lighter)}`." if lighter else ""
+    return (
+        "In this folder; infer.py needs numpy, onnxruntime and Pillow:\n\n"
+        "```sh\n"
+        "python infer.py . photo.jpg\n"
+        "python infer.py . --selftest\n"
+        "okdc predict . photo.jpg\n"
+        "```\n\n"
+        f"The self-test replays the images of sample/, whose answers are known.{models}\n\n"
+        f"- Input `image`: uint8, N×{size}×{size}×3, RGB, any N; the normalisation is inside.\n"
+        f"- An image of another size is first turned upright (EXIF), made RGB, its shorter side resized to {shorter} "
+        f"pixels (bilinear, antialiased), and its centre of {size}×{size} cut out.\n"
+        f"- Outputs `logits` and `probabilities`: float32, N×{len(story.student['classes'])}.\n"
+    )
+
+
+def _numbers(story: Story) -> str:
+    profile, machine = story.profile, story.profile["machine"]
+    head = ["file", f"top-1, % on {story.split}", "predicts as float32", "size", "1 image, ms", "64 images, ms"]
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for precision, value in story.top1_pct.items():
+        model = profile["models"][precision]
+        same = "–" if precision == FLOAT32 else f"{story.reports[precision]['agreement_pct']:.2f} %"
+        times = (_pair(model["latency_ms"][f"batch_{batch}"]) for batch in (1, 64))
+        accuracy = f"{value:.2f} ± {_error(value, story.images):.2f}"
+        cells = [f"`{model['file']}`", accuracy, same, _size(model["bytes"]), *times]
+        rows.append(f"| {' | '.join(cells)} |")
+    bound = "at least " if profile["lower_bound"] else ""
+    load = machine["load_average_before"]
+    machine_was = " It was busy (somewhere p90 is over twice p50): take them as rough." if machine["noisy"] else ""
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"- Top-1: {story.images:,} {story.split} images, ± the binomial standard error; one run (n = 1), seed "
+            f"{story.recipe['seed']}.",
+            f"- {profile['params']:,} parameters. {bound.capitalize()}{profile['macs']:,} MACs an image (convolutions "
+            f"and linear layers), that is {bound}{profile['flops']:,} FLOPs.",
+            f"- Times: p50 / p90 of a batch, onnxruntime {profile['versions']['onnxruntime']} on the CPU, "
+            f"{_many(machine['threads'], 'thread')} of {_code(machine['processor'])}"
+            f"{f', load average {load}' if load is not None else ''}. They are that machine's.{machine_was}\n",
+        ]
+    )
+
+
+def _checked(story: Story) -> str:
+    report = story.reports[FLOAT32]
+    allowed, found = report["logits"]["allowed"], report["logits"]["max_abs"]
+    differ = report["predictions_that_differ"]
+    changed = f"{_many(differ, 'prediction')} changed, by rounding" if differ else "no prediction changed"
+    lines = [
+        f"- `{MODELS[FLOAT32]}` in onnxruntime against the student in PyTorch, on all {story.images:,} {story.split} "
+        f"images: logits differ by {_tiny(found['images'])} at most (allowed {_tiny(allowed['images'])}: 16 times what "
+        f"float32 rounds on this network, at least 1e-5), {changed}.",
+        f"- Flat, striped and single-coloured images, against float64: {_tiny(found['extreme_images'])} (allowed "
+        f"{_tiny(allowed['extreme_images'])}).",
+        f"- Batches of 1 to 135 and two threads: {_tiny(max(report['invariance_max_abs'].values()))}; a second engine, "
+        f"onnx.reference: {_tiny(report['onnx_reference_max_abs'])} (allowed {_tiny(allowed['images'])}).",
+    ]
+    for precision in (INT8, FLOAT16):
+        if precision in story.profile["models"]:
+            lines += _lighter(precision, story.reports[precision])
+        elif precision in story.reports:
+            lines.append(f"- A model of {precision} was made, did not pass its gate, and is not here.")
+    return "\n".join([*lines, "", "All of it is in parity.json; `okdc verify .` repeats it on your processor.\n"])
+
+
+def _lighter(precision: str, report: Facts) -> list[str]:
+    gates, drop = report["gates"], report["drop_points"]
+    moved = f"falls by {drop:.2f}" if drop >= 0 else f"rises by {-drop:.2f}"
+    lines = [
+        f"- `{MODELS[precision]}` against `{MODELS[FLOAT32]}`, on the same images: top-1 {moved} points (allowed "
+        f"{gates['max_drop']:g}), {report['agreement_pct']:.2f} % of the predictions agree (asked "
+        f"{gates['min_agreement']:g})."
+    ]
+    if precision == INT8:
+        shown, setting, searched = report["calibration"], report["setting"], report["searched_on"]
+        bits = (
+            "Weights of 8 bits: on x86 processors without VNNI they overflow"
+            if report["full_range"]
+            else "Weights of 7 bits: 8 would overflow on x86 processors without VNNI"
+        )
+        lines.append(
+            f"- int8 is static: {setting['weights']} weights and {setting['calibration']} ranges, the best of "
+            f"{len(report['search'])} settings on {searched['images']:,} {searched['split']} images, calibrated on "
+            f"{shown['images']:,} training images. {bits}."
+        )
+    return lines
+
+
+def _training(story: Story) -> str:
+    student, result, data = story.student, story.result, story.data
+    if story.split != "test":
+        roles = f"{data['validation']:,} validation images to choose and to judge: there is no test split"
+    elif data["validation"]:
+        roles = f"{data['validation']:,} validation images to choose, {data['test']:,} test images to judge, once"
+    else:
+        roles = f"{data['test']:,} test images to judge, once; none to choose"
+    value = student["val_top1_pct"]
+    epoch = f"the best on validation ({value:.2f} %)" if value is not None else "the last"
+    lines = [
+        f"- {_code(student['dataset'])}: {data['train']:,} images to train, {roles}.",
+        f"- Fingerprint of the images, classes and splits: `{result['data_sha256']}`.",
+        f"- Epoch {student['epoch']} of {result['epochs']}, {epoch}. The whole recipe is in manifest.json.",
+    ]
+    if teacher := result["teacher"]:
+        lines.append(f"- The teacher: {_code(teacher['architecture'])}, weights `{teacher['weights_sha256']}`.")
+    if student["dataset"] not in known.FIXED:
+        lines.append(
+            "- The data is what was found under that name. Copies that were saved again as JPEG, for one, are other "
+            "images: compare the fingerprint."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _limits(story: Story) -> str:
+    lines = [
+        "- For images like those it was trained on, where a wrong answer can be borne or is looked at. Decisions about "
+        "people or safety were not studied.",
+        "- An image of anything else gets one of the classes all the same. The probabilities are not calibrated: 0.9 "
+        "does not mean right nine times in ten.",
+        f"- One run, seed {story.recipe['seed']}: the spread over seeds is not known; the standard error is of the "
+        "images alone.",
+    ]
+    if story.split != "test":
+        lines.append("- The images that judged it also chose it: the accuracy flatters.")
+    for precision in story.profile["models"]:
+        worst = story.reports[precision]["worst_class"]
+        if worst["change_pct"] < 0:
+            lost = f"{-worst['change_pct']:.2f} points on {_many(worst['images'], 'image')}"
+            lines.append(f"- `{MODELS[precision]}` loses most in class {_code(worst['class'])}: {lost}.")
+    if caution := known.DATA.get(story.student["dataset"]):
+        lines.append(f"- {caution}")
+    return "\n".join(lines) + "\n"
+
+
+def _licence(licence: str | None) -> str:
+    weights = (
+        f"The weights: {_code(licence)}."
+        if licence
+        else "None is stated for the weights; who publishes them has to state one, also in `license` at the top."
+    )
+    return f"{weights} infer.py: Apache-2.0. The images in sample/ are of the data set, with its terms.\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Words and numbers
+
+
+def _error(top1_pct: float, images: int) -> float:
+    """The binomial standard error, in percent."""
+    share = top1_pct / 100
+    return float(100 * (share * (1 - share) / images) ** 0.5)
+
+
+def _pair(times: Facts) -> str:
+    return f"{times['p50']:.3g} / {times['p90']:.3g}"
+
+
+def _tiny(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1000:,.0f} kB" if count < 1_000_000 else f"{count / 1e6:,.1f} MB"
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _named(text: str) -> str:
+    """A name in a heading: as it is where nothing in it can be taken for Markdown."""
+    return text if re.fullmatch(r"[A-Za-z0-9.:_+-]+", text) else _code(text)
+
+
+def _code(text: str) -> str:
+    """Any text as one code span on one line: what does not print is escaped, the fence is longer than any in it."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) or " "
+    fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
+    pad = " " if "`" in shown or shown != shown.strip() else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"

@@ -1,0 +1,431 @@
+"""The model card: true to its facts, read by a YAML parser whatever the names, silent about the machine's places."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from okdc import methods
+from okdc.bundle import frontmatter, known
+from okdc.bundle.card import Story, card
+from okdc.bundle.frontmatter import licence_facts, scalar
+from okdc.recipe import DATASETS
+
+yaml: Any = importlib.import_module("yaml")  # fvcore brings it; it has no types
+
+ODD = [
+    "no",
+    "1e5",
+    "a: b",
+    "- x",
+    'say "hi"',
+    "it's",
+    "two\nlines",
+    "🦊",
+    "# not a heading",
+    "`tick`",
+    "null",
+    "<b>",
+    "",
+]
+TIMES = {"p50": 0.0239, "p90": 0.0247, "min": 0.0233, "runs": 100, "noisy": False}
+
+
+def _model(file: str, size: int) -> dict[str, Any]:
+    return {"file": file, "bytes": size, "macs": 781_952, "latency_ms": {"batch_1": TIMES, "batch_64": TIMES}}
+
+
+def _student(**other: Any) -> dict[str, Any]:
+    rule = {"size": 8, "resize": "a rule", "mean": [0.3] * 3, "std": [0.4] * 3}
+    return {
+        "architecture": "resnet8",
+        "classes": [str(d) for d in range(10)],
+        "preprocessing": rule,
+        "student": 0,
+        "epoch": 7,
+        "val_top1_pct": 92.5714,
+        "method": "fefr",
+        "dataset": "digits",
+        **other,
+    }
+
+
+RESULT = {
+    "variant": "fefr",
+    "students": ["resnet8", "resnet14"],
+    "share": "none",
+    "teacher": None,
+    "leader": None,
+    "kept": {"student": 0},
+    "epochs": 8,
+    "data_sha256": "d" * 64,
+}
+RECIPE = {"seed": 3, "data": {"name": "digits"}, "cohort": {"keep": "best"}}
+FLOAT32 = {
+    "passed": True,
+    "split": "test",
+    "images": 797,
+    "logits": {
+        "allowed": {"images": 3.0e-5, "extreme_images": 5.9e-5},
+        "max_abs": {"images": 3.8e-6, "images_float64": 3.3e-6, "extreme_images": 2.4e-6},
+    },
+    "top1_pct": {"torch": 91.2171, "onnx": 91.2171, "recorded": 91.2171},
+    "predictions_that_differ": 0,
+    "worst_class": {"class": "0", "images": 79, "change_pct": 0.0},
+    "invariance_max_abs": {"batch_2": 0.0, "2_threads": 1.5e-6},
+    "onnx_reference_max_abs": 1.2e-6,
+}
+INT8 = {
+    "passed": True,
+    "gates": {"max_drop": 1.0, "min_agreement": 97.0, "max_class_drop": 5.0},
+    "top1_pct": {"float32": 91.2171, "int8": 90.9661},
+    "drop_points": 0.251,
+    "agreement_pct": 98.7453,
+    "worst_class": {"class": "8", "images": 77, "change_pct": -2.5974},
+    "calibration": {"images": 300, "seed": 0, "split": "train", "sha256": "c" * 64},
+    "full_range": False,
+    "setting": {"weights": "per-channel", "calibration": "minmax"},
+    "searched_on": {"split": "validation", "images": 700},
+    "search": [{}] * 6,
+}
+PROFILE = {
+    "params": 78_042,
+    "macs": 781_952,
+    "flops": 1_563_904,
+    "lower_bound": False,
+    "models": {"float32": _model("model.onnx", 319_100)},
+    "machine": {"processor": "A Processor", "threads": 1, "load_average_before": 0.5, "noisy": False},
+    "versions": {"onnxruntime": "1.31.1"},
+}
+PLAIN = Story(
+    _student(),
+    RESULT,
+    RECIPE,
+    {"train": 300, "validation": 700, "test": 797},
+    {"schema": 1, "float32": FLOAT32},
+    PROFILE,
+)
+LIGHTER = replace(
+    PLAIN,
+    reports={**PLAIN.reports, "int8": INT8},
+    profile={**PROFILE, "models": {**PROFILE["models"], "int8": _model("model.int8.onnx", 99_000)}},  # type: ignore[dict-item]
+)
+
+
+def _front(text: str) -> dict[str, Any]:
+    """The front matter as a hub reads it: between the first two lines of three dashes."""
+    start, top, _ = re.split(r"^---$", text, maxsplit=2, flags=re.MULTILINE)
+    assert start == ""
+    found: dict[str, Any] = yaml.safe_load(top)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The front matter
+
+
+def test_the_front_matter_says_what_a_hub_asks_for() -> None:
+    assert _front(card(LIGHTER)) == {
+        "license": "unknown",
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": [
+            "image-classification", "onnx", "onnxruntime", "okdc", "knowledge-distillation", "online-distillation",
+        ],
+        "metrics": ["accuracy"],
+        "model-index": [
+            {
+                "name": "resnet8 on digits (fefr)",
+                "results": [
+                    {
+                        "task": {"type": "image-classification", "name": "Image classification"},
+                        "dataset": {"type": "digits", "name": "digits", "split": "test"},
+                        "metrics": [
+                            {
+                                "type": "accuracy",
+                                "value": 0.912171,
+                                "name": "top-1 of model.onnx on 797 test images, one run, seed 3",
+                            },
+                            {
+                                "type": "accuracy",
+                                "value": 0.909661,
+                                "name": "top-1 of model.int8.onnx on 797 test images, one run, seed 3",
+                            },
+                        ],
+                    }
+                ],
+            }
+        ],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_that_yaml_would_take_for_something_else_stay_names(name: str) -> None:
+    story = replace(PLAIN, student=_student(architecture=name, dataset=name, classes=ODD))
+    index = _front(card(story))["model-index"][0]
+    assert index["name"] == f"{name} on {name} (fefr)"
+    assert index["results"][0]["dataset"]["name"] == name
+    assert re.fullmatch(r"[A-Za-z0-9.-]+", index["results"][0]["dataset"]["type"])
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_comes_back_from_a_yaml_parser(text: str) -> None:
+    line = scalar(text)
+    assert "\n" not in line
+    assert yaml.safe_load(f"key: {line}\n") == {"key": text}
+    assert yaml.safe_load(f"- {line}\n") == [text]
+
+
+@pytest.mark.parametrize("value", [0.912171, 1.0, 0.0, 1e-6, 3])
+def test_numbers_stay_numbers(value: float) -> None:
+    assert yaml.safe_load(f"key: {scalar(value)}") == {"key": value}
+
+
+@pytest.mark.parametrize(
+    ("given_", "expected"),
+    [
+        (None, {"license": "unknown"}),
+        ("Apache-2.0", {"license": "apache-2.0"}),
+        ("MIT", {"license": "mit"}),
+        ("GPL-3.0-or-later", {"license": "other", "license_name": "gpl-3.0-or-later"}),
+        ("LicenseRef: my own, v1", {"license": "other", "license_name": "licenseref-my-own-v1"}),
+        ("«»", {"license": "other", "license_name": "unnamed"}),
+    ],
+)
+def test_a_licence_is_one_that_a_hub_knows_or_other_with_its_name(given_: str | None, expected: dict[str, str]) -> None:
+    assert licence_facts(given_) == expected
+    front = _front(card(replace(PLAIN, licence=given_)))
+    assert {key: value for key, value in front.items() if key.startswith("license")} == expected
+
+
+def test_a_licence_is_named_in_the_text_as_it_was_given_and_a_missing_one_is_missed() -> None:
+    assert "The weights: `GPL-3.0-or-later`." in card(replace(PLAIN, licence="GPL-3.0-or-later"))
+    for nothing in (None, "", " "):
+        text = card(replace(PLAIN, licence=nothing))
+        assert "None is stated for the weights" in text
+        assert _front(text)["license"] == "unknown"
+    assert "infer.py: Apache-2.0" in card(PLAIN)
+
+
+def test_a_data_set_is_linked_only_where_a_hub_has_it() -> None:
+    assert _front(card(replace(PLAIN, student=_student(dataset="cifar10"))))["datasets"] == ["uoft-cs/cifar10"]
+    for own in ("folder", "digits", "mine.data:photos"):
+        assert "datasets" not in _front(card(replace(PLAIN, student=_student(dataset=own))))
+    assert frontmatter.DATASETS.keys() < set(DATASETS)
+
+
+@pytest.mark.parametrize(("method", "tags"), [("baseline", 0), ("dualnet", 0), ("kd", 1), ("dml", 2)])
+def test_only_what_was_distilled_is_called_so(method: str, tags: int) -> None:
+    found = _front(card(replace(PLAIN, student=_student(method=method), result={**RESULT, "variant": method})))["tags"]
+    assert sum("distillation" in tag for tag in found) == tags
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The text
+
+
+def test_the_numbers_stand_with_their_split_error_seed_and_machine() -> None:
+    text = card(LIGHTER)
+    assert "| `model.onnx` | 91.22 ± 1.00 | – | 319 kB | 0.0239 / 0.0247 | 0.0239 / 0.0247 |" in text
+    assert "| `model.int8.onnx` | 90.97 ± 1.02 | 98.75 % | 99 kB |" in text
+    assert "| file | top-1, % on test |" in text
+    assert "797 test images, ± the binomial standard error; one run (n = 1), seed 3." in text
+    assert "78,042 parameters. 781,952 MACs an image" in text
+    assert "1,563,904 FLOPs" in text
+    assert "onnxruntime 1.31.1 on the CPU, 1 thread of `A Processor`, load average 0.5" in text
+    assert "busy" not in text
+
+
+def test_a_busy_machine_and_a_lower_bound_are_said() -> None:
+    machine = {**PROFILE["machine"], "noisy": True, "threads": 2, "load_average_before": None}  # type: ignore[dict-item]
+    text = card(replace(PLAIN, profile={**PROFILE, "machine": machine, "lower_bound": True}))
+    assert "It was busy" in text
+    assert "2 threads of `A Processor`. They" in text
+    assert "At least 781,952 MACs" in text
+    assert "at least 1,563,904 FLOPs" in text
+
+
+def test_every_check_has_what_was_found_and_what_was_allowed() -> None:
+    text = card(LIGHTER)
+    assert "logits differ by 3.8e-06 at most (allowed 3.0e-05" in text
+    assert "no prediction changed." in text
+    assert "against float64: 2.4e-06 (allowed 5.9e-05)" in text
+    assert "two threads: 1.5e-06; a second engine, onnx.reference: 1.2e-06 (allowed 3.0e-05)" in text
+    assert "top-1 falls by 0.25 points (allowed 1), 98.75 % of the predictions agree (asked 97)" in text
+    assert "per-channel weights and minmax ranges, the best of 6 settings on 700 validation images" in text
+    assert "calibrated on 300 training images. Weights of 7 bits" in text
+    assert "`model.int8.onnx` loses most in class `8`: 2.60 points on 77 images." in text
+    assert "--model int8" in text
+
+
+def test_a_prediction_that_rounding_changed_is_said() -> None:
+    for count, words in ((1, "1 prediction changed, by rounding"), (2, "2 predictions changed, by rounding")):
+        report = {**FLOAT32, "predictions_that_differ": count}
+        assert words in card(replace(PLAIN, reports={"float32": report}))
+
+
+def test_the_full_range_of_int8_comes_with_its_warning() -> None:
+    story = replace(LIGHTER, reports={**LIGHTER.reports, "int8": {**INT8, "full_range": True, "drop_points": -0.1}})
+    text = card(story)
+    assert "Weights of 8 bits: on x86 processors without VNNI they overflow." in text
+    assert "top-1 rises by 0.10 points" in text
+
+
+def test_a_float16_model_has_its_row_and_its_check() -> None:
+    report = {key: INT8[key] for key in ("gates", "drop_points", "agreement_pct")}
+    report |= {"top1_pct": {"float32": 91.2171, "float16": 91.2171}, "worst_class": FLOAT32["worst_class"]}
+    models = {**PROFILE["models"], "float16": _model("model.fp16.onnx", 1_600_000)}  # type: ignore[dict-item]
+    text = card(replace(PLAIN, reports={**PLAIN.reports, "float16": report}, profile={**PROFILE, "models": models}))
+    assert "| `model.fp16.onnx` | 91.22 ± 1.00 | 98.75 % | 1.6 MB |" in text
+    assert "- `model.fp16.onnx` against `model.onnx`" in text
+    assert "int8 is static" not in text
+    assert "loses most" not in text, "no class lost anything"
+
+
+def test_a_rejected_model_is_named_and_has_no_row() -> None:
+    text = card(replace(LIGHTER, profile=PROFILE))
+    assert "A model of int8 was made, did not pass its gate, and is not here." in text
+    assert "model.int8.onnx" not in text
+    assert len(_front(text)["model-index"][0]["results"][0]["metrics"]) == 1
+
+
+def test_who_was_trained_beside_it_and_why_it_is_this_one() -> None:
+    assert "It is student0 of 2, the best on the validation images; its peer was `resnet14`." in card(PLAIN)
+    other = card(replace(PLAIN, student=_student(student=1, architecture="resnet14")))
+    assert "It is student1 of 2, chosen at export; its peer was `resnet8`." in other
+    small = replace(PLAIN, recipe={**RECIPE, "cohort": {"keep": "smallest"}})
+    assert "student0 of 2, the smallest;" in card(small)
+    assert "student0 of 2, named by the recipe;" in card(replace(PLAIN, recipe={**RECIPE, "cohort": {"keep": 0}}))
+    led = {**RESULT, "leader": 0, "students": ["a", "b", "c"], "share": "low", "variant": "okddip peers=2"}
+    text = card(replace(PLAIN, result=led, student=_student(method="okddip")))
+    assert "student0 of 3, the leader; its peers were `b`, `c`, which shared all stages but the last." in text
+    assert "Its settings differ from the default: `okddip peers=2`." in text
+
+
+def test_a_student_without_peers_or_with_a_teacher_says_so() -> None:
+    alone = {**RESULT, "students": ["resnet8"], "variant": "baseline"}
+    text = card(replace(PLAIN, student=_student(method="baseline"), result=alone))
+    assert "Trained alone, without distillation.\n" in text
+    assert "peer" not in text
+    taught = {**alone, "variant": "kd", "teacher": {"architecture": "resnet110", "weights_sha256": "7" * 64}}
+    assert f"The teacher: `resnet110`, weights `{'7' * 64}`" in card(
+        replace(PLAIN, student=_student(method="kd"), result=taught)
+    )
+
+
+def test_which_images_trained_chose_and_judged() -> None:
+    text = card(PLAIN)
+    assert "300 images to train, 700 validation images to choose, 797 test images to judge, once." in text
+    assert f"`{'d' * 64}`" in text
+    assert "Epoch 7 of 8, the best on validation (92.57 %)." in text
+    assert "flatters" not in text
+    unchosen = replace(
+        PLAIN, student=_student(val_top1_pct=None, epoch=8), data={"train": 1, "validation": 0, "test": 797}
+    )
+    assert "797 test images to judge, once; none to choose." in card(unchosen)
+    assert "Epoch 8 of 8, the last." in card(unchosen)
+
+
+def test_an_accuracy_on_the_images_that_chose_is_said_to_flatter() -> None:
+    report = {**FLOAT32, "split": "validation", "images": 700}
+    text = card(replace(PLAIN, reports={"float32": report}, data={"train": 300, "validation": 700, "test": 0}))
+    assert "700 validation images to choose and to judge: there is no test split" in text
+    assert "also chose it: the accuracy flatters" in text
+    assert "| file | top-1, % on validation |" in text
+
+
+def test_few_classes_are_all_named_and_many_are_counted() -> None:
+    assert "`0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`.\n" in card(PLAIN)
+    many = card(replace(PLAIN, student=_student(classes=[f"c{k}" for k in range(1000)])))
+    assert "1,000 classes" in many
+    assert "`c9` and 990 more: `labels` in manifest.json.\n" in many
+    assert "c10" not in many
+    assert "N×1000" in many
+
+
+def test_the_use_names_the_size_and_the_shorter_side() -> None:
+    rule = {"size": 224, "shorter_side": 256}
+    text = card(replace(PLAIN, student=_student(preprocessing=rule)))
+    assert "N×224×224×3" in text
+    assert "shorter side resized to 256 pixels (bilinear, antialiased), and its centre of 224×224 cut out" in text
+    assert "python infer.py . photo.jpg" in text
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_what_is_known_of_a_data_set_is_said(name: str) -> None:
+    text = card(replace(PLAIN, student=_student(dataset=name)))
+    assert known.DATA.get(name, "") in text
+    assert ("saved again as JPEG" in text) == (name not in known.FIXED)
+
+
+def test_the_card_warns_of_cinic10_as_the_training_does() -> None:
+    from okdc.data import cinic
+
+    text = card(replace(PLAIN, student=_student(dataset="cinic10")))
+    for fact in cinic.KNOWN:
+        (source,) = re.findall(r"\((github\.com/[^)]+)\)", fact)
+        assert source in text
+
+
+def test_every_method_and_every_data_set_with_a_name_is_described() -> None:
+    assert known.DATA.keys() == set(DATASETS) - {"folder"}
+    assert known.METHODS.keys() == methods.METHODS.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name])
+def test_foreign_names_are_only_letters_in_the_text(name: str) -> None:
+    """Outside code spans nothing of a class, a data set or a processor is left that Markdown or HTML could read."""
+    classes = [name, "other"]
+    machine = {**PROFILE["machine"], "processor": name}  # type: ignore[dict-item]
+    int8 = {**INT8, "worst_class": {**INT8["worst_class"], "class": name}}  # type: ignore[dict-item]
+    story = replace(
+        LIGHTER,
+        student=_student(architecture=name, dataset=name, classes=classes),
+        profile={**LIGHTER.profile, "machine": machine},
+        reports={**LIGHTER.reports, "int8": int8},
+        licence=name,
+    )
+    text = card(story).split("---\n", 2)[2]
+    usual = card(LIGHTER).split("---\n", 2)[2]
+    assert [line for line in text.splitlines() if line.startswith("#")][1:] == [
+        line for line in usual.splitlines() if line.startswith("#")
+    ][1:]
+    prose = re.sub(r"(`+)(?!`).*?(?<!`)\1(?!`)", "", text.replace("```sh", "").replace("```\n", "\n"))
+    assert "`" not in prose
+    if not re.fullmatch(r"[A-Za-z0-9]+", name):
+        assert name not in prose
+    assert len(text.splitlines()) == len(usual.splitlines()) - 1 + len(
+        [line for line in text.splitlines() if "saved again as JPEG" in line]
+    ), "no name breaks a line"
+
+
+def test_the_same_facts_give_the_same_card_and_are_left_as_they_were() -> None:
+    before = copy.deepcopy(LIGHTER)
+    assert card(LIGHTER) == card(before)
+    assert before == LIGHTER
+    code = (
+        "import runpy, sys; "
+        "names = runpy.run_path(sys.argv[1]); "
+        "sys.stdout.reconfigure(encoding='utf-8'); "
+        "print(names['card'](names['LIGHTER']), end='')"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, __file__],
+        capture_output=True, check=True, encoding="utf-8", env={"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
+    )  # fmt: skip
+    assert run.stdout == card(LIGHTER)
+
+
+def test_a_card_is_short() -> None:
+    text = card(LIGHTER)
+    assert len(text.splitlines()) < 110
+    assert not re.search(r"\d{4}-\d\d-\d\d|/home|/tmp|/root", text)
