@@ -78,7 +78,7 @@ def divergence(counts: Counts, width: int, levels: int) -> float:
     p = middle.astype(np.float64)
     p[0] += counts[: half - width].sum()
     p[-1] += counts[half + width :].sum()
-    starts = np.minimum(np.arange(levels) * (len(middle) // levels), len(middle) - 1)  # the last step takes the rest
+    starts = np.arange(levels) * len(middle) // levels
     there = (p > 0).astype(np.float64)
     sizes = np.diff(np.append(starts, len(middle)))
     mean = np.add.reduceat(middle, starts) / np.maximum(np.add.reduceat(there, starts), 1)
