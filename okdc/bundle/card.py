@@ -173,15 +173,21 @@ def _checked(story: Story) -> str:
             lines += _lighter(precision, story.reports[precision])
         elif precision in story.reports:
             lines.append(f"- A model of {precision} was made, did not pass its gate, and is not here.")
-    return "\n".join([*lines, "", "All of it is in parity.json; `okdc verify .` repeats it on your processor.\n"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "All of it is in parity.json. `okdc verify .` checks the files and their answers on your processor.\n",
+        ]
+    )
 
 
 def _lighter(precision: str, report: Facts) -> list[str]:
     gates, drop = report["gates"], report["drop_points"]
-    moved = f"falls by {drop:.2f}" if drop >= 0 else f"rises by {-drop:.2f}"
+    moved = f"falls by {drop:.2f} points" if drop > 0 else f"rises by {-drop:.2f} points" if drop < 0 else "stays"
     lines = [
-        f"- `{MODELS[precision]}` against `{MODELS[FLOAT32]}`, on the same images: top-1 {moved} points (allowed "
-        f"{gates['max_drop']:g}), {report['agreement_pct']:.2f} % of the predictions agree (asked "
+        f"- `{MODELS[precision]}` against `{MODELS[FLOAT32]}`, on the same images: top-1 {moved} (it may fall "
+        f"by {gates['max_drop']:g}), {report['agreement_pct']:.2f} % of the predictions agree (asked "
         f"{gates['min_agreement']:g})."
     ]
     if precision == INT8:

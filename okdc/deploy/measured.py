@@ -24,12 +24,11 @@ from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.deploy import latency
 from okdc.deploy.count import check_graph, count, exported_macs
+from okdc.deploy.reduced import FLAGS
 from okdc.machine import processor
 
 BATCHES = {1: latency.WARM_UP, 64: 3}  # and how often each is run before the clock counts: a large batch takes seconds
 NOISY = 2  # p90 / p50 above which a time says more about the machine than about the model
-# Of a processor's flags, those that decide which kernels onnxruntime takes.
-FLAGS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "asimddp", "i8mm")
 
 
 def facts(network: Backbone, size: int, models: Mapping[str, bytes], threads: int = 1) -> dict[str, Any]:
