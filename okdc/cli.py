@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from okdc import __version__, catalog, console, tables
-from okdc.errors import CheckFailed, OkdcError, UsageError
+from okdc.errors import CheckFailed, OkdcError, UsageError, nearest
 
 if TYPE_CHECKING:
     from okdc.run import Run
@@ -143,29 +143,97 @@ def profile(
 
 @app.command()
 def export(
-    run: RunPath = None,
+    thing: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN|BUNDLE]", help="A run's directory; for --target web also a bundle's.", show_default=False
+        ),
+    ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX bundle.")] = False,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The bundle (RUN/bundle).")] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="web", help="A folder for any web server: the bundle and a page for it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="RUN/bundle, or RUN/web.")] = None,
     data_root: DataRoot = None,
+    student: Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Not the kept one.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(metavar="'params<300k,latency_ms<2'", help="The most accurate student that fits.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Also a model of 8-bit integers, held to a gate.")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Also a model of 16-bit floats: half the download.")] = False,
+    calib_images: Annotated[
+        int | None, typer.Option(metavar="N", min=64, help="Training images that int8 is calibrated on (512).")
+    ] = None,
+    full_range: Annotated[
+        bool, typer.Option("--full-range", help="int8 weights of 8 bits, not 7: overflows on x86 without VNNI.")
+    ] = False,
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="POINTS", min=0, help="Top-1 that may be lost (int8 1.0, fp16 0.2).")
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", min=0, max=100, help="Predictions that must stay (int8 97, fp16 99.5)."),
+    ] = None,
+    diagnose: Annotated[bool, typer.Option("--diagnose", help="Name the layers that int8 costs most.")] = False,
+    license_: Annotated[
+        str | None, typer.Option("--license", metavar="SPDX", help="Of the weights, for the model card.")
+    ] = None,
+    runtime: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="onnxruntime-web, for --target web (node_modules).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export the kept student to ONNX and prove it equal."""
-    if not onnx:
-        raise UsageError("no format was named", hint=f"okdc export {run} --onnx" if run else "okdc export --onnx")
+    """Export a student to ONNX and prove it equal."""
+    if not onnx and target is None:
+        raise UsageError("no format was named", hint=f"okdc export {thing} --onnx" if thing else "okdc export --onnx")
+    if target not in (None, "web"):
+        raise UsageError(f"--target {target}: expected web{nearest(str(target), ['web'])}")
+    if runtime and target is None:
+        raise UsageError("--runtime is of --target web, which was not asked for")
+    if student is not None and budget is not None:
+        raise UsageError("--student and --budget both choose a student", hint="one of them")
+    lighter = {"--full-range": full_range, "--calib-images": calib_images, "--diagnose": diagnose}
+    gates = {"--max-drop": max_drop, "--min-agreement": min_agreement}
+    for name in (name for name, value in lighter.items() if value and not int8):
+        raise UsageError(f"{name} is of --int8, which was not asked for")
+    for name in (name for name, value in gates.items() if value is not None and not (int8 or fp16)):
+        raise UsageError(f"{name} is of --int8 and --fp16, and neither was asked for")
+    from okdc.bundle.layout import MANIFEST
+
+    if thing and (thing / MANIFEST).is_file():
+        if target is None or any((student, budget, int8, fp16, license_, data_root)):
+            raise UsageError(f"{thing} is a bundle: it was exported", hint=f"okdc export {thing} --target web")
+        _finished_page(thing, out or thing.with_name("web"), runtime, as_json)
+        return
     from okdc.run import Run
 
-    chosen = Run.open(run) if run else Run.newest("complete")
-    if run is None:
+    chosen = Run.open(thing) if thing else Run.newest("complete")
+    if thing is None:
         console.note(f"no run named: {chosen.path} is the newest complete one")
+    from okdc.deploy import budget as budgets
     from okdc.deploy import export as deploy
+    from okdc.deploy import students
+    from okdc.deploy.lighter import Wanted
 
-    bundle, parity = deploy.export(chosen, out, data_root, console.Talk())
+    talk, index = console.Talk(), None
+    if student is not None or budget is not None:
+        index, why = (
+            students.by_name(chosen, student)
+            if student is not None
+            else budgets.choose(chosen, budgets.parse(budget or ""), talk)
+        )
+        talk.note(why)
+    wanted = Wanted(int8, fp16, full_range, calib_images, max_drop, min_agreement, diagnose)
+    bundle, parity = deploy.export(chosen, None if target else out, data_root, talk, index, wanted, license_)
+    if target:
+        _finished_page(bundle, out or chosen.path / "web", runtime, as_json)
+        return
     if as_json:
         console.out_json({"bundle": str(bundle), "parity": parity})
         return
-    tables.parity(parity["float32"])
+    tables.parity(parity)
     console.out(f"bundle {bundle}")
-    console.next_step(f"python {catalog.folder('export') / 'python' / 'run.py'} {bundle} IMAGE ...")
+    console.next_step(f"okdc verify {bundle}")
 
 
 @app.command()
@@ -351,6 +419,17 @@ def _summary(run: Run) -> dict[str, Any]:
         console.warn(error.message)
         nothing = dict.fromkeys(("kept", "top1_pct", "images", "judged_on"))
         return {"run": str(run.path), "state": "failed", "method": "?", "epoch": "?", "epochs": "?", **nothing}
+
+
+def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool) -> None:
+    from okdc.bundle import web
+
+    page = web.lay(bundle, out, runtime)
+    if as_json:
+        console.out_json({"page": str(page), "bundle": str(bundle)})
+        return
+    console.out(f"page {page}")
+    console.next_step(f"python -m http.server -d {page}")
 
 
 def _finished(run: Run, as_json: bool) -> None:

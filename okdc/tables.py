@@ -210,8 +210,9 @@ def _row_name(row: dict[str, Any]) -> str:
     return f"{row['name']} {row['architecture']}" if row["student"] is not None else str(row["name"])
 
 
-def parity(report: dict[str, Any]) -> None:
-    """What was compared, found and allowed."""
+def parity(reports: dict[str, Any]) -> None:
+    """What was compared, found and allowed: the float32 file against the student, then the lighter ones against it."""
+    report = reports["float32"]
     logits, top1, allowed = report["logits"], report["top1_pct"], report["logits"]["allowed"]
     console.table(
         ["parity", "found", "allowed"],
@@ -236,6 +237,67 @@ def parity(report: dict[str, Any]) -> None:
             ["second engine (onnx.reference)", f"{report['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
         ],
     )
+    for precision in ("int8", "float16"):
+        if precision in reports:
+            console.out("")
+            _lighter(precision, reports[precision])
+
+
+def _lighter(precision: str, report: dict[str, Any]) -> None:
+    """A lighter file: the settings that were tried, then what it was judged by."""
+    if table := report.get("search"):
+        chosen, on = report["setting"], report["searched_on"]
+        console.table(
+            [f"{precision}, weights", "calibration", f"agreement % on {on['split']}", "top-1 %", "mean |d|", ""],
+            [
+                [
+                    row["weights"],
+                    row["calibration"],
+                    *(
+                        [row["error"], "", "", ""]
+                        if "error" in row
+                        else [
+                            f"{row['agreement_pct']:.2f}",
+                            f"{row['top1_pct']:.2f}",
+                            f"{row['mean_abs']:.1e}",
+                            "chosen" if {key: row[key] for key in chosen} == chosen else "",
+                        ]
+                    ),
+                ]
+                for row in table
+            ],
+        )
+        console.out("")
+    top1, gates, worst = report["top1_pct"], report["gates"], report["worst_class"]
+    console.table(
+        [precision, "found", "allowed"],
+        [
+            [f"images of the {report['split']} split", f"{report['images']:,}", ""],
+            [
+                f"top-1 %, float32 → {precision}",
+                f"{top1['float32']:.2f} → {top1[precision]:.2f}",
+                f"{gates['max_drop']:.2f} points less",
+            ],
+            ["predictions that agree, %", f"{report['agreement_pct']:.2f}", f"{gates['min_agreement']:.2f} at least"],
+            [
+                f"worst class ({worst['class']}), points",
+                f"{worst['change_pct']:+.2f}",
+                f"-{worst['allowed_pct']:.2f}",
+            ],
+            ["logits, max |d|", f"{report['logits']['max_abs']:.1e}", ""],
+            [
+                "file",
+                f"{report['bytes'][precision] / 1000:,.0f} kB",
+                f"float32 {report['bytes']['float32'] / 1000:,.0f} kB",
+            ],
+        ],
+    )
+    if layers := report.get("worst_layers"):
+        console.out("")
+        console.table(
+            ["worst layers", "operator", "signal to error, dB"],
+            [[row["node"], row["operator"], f"{row['sqnr_db']:.1f}"] for row in layers],
+        )
 
 
 def verification(report: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 
 from okdc import catalog, reopen
 from okdc.bundle import judged, layout
+from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.structure import OPSET, check_structure
 from okdc.data.datasets import Dataset
-from okdc.deploy import onnx, parity, recorded, sides
+from okdc.deploy import lighter, measured, onnx, parity, recorded, sides
+from okdc.deploy.lighter import Judges, Lighter, Wanted
 from okdc.errors import CheckFailed
 from okdc.files import write, write_json
 from okdc.run import Run
@@ -23,23 +25,22 @@ from okdc.talk import Listener
 SAMPLES = 5
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What an export was asked for beyond the float32 model."""
-
-    student: int | None = None  # of the run; None: the kept one
-
-
 def export(
-    run: Run, out: Path | None, data_root: str | None, tell: Listener, wanted: Wanted = Wanted()
+    run: Run,
+    out: Path | None,
+    data_root: str | None,
+    tell: Listener,
+    student: int | None = None,
+    wanted: Wanted | None = None,
+    licence: str | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Write the ONNX bundle of a run's student. Returns its folder and parity.json.
+    """Write the ONNX bundle of a run's student, by number or the kept one. Returns its folder and parity.json.
 
     Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
-    the file is not the student; what was built is then in `out`.rejected, with the report.
+    the file is not the student; what was built is then in `out`.rejected, with the report. A lighter file that fails
+    its gate lies there alone, and the bundle stands without it: CheckFailed, too.
     """
-    network, facts, result = recorded.student(run, "parity", "export")
-    assert wanted.student is None
+    network, facts, result = recorded.student(run, "parity", "export", student)
     recipe, notes = reopen.recipe_of(run, data_root)
     for note in notes:
         tell.note(note)
@@ -48,16 +49,20 @@ def export(
     if split != "test":
         tell.note("the data has no test split: parity is checked on the validation images")
     images, labels = sides.Split(dataset, rows), dataset.labels[rows].numpy()
+    shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
+    judges = Judges(images, labels, facts["classes"], split, images[shown])
 
-    target = folder_for(run, out)
+    target = _folder_for(run, out)
     try:
         with layout.building(target) as folder:
             tell.note("exporting to ONNX")
             path = layout.write_model(folder, FLOAT32, onnx.to_onnx(network, facts))
-            check_structure(path.read_bytes(), facts)
+            blob = path.read_bytes()
+            check_structure(blob, facts)
             tell.note(f"checking parity on {len(images):,} {split} images")
-            report = parity.check(path, network, facts, images, labels, result["kept"]["top1_pct"], split)
-            reports = {"schema": layout.SCHEMA, FLOAT32: report}
+            expected_pct = recorded.row(run, result, student)["top1_pct"]
+            report = parity.check(path, network, facts, images, labels, expected_pct, split)
+            reports: dict[str, Any] = {"schema": layout.SCHEMA, FLOAT32: report}
             write_json(folder / layout.PARITY, reports)
             if not report["passed"]:
                 raise CheckFailed(
@@ -66,30 +71,68 @@ def export(
                     hint=f"likely cause: {report['cause']}",
                     details=[*report["failures"][1:], f"report: {layout.rejected(target) / layout.PARITY}"],
                 )
-            shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
-            pictures = images[shown]
-            logits, allowed = sides.Torch(network, facts).logits(pictures), report["logits"]["allowed"]["images"]
-            layout.write_samples(folder, pictures, labels[shown].tolist(), {FLOAT32: (logits, allowed)})
+            made = lighter.make(blob, dataset, judges, wanted or Wanted(), tell)
+            reports |= {one.precision: one.report for one in made}
+            write_json(folder / layout.PARITY, reports)
+            passed = [one for one in made if one.report["passed"]]
+            models = {FLOAT32: blob} | {one.precision: one.blob for one in passed}
+            for one in passed:
+                layout.write_model(folder, one.precision, one.blob)
+
+            logits = sides.Torch(network, facts).logits(judges.samples)
+            samples = {FLOAT32: (logits, report["logits"]["allowed"]["images"])}
+            samples |= {one.precision: one.samples for one in passed}
+            layout.write_samples(folder, judges.samples, labels[shown].tolist(), samples)
+            tell.note("measuring how long each file takes")
+            costs = measured.facts(network, facts["preprocessing"]["size"], models)
+            write_json(folder / layout.PROFILE, costs)
+            counts = {"train": len(dataset.train), "validation": len(dataset.val), "test": len(dataset.test)}
+            story = Story(facts, result, recipe.portable(), counts, reports, costs, licence)
+            write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
-            top1_pct = {FLOAT32: report["top1_pct"]["onnx"]}
+            judged_on = _judged_on(dataset, images)
             layout.write_manifest(
-                folder, facts, recipe.portable(), top1_pct, OPSET, judged_on(dataset, images), dataset.fingerprint
+                folder, facts, recipe.portable(), story.top1_pct, OPSET, judged_on, dataset.fingerprint
             )
     except CheckFailed as error:
         if (target / layout.MANIFEST).is_file():
             error.details = (*error.details, f"the earlier bundle {target} is untouched")
         raise
+    _refuse(target, reports, [one for one in made if one not in passed])
     return target, reports
 
 
-def folder_for(run: Run, out: Path | None) -> Path:
+def _refuse(target: Path, reports: dict[str, Any], failed: Sequence[Lighter]) -> None:
+    """Put lighter files that failed their gate aside. Raises CheckFailed where there are any."""
+    if not failed:
+        return
+    aside = layout.set_aside(target, {one.precision: one.blob for one in failed}, reports)
+    first = failed[0]
+    name = layout.MODELS[first.precision]
+    worst = first.report.get("worst_layers")
+    raise CheckFailed(
+        first.precision,
+        f"{name} did not pass: {first.report['failures'][0]}",
+        hint="--diagnose names the layers that lose most; --max-drop and --min-agreement say what is allowed"
+        if worst is None
+        else "a network with more room, more training, or float16",
+        details=[
+            *first.report["failures"][1:],
+            *(f"{layout.MODELS[one.precision]}: {line}" for one in failed[1:] for line in one.report["failures"]),
+            *(f"{row['sqnr_db']:.1f} dB  {row['operator']} {row['node']}" for row in worst or ()),
+            f"it is in {aside} with its report; the bundle {target} stands without it",
+        ],
+    )
+
+
+def _folder_for(run: Run, out: Path | None) -> Path:
     target = out or run.path / "bundle"
     if target.name in ("", ".."):  # `-o .` has no name to build beside
         target = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow links)
     return target
 
 
-def judged_on(dataset: Dataset, images: sides.Split) -> dict[str, Any]:
+def _judged_on(dataset: Dataset, images: sides.Split) -> dict[str, Any]:
     """Which images the numbers are from, so that they can be found and proven without torch."""
     split, rows = dataset.final_split
     part, places = dataset.part_of(rows)

@@ -24,7 +24,9 @@ from okdc.run import Run
 def test_a_bundle_holds_what_the_contract_names(exported: Path) -> None:
     names = sorted(p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file())
     samples = sorted([f"sample/{i}.png" for i in range(5)] + ["sample/expected.json"])
-    assert names == sorted(["infer.py", "manifest.json", "model.onnx", "parity.json", *samples])
+    assert names == sorted(
+        ["README.md", "infer.py", "manifest.json", "model.onnx", "parity.json", "profile.json", *samples]
+    )
     assert not [p for p in exported.parent.iterdir() if p.name.startswith(".bundle")], "no scaffolding is left"
 
 

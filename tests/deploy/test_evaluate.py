@@ -245,7 +245,7 @@ def test_a_model_that_is_not_the_manifests_is_a_failed_check(capsys: Captured, b
 def test_a_bundle_without_its_model_or_of_another_schema_is_said(capsys: Captured, bundle: Path) -> None:
     (bundle / "model.onnx").unlink()
     answer = ask(capsys, "evaluate", str(bundle))
-    assert (answer.code, "model.onnx: cannot be read" in answer.err) == (2, True)
+    assert (answer.code, "model.onnx: cannot be read" in answer.err) == (1, True)
     lie(bundle / "manifest.json", "schema", value=2)
     answer = ask(capsys, "evaluate", str(bundle))
     assert (answer.code, "schema 2, this okdc reads schema 1" in answer.err) == (2, True)
@@ -257,13 +257,12 @@ def test_a_manifest_names_its_images_by_the_fingerprint_of_the_run(bundle: Path,
     assert read_json(bundle / "manifest.json")["data_sha256"] == finished.facts()["data_sha256"]
 
 
-def test_a_bundle_that_does_not_name_its_images_is_taken_at_its_word(capsys: Captured, bundle: Path) -> None:
+def test_a_bundle_that_does_not_name_its_images_is_believed_nothing(capsys: Captured, bundle: Path) -> None:
     manifest = read_json(bundle / "manifest.json")
     del manifest["data_sha256"]
     write_json(bundle / "manifest.json", manifest)
     answer = ask(capsys, "evaluate", str(bundle))
-    assert answer.code == 0
-    assert "does not name its images by a fingerprint" in answer.err
+    assert answer.code == 2
 
 
 def test_a_bundle_asks_where_its_images_are(capsys: Captured, moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,136 @@
+"""The lighter files of a student, int8 and float16: made from its proven float32 file and held to a gate each.
+
+    training images, without augmentation      show how far activations reach (calibration)
+    validation images                          choose among six settings
+    the images that judge the student          judge the file, once
+
+The three never mix. A file that fails its gate is no reason to lose the float32 one: the caller decides what becomes of
+both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from okdc.bundle.session import Floats, Images, Pixels, Session
+from okdc.data.datasets import Dataset
+from okdc.deploy import calibration, diagnose, half, quantize, reduced, sides
+from okdc.talk import Listener
+
+SEED = 0  # of the calibration images: two exports of one run are the same bytes
+MOST_VALIDATION = 5000  # images that six settings are tried on
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which lighter files are wanted, and what each has to hold."""
+
+    int8: bool = False
+    float16: bool = False
+    full_range: bool = False
+    calibration_images: int | None = None  # None: 512
+    max_drop: float | None = None  # points of top-1; None: the precision's own limit, and so the next
+    min_agreement: float | None = None  # % of predictions
+    diagnose: bool = False
+
+
+@dataclass(frozen=True)
+class Lighter:
+    """One lighter file, what was found of it, and what it answers to the bundle's samples."""
+
+    precision: str
+    blob: bytes
+    report: dict[str, Any]
+    samples: tuple[Floats, float]  # N×K logits, tolerance
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The images that judge a file, their labels, and the few that go into the bundle."""
+
+    images: Images
+    labels: npt.NDArray[np.int64]
+    classes: list[str]
+    split: str
+    samples: Pixels
+
+
+def make(float32: bytes, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Listener) -> list[Lighter]:
+    """Every lighter file that is wanted, passed or not.
+
+    Raises DataError where there are too few images to calibrate on, CheckFailed where no file can be made at all.
+    """
+    found = []
+    if wanted.int8:
+        blob, facts = _int8(float32, dataset, wanted, tell)
+        found.append(_judged("int8", float32, blob, facts, judges, wanted, tell))
+    if wanted.float16:
+        found.append(_judged("float16", float32, half.half(float32), {}, judges, wanted, tell))
+    return found
+
+
+def _int8(float32: bytes, dataset: Dataset, wanted: Wanted, tell: Listener) -> tuple[bytes, dict[str, Any]]:
+    if wanted.full_range:
+        tell.note(
+            "int8: --full-range overflows on x86 processors without VNNI, where about a tenth of the predictions "
+            "changed in our tests: verify the bundle on the processor that will run it"
+        )
+    train = dataset.train.numpy()
+    labels = dataset.labels.numpy()
+    places = calibration.choose(labels[train], wanted.calibration_images or calibration.COUNT, SEED)
+    shown = sides.Split(dataset, dataset.train[places])
+    tell.note(f"int8: calibrating on {len(places):,} training images, the same number of each class")
+    rows, split = _searched_on(dataset, places)
+    tell.note(f"int8: trying {len(quantize.SETTINGS)} settings on {len(rows):,} {split} images")
+    pixels = shown[:]
+    setting, blob, table = quantize.search(
+        float32, pixels, sides.Split(dataset, rows), labels[rows.numpy()], wanted.full_range, tell.note
+    )
+    facts: dict[str, Any] = {
+        "calibration": {
+            "images": len(places),
+            "seed": SEED,
+            "split": "train",
+            "sha256": calibration.pixels_sha256(pixels),
+        },
+        "full_range": wanted.full_range,
+        "setting": {"weights": setting.weights, "calibration": setting.calibration},
+        "searched_on": {"split": split, "images": len(rows)},
+        "search": table,
+    }
+    if wanted.diagnose:
+        facts["worst_layers"] = diagnose.diagnose(float32, blob, pixels)
+    return blob, facts
+
+
+def _searched_on(dataset: Dataset, calibrated: npt.NDArray[np.int64]) -> tuple[Tensor, str]:
+    """Which images choose among the settings: of validation, or where there is none training images not yet shown."""
+    split, rows = "validation", dataset.val
+    if not len(rows):
+        split, left = "training", np.setdiff1d(np.arange(len(dataset.train)), calibrated)
+        rows = dataset.train[left] if len(left) else dataset.train
+    if len(rows) > MOST_VALIDATION:
+        rows = rows[np.linspace(0, len(rows) - 1, MOST_VALIDATION).astype(int)]
+    return rows, split
+
+
+def _judged(
+    precision: reduced.Kind,
+    float32: bytes,
+    blob: bytes,
+    facts: dict[str, Any],
+    judges: Judges,
+    wanted: Wanted,
+    tell: Listener,
+) -> Lighter:
+    tell.note(f"checking {precision} on {len(judges.images):,} {judges.split} images")
+    limits = {"max_drop": wanted.max_drop, "min_agreement": wanted.min_agreement}
+    gates = replace(reduced.GATES[precision], **{name: value for name, value in limits.items() if value is not None})
+    found = reduced.judge(precision, float32, blob, judges.images, judges.labels, judges.classes, judges.split, gates)
+    logits, _ = Session(blob)(judges.samples)
+    return Lighter(precision, blob, found | facts, (logits, found["tolerance"]))

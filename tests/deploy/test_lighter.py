@@ -1,0 +1,181 @@
+"""`okdc export --int8 --fp16`: lighter files beside the float32 one, each held to its gate, none at its cost."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from asking import Answer, ask
+from harness import Quiet
+from PIL import Image
+
+from okdc import build
+from okdc.bundle.opened import Bundle
+from okdc.bundle.session import Session
+from okdc.deploy import lighter, onnx, quantize
+from okdc.files import read_json
+from okdc.recipe import load
+from okdc.resolve import resolve
+from okdc.run import Run
+
+Captured = pytest.CaptureFixture[str]
+LIGHTER = {"int8": "model.int8.onnx", "float16": "model.fp16.onnx"}
+
+
+@pytest.fixture(autouse=True)
+def one_export(blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
+
+
+def export(capsys: Captured, run: Run, *words: str) -> Answer:
+    return ask(capsys, "export", str(run.path), "--onnx", *words)
+
+
+def test_both_files_are_made_judged_and_named(capsys: Captured, run: Run, blob: bytes) -> None:
+    answer = export(capsys, run, "--int8", "--fp16", "--diagnose", "--json")
+    assert answer.code == 0, answer.err
+    folder = run.path / "bundle"
+    parity = json.loads(answer.out)["parity"]
+    assert parity == read_json(folder / "parity.json")
+    bundle = Bundle.open(folder)
+    assert bundle.precisions == ["float32", "int8", "float16"]
+    for precision, name in LIGHTER.items():
+        report, content = parity[precision], (folder / name).read_bytes()
+        assert report["passed"]
+        assert report["split"] == "test"
+        assert report["images"] == 797
+        assert bundle.manifest["models"][precision] == {"file": name, "top1_pct": report["top1_pct"][precision]}
+        assert len(content) < len(blob) * (0.4 if precision == "int8" else 0.6)
+        assert bundle.model(precision) == content
+    table = parity["int8"]["search"]
+    settings = {(row["weights"], row["calibration"]) for row in table}
+    assert len(settings) == len(table) == len(quantize.SETTINGS) == 6
+    assert tuple(parity["int8"]["setting"].values()) in settings
+    assert parity["int8"]["searched_on"] == {"split": "validation", "images": 700}
+    assert parity["int8"]["calibration"]["images"] == 300
+    levels = [row["sqnr_db"] for row in parity["int8"]["worst_layers"]]
+    assert levels == sorted(levels)
+    assert len(levels) == 10
+
+
+def test_the_lighter_files_are_the_same_bytes_again(capsys: Captured, run: Run) -> None:
+    def made() -> list[str]:
+        assert export(capsys, run, "--int8", "--fp16").code == 0
+        return [hashlib.sha256((run.path / "bundle" / name).read_bytes()).hexdigest() for name in LIGHTER.values()]
+
+    assert made() == made()
+
+
+def test_a_lighter_file_that_fails_its_gate_lies_aside_and_the_bundle_stands(capsys: Captured, run: Run) -> None:
+    """Agreement of 100 % is asked of int8, which moves a prediction or two of 797."""
+    answer = export(capsys, run, "--int8", "--fp16", "--min-agreement", "100", "--max-drop", "0")
+    folder, aside = run.path / "bundle", run.path / "bundle.rejected"
+    parity = read_json(folder / "parity.json")
+    assert parity["int8"]["predictions_that_differ"] > 1, "or this test tests nothing"
+    assert answer.code == 1
+    assert "error[int8]: model.int8.onnx did not pass" in answer.err
+    assert "--diagnose" in answer.err
+    assert f"the bundle {folder} stands without it" in answer.err
+    assert Bundle.open(folder).precisions == ["float32", "float16"]
+    assert not (folder / "model.int8.onnx").exists()
+    assert {path.name for path in aside.iterdir()} == {"model.int8.onnx", "parity.json"}
+    assert read_json(aside / "parity.json") == parity
+    assert ask(capsys, "verify", str(folder)).code == 0
+
+    assert export(capsys, run, "--int8").code == 0
+    assert not aside.exists(), "what was rejected before says nothing about this bundle"
+
+
+def test_the_layers_that_cost_most_are_named_where_they_were_asked_for(capsys: Captured, run: Run) -> None:
+    answer = export(capsys, run, "--int8", "--diagnose", "--min-agreement", "100", "--max-drop", "0")
+    assert answer.code == 1
+    worst = read_json(run.path / "bundle" / "parity.json")["int8"]["worst_layers"][0]
+    assert f"{worst['sqnr_db']:.1f} dB  {worst['operator']} {worst['node']}" in answer.err
+
+
+def test_full_range_is_warned_of_and_recorded(capsys: Captured, run: Run) -> None:
+    answer = export(capsys, run, "--int8", "--full-range")
+    assert answer.code == 0
+    assert "--full-range overflows on x86 processors without VNNI" in answer.err
+    assert read_json(run.path / "bundle" / "parity.json")["int8"]["full_range"] is True
+
+
+def test_a_student_that_fails_float32_parity_gets_no_lighter_file(
+    capsys: Captured, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: b"no model")
+    assert export(capsys, run, "--int8").code == 1
+    assert not list(run.path.glob("**/model.int8.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--full-range"], "--full-range is of --int8"),
+        (["--diagnose", "--fp16"], "--diagnose is of --int8"),
+        (["--calib-images", "100"], "--calib-images is of --int8"),
+        (["--max-drop", "2"], "--max-drop is of --int8 and --fp16"),
+        (["--student", "0", "--budget", "params<1k"], "--student and --budget both choose"),
+        (["--target", "wen"], "did you mean 'web'"),
+        (["--runtime", "here"], "--runtime is of --target web"),
+        (["--int8", "--calib-images", "10"], "--calib-images"),
+        (["--int8", "--max-drop", "-1"], "--max-drop"),
+        (["--int8", "--min-agreement", "101"], "--min-agreement"),
+    ],
+)
+def test_what_makes_no_sense_is_said(capsys: Captured, run: Run, words: list[str], says: str) -> None:
+    answer = export(capsys, run, *words)
+    assert answer.code == 2
+    assert says in answer.err
+    assert not (run.path / "bundle").exists()
+
+
+# --- which images do what
+
+
+class Taken:
+    """Stands in for the quantiser: notes which images it is given, and gives the float32 file back."""
+
+    def __init__(self) -> None:
+        self.calibration: Any = None
+        self.images: Any = None
+
+    def __call__(
+        self, blob: bytes, calibration: Any, images: Any, *_: Any
+    ) -> tuple[quantize.Setting, bytes, list[Any]]:
+        self.calibration, self.images = calibration, images[:]
+        return quantize.SETTINGS[0], blob, []
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
+    blob: bytes, monkeypatch: pytest.MonkeyPatch, validation: bool
+) -> None:
+    recipe, _ = resolve(load(["digits_resnet8", *([] if validation else ["data.val_fraction=0.0", "cohort.keep=0"])]))
+    dataset = build.dataset(recipe)
+    taken = Taken()
+    monkeypatch.setattr(quantize, "search", taken)
+    judging = dataset.images[dataset.test].numpy()
+    judges = lighter.Judges(judging, dataset.labels[dataset.test].numpy(), list(dataset.classes), "test", judging[:2])
+    (made,) = lighter.make(blob, dataset, judges, replace(lighter.Wanted(), int8=True), Quiet())
+    rows = {image.tobytes(): i for i, image in enumerate(dataset.images.numpy())}
+    calibrated, chose = ({rows[image.tobytes()] for image in found} for found in (taken.calibration, taken.images))
+    assert not calibrated & chose
+    assert not (calibrated | chose) & set(dataset.test.tolist())
+    assert calibrated <= set(dataset.train.tolist())
+    assert made.report["searched_on"]["split"] == ("validation" if validation else "training")
+    assert chose <= set((dataset.val if validation else dataset.train).tolist())
+
+
+def test_a_lighter_file_answers_as_its_samples_say(capsys: Captured, run: Run) -> None:
+    assert export(capsys, run, "--int8").code == 0
+    folder = run.path / "bundle"
+    expected = read_json(folder / "sample" / "expected.json")
+    assert set(expected["models"]) == {"float32", "int8"}
+    images = np.stack([np.asarray(Image.open(folder / "sample" / case["image"])) for case in expected["cases"]])
+    logits, _ = Session(folder / "model.int8.onnx")(images)
+    np.testing.assert_array_equal(logits, np.asarray(expected["models"]["int8"]["logits"], np.float32))
