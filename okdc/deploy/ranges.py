@@ -58,10 +58,17 @@ class Histogram:
         return self._between(first, min(last, BINS - 1) + 1)
 
     def entropy(self) -> tuple[float, float]:
-        """The range of least divergence, symmetric around zero and then cut to the extremes."""
+        """The range of least divergence, symmetric around zero and then cut to the extremes.
+
+        Without the zeros: every range has them exactly, and half of what a Relu gives would drown the rest. With them
+        the divergence cuts off a quarter to three quarters of the range, and a ResNet-8 agrees with itself on 82 % of
+        the predictions in place of 98 % (pytorch-quantization leaves the bin out as well).
+        """
         half = BINS // 2
+        counts = self.counts.copy()
+        counts[half] = counts[half + 1]
         widths = range(LEVELS // 2, half + 1, STRIDE)
-        found = [divergence(self.counts, width, LEVELS) for width in widths]
+        found = [divergence(counts, width, LEVELS) for width in widths]
         width = widths[int(np.argmin(found))]
         return self._between(half - width, half + width)
 
