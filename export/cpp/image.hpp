@@ -251,7 +251,7 @@ inline Image read_image(const std::string& path) {
     try {
         if (content.rfind("\x89PNG\r\n\x1a\n", 0) == 0) return decoding::png(content);
         if (content.rfind("P6", 0) == 0 || content.rfind("P5", 0) == 0) return decoding::netpbm(content);
-        decoding::refuse("no image that this program reads: PPM (P6), PGM (P5) or 8-bit PNG");
+        decoding::refuse("not an image that this program reads: PPM (P6), PGM (P5) or 8-bit PNG");
     } catch (const std::exception& error) {
         throw std::runtime_error(path + ": " + error.what());
     }

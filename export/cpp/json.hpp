@@ -1,4 +1,5 @@
-// JSON (RFC 8259) to a tree, and strings back to JSON. What is no JSON raises std::runtime_error with the place.
+// JSON (RFC 8259) to a tree, and strings back to JSON. What is no JSON raises std::runtime_error with the place, what
+// is missing in it or of another kind raises Damaged.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,10 @@
 #include <vector>
 
 namespace json {
+
+struct Damaged : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
 
 enum class Kind { null, boolean, number, string, array, object };
 inline const char* const NAMES[] = {"null", "a boolean", "a number", "a string", "an array", "an object"};
@@ -29,13 +34,13 @@ struct Value {
     }
     const Value& at(const std::string& key) const {
         if (const Value* found = find(key)) return *found;
-        throw std::runtime_error("\"" + key + "\" is missing");
+        throw Damaged("\"" + key + "\" is missing");
     }
     // The member of that name, which has to be of that kind.
     const Value& at(const std::string& key, Kind wanted) const {
         const Value& found = at(key);
         if (found.kind == wanted) return found;
-        throw std::runtime_error("\"" + key + "\" is " + NAMES[int(found.kind)] + ", expected " + NAMES[int(wanted)]);
+        throw Damaged("\"" + key + "\" is " + NAMES[int(found.kind)] + ", expected " + NAMES[int(wanted)]);
     }
 };
 

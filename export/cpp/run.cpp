@@ -36,12 +36,21 @@ constexpr int LARGEST = 4096;  // sides of a model's input
 
 [[noreturn]] void refuse(const std::string& why) { throw std::runtime_error(why); }
 
-// A JSON file; what is missing in it or of another kind is said with its path.
+// Gives a JSON file to `use`; what is wrong with it is said with its path.
 template <typename Use>
-auto with_json(const std::string& path, Use use) {
+void with_json(const std::string& path, Use use) {
     const std::string text = read_file(path);
+    json::Value value;
     try {
-        return use(json::parse(text));
+        value = json::parse(text);
+    } catch (const std::exception& error) {
+        refuse(path + " is " + error.what());
+    }
+    if (value.kind != Kind::object) refuse(path + ": expected a JSON object");
+    try {
+        use(value);
+    } catch (const json::Damaged& error) {
+        refuse(path + " is damaged: " + error.what());
     } catch (const std::exception& error) {
         refuse(path + ": " + error.what());
     }
@@ -76,9 +85,10 @@ bool has_external_data(const std::string& model) {
 }
 
 int whole(const json::Value& from, const char* key) {
-    const double value = from.at(key, Kind::number).number;
-    if (!(value >= 1 && value <= LARGEST) || value != std::floor(value))
-        refuse(std::string("\"") + key + "\": expected 1 to " + std::to_string(LARGEST) + " pixels");
+    const json::Value& found = from.at(key);
+    const double value = found.number;
+    if (found.kind != Kind::number || !(value >= 1 && value <= LARGEST) || value != std::floor(value))
+        refuse("expected a square input of 1 to " + std::to_string(LARGEST) + " pixels; look at \"" + key + "\"");
     return int(value);
 }
 
@@ -174,7 +184,8 @@ class Bundle {
             refuse("this program knows models that normalise inside");
         side = whole(spec, "height");
         shorter = larger ? whole(spec, "shorter_side") : side;
-        if (whole(spec, "width") != side || shorter < side) refuse("expected a square input, the shorter side no less");
+        if (whole(spec, "width") != side || shorter < side)
+            refuse("expected a square input, and a shorter side that is no less");
         for (const json::Value& label : manifest.at("labels", Kind::array).items) labels.push_back(label.string);
         const json::Value& models = manifest.at("models", Kind::object);
         if (!models.find(precision)) {
@@ -223,27 +234,32 @@ void classify(Bundle& bundle, const std::vector<std::string>& paths, std::size_t
 bool selftest(Bundle& bundle, bool as_json) {
     const std::string folder = bundle.folder + "/sample";
     double tolerance = 0, worst = 0;
-    std::size_t count = 0;
+    std::vector<std::string> paths;
+    std::vector<std::vector<double>> rows;
     with_json(folder + "/expected.json", [&](const json::Value& expected) {
-        const json::Value& cases = expected.at("cases", Kind::array);
         const json::Value& model = expected.at("models", Kind::object).at(bundle.precision, Kind::object);
-        const json::Value& rows = model.at("logits", Kind::array);
         tolerance = model.at("tolerance", Kind::number).number;
-        count = cases.items.size();
-        if (rows.items.size() != count) refuse("another number of rows than cases");
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::string path = inside(folder, cases.items[i].at("image", Kind::string).string);
-            const Answers found = bundle({bundle.image(path)});
-            if (rows.items[i].items.size() != found.classes) refuse("another number of logits than labels");
-            double sum = 0;
-            for (std::size_t k = 0; k < found.classes; ++k) {
-                const double difference = std::abs(double(found.logits[k]) - rows.items[i].items[k].number);
-                worst = std::max(worst, std::isnan(difference) ? INFINITY : difference);
-                sum += double(found.probabilities[k]);
-            }
-            worst = std::max(worst, std::isnan(sum) ? INFINITY : std::abs(sum - 1));
+        for (const json::Value& one : expected.at("cases", Kind::array).items)
+            paths.push_back(inside(folder, one.at("image", Kind::string).string));
+        for (const json::Value& row : model.at("logits", Kind::array).items) {
+            rows.emplace_back();
+            for (const json::Value& logit : row.items)
+                if (logit.kind == Kind::number) rows.back().push_back(logit.number);
+            if (rows.back().size() != bundle.labels.size()) throw json::Damaged("another number of logits than labels");
         }
+        if (rows.size() != paths.size()) throw json::Damaged("another number of rows than cases");
     });
+    const std::size_t count = paths.size();
+    for (std::size_t i = 0; i < count; ++i) {
+        const Answers found = bundle({bundle.image(paths[i])});
+        double sum = 0;
+        for (std::size_t k = 0; k < found.classes; ++k) {
+            const double difference = std::abs(double(found.logits[k]) - rows[i][k]);
+            worst = std::max(worst, std::isnan(difference) ? INFINITY : difference);
+            sum += double(found.probabilities[k]);
+        }
+        worst = std::max(worst, std::isnan(sum) ? INFINITY : std::abs(sum - 1));
+    }
     const bool good = worst <= tolerance && count > 0;
     char said[160];
     std::snprintf(said, sizeof said, "self-test %s: %zu images, max |d| %.1e (allowed %.1e)\n",

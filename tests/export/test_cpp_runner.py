@@ -26,7 +26,7 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
-from runners import EXPORT, PYTHON, zoo
+from runners import EXPORT, PYTHON, SPOILT, zoo
 
 from okdc.data import images
 from okdc.files import read_json, write_json
@@ -406,19 +406,13 @@ def _expect(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda b: (b / "model.onnx").write_bytes(b"something else"), "is not the file of the manifest"),
-        (lambda b: (b / "model.onnx").unlink(), "model.onnx: no such file"),
-        (lambda b: (b / "manifest.json").unlink(), "is no bundle"),
-        (lambda b: (b / "manifest.json").write_text("{"), "manifest.json: not JSON"),
-        (lambda b: (b / "manifest.json").write_text("[]"), '"schema" is missing'),
-        (_edit(lambda m: m.update(schema=2)), "schema 2"),
-        (_edit(lambda m: m["input"].update(resize="shorter side, nearest")), "does not know the input resize"),
+        *SPOILT,
         (_edit(lambda m: m["input"].update(layout="NCHW")), "does not know the input layout"),
         (_edit(lambda m: m["input"].update(shorter_side=16)), "does not know the input resize"),
-        (_edit(lambda m: m["input"].update(width=2**40)), '"width": expected 1 to 4096 pixels'),
+        (_edit(lambda m: m["input"].update(width=2**40)), '1 to 4096 pixels; look at "width"'),
         (_edit(lambda m: m["input"].update(width=9)), "expected a square input"),
         (_edit(lambda m: m["normalisation"].update(in_graph=False)), "normalise inside"),
-        (_edit(lambda m: m["labels"].pop()), "one float32 for each of the manifest's labels"),
+        (_edit(lambda m: m["labels"].pop()), "another number of logits than labels"),
         (_edit(lambda m: m["files"].pop("model.onnx")), '"model.onnx" is missing'),
         (_hash_of_a_file_outside, "names a file outside itself"),
         (_external, "external data"),
@@ -436,6 +430,14 @@ def test_what_is_not_this_bundle_is_refused_in_one_line(
     assert says in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@needs_runtime
+def test_a_model_that_gives_more_answers_than_there_are_labels_is_refused(runner: Path, bundle: Path) -> None:
+    _edit(lambda m: m["labels"].pop())(bundle)
+    done = _execute(runner, bundle, bundle / "sample" / "0.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "expected one float32 for each of the manifest's labels" in done.stderr
 
 
 @needs_runtime
@@ -458,7 +460,7 @@ def test_a_file_that_onnxruntime_cannot_read_is_one_line_too(runner: Path, bundl
         (["BUNDLE", "x.ppm", "--fast"], "unknown option --fast"),
         (["BUNDLE", "x.ppm", "--model", "int4"], "--model int4"),
         (["BUNDLE", "missing.ppm"], "missing.ppm: no such file"),
-        (["BUNDLE", "BUNDLE/manifest.json"], "manifest.json: no image that this program reads"),
+        (["BUNDLE", "BUNDLE/manifest.json"], "manifest.json: not an image that this program reads"),
         (["BUNDLE", "cut.ppm"], "cut.ppm: truncated: 192 bytes of pixels expected, 100 found"),
         (["BUNDLE", "BUNDLE"], "no such file"),
     ],
