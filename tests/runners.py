@@ -139,9 +139,8 @@ def add_model(bundle: Path, precision: str, weights: Any = None) -> None:
         inputs,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    content, name = model.SerializeToString(), MODELS[precision]
-    (bundle / name).write_bytes(content)
-    put(bundle, ("files", name), {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
+    name = MODELS[precision]
+    (bundle / name).write_bytes(model.SerializeToString())
     put(bundle, ("models", precision), {"file": name, "top1_pct": 10.0})
     expected = read_json(bundle / "sample" / "expected.json")
     if isinstance(weights, TensorProto) and weights.data_location != TensorProto.EXTERNAL:
@@ -149,6 +148,9 @@ def add_model(bundle: Path, precision: str, weights: Any = None) -> None:
         logits = np.stack(means) @ numpy_helper.to_array(weights).astype(np.float64)
         expected["models"][precision] = {"tolerance": 1e-4, "logits": logits.tolist()}
         write_json(bundle / "sample" / "expected.json", expected)
+    for file in (name, "sample/expected.json"):
+        content = (bundle / file).read_bytes()
+        put(bundle, ("files", file), {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
 
 
 def external(location: str, *, constant: bool = False) -> Any:

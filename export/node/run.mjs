@@ -82,10 +82,11 @@ async function decoder(bundle) {
       const { space, depth } = await image.metadata();
       const deep = depth === "ushort", own = ["cmyk", "grey16", "rgb16"].includes(space);
       if (own) image.pipelineColourspace(space).toColourspace(space);
-      const { data, info } = await image.autoOrient().raw({ depth: deep ? "ushort" : "uchar" }).toBuffer({ resolveWithObject: true });
+      const raw = image.autoOrient().raw({ depth: deep ? "ushort" : "uchar" });
+      const { data, info: { width, height, channels } } = await raw.toBuffer({ resolveWithObject: true });
       const values = deep ? new Uint16Array(data.buffer, data.byteOffset, data.length / 2) : data;
-      const { width, height, channels } = info;
-      return fit(toRgb({ data: values, width, height, channels, cmyk: space === "cmyk" }), bundle.side, bundle.shorterSide);
+      const rgb = toRgb({ data: values, width, height, channels, cmyk: space === "cmyk" });
+      return fit(rgb, bundle.side, bundle.shorterSide);
     } catch (error) {
       const unknown = /unsupported image format|operation is blocked|Input Buffer is empty/.test(error.message);
       throw new Error(`${name}: ${unknown ? "not a PNG, JPEG, WebP or GIF image" : words(error)}`);
@@ -136,8 +137,10 @@ function options() {
   if (values.help) return values;
   if (folder === undefined) throw new Error("expected a bundle");
   if (!images.length && !values.selftest) throw new Error("expected an image, or --selftest");
-  if (!/^\d+$/.test(values.top) || Number(values.top) === 0) throw new Error(`expected a positive --top, found ${values.top}`);
-  if (!bundles.MODELS.includes(values.model)) throw new Error(`--model is one of ${bundles.MODELS.join(", ")}, found ${values.model}`);
+  if (!/^0*[1-9]\d*$/.test(values.top)) throw new Error(`--top is a positive number, found ${values.top}`);
+  if (!bundles.MODELS.includes(values.model)) {
+    throw new Error(`--model is one of ${bundles.MODELS.join(", ")}, found ${values.model}`);
+  }
   return { ...values, top: Number(values.top), folder, images };
 }
 

@@ -14,7 +14,9 @@ const EXTERNAL = /(\x0a|\x8a[\x80-\xff]*[\x00-\x7f])(\x08|\x88[\x80-\xff]*[\x00-
 /** Reads and checks the manifest -> { manifest, labels, models, side, shorterSide, file(name), model(precision) }. */
 export async function open(read) {
   const manifest = object(await read("manifest.json"), "manifest.json");
-  if (manifest.schema !== 1) throw new Error(`manifest.json: schema ${JSON.stringify(manifest.schema)}, this client reads schema 1`);
+  if (manifest.schema !== 1) {
+    throw new Error(`manifest.json: schema ${JSON.stringify(manifest.schema)}, this client reads schema 1`);
+  }
   const { input: spec, models, labels, files } = manifest;
   const damaged = !isObject(spec) || !isObject(models) || !isObject(files) || !Array.isArray(labels) || !labels.length;
   if (damaged) throw new Error("manifest.json is damaged: expected input, models, labels and files");
@@ -39,8 +41,9 @@ export async function open(read) {
   }
   /** The ONNX file of one precision. */
   async function model(precision) {
-    const has = Object.hasOwn(models, precision);
-    if (!has) throw new Error(`manifest.json: no ${precision} model, there is ${Object.keys(models).join(", ")}`);
+    if (!Object.hasOwn(models, precision)) {
+      throw new Error(`manifest.json: no ${precision} model, there is ${Object.keys(models).join(", ")}`);
+    }
     const bytes = await file(String(models[precision]?.file));
     if (hasExternalData(bytes)) {
       throw new Error(`${models[precision].file} has weights in other files (external data), which no bundle has`);
@@ -51,15 +54,17 @@ export async function open(read) {
   return { manifest, labels: labels.map(String), models: there, side, shorterSide, file, model };
 }
 
-/** The bundle's own cases for one model -> { cases: [{ image, logits }], tolerance }; `image` is a name for `read`. */
+/** The bundle's cases for a model -> { cases: [{ image, label, logits }], tolerance }; `image` is a name for `read`. */
 export async function selftest(read, bundle, precision) {
   const name = "sample/expected.json", facts = object(await read(name), name), own = facts.models?.[precision];
+  const isRow = (row) => Array.isArray(row) && row.length === bundle.labels.length && row.every(Number.isFinite);
   const whole = Array.isArray(facts.cases) && Number.isFinite(own?.tolerance) && Array.isArray(own?.logits) &&
-    facts.cases.length === own.logits.length &&
-    facts.cases.every((row) => typeof row?.image === "string") &&
-    own.logits.every((row) => Array.isArray(row) && row.length === bundle.labels.length && row.every(Number.isFinite));
+    facts.cases.length === own.logits.length && own.logits.every(isRow) &&
+    facts.cases.every((row) => typeof row?.image === "string");
   if (!whole) throw new Error(`${name} is damaged: expected cases, and the ${precision} model's tolerance and logits`);
-  const cases = facts.cases.map((row, i) => ({ image: `sample/${inside(row.image)}`, logits: own.logits[i] }));
+  const cases = facts.cases.map(({ image, label }, i) => {
+    return { image: `sample/${inside(image)}`, label, logits: own.logits[i] };
+  });
   return { cases, tolerance: own.tolerance };
 }
 
@@ -78,7 +83,9 @@ export function likeliest(row, labels, top) {
 
 /** A name that the bundle says itself. An Error where that leads out of the folder. */
 export function inside(name) {
-  if (/^$|^\/|\\|:|(^|\/)\.\.(\/|$)/.test(name)) throw new Error(`the bundle names a file outside itself: ${JSON.stringify(name)}`);
+  if (/^$|^\/|\\|:|(^|\/)\.\.(\/|$)/.test(name)) {
+    throw new Error(`the bundle names a file outside itself: ${JSON.stringify(name)}`);
+  }
   return name;
 }
 

@@ -5,7 +5,7 @@
  * An image is { data, width, height, channels }: Uint8Array, rows from the top, channels interleaved.
  */
 
-export const PIXELS = Math.floor(2 ** 30 / 12); // more than this in one image is an attack, or a mistake (Pillow's limit)
+export const PIXELS = Math.floor(2 ** 30 / 12); // more in one image is an attack, or a mistake (Pillow's limit)
 const BITS = 22; // Pillow's weights are integers: 32 bits less 8 of the pixel and 2 of headroom
 
 /**
@@ -47,7 +47,9 @@ export function fit(image, side, shorter = side) {
     const scale = shorter / Math.min(width, height);
     width = Math.max(shorter, roundHalfEven(width * scale));
     height = Math.max(shorter, roundHalfEven(height * scale));
-    if (width * height > PIXELS) throw new Error(`${image.width}×${image.height} pixels would become ${width}×${height}`);
+    if (width * height > PIXELS) {
+      throw new Error(`${image.width}×${image.height} pixels would become ${width}×${height}`);
+    }
   }
   const left = (width - side) >> 1, top = (height - side) >> 1;
   return resized(image, weights(image.width, width, left, side), weights(image.height, height, top, side));

@@ -1,0 +1,70 @@
+"""A bundle as a page: export/web, the bundle and onnxruntime-web in one folder for any static server. No torch.
+
+    out/  index.html  app.mjs  ...  bundle/ (the files of its manifest)  ort/ (onnxruntime-web, for one CPU thread)
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from okdc import catalog
+from okdc.bundle.layout import MANIFEST, _move
+from okdc.bundle.opened import Bundle
+from okdc.errors import RunError, UsageError
+from okdc.files import write, writing
+
+PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+INSTALL = "npm install --no-save --ignore-scripts onnxruntime-web@1.30.0"
+
+
+def lay(bundle: Path, out: Path, runtime: Path | None = None) -> Path:
+    """Lay `bundle` and its page into the folder `out`, built aside and moved there whole; a page there is replaced.
+
+    `runtime` is the folder of onnxruntime-web's files, or the package they are in; None: node_modules of the working
+    directory, of the runners' folder or of one above. Returns `out`. Raises UsageError where there is no runtime,
+    RunError where `bundle` is none or `out` holds something else, CheckFailed where a file is not the manifest's,
+    DiskError where nothing can be written.
+    """
+    opened, files = Bundle.open(bundle), _runtime(runtime)
+    taken = out.exists() and not (out.is_dir() and (_is_page(out) or not any(out.iterdir())))
+    if taken:
+        raise RunError(f"{out} is there and is no page of a bundle", hint="choose another -o")
+    aside = out.with_name(f".{out.name}.new")
+    try:
+        with writing(out):
+            shutil.rmtree(aside, ignore_errors=True)
+            for folder in ("bundle", "ort"):
+                (aside / folder).mkdir(parents=True)
+            for name in PAGE:
+                shutil.copyfile(catalog.folder("export") / "web" / name, aside / name)
+            for name in RUNTIME:
+                shutil.copyfile(files / name, aside / "ort" / name)
+            for name in opened.manifest["files"]:
+                (aside / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
+                write(aside / "bundle" / name, opened.content(name))
+            shutil.copyfile(bundle / MANIFEST, aside / "bundle" / MANIFEST)
+        _move(aside, out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return out
+
+
+def _is_page(folder: Path) -> bool:
+    return (folder / PAGE[0]).is_file() and (folder / "bundle" / MANIFEST).is_file()
+
+
+def _runtime(given: Path | None) -> Path:
+    """The folder of onnxruntime-web's files."""
+    package = Path("node_modules") / "onnxruntime-web"
+    if given is not None:
+        places = [given, given / "dist", given / "onnxruntime-web" / "dist", given / package / "dist"]
+    else:
+        here, runners = Path.cwd(), catalog.folder("export")
+        places = [folder / package / "dist" for start in (here, runners) for folder in (start, *start.parents)]
+    for place in places:
+        if all((place / name).is_file() for name in RUNTIME):
+            return place
+    where = str(given) if given is not None else "node_modules of this folder or of one above"
+    raise UsageError(f"onnxruntime-web is missing: expected {RUNTIME[0]} in {where}", hint=INSTALL)
