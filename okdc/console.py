@@ -100,11 +100,13 @@ def out_json(facts: Any) -> None:
 
 def out_line(facts: Any) -> bool:
     """One JSON document on one line, at once. False when nobody reads any more."""
+    text = json.dumps(facts, ensure_ascii=False)
     try:
-        try:
-            sys.stdout.write(json.dumps(facts, ensure_ascii=False) + "\n")
-        except UnicodeEncodeError:  # a file name that is no text, or a terminal that knows few letters
-            sys.stdout.write(json.dumps(facts) + "\n")
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:  # a file name that is no text, or a stream that knows few letters
+        text = json.dumps(facts)
+    try:
+        sys.stdout.write(text + "\n")
         sys.stdout.flush()
     except BrokenPipeError:
         _mute(sys.stdout)

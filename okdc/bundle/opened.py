@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from okdc.bundle import structure
+from okdc.bundle import foreign, structure
 from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS
 from okdc.bundle.manifest import lies_in, read
 from okdc.errors import CheckFailed, RunError, UsageError, nearest
@@ -94,7 +94,7 @@ class Bundle:
             )
         name = self.manifest["models"][precision]["file"]
         content = self.content(name)
-        structure.check_against(structure.parsed(content), self.manifest, precision)
+        structure.check_against(foreign.model(content, self.folder / name), self.manifest, precision)
         return content
 
 

@@ -1,0 +1,113 @@
+"""Bundles for tests to spoil: one is exported, the others are copies of it, changed and sealed again."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from okdc.__main__ import main
+from okdc.bundle import judged, layout
+from okdc.bundle.session import Session
+from okdc.data import published
+from okdc.data.datasets import digits
+from okdc.deploy import onnx as exporter
+from okdc.files import read_json, write_json
+from okdc.run import Run
+
+
+def of_digits(finished: Run, blob: bytes, folder: Path) -> Path:
+    """A copy, at `folder`, of the finished run's bundle, which the first test that asks for it exports."""
+    once = finished.path.parent / "once"
+    if not once.is_dir():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exporter, "to_onnx", lambda *_: blob)
+            assert main(["export", str(finished.path), "--onnx", "-o", str(once)]) == 0
+    return Path(shutil.copytree(once, folder))
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Change a JSON file; a bundle's hashes stay as they are."""
+    facts = read_json(path)
+    change(facts)
+    write_json(path, facts)
+
+
+def seal(bundle: Path) -> Path:
+    """The manifest's hashes made to fit what lies there."""
+
+    def facts(path: Path) -> dict[str, object]:
+        content = path.read_bytes()
+        return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+    def files(manifest: dict[str, Any]) -> None:
+        there = [path for path in sorted(bundle.rglob("*")) if path.is_file() and path.name != layout.MANIFEST]
+        manifest["files"] = {path.relative_to(bundle).as_posix(): facts(path) for path in there}
+
+    edit(bundle / layout.MANIFEST, files)
+    return bundle
+
+
+def put_model(bundle: Path, blob: bytes, precision: str = layout.FLOAT32) -> Path:
+    """Another file for one precision, with the hash that it has; nothing else is made to fit."""
+    (bundle / layout.MODELS[precision]).write_bytes(blob)
+    return seal(bundle)
+
+
+def edit_model(bundle: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    model = onnx.load_model_from_string((bundle / "model.onnx").read_bytes())
+    change(model)
+    return put_model(bundle, model.SerializeToString())
+
+
+def add_model(bundle: Path, precision: str, blob: bytes, tolerance: float) -> Path:
+    """A second model as an export writes it: its own accuracy on the digits, its own answers to the cases."""
+    dataset = digits()
+    session = Session(blob)
+    logits, _ = session(dataset.images[dataset.test].numpy(), 64)
+    right = logits.argmax(1) == dataset.labels[dataset.test].numpy()
+    facts = {"file": layout.MODELS[precision], "top1_pct": round(100 * float(right.mean()), 4)}
+    edit(bundle / layout.MANIFEST, lambda manifest: manifest["models"].update({precision: facts}))
+
+    def answers(expected: dict[str, Any]) -> None:
+        rows = []
+        for case in expected["cases"]:
+            with Image.open(bundle / "sample" / case["image"]) as image:
+                pixels = np.asarray(image.convert("RGB"))[None]
+            rows.append(session(pixels)[0][0].tolist())
+        expected["models"][precision] = {"tolerance": tolerance, "logits": rows}
+
+    edit(bundle / layout.EXPECTED, answers)
+    return put_model(bundle, blob, precision)
+
+
+def of_folder(bundle: Path, root: Path, each: int = 6, split: str = "test") -> Path:
+    """The bundle as if image files had judged it: some of the digits, below `root`/`split`/`digit`."""
+    pixels, labels = published.digits()
+    chosen = [row for digit in range(10) for row in (labels == digit).nonzero()[0][:each]]
+    for name in dict.fromkeys(("train", split)):
+        for digit in range(10):
+            (root / name / str(digit)).mkdir(parents=True)
+    for place, row in enumerate(chosen):
+        Image.fromarray(pixels[row]).save(root / split / str(labels[row]) / f"{place:03}.png")
+        if split != "train":
+            Image.fromarray(pixels[row]).save(root / "train" / str(labels[row]) / f"{place:03}.png")
+    logits, _ = Session(bundle / "model.onnx")(pixels[chosen])
+    right = float((logits.argmax(1) == labels[chosen]).mean())
+
+    def move(manifest: dict[str, Any]) -> None:
+        manifest["recipe"]["data"]["name"] = "folder"
+        sha256 = judged.digest(pixels[chosen], labels[chosen])
+        manifest["judged_on"] = {"sha256": sha256, "part": split, "rows": None}
+        manifest["accuracy"]["images"] = len(chosen)
+        manifest["models"]["float32"]["top1_pct"] = round(100 * right, 4)
+
+    edit(bundle / layout.MANIFEST, move)
+    return bundle
