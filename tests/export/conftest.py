@@ -16,9 +16,9 @@ from okdc.run import Run
 
 @pytest.fixture(scope="session")
 def shipped(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The digits' bundle; tests that write into it take `bundle` instead."""
+    """The digits' bundle with all three models; tests that write into it take `bundle` instead."""
     run = shutil.copytree(finished.path, tmp_path_factory.mktemp("shipped") / "run")
-    assert main(["export", str(run), "--onnx"]) == 0
+    assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
     return Path(run) / "bundle"
 
 

@@ -78,14 +78,24 @@ def test_a_selftest_without_cases_fails(bundle: Path) -> None:
     assert _run(bundle, "--selftest").returncode == 1
 
 
-def test_each_of_a_bundles_models_can_be_chosen(bundle: Path, refused: Refused) -> None:
-    add_model(bundle, "int8")
-    image = bundle / "sample" / "0.png"
-    done = _run(bundle, "--model", "int8", "--selftest", image)
+@pytest.mark.parametrize("model", ["float32", "int8", "float16"])
+def test_each_of_a_bundles_models_passes_its_own_selftest(shipped: Path, model: str) -> None:
+    done = _run(shipped, "--model", model, "--selftest")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout != _run(bundle, "--selftest", image).stdout, "the other model gives other answers"
-    refused("no float16 model, there is float32, int8", bundle, "--model", "float16", image)
-    assert _run(bundle, "--model", "int4", image).returncode == 2
+    assert done.stdout.startswith("self-test passed: 5 images")
+
+
+def test_the_model_that_is_asked_for_answers(
+    bundle: Path, script: ModuleType, refused: Refused, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(bundle), str(bundle / "sample" / "0.png"), "--json"]
+    assert [script.main([*words, "--model", name]) for name in ("float32", "int8")] == [0, 0]
+    first, second = capfd.readouterr().out.splitlines()
+    assert first != second
+    put(bundle, models={"float32": read_json(bundle / "manifest.json")["models"]["float32"]})
+    refused("no int8 model, there is float32", *words, "--model", "int8")
+    with pytest.raises(SystemExit, match="2"):
+        script.main([*words, "--model", "int4"])
 
 
 @pytest.mark.parametrize(("spoil", "says"), SPOILT)

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from runners import CHROMIUM, add_model, needs_chromium, needs_runtime, put, zoo
+from runners import CHROMIUM, needs_chromium, needs_runtime, put, zoo
 
 from okdc.bundle import web
 from okdc.files import read_json, write_json
@@ -63,7 +63,8 @@ async function press(element) {
 async function attempt(job) {
   try { return String(await job()); } catch (error) { return "refused"; }
 }
-const { images, broken, elsewhere } = await (await fetch("plan.json")).json(), found = { dropped: {}, broken: {} };
+const { images, broken, elsewhere } = await (await fetch("plan.json")).json();
+const found = { dropped: {}, models: {}, broken: {} };
 try {
   await open("good");
   found.title = text("title");
@@ -85,13 +86,15 @@ try {
   found.evaluated = await attempt(() => there.eval("1"));
   found.posted = await attempt(() => there.navigator.sendBeacon(elsewhere, "x"));
   found.resources = there.performance.getEntriesByType("resource").map((entry) => entry.name);
-  await open("two");
-  await drop(images[0]);
-  $("model").value = "int8";
-  $("model").dispatchEvent(new frame.contentWindow.Event("change"));
-  await settled("ready", "refused");
-  await press($("selftest"));
-  found.two = { choice: !$("choice").hidden, ...seen(), verdict: text("verdict"), kind: $("verdict").className };
+  for (const model of ["int8", "float16"]) {
+    $("model").value = model;
+    $("model").dispatchEvent(new there.Event("change"));
+    await settled("ready", "refused");
+    await press($("selftest"));
+    found.models[model] = { ...seen(), verdict: text("verdict"), kind: $("verdict").className };
+  }
+  await open("one");
+  found.single = [$("choice").hidden, text("facts")];
   await open("apart");
   await press($("selftest"));
   found.apart = [text("verdict"), $("verdict").className];
@@ -175,13 +178,10 @@ def drive(shipped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     root = tmp_path_factory.mktemp("served")
     zoo(root / "zoo")
     (root / "zoo" / "notes.txt").write_text("no image")
-    for name in ("two", "apart"):
-        shutil.copytree(shipped, root / f"{name}.bundle")
-    add_model(root / "two.bundle", "int8")
     web.lay(shipped, root / "good")
-    web.lay(root / "two.bundle", root / "two")
-    for name in ("apart", *BROKEN):  # spoilt after they were laid: `lay` would refuse them
+    for name in ("one", "apart", *BROKEN):  # spoilt after they were laid: `lay` would refuse them
         shutil.copytree(root / "good", root / name)
+    put(root / "one" / "bundle", models={"float32": read_json(shipped / "manifest.json")["models"]["float32"]})
     expected = root / "apart" / "bundle" / "sample" / "expected.json"
     facts = read_json(expected)
     facts["models"]["float32"]["logits"][2][0] += 1e-3
@@ -271,12 +271,19 @@ def test_a_case_that_does_not_come_out_fails_the_selftest(drive: dict[str, Any])
     assert kind == "failed"
 
 
-def test_of_several_models_one_is_chosen_and_answers_anew(drive: dict[str, Any]) -> None:
-    two = drive["two"]
-    assert (two["choice"], drive["choice"]) == (True, False)
-    assert two["verdict"].startswith("Self-test passed: 5 images")
-    assert two["kind"] == "passed"
-    assert two["top"] != drive["dropped"][IMAGES[0]]["top"]
+@pytest.mark.parametrize("model", ["int8", "float16"])
+def test_another_model_is_chosen_passes_its_selftest_and_answers_anew(drive: dict[str, Any], model: str) -> None:
+    seen, before = drive["models"][model], drive["sample"]
+    assert (seen["status"], seen["kind"]) == ("", "passed")
+    assert seen["verdict"].startswith("Self-test passed: 5 images")
+    assert seen["name"] == before["name"], "the image on the page is classified again"
+    assert seen["top"] != before["top"]
+    assert [label for label, _ in seen["top"]][:1] == [label for label, _ in before["top"]][:1]
+
+
+def test_where_there_is_one_model_there_is_no_choice(drive: dict[str, Any]) -> None:
+    assert drive["single"] == [True, drive["facts"]]
+    assert drive["choice"]
 
 
 def test_what_is_no_image_is_said_and_the_page_goes_on(drive: dict[str, Any]) -> None:
@@ -292,7 +299,8 @@ def test_what_is_wrong_with_the_folder_is_said_in_words(drive: dict[str, Any], n
 
 
 def test_the_page_is_used_by_keyboard_and_fits_a_telephone(drive: dict[str, Any]) -> None:
-    assert [row[0] for row in drive["keyboard"]][0::6] == ["file", "selftest"]
+    assert [name for name, *_ in drive["keyboard"] if not name.startswith("Sample")] == ["file", "model", "selftest"]
+    assert len(drive["keyboard"]) == 8
     assert all(index == 0 and not disabled for _, index, disabled in drive["keyboard"])
     assert drive["width"] <= 360
 
