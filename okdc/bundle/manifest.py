@@ -6,6 +6,7 @@ danger and stay as they are.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -96,7 +97,7 @@ def read(path: Path) -> dict[str, Any]:
         raise RunError(f"{path}: schema {_short(schema)}, this okdc reads schema {SCHEMA}", hint=hint)
     try:
         _Manifest.model_validate(facts)
-        str(facts).encode()  # half a character pair can be read, and not be written again
+        json.dumps(facts, ensure_ascii=False).encode()  # half a character pair can be read, and not be written again
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}"[:200] for e in error.errors()[:MOST_PROBLEMS]]
         raise RunError(f"{path} is damaged: {_short(lines[0])}", details=lines[1:]) from None

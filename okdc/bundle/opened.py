@@ -68,7 +68,7 @@ class Bundle:
             if path.exists() and not path.is_file():  # a pipe would be waited for
                 raise CheckFailed("files", f"{path}: expected a file, found something else", hint=again)
             with path.open("rb") as stream:
-                content = stream.read(named["bytes"] + 1)
+                content = stream.read(min(named["bytes"], path.stat().st_size) + 1)  # room is made for what is asked
         except OSError as error:
             raise CheckFailed(
                 "files", f"{path}: cannot be read: {error.strerror}", hint="the bundle is not whole: copy it again"

@@ -6,10 +6,8 @@ import importlib.util
 import json
 import os
 import pty
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import ask, picture
-from bundles import add_model, edit, edit_model, of_digits
+from bundles import add_model, bomb, edit, edit_model, of_digits
 from PIL import Image
 
 from okdc import catalog
@@ -185,18 +183,6 @@ def spoilt(zoo: Path) -> dict[str, str]:
         "bomb.png": "exceeds limit",
         "line.png": "1×1500000 pixels would become 8×12000000",
     }
-
-
-def bomb() -> bytes:
-    """A PNG that says it is 100,000×100,000: a few bytes that ask for thirty gigabytes."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
 
 
 @pytest.mark.parametrize("batch", ["1", "4", "64"])

@@ -24,7 +24,7 @@ from okdc.bundle.opened import Bundle
 from okdc.data import cifar, published
 from okdc.data.datasets import Dataset, digits, folder
 from okdc.data.imagenet import imagenet
-from okdc.deploy import export, half, sides
+from okdc.deploy import half, sides
 from okdc.errors import DataError
 from okdc.files import read_json
 from okdc.run import Run
@@ -333,7 +333,9 @@ def test_code_that_a_bundle_names_is_not_run(capsys: Captured, bundle: Path) -> 
 def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> Bundle:
     """What a manifest says of the images of a data set's final split, as an export writes it."""
     _, rows = dataset.final_split
-    told = export.judged_on(dataset, sides.Split(dataset, rows))
+    part, places = dataset.part_of(rows)
+    sha256 = judged.digest(sides.Split(dataset, rows), dataset.labels[rows].numpy())
+    told = {"sha256": sha256, "part": part, "rows": places}
     spec = {"height": dataset.size[1], "shorter_side": shorter_side}
     return Bundle(Path("bundle"), {"recipe": {"data": {"name": name}}, "judged_on": told, "input": spec})
 
