@@ -34,7 +34,7 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # it raises what it would print as well
         source = model if isinstance(model, bytes) else str(model)
         with _refusals():
             self.session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -130,8 +130,9 @@ def _shown(thing: object) -> str:
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
-def _named(word: str) -> str:
-    return word if word.isidentifier() else _shown(word)
+def _named(word: str | bytes) -> str:
+    """A word of the file, which is its maker's; protobuf gives bytes where it is no text."""
+    return word if isinstance(word, str) and word.isidentifier() else _shown(word)
 
 
 def _first_line(error: Exception) -> str:
@@ -150,11 +151,11 @@ def _check_operators(model: onnx.ModelProto, known: frozenset[str]) -> None:
         raise CheckFailed(
             "structure", f"the file holds {len(model.functions)} local functions; expected plain operators"
         )
-    strange = sorted({node.op_type for node in model.graph.node} - known)
+    strange = sorted(map(_named, {node.op_type for node in model.graph.node} - known))
     if strange:
         raise CheckFailed(
             "structure",
-            f"unexpected operators in the graph: {', '.join(map(_named, strange))}",
+            f"unexpected operators in the graph: {', '.join(strange)}",
             hint="sizes are computed at run time: a channels_last tensor or the batch size reached a reshape",
         )
 

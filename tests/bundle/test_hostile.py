@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import onnx
@@ -60,10 +61,9 @@ def refused(answer: Answer, code: int, says: str = "") -> None:
 # --- what is opened meanwhile
 
 PYTHON = tuple({str(Path(p).resolve()) for p in (sys.prefix, sys.base_prefix, Path(okdc.__file__).parents[1])})
-OTHER = frozenset(
-    "os.mkdir os.rename os.remove os.rmdir os.symlink os.link os.chmod os.truncate subprocess.Popen os.system os.exec "
-    "os.posix_spawn os.fork socket.connect pickle.find_class".split()
-)
+CHANGES = ("mkdir", "rename", "remove", "rmdir", "symlink", "link", "chmod", "truncate")
+STARTS = ("system", "exec", "posix_spawn", "fork")
+OTHER = {*(f"os.{word}" for word in CHANGES + STARTS), "subprocess.Popen", "socket.connect", "pickle.find_class"}
 _touched: list[str] | None = None
 _watched = False
 
@@ -342,6 +342,23 @@ def test_a_model_that_is_more_or_less_than_a_classifier_is_refused_though_its_ha
         for answer in (verified(capfd), predicted(capfd)):
             refused(answer, 1)
             assert "onnxruntime:" not in answer.err
+
+
+def test_a_model_of_any_bytes_is_refused_or_answers(
+    capfd: pytest.CaptureFixture[str], bundle: Path, blob: bytes
+) -> None:
+    """Some bytes of the graph are others; what is then no text, no operator or no network is no bug of okdc's."""
+    random = Random(0)
+    for _ in range(40):
+        changed = bytearray(blob)
+        for _ in range(random.choice((1, 1, 3))):
+            changed[random.choice((random.randrange(6000), -1 - random.randrange(3000)))] = random.randrange(256)
+        put_model(bundle, bytes(changed))
+        answer = verified(capfd)
+        if answer.code:
+            refused(answer, 1)
+    put_model(bundle, blob.replace(b"AveragePool", b"Average\xff\xff\xff\xff").replace(b"Relu", b"Re\xffu"))
+    refused(verified(capfd), 1, "unexpected operators in the graph: ")
 
 
 # --- images that mean harm, among the bundle's own
