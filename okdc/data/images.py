@@ -32,7 +32,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 RESIZE_LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
 LARGEST = 2**30 // 12  # pixels: what Pillow takes for an attack in a file is no size to resize one to either
-_CACHE_VERSION = 1  # raise it with any change of what the same files decode to
+_CACHE_VERSION = 2  # raise it with any change of what the same files decode to
 
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]
@@ -67,6 +67,9 @@ def fit(image: Image.Image, size: int, shorter_side: int | None = None) -> Pixel
         width, height = max(shorter, round(width * scale)), max(shorter, round(height * scale))
         if width * height > LARGEST:  # a line of pixels, a few bytes in a file
             raise ValueError(f"{image.width}×{image.height} pixels would become {width}×{height}")
+        # Along the rows, then down the columns: which of the two one call does first, and so how it rounds, depends on
+        # Pillow's version (github.com/python-pillow/Pillow/pull/9549 changed it for tall images).
+        image = image.resize((width, image.height), Image.Resampling.BILINEAR)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = (width - size) // 2, (height - size) // 2
         image = image.crop((left, top, left + size, top + size))

@@ -175,7 +175,8 @@ def test_evaluation_sees_each_file_by_the_resize_rule_and_as_a_resident_data_set
 
 def test_a_shorter_side_is_resized_to_it_before_the_centre_is_cut() -> None:
     image = Image.fromarray(np.arange(80 * 60 * 3, dtype=np.uint32).reshape(80, 60, 3).astype(np.uint8))
-    whole = image.resize((36, 48), Image.Resampling.BILINEAR)
+    rows = image.resize((36, 80), Image.Resampling.BILINEAR)
+    whole = rows.resize((36, 48), Image.Resampling.BILINEAR)
     assert np.array_equal(images.fit(image, 32, 36), np.asarray(whole.crop((2, 8, 34, 40))))
     exact = image.resize((32, 32))
     assert np.array_equal(images.fit(exact, 32, 36), np.asarray(exact)), "what has the very size is left alone"
