@@ -8,7 +8,7 @@ import * as bundles from "./bundle.mjs";
 import { PIXELS, fit } from "./preprocess.mjs";
 
 const TOP = 5;
-const RUNS = 9, SAMPLE_MS = 2, ENOUGH_MS = 1500; // of a latency: samples so long, for a browser's clock is coarse
+const RUNS = 15, SAMPLE_MS = 2, ENOUGH_MS = 1500; // of a latency: samples so long, for a browser's clock is coarse
 const $ = (id) => document.getElementById(id);
 
 let bundle, run; // what the manifest says; (bytes of one image) => { logits, probabilities } of the chosen model
@@ -212,7 +212,8 @@ function describe() {
   const top1 = (precision) => Number(manifest.models[precision]?.top1_pct);
   const facts = [`${labels.length} classes`];
   if (top1("float32") >= 0) {
-    facts.push(`top-1 ${top1("float32").toFixed(2)} % on ${accuracy.images} ${accuracy.split} images`);
+    const count = Number(accuracy.images).toLocaleString("en");
+    facts.push(`top-1 ${top1("float32").toFixed(2)} % on ${count} ${accuracy.split} images`);
   }
   if (size("float32") >= 0) facts.push(inBytes(size("float32")));
   $("facts").textContent = facts.join(" · ");

@@ -130,7 +130,7 @@ def test_each_of_a_bundles_models_passes_its_own_selftest(shipped: Path, model: 
 
 
 def test_the_model_that_is_asked_for_answers(bundle: Path) -> None:
-    words = [bundle, bundle / "sample" / "0.png", "--json"]
+    words: list[str | Path] = [bundle, bundle / "sample" / "0.png", "--json"]
     assert _run(*words).stdout != _run(*words, "--model", "int8").stdout
     put(bundle, models={"float32": read_json(bundle / "manifest.json")["models"]["float32"]})
     _refused(_run(*words, "--model", "int8"), "no int8 model, there is float32")
@@ -201,3 +201,21 @@ def test_where_a_package_is_missing_the_line_says_how_it_is_installed(shipped: P
 def test_the_words_of_the_rule_are_those_of_the_manifest(script: ModuleType) -> None:
     code = "const b = await import(web + 'bundle.mjs'); console.log(JSON.stringify([b.RULE, b.LARGER, b.MODELS]))"
     assert json.loads(javascript(code)) == [script.RULE, script.LARGER, list(script.MODELS)]
+
+
+@needs_node
+def test_where_a_browser_cannot_hash_the_bundle_is_read_all_the_same(shipped: Path) -> None:
+    """crypto.subtle is there over https and on localhost alone; the page says that nothing was checked."""
+    code = """
+    import fs from 'node:fs/promises';
+    const { open } = await import(web + 'bundle.mjs');
+    const read = (name) => fs.readFile(process.argv[1] + '/' + name);
+    const spoilt = async (name) => (name.endsWith('.onnx') ? new Uint8Array(9) : read(name));
+    const attempt = async (job) => { try { return (await job()).length; } catch (error) { return error.message; } };
+    console.log(await attempt(async () => (await open(spoilt)).model('float32')));
+    Object.defineProperty(globalThis, 'crypto', { value: {} });
+    console.log(await attempt(async () => (await open(spoilt)).model('float32')));
+    """
+    refused, length = javascript(code, shipped).splitlines()
+    assert refused.startswith("model.onnx is not the file of the manifest")
+    assert length == "9"
