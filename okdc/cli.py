@@ -192,9 +192,9 @@ def export(
         raise UsageError("--runtime is of --target web, which was not asked for")
     if student is not None and budget is not None:
         raise UsageError("--student and --budget both choose a student", hint="one of them")
-    lighter = {"--full-range": full_range, "--calib-images": calib_images, "--diagnose": diagnose}
+    of_int8 = {"--full-range": full_range, "--calib-images": calib_images, "--diagnose": diagnose}
     gates = {"--max-drop": max_drop, "--min-agreement": min_agreement}
-    for name in (name for name, value in lighter.items() if value and not int8):
+    for name in (name for name, value in of_int8.items() if value and not int8):
         raise UsageError(f"{name} is of --int8, which was not asked for")
     for name in (name for name, value in gates.items() if value is not None and not (int8 or fp16)):
         raise UsageError(f"{name} is of --int8 and --fp16, and neither was asked for")
@@ -213,7 +213,7 @@ def export(
     from okdc.deploy import budget as budgets
     from okdc.deploy import export as deploy
     from okdc.deploy import students
-    from okdc.deploy.lighter import Wanted
+    from okdc.deploy.reduced import Wanted
 
     talk, index = console.Talk(), None
     if student is not None or budget is not None:

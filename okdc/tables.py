@@ -211,7 +211,7 @@ def _row_name(row: dict[str, Any]) -> str:
 
 
 def parity(reports: dict[str, Any]) -> None:
-    """What was compared, found and allowed: the float32 file against the student, then the lighter ones against it."""
+    """What was compared, found and allowed: the float32 file against the student, then the reduced ones against it."""
     report = reports["float32"]
     logits, top1, allowed = report["logits"], report["top1_pct"], report["logits"]["allowed"]
     console.table(
@@ -240,11 +240,11 @@ def parity(reports: dict[str, Any]) -> None:
     for precision in ("int8", "float16"):
         if precision in reports:
             console.out("")
-            _lighter(precision, reports[precision])
+            _reduced(precision, reports[precision])
 
 
-def _lighter(precision: str, report: dict[str, Any]) -> None:
-    """A lighter file: the settings that were tried, then what it was judged by."""
+def _reduced(precision: str, report: dict[str, Any]) -> None:
+    """A reduced file: the settings that were tried, then what it was judged by."""
     if table := report.get("search"):
         chosen, on = report["setting"], report["searched_on"]
         console.table(
@@ -295,8 +295,8 @@ def _lighter(precision: str, report: dict[str, Any]) -> None:
     if layers := report.get("worst_layers"):
         console.out("")
         console.table(
-            ["worst layers", "operator", "signal to error, dB"],
-            [[row["node"], row["operator"], f"{row['sqnr_db']:.1f}"] for row in layers],
+            ["worst layers", "operator", "signal to error, dB", "weights"],
+            [[row["node"], row["operator"], f"{row['sqnr_db']:.1f}", row["weight"] or ""] for row in layers],
         )
 
 

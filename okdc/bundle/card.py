@@ -108,8 +108,8 @@ def _peers(story: Story) -> str:
 def _use(story: Story) -> str:
     rule = story.student["preprocessing"]
     size, shorter = rule["size"], rule.get("shorter_side", rule["size"])
-    lighter = [precision for precision in story.profile["models"] if precision != FLOAT32]
-    models = f" Other files: `--model {'|'.join(lighter)}`." if lighter else ""
+    reduced = [precision for precision in story.profile["models"] if precision != FLOAT32]
+    models = f" Other files: `--model {'|'.join(reduced)}`." if reduced else ""
     return (
         "In this folder; infer.py needs numpy, onnxruntime and Pillow:\n\n"
         "```sh\n"
@@ -170,7 +170,7 @@ def _checked(story: Story) -> str:
     ]
     for precision in (INT8, FLOAT16):
         if precision in story.profile["models"]:
-            lines += _lighter(precision, story.reports[precision])
+            lines += _reduced(precision, story.reports[precision])
         elif precision in story.reports:
             lines.append(f"- A model of {precision} was made, did not pass its gate, and is not here.")
     return "\n".join(
@@ -182,7 +182,7 @@ def _checked(story: Story) -> str:
     )
 
 
-def _lighter(precision: str, report: Facts) -> list[str]:
+def _reduced(precision: str, report: Facts) -> list[str]:
     gates, drop = report["gates"], report["drop_points"]
     moved = f"falls by {drop:.2f} points" if drop > 0 else f"rises by {-drop:.2f} points" if drop < 0 else "stays"
     lines = [

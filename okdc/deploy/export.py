@@ -15,8 +15,8 @@ from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.structure import OPSET, check_structure
 from okdc.data.datasets import Dataset
-from okdc.deploy import lighter, measured, onnx, parity, recorded, sides
-from okdc.deploy.lighter import Judges, Lighter, Wanted
+from okdc.deploy import measured, onnx, parity, recorded, reduced, sides
+from okdc.deploy.reduced import Judges, Reduced, Wanted
 from okdc.errors import CheckFailed
 from okdc.files import write, write_json
 from okdc.run import Run
@@ -37,7 +37,7 @@ def export(
     """Write the ONNX bundle of a run's student, by number or the kept one. Returns its folder and parity.json.
 
     Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
-    the file is not the student; what was built is then in `out`.rejected, with the report. A lighter file that fails
+    the file is not the student; what was built is then in `out`.rejected, with the report. A reduced file that fails
     its gate lies there alone, and the bundle stands without it: CheckFailed, too.
     """
     network, facts, result = recorded.student(run, "parity", "export", student)
@@ -71,7 +71,7 @@ def export(
                     hint=f"likely cause: {report['cause']}",
                     details=[*report["failures"][1:], f"report: {layout.rejected(target) / layout.PARITY}"],
                 )
-            made = lighter.make(blob, dataset, judges, wanted or Wanted(), tell)
+            made = reduced.make(blob, dataset, judges, wanted or Wanted(), tell)
             reports |= {one.precision: one.report for one in made}
             write_json(folder / layout.PARITY, reports)
             passed = [one for one in made if one.report["passed"]]
@@ -102,8 +102,8 @@ def export(
     return target, reports
 
 
-def _refuse(target: Path, reports: dict[str, Any], failed: Sequence[Lighter]) -> None:
-    """Put lighter files that failed their gate aside. Raises CheckFailed where there are any."""
+def _refuse(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) -> None:
+    """Put reduced files that failed their gate aside. Raises CheckFailed where there are any."""
     if not failed:
         return
     aside = layout.set_aside(target, {one.precision: one.blob for one in failed}, reports)
@@ -119,7 +119,7 @@ def _refuse(target: Path, reports: dict[str, Any], failed: Sequence[Lighter]) ->
         details=[
             *first.report["failures"][1:],
             *(f"{layout.MODELS[one.precision]}: {line}" for one in failed[1:] for line in one.report["failures"]),
-            *(f"{row['sqnr_db']:.1f} dB  {row['operator']} {row['node']}" for row in worst or ()),
+            *(f"{row['sqnr_db']:.1f} dB  {row['operator']} {row['weight'] or row['node']}" for row in worst or ()),
             f"it is in {aside} with its report; the bundle {target} stands without it",
         ],
     )

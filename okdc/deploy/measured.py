@@ -24,8 +24,8 @@ from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.deploy import latency
 from okdc.deploy.count import check_graph, count, exported_macs
-from okdc.deploy.reduced import FLAGS
 from okdc.machine import processor
+from okdc.precision.gate import FLAGS
 
 BATCHES = {1: latency.WARM_UP, 64: 3}  # and how often each is run before the clock counts: a large batch takes seconds
 NOISY = 2  # p90 / p50 above which a time says more about the machine than about the model

@@ -23,8 +23,8 @@ from okdc.bundle import predict as module
 from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Session
 from okdc.data import images
-from okdc.deploy import half
 from okdc.errors import DataError
+from okdc.precision import half
 from okdc.run import Run
 
 Captured = pytest.CaptureFixture[str]

@@ -24,9 +24,10 @@ from okdc.bundle.opened import Bundle
 from okdc.data import cifar, published
 from okdc.data.datasets import Dataset, digits, folder
 from okdc.data.imagenet import imagenet
-from okdc.deploy import half, sides
+from okdc.deploy import sides
 from okdc.errors import DataError
 from okdc.files import read_json
+from okdc.precision import half
 from okdc.run import Run
 
 Captured = pytest.CaptureFixture[str]

@@ -1,237 +1,182 @@
-"""Is the gate shut? A reduced file that lost something is refused, and what it lost is said."""
+"""`okdc export --int8 --fp16`: reduced files beside the float32 one, each held to its gate, none at its cost."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-import graphs
 import numpy as np
-import numpy.typing as npt
-import onnx
 import pytest
-from graphs import Graph, Pixels
-from onnx import ModelProto, helper, numpy_helper
+from asking import Answer, ask
+from harness import Quiet
+from PIL import Image
 
+from okdc import build
+from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Session
-from okdc.deploy import quantize, reduced
-from okdc.deploy.half import half
-from okdc.deploy.reduced import GATES, Gates
+from okdc.deploy import onnx, reduced
+from okdc.files import read_json
+from okdc.precision import quantize
+from okdc.recipe import load
+from okdc.resolve import resolve
+from okdc.run import Run
 
-Labels = npt.NDArray[np.int64]
-CLASSES = [str(c) for c in range(10)]
-
-
-@pytest.fixture(scope="module")
-def judging() -> tuple[Pixels, Labels]:
-    images, labels = graphs.digits()
-    return images[1000:], labels[1000:]
+Captured = pytest.CaptureFixture[str]
+LIGHTER = {"int8": "model.int8.onnx", "float16": "model.fp16.onnx"}
 
 
-@pytest.fixture(scope="module")
-def int8(blob: bytes) -> bytes:
-    return quantize.quantize(blob, graphs.digits()[0][:256], quantize.SETTINGS[0])
+@pytest.fixture(autouse=True)
+def one_export(blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
 
 
-def changed(blob: bytes, change: Callable[[ModelProto], None]) -> bytes:
-    model = onnx.load_model_from_string(blob)
-    change(model)
-    made: bytes = model.SerializeToString()
-    return made
+def export(capsys: Captured, run: Run, *words: str) -> Answer:
+    return ask(capsys, "export", str(run.path), "--onnx", *words)
 
 
-def bias(add: npt.NDArray[np.float32]) -> Callable[[ModelProto], None]:
-    """Something added to the logits."""
+def test_both_files_are_made_judged_and_named(capsys: Captured, run: Run, blob: bytes) -> None:
+    answer = export(capsys, run, "--int8", "--fp16", "--diagnose", "--json")
+    assert answer.code == 0, answer.err
+    folder = run.path / "bundle"
+    parity = json.loads(answer.out)["parity"]
+    assert parity == read_json(folder / "parity.json")
+    bundle = Bundle.open(folder)
+    assert bundle.precisions == ["float32", "int8", "float16"]
+    for precision, name in LIGHTER.items():
+        report, content = parity[precision], (folder / name).read_bytes()
+        assert report["passed"]
+        assert report["split"] == "test"
+        assert report["images"] == 797
+        assert bundle.manifest["models"][precision] == {"file": name, "top1_pct": report["top1_pct"][precision]}
+        assert len(content) < len(blob) * (0.4 if precision == "int8" else 0.6)
+        assert bundle.model(precision) == content
+    table = parity["int8"]["search"]
+    settings = {(row["weights"], row["calibration"]) for row in table}
+    assert len(settings) == len(table) == len(quantize.SETTINGS) == 6
+    assert tuple(parity["int8"]["setting"].values()) in settings
+    assert parity["int8"]["searched_on"] == {"split": "validation", "images": 700}
+    assert parity["int8"]["calibration"]["images"] == 300
+    levels = [row["sqnr_db"] for row in parity["int8"]["worst_layers"]]
+    assert levels == sorted(levels)
+    assert len(levels) == 10
 
-    def change(model: ModelProto) -> None:
-        name = next(node for node in model.graph.node if node.op_type == "Gemm").input[2]
-        tensor = next(t for t in model.graph.initializer if t.name == name)
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + add, name))
 
-    return change
+def test_the_reduced_files_are_the_same_bytes_again(capsys: Captured, run: Run) -> None:
+    def made() -> list[str]:
+        assert export(capsys, run, "--int8", "--fp16").code == 0
+        return [hashlib.sha256((run.path / "bundle" / name).read_bytes()).hexdigest() for name in LIGHTER.values()]
+
+    assert made() == made()
 
 
-def test_a_sound_int8_file_passes_and_the_report_says_how_close_it_is(
-    blob: bytes, int8: bytes, judging: tuple[Pixels, Labels]
+def test_a_reduced_file_that_fails_its_gate_lies_aside_and_the_bundle_stands(capsys: Captured, run: Run) -> None:
+    """Agreement of 100 % is asked of int8, which moves a prediction or two of 797."""
+    answer = export(capsys, run, "--int8", "--fp16", "--min-agreement", "100", "--max-drop", "0")
+    folder, aside = run.path / "bundle", run.path / "bundle.rejected"
+    parity = read_json(folder / "parity.json")
+    assert parity["int8"]["predictions_that_differ"] > 1, "or this test tests nothing"
+    assert answer.code == 1
+    assert "error[int8]: model.int8.onnx did not pass" in answer.err
+    assert "--diagnose" in answer.err
+    assert f"the bundle {folder} stands without it" in answer.err
+    assert Bundle.open(folder).precisions == ["float32", "float16"]
+    assert not (folder / "model.int8.onnx").exists()
+    assert {path.name for path in aside.iterdir()} == {"model.int8.onnx", "parity.json"}
+    assert read_json(aside / "parity.json") == parity
+    assert ask(capsys, "verify", str(folder)).code == 0
+
+    assert export(capsys, run, "--int8").code == 0
+    assert not aside.exists(), "what was rejected before says nothing about this bundle"
+
+
+def test_the_layers_that_cost_most_are_named_where_they_were_asked_for(capsys: Captured, run: Run) -> None:
+    answer = export(capsys, run, "--int8", "--diagnose", "--min-agreement", "100", "--max-drop", "0")
+    assert answer.code == 1
+    worst = read_json(run.path / "bundle" / "parity.json")["int8"]["worst_layers"][0]
+    assert f"{worst['sqnr_db']:.1f} dB  {worst['operator']} {worst['weight'] or worst['node']}" in answer.err
+
+
+def test_full_range_is_warned_of_and_recorded(capsys: Captured, run: Run) -> None:
+    answer = export(capsys, run, "--int8", "--full-range")
+    assert answer.code == 0
+    assert "--full-range overflows on x86 processors without VNNI" in answer.err
+    assert read_json(run.path / "bundle" / "parity.json")["int8"]["full_range"] is True
+
+
+def test_a_student_that_fails_float32_parity_gets_no_reduced_file(
+    capsys: Captured, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images, labels = judging
-    report = reduced.judge("int8", blob, int8, images, labels, CLASSES, "test")
-    assert report["passed"], report["failures"]
-    z, found = Session(blob)(images, 64)[0], Session(int8)(images, 64)[0]
-    right, still = z.argmax(1) == labels, found.argmax(1) == labels
-    assert report["top1_pct"] == {
-        "float32": pytest.approx(100 * right.mean(), abs=1e-3),
-        "int8": pytest.approx(100 * still.mean(), abs=1e-3),
-    }
-    assert report["predictions_that_differ"] == (z.argmax(1) != found.argmax(1)).sum()
-    assert report["discordant"] == {
-        "float32_only_right": (right & ~still).sum(),
-        "int8_only_right": (still & ~right).sum(),
-    }
-    assert report["drop_points"] == pytest.approx(100 * (right.mean() - still.mean()), abs=1e-3)
-    assert report["logits"]["mean_abs"] == pytest.approx(np.abs(z - found).mean(), rel=1e-4)
-    assert report["bytes"] == {"float32": len(blob), "int8": len(int8), "ratio": round(len(int8) / len(blob), 4)}
-    assert (report["split"], report["images"], report["finite"]) == ("test", len(images), True)
-    assert set(report["invariance_max_abs"].values()) == {0.0}
-    json.dumps(report, allow_nan=False)
-
-
-def test_float16_passes_its_own_tighter_gate(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    report = reduced.judge("float16", blob, half(blob), *judging, CLASSES, "test")
-    assert report["passed"], report["failures"]
-    assert report["gates"] == {"max_drop": 0.2, "min_agreement": 99.5, "max_class_drop": 2.0}
-    assert 0 < report["logits"]["max_abs"] < report["tolerance"] < 0.2
-
-
-def test_int8_calibrated_on_black_images_is_refused(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    broken = quantize.quantize(blob, np.zeros((64, 8, 8, 3), np.uint8), quantize.SETTINGS[0])
-    report = reduced.judge("int8", blob, broken, *judging, CLASSES, "test")
-    assert not report["passed"]
-    said = "\n".join(report["failures"])
-    assert "top-1 falls by" in said
-    assert "(allowed 1.00)" in said
-    assert "predictions differ" in said
-    assert "(allowed 97.00 %)" in said
-
-
-def test_a_loss_in_one_class_alone_is_found_where_the_whole_does_not_show_it(
-    blob: bytes, judging: tuple[Pixels, Labels]
-) -> None:
-    images, labels = judging
-    z, _ = Session(blob)(images, 64)
-    own = z[:, 3]
-    margin = own - np.delete(z, 3, 1).max(1)
-    lost = np.sort(margin[(labels == 3) & (margin > 0)])
-    add = np.zeros(10, np.float32)
-    add[3] = -(lost[5] + lost[6]) / 2  # six images of some eighty: 7.5 points of the class, 0.75 of all
-    report = reduced.judge("int8", blob, changed(blob, bias(add)), images, labels, CLASSES, "test")
-    assert len(report["failures"]) == 1
-    assert report["failures"][0].startswith("class '3' falls by ")
-    assert report["failures"][0].endswith("(allowed 5.00, at least one image)")
-    assert report["worst_class"]["class"] == "3"
-    assert report["worst_class"]["change_pct"] < -5
-    assert report["drop_points"] < 1
-
-
-def test_one_image_of_a_small_class_is_allowed_and_two_are_not(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    images, labels = judging
-    z, _ = Session(blob)(images, 64)
-    margin = z[:, 3] - np.delete(z, 3, 1).max(1)
-    threes = np.flatnonzero((labels == 3) & (margin > 0))
-    threes = threes[np.argsort(margin[threes])][:8]
-    others = np.flatnonzero((labels != 3) & (z.argmax(1) == labels))[:300]
-    rows = np.concatenate([threes, others])
-    for flips, passes in ((1, True), (2, False)):
-        add = np.zeros(10, np.float32)
-        add[3] = -(margin[threes[flips - 1]] + margin[threes[flips]]) / 2
-        file = changed(blob, bias(add))
-        report = reduced.judge("float16", blob, file, images[rows], labels[rows], CLASSES, "test", Gates(9, 9, 2.0))
-        assert report["passed"] == passes, report["failures"]
-        assert report["worst_class"] == {
-            "class": "3",
-            "images": 8,
-            "change_pct": -12.5 * flips,
-            "allowed_pct": 12.5,
-        }
-
-
-def test_one_flip_among_few_images_fails_no_gate(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    images, labels = judging
-    z, _ = Session(blob)(images, 64)
-    best = np.sort(z, 1)
-    margin = np.where(z.argmax(1) == labels, best[:, -1] - best[:, -2], np.inf)
-    close, sure = int(margin.argmin()), np.argsort(-best[:, -1] + best[:, -2])[:19]
-    rows = np.array([close, *sure])
-    add = np.zeros(10, np.float32)
-    add[labels[close]] = -margin[close] * 1.01
-    report = reduced.judge("int8", blob, changed(blob, bias(add)), images[rows], labels[rows], CLASSES, "test")
-    assert report["predictions_that_differ"] == 1
-    assert report["drop_points"] == 5.0
-    assert report["passed"], report["failures"]
-
-
-def test_gates_are_what_they_are_set_to(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    assert GATES["int8"] == Gates(1.0, 97.0, 5.0)
-    add = np.zeros(10, np.float32)
-    add[:5] += 0.5
-    file = changed(blob, bias(add))
-    strict = reduced.judge("int8", blob, file, *judging, CLASSES, "test", Gates(0.0, 100.0, 0.0))
-    lenient = reduced.judge("int8", blob, file, *judging, CLASSES, "test", Gates(100.0, 0.0, 100.0))
-    assert not strict["passed"]
-    assert lenient["passed"], lenient["failures"]
-
-
-def not_a_number(model: ModelProto) -> None:
-    bias(np.array([np.nan] + 9 * [0], np.float32))(model)
-
-
-def batch_coupling(model: ModelProto) -> None:
-    """Every image is told a little of the mean over its batch."""
-    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
-    place = list(model.graph.node).index(gemm)
-    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "zero"))
-    model.graph.node.insert(place, helper.make_node("ReduceMean", [gemm.input[0], "zero"], ["mean_of_batch"]))
-    model.graph.node.insert(place + 1, helper.make_node("Sub", [gemm.input[0], "mean_of_batch"], ["coupled"]))
-    gemm.input[0] = "coupled"
-
-
-def other_softmax(model: ModelProto) -> None:
-    node = next(node for node in model.graph.node if node.op_type == "Softmax")
-    node.op_type = "HardSigmoid"
-    del node.attribute[:]
-
-
-def other_labels(model: ModelProto) -> None:
-    next(p for p in model.metadata_props if p.key == "okdc.labels").value = "[]"
-
-
-def fixed_batch(model: ModelProto) -> None:
-    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "images"
+    monkeypatch.setattr(onnx, "to_onnx", lambda *_: b"no model")
+    assert export(capsys, run, "--int8").code == 1
+    assert not list(run.path.glob("**/model.int8.onnx"))
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("words", "says"),
     [
-        (not_a_number, "not finite"),
-        (batch_coupling, "batch 64: logits differ"),
-        (other_softmax, "probabilities against the softmax"),
-        (other_labels, "metadata okdc.labels"),
-        (fixed_batch, "takes or gives other tensors"),
+        (["--full-range"], "--full-range is of --int8"),
+        (["--diagnose", "--fp16"], "--diagnose is of --int8"),
+        (["--calib-images", "100"], "--calib-images is of --int8"),
+        (["--max-drop", "2"], "--max-drop is of --int8 and --fp16"),
+        (["--student", "0", "--budget", "params<1k"], "--student and --budget both choose"),
+        (["--target", "wen"], "did you mean 'web'"),
+        (["--runtime", "here"], "--runtime is of --target web"),
+        (["--int8", "--calib-images", "10"], "--calib-images"),
+        (["--int8", "--max-drop", "-1"], "--max-drop"),
+        (["--int8", "--min-agreement", "101"], "--min-agreement"),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
 )
-def test_a_planted_defect_is_named(
-    change: Callable[[ModelProto], None], said: str, blob: bytes, judging: tuple[Pixels, Labels]
+def test_what_makes_no_sense_is_said(capsys: Captured, run: Run, words: list[str], says: str) -> None:
+    answer = export(capsys, run, *words)
+    assert answer.code == 2
+    assert says in answer.err
+    assert not (run.path / "bundle").exists()
+
+
+# --- which images do what
+
+
+class Taken:
+    """Stands in for the quantiser: notes which images it is given, and gives the float32 file back."""
+
+    def __init__(self) -> None:
+        self.calibration: Any = None
+        self.images: Any = None
+
+    def __call__(
+        self, blob: bytes, calibration: Any, images: Any, *_: Any
+    ) -> tuple[quantize.Setting, bytes, list[Any]]:
+        self.calibration, self.images = calibration, images[:]
+        return quantize.SETTINGS[0], blob, []
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
+    blob: bytes, monkeypatch: pytest.MonkeyPatch, validation: bool
 ) -> None:
-    images, labels = judging
-    report = reduced.judge("int8", blob, changed(blob, change), images[:200], labels[:200], CLASSES, "test")
-    assert not report["passed"]
-    assert any(said in failure for failure in report["failures"]), report["failures"]
-    json.dumps(report, allow_nan=False)
+    recipe, _ = resolve(load(["digits_resnet8", *([] if validation else ["data.val_fraction=0.0", "cohort.keep=0"])]))
+    dataset = build.dataset(recipe)
+    taken = Taken()
+    monkeypatch.setattr(quantize, "search", taken)
+    judging = dataset.images[dataset.test].numpy()
+    judges = reduced.Judges(judging, dataset.labels[dataset.test].numpy(), list(dataset.classes), "test", judging[:2])
+    (made,) = reduced.make(blob, dataset, judges, replace(reduced.Wanted(), int8=True), Quiet())
+    rows = {image.tobytes(): i for i, image in enumerate(dataset.images.numpy())}
+    calibrated, chose = ({rows[image.tobytes()] for image in found} for found in (taken.calibration, taken.images))
+    assert not calibrated & chose
+    assert not (calibrated | chose) & set(dataset.test.tolist())
+    assert calibrated <= set(dataset.train.tolist())
+    assert made.report["searched_on"]["split"] == ("validation" if validation else "training")
+    assert chose <= set((dataset.val if validation else dataset.train).tolist())
 
 
-def test_every_image_is_read_once(blob: bytes, int8: bytes, judging: tuple[Pixels, Labels]) -> None:
-    images, labels = judging
-    read: list[int] = []
-
-    class OnDemand:
-        shape = images.shape
-
-        def __len__(self) -> int:
-            return len(images)
-
-        def __getitem__(self, rows: Any) -> Pixels:
-            read.extend(np.arange(len(images))[rows])
-            part: Pixels = images[rows]
-            return part
-
-    reduced.judge("int8", blob, int8, OnDemand(), labels, CLASSES, "test")
-    assert read == list(range(len(images)))
-
-
-def test_fewer_images_than_a_batch_are_enough() -> None:
-    images, labels = graphs.digits()
-    blob = Graph(graphs.mobilenet).blob()
-    report = reduced.judge("float16", blob, half(blob), images[:3], labels[:3], CLASSES, "validation")
-    assert report["passed"], report["failures"]
+def test_a_reduced_file_answers_as_its_samples_say(capsys: Captured, run: Run) -> None:
+    assert export(capsys, run, "--int8").code == 0
+    folder = run.path / "bundle"
+    expected = read_json(folder / "sample" / "expected.json")
+    assert set(expected["models"]) == {"float32", "int8"}
+    images = np.stack([np.asarray(Image.open(folder / "sample" / case["image"])) for case in expected["cases"]])
+    logits, _ = Session(folder / "model.int8.onnx")(images)
+    np.testing.assert_array_equal(logits, np.asarray(expected["models"]["int8"]["logits"], np.float32))

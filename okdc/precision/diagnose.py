@@ -18,7 +18,7 @@ from onnx import NodeProto
 from onnxruntime.quantization import qdq_loss_debug
 
 from okdc.bundle.session import Images, Pixels
-from okdc.deploy import ranges, regions
+from okdc.precision import ranges, regions
 
 WORST = 10
 MOST, FEWEST, PIXELS = 64, 8, 64 * 64 * 64  # images, by how large they are

@@ -24,8 +24,8 @@ import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, save_tensors_data
 
 from okdc.bundle.session import Images, Session
-from okdc.deploy import ranges, regions
 from okdc.errors import CheckFailed, OkdcError
+from okdc.precision import ranges, regions
 
 # Logits stay float32: in 256 steps many a prediction is a tie, and the share of other predictions rises by a sixth.
 OPTIONS = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]}

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
-from okdc.deploy import regions
+from okdc.precision import regions
 
 SUFFIX = "_float16"
 
@@ -21,7 +21,7 @@ SUFFIX = "_float16"
 def half(blob: bytes) -> bytes:
     """The float16 file of a float32 one, its metadata kept. Deterministic.
 
-    A weight beyond float16's 65,504 becomes infinite, and `reduced.judge` finds it in the logits.
+    A weight beyond float16's 65,504 becomes infinite, and `gate.judge` finds it in the logits.
 
     Raises CheckFailed ("float16") where nothing in the graph can be reduced.
     """

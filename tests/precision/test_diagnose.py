@@ -11,8 +11,8 @@ import pytest
 from graphs import Graph, Pixels
 from onnx import numpy_helper
 
-from okdc.deploy import quantize, ranges
-from okdc.deploy.diagnose import diagnose
+from okdc.precision import quantize, ranges
+from okdc.precision.diagnose import diagnose
 
 
 @pytest.fixture(scope="module")

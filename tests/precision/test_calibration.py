@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from okdc.deploy.calibration import COUNT, FEWEST, choose, pixels_sha256
 from okdc.errors import DataError
+from okdc.precision.calibration import COUNT, FEWEST, choose, pixels_sha256
 
 
 @given(

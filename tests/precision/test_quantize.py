@@ -19,9 +19,9 @@ from onnx import numpy_helper
 from onnxruntime.quantization import quantize_static
 
 from okdc.bundle.session import Session
-from okdc.deploy import quantize, ranges, regions
-from okdc.deploy.quantize import SETTINGS, Setting
 from okdc.errors import CheckFailed
+from okdc.precision import quantize, ranges, regions
+from okdc.precision.quantize import SETTINGS, Setting
 
 FIRST = SETTINGS[0]
 
@@ -101,7 +101,7 @@ SCRIPT = """
 import hashlib, sys
 from pathlib import Path
 import numpy as np
-from okdc.deploy import quantize
+from okdc.precision import quantize
 blob, images = Path(sys.argv[1]).read_bytes(), np.load(sys.argv[2])
 for setting in quantize.SETTINGS[::2]:
     print(hashlib.sha256(quantize.quantize(blob, images, setting)).hexdigest())

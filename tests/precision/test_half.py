@@ -18,8 +18,8 @@ from graphs import CLASSES, Graph
 from onnx import TensorProto
 
 from okdc.bundle.session import Session
-from okdc.deploy.half import half
 from okdc.errors import CheckFailed
+from okdc.precision.half import half
 
 
 @pytest.mark.parametrize("make", graphs.NETWORKS)
@@ -81,7 +81,7 @@ def test_what_both_sides_read_exists_in_both_precisions(make: Callable[[Graph, s
     assert 0 < np.abs(found - z).max() < 2e-2 * np.abs(z).max()
 
 
-SCRIPT = "import hashlib, pathlib, sys; from okdc.deploy.half import half\n"
+SCRIPT = "import hashlib, pathlib, sys; from okdc.precision.half import half\n"
 SCRIPT += "print(hashlib.sha256(half(pathlib.Path(sys.argv[1]).read_bytes())).hexdigest())"
 
 

@@ -1,0 +1,237 @@
+"""Is the gate shut? A reduced file that lost something is refused, and what it lost is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import graphs
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from graphs import Graph, Pixels
+from onnx import ModelProto, helper, numpy_helper
+
+from okdc.bundle.session import Session
+from okdc.precision import gate, quantize
+from okdc.precision.gate import GATES, Gates
+from okdc.precision.half import half
+
+Labels = npt.NDArray[np.int64]
+CLASSES = [str(c) for c in range(10)]
+
+
+@pytest.fixture(scope="module")
+def judging() -> tuple[Pixels, Labels]:
+    images, labels = graphs.digits()
+    return images[1000:], labels[1000:]
+
+
+@pytest.fixture(scope="module")
+def int8(blob: bytes) -> bytes:
+    return quantize.quantize(blob, graphs.digits()[0][:256], quantize.SETTINGS[0])
+
+
+def changed(blob: bytes, change: Callable[[ModelProto], None]) -> bytes:
+    model = onnx.load_model_from_string(blob)
+    change(model)
+    made: bytes = model.SerializeToString()
+    return made
+
+
+def bias(add: npt.NDArray[np.float32]) -> Callable[[ModelProto], None]:
+    """Something added to the logits."""
+
+    def change(model: ModelProto) -> None:
+        name = next(node for node in model.graph.node if node.op_type == "Gemm").input[2]
+        tensor = next(t for t in model.graph.initializer if t.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + add, name))
+
+    return change
+
+
+def test_a_sound_int8_file_passes_and_the_report_says_how_close_it_is(
+    blob: bytes, int8: bytes, judging: tuple[Pixels, Labels]
+) -> None:
+    images, labels = judging
+    report = gate.judge("int8", blob, int8, images, labels, CLASSES, "test")
+    assert report["passed"], report["failures"]
+    z, found = Session(blob)(images, 64)[0], Session(int8)(images, 64)[0]
+    right, still = z.argmax(1) == labels, found.argmax(1) == labels
+    assert report["top1_pct"] == {
+        "float32": pytest.approx(100 * right.mean(), abs=1e-3),
+        "int8": pytest.approx(100 * still.mean(), abs=1e-3),
+    }
+    assert report["predictions_that_differ"] == (z.argmax(1) != found.argmax(1)).sum()
+    assert report["discordant"] == {
+        "float32_only_right": (right & ~still).sum(),
+        "int8_only_right": (still & ~right).sum(),
+    }
+    assert report["drop_points"] == pytest.approx(100 * (right.mean() - still.mean()), abs=1e-3)
+    assert report["logits"]["mean_abs"] == pytest.approx(np.abs(z - found).mean(), rel=1e-4)
+    assert report["bytes"] == {"float32": len(blob), "int8": len(int8), "ratio": round(len(int8) / len(blob), 4)}
+    assert (report["split"], report["images"], report["finite"]) == ("test", len(images), True)
+    assert set(report["invariance_max_abs"].values()) == {0.0}
+    json.dumps(report, allow_nan=False)
+
+
+def test_float16_passes_its_own_tighter_gate(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    report = gate.judge("float16", blob, half(blob), *judging, CLASSES, "test")
+    assert report["passed"], report["failures"]
+    assert report["gates"] == {"max_drop": 0.2, "min_agreement": 99.5, "max_class_drop": 2.0}
+    assert 0 < report["logits"]["max_abs"] < report["tolerance"] < 0.2
+
+
+def test_int8_calibrated_on_black_images_is_refused(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    broken = quantize.quantize(blob, np.zeros((64, 8, 8, 3), np.uint8), quantize.SETTINGS[0])
+    report = gate.judge("int8", blob, broken, *judging, CLASSES, "test")
+    assert not report["passed"]
+    said = "\n".join(report["failures"])
+    assert "top-1 falls by" in said
+    assert "(allowed 1.00)" in said
+    assert "predictions differ" in said
+    assert "(allowed 97.00 %)" in said
+
+
+def test_a_loss_in_one_class_alone_is_found_where_the_whole_does_not_show_it(
+    blob: bytes, judging: tuple[Pixels, Labels]
+) -> None:
+    images, labels = judging
+    z, _ = Session(blob)(images, 64)
+    own = z[:, 3]
+    margin = own - np.delete(z, 3, 1).max(1)
+    lost = np.sort(margin[(labels == 3) & (margin > 0)])
+    add = np.zeros(10, np.float32)
+    add[3] = -(lost[5] + lost[6]) / 2  # six images of some eighty: 7.5 points of the class, 0.75 of all
+    report = gate.judge("int8", blob, changed(blob, bias(add)), images, labels, CLASSES, "test")
+    assert len(report["failures"]) == 1
+    assert report["failures"][0].startswith("class '3' falls by ")
+    assert report["failures"][0].endswith("(allowed 5.00, at least one image)")
+    assert report["worst_class"]["class"] == "3"
+    assert report["worst_class"]["change_pct"] < -5
+    assert report["drop_points"] < 1
+
+
+def test_one_image_of_a_small_class_is_allowed_and_two_are_not(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    images, labels = judging
+    z, _ = Session(blob)(images, 64)
+    margin = z[:, 3] - np.delete(z, 3, 1).max(1)
+    threes = np.flatnonzero((labels == 3) & (margin > 0))
+    threes = threes[np.argsort(margin[threes])][:8]
+    others = np.flatnonzero((labels != 3) & (z.argmax(1) == labels))[:300]
+    rows = np.concatenate([threes, others])
+    for flips, passes in ((1, True), (2, False)):
+        add = np.zeros(10, np.float32)
+        add[3] = -(margin[threes[flips - 1]] + margin[threes[flips]]) / 2
+        file = changed(blob, bias(add))
+        report = gate.judge("float16", blob, file, images[rows], labels[rows], CLASSES, "test", Gates(9, 9, 2.0))
+        assert report["passed"] == passes, report["failures"]
+        assert report["worst_class"] == {
+            "class": "3",
+            "images": 8,
+            "change_pct": -12.5 * flips,
+            "allowed_pct": 12.5,
+        }
+
+
+def test_one_flip_among_few_images_fails_no_gate(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    images, labels = judging
+    z, _ = Session(blob)(images, 64)
+    best = np.sort(z, 1)
+    margin = np.where(z.argmax(1) == labels, best[:, -1] - best[:, -2], np.inf)
+    close, sure = int(margin.argmin()), np.argsort(-best[:, -1] + best[:, -2])[:19]
+    rows = np.array([close, *sure])
+    add = np.zeros(10, np.float32)
+    add[labels[close]] = -margin[close] * 1.01
+    report = gate.judge("int8", blob, changed(blob, bias(add)), images[rows], labels[rows], CLASSES, "test")
+    assert report["predictions_that_differ"] == 1
+    assert report["drop_points"] == 5.0
+    assert report["passed"], report["failures"]
+
+
+def test_gates_are_what_they_are_set_to(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    assert GATES["int8"] == Gates(1.0, 97.0, 5.0)
+    add = np.zeros(10, np.float32)
+    add[:5] += 0.5
+    file = changed(blob, bias(add))
+    strict = gate.judge("int8", blob, file, *judging, CLASSES, "test", Gates(0.0, 100.0, 0.0))
+    lenient = gate.judge("int8", blob, file, *judging, CLASSES, "test", Gates(100.0, 0.0, 100.0))
+    assert not strict["passed"]
+    assert lenient["passed"], lenient["failures"]
+
+
+def not_a_number(model: ModelProto) -> None:
+    bias(np.array([np.nan] + 9 * [0], np.float32))(model)
+
+
+def batch_coupling(model: ModelProto) -> None:
+    """Every image is told a little of the mean over its batch."""
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    place = list(model.graph.node).index(gemm)
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "zero"))
+    model.graph.node.insert(place, helper.make_node("ReduceMean", [gemm.input[0], "zero"], ["mean_of_batch"]))
+    model.graph.node.insert(place + 1, helper.make_node("Sub", [gemm.input[0], "mean_of_batch"], ["coupled"]))
+    gemm.input[0] = "coupled"
+
+
+def other_softmax(model: ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "Softmax")
+    node.op_type = "HardSigmoid"
+    del node.attribute[:]
+
+
+def other_labels(model: ModelProto) -> None:
+    next(p for p in model.metadata_props if p.key == "okdc.labels").value = "[]"
+
+
+def fixed_batch(model: ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "images"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (not_a_number, "not finite"),
+        (batch_coupling, "batch 64: logits differ"),
+        (other_softmax, "probabilities against the softmax"),
+        (other_labels, "metadata okdc.labels"),
+        (fixed_batch, "takes or gives other tensors"),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_a_planted_defect_is_named(
+    change: Callable[[ModelProto], None], said: str, blob: bytes, judging: tuple[Pixels, Labels]
+) -> None:
+    images, labels = judging
+    report = gate.judge("int8", blob, changed(blob, change), images[:200], labels[:200], CLASSES, "test")
+    assert not report["passed"]
+    assert any(said in failure for failure in report["failures"]), report["failures"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_every_image_is_read_once(blob: bytes, int8: bytes, judging: tuple[Pixels, Labels]) -> None:
+    images, labels = judging
+    read: list[int] = []
+
+    class OnDemand:
+        shape = images.shape
+
+        def __len__(self) -> int:
+            return len(images)
+
+        def __getitem__(self, rows: Any) -> Pixels:
+            read.extend(np.arange(len(images))[rows])
+            part: Pixels = images[rows]
+            return part
+
+    gate.judge("int8", blob, int8, OnDemand(), labels, CLASSES, "test")
+    assert read == list(range(len(images)))
+
+
+def test_fewer_images_than_a_batch_are_enough() -> None:
+    images, labels = graphs.digits()
+    blob = Graph(graphs.mobilenet).blob()
+    report = gate.judge("float16", blob, half(blob), images[:3], labels[:3], CLASSES, "validation")
+    assert report["passed"], report["failures"]
