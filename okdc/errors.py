@@ -62,7 +62,9 @@ class DiskError(OkdcError):
 
 
 class CheckFailed(OkdcError):  # noqa: N818  (it reads as what it is: a check that failed, not a fault of the program)
-    """A check failed. `kind` is the check: structure, opset, parity, counting, accuracy or require."""
+    """A check failed. `kind` is the check: structure, opset, parity, int8, float16, counting, accuracy, require; of a
+    bundle also files, samples, labels, images.
+    """
 
     exit_code = 1
 
