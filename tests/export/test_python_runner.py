@@ -192,6 +192,7 @@ def test_rows_are_resized_before_columns_whatever_pillow_does_first(script: Modu
     rows = np.asarray(image.resize((20, 90), Image.Resampling.BILINEAR))
     both = Image.fromarray(rows).resize((20, 60), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(script.fit(image, 20, 20), np.asarray(both)[20:40])
+    np.testing.assert_array_equal(images.fit(image, 20), np.asarray(both)[20:40])
 
 
 def test_the_script_states_the_rule_that_the_manifest_states(script: ModuleType) -> None:
