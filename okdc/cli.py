@@ -198,8 +198,11 @@ def export(
         raise UsageError(f"{name} is of --int8, which was not asked for")
     for name in (name for name, value in gates.items() if value is not None and not (int8 or fp16)):
         raise UsageError(f"{name} is of --int8 and --fp16, and neither was asked for")
+    from okdc.bundle import web
     from okdc.bundle.layout import MANIFEST
 
+    if target:
+        runtime = web.find_runtime(runtime)  # before an export that takes minutes
     if thing and (thing / MANIFEST).is_file():
         if target is None or any((student, budget, int8, fp16, license_, data_root)):
             raise UsageError(f"{thing} is a bundle: it was exported", hint=f"okdc export {thing} --target web")

@@ -69,7 +69,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested a thousand deep
         raise RunError(f"{path}: not JSON: {error}") from None
     if not isinstance(facts, dict):
         raise RunError(f"{path}: expected a JSON object")

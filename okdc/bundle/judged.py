@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from okdc.bundle.layout import MANIFEST
 from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Images, Pixels, parts
 from okdc.data import images as image_files
 from okdc.data import published
 from okdc.data.ondemand import OnDemand
-from okdc.errors import DataError
+from okdc.errors import CheckFailed, DataError
 from okdc.recipe import DATASETS, ROOTS
 
-BATCH = 500
+BATCH = 64  # images at a time, as in the parity check
 DIGITS = "digits"  # the data set that everybody has
 SAME_PCT = 0.05  # a recorded accuracy may differ by this between machines; below 2,000 images that is no image at all
 
@@ -130,3 +132,41 @@ def _within(rows: list[int], count: int, part: str) -> list[int]:
     if rows and max(rows) >= count:
         raise DataError(f"the bundle was judged on image {max(rows):,} of {part!r}, there are {count:,} of them")
     return rows
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Are these the ones?
+
+
+def proven(bundle: Bundle, found: Judged) -> Iterator[tuple[Pixels, Labels]]:
+    """(pixels, labels) a batch at a time, each image decoded once. Whoever takes them all knows that they are right.
+
+    Raises DataError, after the last batch at the latest, where they are not the images that judged the bundle.
+    """
+    count, where = bundle.manifest["accuracy"]["images"], bundle.folder
+    if len(found.labels) != count:
+        raise DataError(f"{where} was judged on {count:,} images, here are {len(found.labels):,}")
+    proof = Digest()
+    for pixels in parts(found.images, BATCH):
+        start = proof.count
+        proof.add(pixels)
+        yield pixels, found.labels[start : proof.count]
+    expected = bundle.manifest["judged_on"]["sha256"]
+    if (sha256 := proof.of(found.labels)) != expected:
+        raise DataError(
+            f"the images are not those of {where}: pixels or labels {sha256[:12]}, expected {expected[:12]}",
+            hint="--data-root DIR says where its own are",
+        )
+
+
+def check_labels(bundle: Bundle, found: Judged) -> None:
+    """Raises CheckFailed ("labels") where the images' classes are not the bundle's labels, in order."""
+    if list(found.classes) != bundle.labels:
+        swapped = next(
+            (pair for pair in zip(found.classes, bundle.labels, strict=False) if pair[0] != pair[1]), ("none", "one")
+        )
+        raise CheckFailed(
+            "labels",
+            f"{bundle.folder / MANIFEST}: a class of the images is {swapped[0]!r}, of the labels {swapped[1]!r}",
+            hint="labels in another order name every prediction wrongly",
+        )

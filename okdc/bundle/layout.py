@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,12 +38,27 @@ def rejected(out: Path) -> Path:
 
 @contextmanager
 def building(out: Path) -> Iterator[Path]:
-    """A folder to build in, moved to `out` at the end; after a failed check, to `out`.rejected.
+    """A folder to build a bundle in, moved to `out` at the end; after a failed check, to `out`.rejected.
 
-    Raises RunError where `out` holds something that is no bundle, DiskError where nothing can be written.
+    Raises as `whole`.
     """
-    if out.exists() and not (out.is_dir() and ((out / MANIFEST).is_file() or not any(out.iterdir()))):
-        raise RunError(f"{out} is there and is no bundle", hint="choose another -o")
+    with whole(out, lambda folder: (folder / MANIFEST).is_file(), "bundle") as aside:
+        try:
+            yield aside
+        except CheckFailed:
+            _move(aside, rejected(out))
+            raise
+    shutil.rmtree(rejected(out), ignore_errors=True)
+
+
+@contextmanager
+def whole(out: Path, is_one: Callable[[Path], bool], what: str) -> Iterator[Path]:
+    """A folder to build in, moved to `out` at the end: what is there is whole, the old or the new.
+
+    Raises RunError where `out` holds something that is no `what`, DiskError where nothing can be written.
+    """
+    if out.exists() and not (out.is_dir() and (is_one(out) or not any(out.iterdir()))):
+        raise RunError(f"{out} is there and is no {what}", hint="choose another -o")
     aside = out.with_name(f".{out.name}.new")
     with writing(out):
         shutil.rmtree(aside, ignore_errors=True)
@@ -51,10 +66,6 @@ def building(out: Path) -> Iterator[Path]:
     try:
         yield aside
         _move(aside, out)
-        shutil.rmtree(rejected(out), ignore_errors=True)
-    except CheckFailed:
-        _move(aside, rejected(out))
-        raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -16,10 +16,10 @@ from typing import Any
 import onnxruntime
 
 from okdc.bundle import judged, samples
-from okdc.bundle.judged import SAME_PCT, Digest, Judged, NotHereError
+from okdc.bundle.judged import SAME_PCT, Judged, NotHereError
 from okdc.bundle.layout import MANIFEST
 from okdc.bundle.opened import Bundle
-from okdc.bundle.session import Session, answers, parts
+from okdc.bundle.session import Session, answers
 from okdc.errors import CheckFailed, DataError
 from okdc.machine import processor
 from okdc.talk import Listener
@@ -166,33 +166,19 @@ def _judge(
     failures: list[CheckFailed],
 ) -> None:
     """One pass over the images, which are decoded once. Raises DataError where they are not those of the bundle."""
-    count, where = bundle.manifest["accuracy"]["images"], bundle.folder
-    if len(found.labels) != count:
-        raise DataError(f"{where} was judged on {count:,} images, here are {len(found.labels):,}")
-    proof, right, running = Digest(), dict.fromkeys(sessions, 0), dict(sessions)
+    count, where, done = bundle.manifest["accuracy"]["images"], bundle.folder, 0
+    right, running = dict.fromkeys(sessions, 0), dict(sessions)
     with tell.reading() as progress:
-        for part in parts(found.images, BATCH):
-            here = found.labels[proof.count : proof.count + len(part)]
-            proof.add(part)
+        for pixels, labels in judged.proven(bundle, found):
             for precision, session in list(running.items()):
                 with _noting(failures):
                     del running[precision]  # a model that fails once is not asked again
-                    logits, _ = answers(session, part, len(bundle.labels))
-                    right[precision] += int((logits.argmax(1) == here).sum())
+                    logits, _ = answers(session, pixels, len(bundle.labels))
+                    right[precision] += int((logits.argmax(1) == labels).sum())
                     running[precision] = session
-            progress(proof.count, count)
-    expected = bundle.manifest["judged_on"]["sha256"]
-    if (sha256 := proof.of(found.labels)) != expected:
-        raise DataError(
-            f"the images are not those of {where}: pixels or labels {sha256[:12]}, expected {expected[:12]}",
-            hint="--data-root DIR says where its own are",
-        )
-    if list(found.classes) != bundle.labels:
-        swapped = next(
-            (pair for pair in zip(found.classes, bundle.labels, strict=False) if pair[0] != pair[1]), ("none", "one")
-        )
-        told = f"{where / MANIFEST}: a class of the images is {swapped[0]!r}, of the labels {swapped[1]!r}"
-        failures.append(CheckFailed("labels", told, hint="labels in another order name every prediction wrongly"))
+            progress(done := done + len(pixels), count)
+    with _noting(failures):
+        judged.check_labels(bundle, found)
     for precision in running:
         top1_pct = round(100 * right[precision] / count, 4)
         models[precision] |= {"top1_pct": top1_pct, "images": count}

@@ -1,6 +1,6 @@
 """A bundle as a page: export/web, the bundle and onnxruntime-web in one folder for any static server. No torch.
 
-    out/  index.html  app.mjs  ...  bundle/ (the files of its manifest)  ort/ (onnxruntime-web, for one CPU thread)
+out/  index.html  app.mjs  ...  bundle/ (the files of its manifest)  ort/ (onnxruntime-web, for one CPU thread)
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import shutil
 from pathlib import Path
 
 from okdc import catalog
-from okdc.bundle.layout import MANIFEST, _move
+from okdc.bundle.layout import MANIFEST, whole
 from okdc.bundle.opened import Bundle
-from okdc.errors import RunError, UsageError
+from okdc.errors import UsageError
 from okdc.files import write, writing
 
 PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
@@ -27,27 +27,18 @@ def lay(bundle: Path, out: Path, runtime: Path | None = None) -> Path:
     RunError where `bundle` is none or `out` holds something else, CheckFailed where a file is not the manifest's,
     DiskError where nothing can be written.
     """
-    opened, files = Bundle.open(bundle), _runtime(runtime)
-    taken = out.exists() and not (out.is_dir() and (_is_page(out) or not any(out.iterdir())))
-    if taken:
-        raise RunError(f"{out} is there and is no page of a bundle", hint="choose another -o")
-    aside = out.with_name(f".{out.name}.new")
-    try:
-        with writing(out):
-            shutil.rmtree(aside, ignore_errors=True)
-            for folder in ("bundle", "ort"):
-                (aside / folder).mkdir(parents=True)
-            for name in PAGE:
-                shutil.copyfile(catalog.folder("export") / "web" / name, aside / name)
-            for name in RUNTIME:
-                shutil.copyfile(files / name, aside / "ort" / name)
-            for name in opened.manifest["files"]:
-                (aside / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
-                write(aside / "bundle" / name, opened.content(name))
-            shutil.copyfile(bundle / MANIFEST, aside / "bundle" / MANIFEST)
-        _move(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    opened, files = Bundle.open(bundle), find_runtime(runtime)
+    with whole(out, _is_page, "page of a bundle") as aside, writing(out):
+        for folder in ("bundle", "ort"):
+            (aside / folder).mkdir()
+        for name in PAGE:
+            shutil.copyfile(catalog.folder("export") / "web" / name, aside / name)
+        for name in RUNTIME:
+            shutil.copyfile(files / name, aside / "ort" / name)
+        for name in opened.manifest["files"]:
+            (aside / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
+            write(aside / "bundle" / name, opened.content(name))
+        shutil.copyfile(bundle / MANIFEST, aside / "bundle" / MANIFEST)
     return out
 
 
@@ -55,8 +46,8 @@ def _is_page(folder: Path) -> bool:
     return (folder / PAGE[0]).is_file() and (folder / "bundle" / MANIFEST).is_file()
 
 
-def _runtime(given: Path | None) -> Path:
-    """The folder of onnxruntime-web's files."""
+def find_runtime(given: Path | None) -> Path:
+    """The folder of onnxruntime-web's files. Raises UsageError where there is none."""
     package = Path("node_modules") / "onnxruntime-web"
     if given is not None:
         places = [given, given / "dist", given / "onnxruntime-web" / "dist", given / package / "dist"]

@@ -16,22 +16,19 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from okdc import build, kept, reopen
-from okdc.bundle.judged import SAME_PCT
+from okdc import kept, reopen
+from okdc.bundle import judged
+from okdc.bundle.judged import SAME_PCT, NotHereError
 from okdc.bundle.layout import FLOAT32, MANIFEST
 from okdc.bundle.opened import Bundle
-from okdc.bundle.session import Session
-from okdc.data import datasets
+from okdc.bundle.session import Session, answers
 from okdc.data.datasets import Dataset
-from okdc.deploy import recorded, sides
+from okdc.deploy import recorded
 from okdc.errors import CheckFailed, DataError
-from okdc.recipe import ROOTS, Draft
-from okdc.resolve import resolve
 from okdc.run import Run
 from okdc.talk import Listener
 
 MOST_PAIRS = 10  # confused pairs that are named
-BATCH = 64  # images that onnxruntime gets at a time, as in the parity check
 Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # NK logits, N labels
 
 
@@ -59,54 +56,19 @@ def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
 
 def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
     bundle = Bundle.open(folder)
-    model, manifest = bundle.model(), bundle.manifest
-    dataset = _images_of(bundle, data_root, tell)
-    split = manifest["accuracy"]["split"]
-    rows = _judging_rows(dataset, split, manifest["accuracy"]["images"], str(folder), tell)
-    logits, _ = Session(model)(sides.Split(dataset, rows), BATCH)
+    session, manifest = Session(bundle.model()), bundle.manifest
+    try:
+        found = judged.find(bundle, data_root)
+    except NotHereError as error:
+        raise DataError(f"{folder}: {error}", hint="--data-root DIR, or OKDC_DATA_ROOT, says where they are") from None
+    judged.check_labels(bundle, found)
+    _say_split(manifest["accuracy"]["split"], len(found.labels), tell)
+    logits = np.concatenate([answers(session, x, len(bundle.labels))[0] for x, _ in judged.proven(bundle, found)])
     recorded_pct = manifest["models"][FLOAT32]["top1_pct"]
-    report = _report((logits, dataset.labels[rows].numpy()), bundle.labels, recorded_pct, str(folder))
-    about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU", "split": split}
+    report = _report((logits, found.labels), bundle.labels, recorded_pct, str(folder))
+    about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU"}
+    about["split"] = manifest["accuracy"]["split"]
     return {"schema": 1, **about, "architecture": manifest["architecture"], **report}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Are these the file and the images?
-
-
-def _images_of(bundle: Bundle, data_root: str | None, tell: Listener) -> Dataset:
-    """The images that the bundle's recipe names, proven to be those that it was judged on."""
-    folder, manifest = bundle.folder, bundle.manifest
-    tables = dict(manifest["recipe"])
-    if data_root is not None and isinstance(tables.get("data"), dict):
-        tables["data"] = tables["data"] | {"root": data_root}
-    # No method reads images, and that of a teacher does not say any more where it lay.
-    tables["method"] = {"name": "baseline"}
-    tables["cohort"] = tables["cohort"] | {"keep": 0}
-    given = frozenset({"data.root"}) if data_root is not None else frozenset()
-    recipe, notes = resolve(Draft(folder / MANIFEST, tables, given), needs_data=False, trial=False)
-    for note in notes:
-        tell.note(note)
-    root = recipe.data.root
-    in_files = recipe.data.name in ("folder", *ROOTS)  # the others need no folder, or know their own
-    if in_files and (root is None or not Path(root).expanduser().is_dir()):
-        raise DataError(
-            f"a bundle does not say where its images are, and they are not at {Path(root).absolute()}"
-            if root
-            else f"{folder} does not say where its images are",
-            hint="--data-root DIR, or OKDC_DATA_ROOT, says it",
-        )
-    with tell.reading() as progress:
-        dataset = build.dataset(recipe, progress)
-    datasets.same_classes(bundle.labels, dataset, str(folder))
-    expected = str(manifest.get("data_sha256"))
-    if expected != dataset.fingerprint:
-        raise DataError(
-            f"the images are not those of {folder}: contents, classes or splits {dataset.fingerprint[:12]}, "
-            f"expected {expected[:12]}",
-            hint="--data-root DIR says where its own are",
-        )
-    return dataset
 
 
 def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Listener) -> Tensor:
@@ -117,11 +79,15 @@ def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Li
             f"{where} was judged on {count} {split} images, the data has {len(rows)} {name} images to judge on",
             hint="restore the images and the recipe as they were",
         )
+    _say_split(name, count, tell)
+    return rows
+
+
+def _say_split(split: str, count: int, tell: Listener) -> None:
     if split == "test":
         tell.note(f"the {count:,} test images are read again: a look at one student, not a way to choose among several")
     else:
         tell.note("the data has no test split: these validation images also chose the student, and flatter it")
-    return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------

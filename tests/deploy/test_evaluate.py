@@ -259,7 +259,7 @@ def test_a_manifest_names_its_images_by_the_fingerprint_of_the_run(bundle: Path,
 
 def test_a_bundle_that_does_not_name_its_images_is_believed_nothing(capsys: Captured, bundle: Path) -> None:
     manifest = read_json(bundle / "manifest.json")
-    del manifest["data_sha256"]
+    del manifest["judged_on"]
     write_json(bundle / "manifest.json", manifest)
     answer = ask(capsys, "evaluate", str(bundle))
     assert answer.code == 2
@@ -270,7 +270,7 @@ def test_a_bundle_asks_where_its_images_are(capsys: Captured, moved: Path, monke
         answer = ask(capsys, "evaluate", str(moved), *words)
         assert answer.code == 2
         assert "error[data]" in answer.err
-        assert "--data-root DIR, or OKDC_DATA_ROOT" in answer.err
+        assert "--data-root" in answer.err
     by_option = facts_of(capsys, str(moved), "--data-root", "elsewhere")
     assert (by_option["images"], by_option["split"], by_option["top5_pct"]) == (17, "test", None)
     monkeypatch.setenv("OKDC_DATA_ROOT", "elsewhere")
@@ -286,8 +286,9 @@ def test_a_bundle_refuses_other_images(capsys: Captured, moved: Path) -> None:
     Path("elsewhere/train/b").rename("elsewhere/train/c")
     Path("elsewhere/valid/b").rename("elsewhere/valid/c")
     answer = ask(capsys, "evaluate", str(moved), "--data-root", "elsewhere")
-    assert answer.code == 2
-    assert "found: a, c" in answer.err
+    assert answer.code == 1
+    assert "error[labels]" in answer.err
+    assert "'c', of the labels 'b'" in answer.err
 
 
 def test_images_that_are_decoded_as_they_are_needed_are_evaluated_too(capsys: Captured) -> None:
