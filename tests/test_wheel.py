@@ -51,6 +51,10 @@ def test_the_wheel_holds_recipes_runners_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "okdc/_shipped/recipes/digits_resnet8.toml" in names
     assert "okdc/_shipped/export/python/run.py" in names
+    shipped = {name.removeprefix("okdc/_shipped/") for name in names if name.startswith("okdc/_shipped/export/")}
+    made_later = {"node_modules", "__pycache__"}
+    there = [path.relative_to(ROOT) for path in (ROOT / "export").rglob("*") if path.is_file()]
+    assert shipped == {path.as_posix() for path in there if not made_later & set(path.parts)}
     assert "okdc/py.typed" in names
     assert not [name for name in names if name.startswith(("tests/", "runs/")) or "__pycache__" in name]
 
