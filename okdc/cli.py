@@ -29,7 +29,7 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
 DataRoot = Annotated[str | None, typer.Option("--data-root", metavar="DIR", help="Where the images are (data.root).")]
-RunPath = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's directory.", show_default=False)]
+RunPath = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's directory.", show_default=False)]
 
 
 def _version(wanted: bool) -> None:
@@ -50,7 +50,7 @@ def root(
 def distill(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RECIPE] [KEY=VALUE ...]", help="A recipe (default: digits_resnet8) and overrides."),
+        typer.Argument(metavar="RECIPE|KEY=VALUE", help="A recipe (default: digits_resnet8) and overrides."),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The run's directory.")] = None,
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Short for engine.device=.")] = None,
@@ -117,7 +117,7 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
 def profile(
     things: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[RUN|NAME|RECIPE ...]", help="What to count (default: the newest complete run)."),
+        typer.Argument(metavar="RUN|NAME|RECIPE", help="What to count (default: the newest complete run)."),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Export bare networks too, for file size and latency.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the latency measurement.")] = 1,
@@ -146,7 +146,7 @@ def export(
     thing: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN|BUNDLE]", help="A run's directory; for --target web also a bundle's.", show_default=False
+            metavar="RUN|BUNDLE", help="A run's directory; for --target web also a bundle's.", show_default=False
         ),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX bundle.")] = False,
@@ -243,7 +243,7 @@ def export(
 def evaluate(
     thing: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN|BUNDLE]", help="A run's directory, or a bundle's.", show_default=False),
+        typer.Argument(metavar="RUN|BUNDLE", help="A run's directory, or a bundle's.", show_default=False),
     ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
@@ -292,7 +292,7 @@ def verify(
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory.", show_default=False)],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE|DIR ...", help="Image files, or folders of them.", show_default=False)
+        list[Path], typer.Argument(metavar="IMAGE|DIR", help="Image files, or folders of them.", show_default=False)
     ],
     model: Annotated[str, typer.Option(metavar="float32|int8|float16", help="Which of its models.")] = "float32",
     top: Annotated[int, typer.Option(min=1, help="Classes to name, the likeliest first.")] = 5,
@@ -381,7 +381,7 @@ def runs(as_json: Json = False) -> None:
 def compare(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[RUN|DIR ...]", help="Finished runs, or folders of them (default: ./runs)."),
+        typer.Argument(metavar="RUN|DIR", help="Finished runs, or folders of them (default: ./runs)."),
     ] = None,
     baseline: Annotated[
         str | None, typer.Option(metavar="VARIANT", help="Differences are to this row (default: the baseline).")

@@ -25,11 +25,16 @@ Captured = pytest.CaptureFixture[str]
 SHORT = ("optim.epochs=2", "data.train_images=64")
 
 # What scripts rely on: a change of this table is a change of what okdc promises.
+# fmt: off
 COMMANDS = {
     "distill": {"--out", "-o", "--device", "--dtype", "--threads", "--seeds", "--data-root", "--json"},
     "resume": {"--data-root", "--json"},
     "profile": {"--onnx", "--threads", "--json"},
-    "export": {"--onnx", "--out", "-o", "--data-root", "--json"},
+    "export": {
+        "--onnx", "--target", "--out", "-o", "--data-root", "--student", "--budget", "--int8", "--fp16",
+        "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--runtime",
+        "--json",
+    },
     "download": {"--data-root", "--url", "--json"},
     "evaluate": {"--data-root", "--json"},
     "verify": {"--data-root", "--json"},
@@ -38,6 +43,7 @@ COMMANDS = {
     "runs": {"--json"},
     "compare": {"--baseline", "--require", "--md", "--json"},
 }
+# fmt: on
 
 
 @pytest.fixture(scope="module")
