@@ -7,6 +7,7 @@ transparency over black), the shorter side resized to the size wanted, or to `sh
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -29,6 +30,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from okdc.errors import DataError, nearest
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+# What a file may be, whatever its name. Pillow knows more: for PostScript (EPS, also inside an IPTC file) it starts
+# Ghostscript, and a stranger's image must not start a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "QOI")
 RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 RESIZE_LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
 LARGEST = 2**30 // 12  # pixels: what Pillow takes for an attack in a file is no size to resize one to either
@@ -84,11 +88,21 @@ def rule(size: int, shorter_side: int | None = None) -> dict[str, Any]:
 
 
 def read(content: bytes, transform: Callable[[Image.Image], Pixels]) -> Pixels:
-    """The pixels that `transform` makes of a file's content. Raises whatever Pillow does; `damage` has words for it."""
+    """The pixels that `transform` makes of a file's content, which is of one of FORMATS.
+
+    Raises whatever Pillow does; `damage` has words for it.
+    """
     if not content:
         raise ValueError("zero bytes")
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=_formats()) as image:
         return transform(image)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of FORMATS that the installed Pillow has a reader of: of another it raises KeyError."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @contextmanager
