@@ -14,6 +14,7 @@ from typing import Any
 
 import onnx
 
+from okdc.bundle.words import quoted
 from okdc.errors import CheckFailed
 
 LARGEST = 2**31 - 1  # bytes: no protobuf message is larger
@@ -109,16 +110,16 @@ def _check_alone(found: onnx.ModelProto, where: Path) -> None:
             message.data_location != onnx.TensorProto.DEFAULT or message.external_data
         ):
             places = [entry.value for entry in message.external_data if entry.key == "location"]
-            asks = f"asks for {_shown(places[0])}" if places else "says so without naming one"
+            asks = f"asks for {quoted(places[0])}" if places else "says so without naming one"
             raise _refused(
                 where,
-                f"weights in another file: the tensor {_shown(message.name)} {asks}",
+                f"weights in another file: the tensor {quoted(message.name)} {asks}",
                 "a bundle's model is one file; do not use this one unless you know who made it",
             )
         if isinstance(message, onnx.NodeProto) and message.domain not in STANDARD:
             raise _refused(
                 where,
-                f"the operator {_shown(message.op_type)} of the domain {_shown(message.domain)}; "
+                f"the operator {quoted(message.op_type)} of the domain {quoted(message.domain)}; "
                 "expected standard operators alone",
                 "an operator of another domain is another program's code",
             )
@@ -132,8 +133,3 @@ def _messages(message: Any) -> Iterator[Any]:
             continue
         for inner in [value] if hasattr(value, "ListFields") else value:
             yield from _messages(inner)
-
-
-def _shown(text: str) -> str:
-    """Words from the file, which are its maker's: no control characters, not too many."""
-    return repr(text if len(text) <= 100 else f"{text[:100]}...")

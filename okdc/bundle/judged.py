@@ -18,6 +18,7 @@ import numpy.typing as npt
 from okdc.bundle.layout import MANIFEST
 from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Images, Pixels, parts
+from okdc.bundle.words import quoted
 from okdc.data import images as image_files
 from okdc.data import published
 from okdc.data.ondemand import OnDemand
@@ -91,9 +92,9 @@ def find(bundle: Bundle, data_root: str | None) -> Judged:
         return _chosen(published.DIGITS, *published.digits(), judged)
     if isinstance(name, str) and ":" in name:
         # A bundle that names code of its maker's would have it run here, with the working directory on the path.
-        raise NotHereError(f"its images come from code ({name[:80]!r}), which is not run on a bundle's word")
+        raise NotHereError(f"its images come from code ({quoted(name, 80)}), which is not run on a bundle's word")
     if not isinstance(name, str) or name not in DATASETS:
-        raise NotHereError(f"this okdc knows no data set {repr(name)[:80]}")
+        raise NotHereError(f"this okdc knows no data set {quoted(name, 80)}")
     given = data_root or os.environ.get("OKDC_DATA_ROOT") or ROOTS.get(name)
     root = Path(given).expanduser() if given else None
     if root is None or not root.is_dir():

@@ -71,13 +71,19 @@ def whole(out: Path, is_one: Callable[[Path], bool], what: str) -> Iterator[Path
 
 
 def _move(aside: Path, out: Path) -> None:
-    """Replace a folder by another: the old one steps aside first, so that one of the two is always whole."""
+    """Replace a folder by another: the old one steps aside first, and back where the new one cannot come."""
     old = out.with_name(f".{out.name}.old")
     with writing(out):
         shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
+        replaced = out.exists()
+        if replaced:
             out.rename(old)
-        aside.rename(out)
+        try:
+            aside.rename(out)
+        except OSError:
+            if replaced:
+                old.rename(out)
+            raise
     shutil.rmtree(old, ignore_errors=True)
 
 

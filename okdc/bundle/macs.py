@@ -10,6 +10,7 @@ import math
 import onnx
 
 from okdc.bundle.structure import INPUT
+from okdc.bundle.words import first_line
 from okdc.errors import CheckFailed
 
 Shape = tuple[int, ...]
@@ -58,7 +59,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     try:
         graph = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:
-        raise CheckFailed("counting", f"onnx cannot infer the sizes: {str(error).splitlines()[0]}") from None
+        raise CheckFailed("counting", f"onnx cannot infer the sizes: {first_line(error)}") from None
     found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type

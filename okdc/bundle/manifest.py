@@ -10,20 +10,32 @@ import json
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from okdc.bundle.layout import FLOAT32, MODELS, SCHEMA
+from okdc.bundle.words import quoted
 from okdc.data.images import RESIZE, RESIZE_LARGER
 from okdc.errors import RunError
 from okdc.files import read_json
 
 LARGEST = 4096  # sides of a model's input, and of an image before its centre is cut out
+MOST_BYTES = 2**25  # of a manifest: a million places of images take half of it
+MOST_FILES = 1000  # each is hashed
 MOST_PROBLEMS = 10  # that are named
+
+
+def _printable(text: str) -> str:
+    """What is printed as it stands moves no cursor and starts no line."""
+    if not text.isprintable():
+        raise ValueError(f"expected printable text, found {quoted(text)}")
+    return text
+
 
 Side = Annotated[int, Field(ge=1, le=LARGEST)]
 Index = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Word = Annotated[str, AfterValidator(_printable)]
 Colour = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=3, max_length=3)]
 
 
@@ -53,7 +65,7 @@ class _Normalisation(_Table):
 
 
 class _Accuracy(_Table):
-    split: str
+    split: Word
     images: Annotated[int, Field(ge=1)]
 
 
@@ -71,14 +83,14 @@ class _File(_Table):
 class _Manifest(_Table):
     models: dict[str, _Model]
     opset: int
-    architecture: str
+    architecture: Word
     labels: Annotated[list[str], Field(min_length=2)]
     input: _Input
     normalisation: _Normalisation
     accuracy: _Accuracy
     judged_on: _JudgedOn
     recipe: dict[str, Any]
-    files: dict[str, _File]
+    files: Annotated[dict[Word, _File], Field(max_length=MOST_FILES)]
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -86,10 +98,9 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises RunError for one of another version, a damaged one, or one with a file name that leads elsewhere.
     """
-    try:
-        facts = read_json(path)
-    except RecursionError:
-        raise RunError(f"{path}: not JSON that anybody would write: it is nested too deeply") from None
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise RunError(f"{path}: {size:,} bytes, and no manifest has more than {MOST_BYTES:,}")
+    facts = read_json(path)
     schema = facts.get("schema")
     if type(schema) is not int or schema != SCHEMA:
         newer = type(schema) is int and schema > SCHEMA
@@ -108,8 +119,8 @@ def read(path: Path) -> dict[str, Any]:
     if FLOAT32 not in models or any(models[name]["file"] != MODELS.get(name) for name in models):
         raise RunError(f"{path} is damaged: expected models of {', '.join(MODELS)}, float32 among them, in their files")
     rows, count = facts["judged_on"]["rows"], facts["accuracy"]["images"]
-    if rows is not None and len(rows) != count:
-        raise RunError(f"{path} is damaged: judged on {count} images, judged_on.rows names {len(rows)}")
+    if rows is not None and not len(rows) == len(set(rows)) == count:
+        raise RunError(f"{path} is damaged: judged on {count} images, judged_on.rows names {len(set(rows))}")
     _check_names(path, facts["files"])
     return facts
 
@@ -124,7 +135,7 @@ def _check_input(path: Path, spec: dict[str, Any]) -> None:
 
 
 def _check_names(path: Path, names: dict[str, Any]) -> None:
-    """Every file lies in the folder, links followed."""
+    """Every file lies in the folder, links followed, and has one name."""
     inside = path.parent.resolve()
     for name in names:
         pure = PurePosixPath(name)
@@ -133,17 +144,18 @@ def _check_names(path: Path, names: dict[str, Any]) -> None:
             raise RunError(
                 f"{path}: the file name {_short(name)} leads out of the bundle", hint="do not use this bundle"
             )
+        if pure.as_posix() != name:
+            raise RunError(f"{path} is damaged: a file {_short(name)}, which is {_short(pure.as_posix())}")
 
 
 def lies_in(path: Path, resolved: Path) -> bool:
     """Whether a path ends below a folder that is resolved already, links followed."""
     try:
         return path.resolve().is_relative_to(resolved)
-    except (OSError, RuntimeError, ValueError):  # links in a circle, a zero byte in the name
+    except (OSError, RuntimeError):  # links in a circle
         return False
 
 
 def _short(thing: object) -> str:
     """What a file says, on one line of bearable length."""
-    text = thing if isinstance(thing, str) and thing.isprintable() else repr(thing)
-    return text if len(text) <= 300 else f"{text[:300]}..."
+    return thing if isinstance(thing, str) and thing.isprintable() and len(thing) <= 200 else quoted(thing)

@@ -1,6 +1,6 @@
 """A bundle that somebody handed over: nothing in it is believed before it was looked at. No torch.
 
-The manifest is read first and says what the other files are; a file is read once, and what is used is what was hashed.
+The manifest is read first and says what the other files are; what is used of a file are the bytes that were hashed.
 Names that lead out of the folder, models that ask for further files and words that this version does not know are
 refused, whatever their hashes.
 """
@@ -16,6 +16,8 @@ from typing import Any
 from okdc.bundle import foreign, structure
 from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS
 from okdc.bundle.manifest import lies_in, read
+from okdc.bundle.session import Pixels
+from okdc.data import images
 from okdc.errors import CheckFailed, RunError, UsageError, nearest
 
 
@@ -37,7 +39,7 @@ class Bundle:
             raise RunError(f"{path} is a link out of the bundle", hint="copy the files themselves")
         return cls(folder, read(path))
 
-    @property
+    @cached_property
     def labels(self) -> list[str]:
         """Class names in the order of the logits."""
         return list(self.manifest["labels"])
@@ -67,8 +69,12 @@ class Bundle:
         try:
             if path.exists() and not path.is_file():  # a pipe would be waited for
                 raise CheckFailed("files", f"{path}: expected a file, found something else", hint=again)
+            if (size := path.stat().st_size) > foreign.LARGEST:
+                raise CheckFailed(
+                    "files", f"{path}: {size:,} bytes, no file of a bundle has more than 2 GiB", hint=again
+                )
             with path.open("rb") as stream:
-                content = stream.read(min(named["bytes"], path.stat().st_size) + 1)  # room is made for what is asked
+                content = stream.read(min(named["bytes"], size) + 1)  # room is made for what is asked
         except OSError as error:
             raise CheckFailed(
                 "files", f"{path}: cannot be read: {error.strerror}", hint="the bundle is not whole: copy it again"
@@ -81,6 +87,13 @@ class Bundle:
                 hint=again,
             )
         return content
+
+    def pixels(self, content: bytes) -> Pixels:
+        """An image file's content as the model takes it, size×size×3, by the manifest's rule.
+
+        Raises whatever Pillow does, under `okdc.data.images.wary` also for an image that is an attack.
+        """
+        return images.read(content, lambda image: images.fit(image, self.size, self.shorter_side))
 
     def model(self, precision: str = FLOAT32) -> bytes:
         """The ONNX file of one precision, which is what the manifest says.

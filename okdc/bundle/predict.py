@@ -96,7 +96,7 @@ def _answered(
 def _decoded(bundle: Bundle, path: Path) -> Pixels:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise ValueError("not a file")
-    return images.read(path.read_bytes(), lambda image: images.fit(image, bundle.size, bundle.shorter_side))
+    return bundle.pixels(path.read_bytes())
 
 
 def _lines(

@@ -19,6 +19,7 @@ from okdc.errors import CheckFailed
 from okdc.machine import processor
 
 ROUNDING = 1e-5  # of a softmax
+MOST_CASES = 64  # which are decoded and answered at once
 
 
 class _Case(BaseModel):
@@ -35,7 +36,7 @@ class _Wanted(BaseModel):
 
 class Expected(BaseModel):
     model_config = ConfigDict(strict=True)
-    cases: Annotated[list[_Case], Field(min_length=1)]
+    cases: Annotated[list[_Case], Field(min_length=1, max_length=MOST_CASES)]
     models: dict[str, _Wanted]
 
 
@@ -68,7 +69,7 @@ def _decoded(bundle: Bundle, name: str) -> Pixels:
     content = bundle.content(f"{SAMPLE}/{name}")
     try:
         with image_files.wary():
-            return image_files.read(content, lambda image: image_files.fit(image, bundle.size, bundle.shorter_side))
+            return bundle.pixels(content)
     except Exception as error:
         told = image_files.damage(error)
         raise CheckFailed("samples", f"{bundle.folder / SAMPLE / name}: no whole image: {told}") from None

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
+from okdc.bundle.words import first_line
 from okdc.errors import CheckFailed
 
 Floats = npt.NDArray[np.float32]
@@ -67,5 +68,7 @@ def _refusals() -> Iterator[None]:
     """onnxruntime raises kinds of its own; that it cannot run a file is a failed check, not a bug."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
-        raise CheckFailed("parity", f"onnxruntime cannot run the file: {str(error).splitlines()[0]}") from error
+        raise CheckFailed("parity", f"onnxruntime cannot run the file: {first_line(error)}") from error

@@ -17,6 +17,7 @@ import onnx
 
 from okdc import __version__
 from okdc.bundle.layout import INT8, input_facts
+from okdc.bundle.words import first_line, quoted
 from okdc.errors import CheckFailed
 
 OPSET = 18
@@ -63,7 +64,7 @@ def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(blob)
     except Exception as error:  # protobuf raises kinds of its own
-        raise CheckFailed("structure", f"the file is no valid ONNX model: {_first_line(error)}") from None
+        raise CheckFailed("structure", f"the file is no valid ONNX model: {first_line(error)}") from None
     _check_valid(model)
     _check_opset(model, OPSET)
     _check_interface(model.graph, facts["preprocessing"]["size"], len(facts["classes"]))
@@ -106,7 +107,7 @@ def check_against(model: onnx.ModelProto, manifest: Mapping[str, Any], precision
         if (text if key in plain else _parsed(text)) != value:
             raise CheckFailed(
                 "structure",
-                f"metadata okdc.{key}: the manifest says {_shown(value)}, the file {_shown(text)}",
+                f"metadata okdc.{key}: the manifest says {quoted(value)}, the file {quoted(text)}",
                 hint="labels in another order name every prediction wrongly" if key == "labels" else "",
             )
 
@@ -115,7 +116,7 @@ def _check_valid(model: onnx.ModelProto) -> None:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # the checker raises kinds of its own
-        raise CheckFailed("structure", f"the file is no valid ONNX model: {_first_line(error)}") from None
+        raise CheckFailed("structure", f"the file is no valid ONNX model: {first_line(error)}") from None
 
 
 def _parsed(text: str | None) -> Any:
@@ -125,19 +126,9 @@ def _parsed(text: str | None) -> Any:
         return None
 
 
-def _shown(thing: object) -> str:
-    text = repr(thing)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
 def _named(word: str | bytes) -> str:
     """A word of the file, which is its maker's; protobuf gives bytes where it is no text."""
-    return word if isinstance(word, str) and word.isidentifier() else _shown(word)
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error) or type(error).__name__).splitlines()[0]
-    return "".join(c if c.isprintable() else "?" for c in line)  # names in the file are its maker's
+    return word if isinstance(word, str) and word.isidentifier() else quoted(word)
 
 
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:
@@ -173,7 +164,7 @@ def _check_interface(graph: onnx.GraphProto, size: int, classes: int) -> None:
         (PROBABILITIES, "float32", [classes]),
     ]
     if found != expected:
-        raise CheckFailed("structure", f"the graph takes and gives {_shown(found)}; expected {expected}")
+        raise CheckFailed("structure", f"the graph takes and gives {quoted(found)}; expected {expected}")
     for value in (*graph.input, *graph.output):
         batch = value.type.tensor_type.shape.dim[0]
         if batch.dim_param != "batch":

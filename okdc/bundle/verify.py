@@ -24,9 +24,7 @@ from okdc.errors import CheckFailed, DataError
 from okdc.machine import processor
 from okdc.talk import Listener
 
-BATCH = 64  # images that onnxruntime gets at a time, as in the parity check
 THREADS = min(4, os.cpu_count() or 1)
-ROUNDING = 1e-5  # of a softmax
 NAMED = 5  # files without a place in the manifest that a note names
 
 Sessions = dict[str, Session]  # by precision

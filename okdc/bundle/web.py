@@ -12,7 +12,7 @@ from okdc import catalog
 from okdc.bundle.layout import MANIFEST, whole
 from okdc.bundle.opened import Bundle
 from okdc.errors import UsageError
-from okdc.files import write, writing
+from okdc.files import write, write_json, writing
 
 PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -38,7 +38,7 @@ def lay(bundle: Path, out: Path, runtime: Path | None = None) -> Path:
         for name in opened.manifest["files"]:
             (aside / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
             write(aside / "bundle" / name, opened.content(name))
-        shutil.copyfile(bundle / MANIFEST, aside / "bundle" / MANIFEST)
+        write_json(aside / "bundle" / MANIFEST, opened.manifest)  # what was checked, not what may lie there by now
     return out
 
 

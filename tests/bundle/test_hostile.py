@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import okdc
+from okdc.bundle.opened import Bundle
+from okdc.errors import CheckFailed
 from okdc.files import read_json
 from okdc.run import Run
 
@@ -156,7 +158,7 @@ def test_every_file_that_is_not_the_manifests_is_named(capsys: Captured, how: st
         (b'{"schema": 1e400}', "schema inf"),
         (b'{"schema": ' + b"9" * 5000 + b"}", "not JSON"),
         (b'{"schema": 1}', "is damaged: models: Field required"),
-        (b'{"a": ' * 100_000, "nested too deeply"),
+        (b'{"a": ' * 100_000, "not JSON"),
         (b'{"schema": 1, "models": ' + b'{"a": ' * 10 + b"1" + b"}" * 11, "is damaged"),
     ],
 )
@@ -214,8 +216,16 @@ def test_what_is_no_bundle_is_said(capsys: Captured, thing: str) -> None:
         lambda m: m["judged_on"].update(part="../../images"),
         lambda m: m["judged_on"].update(rows=[-1]),
         lambda m: m["judged_on"].update(rows=[]),
+        lambda m: m["judged_on"].update(rows=[0] * m["accuracy"]["images"]),
+        lambda m: m["accuracy"].update(split="test\x1b[2J"),
+        lambda m: m.update(architecture="resnet8\nall is as stated"),
         lambda m: m.update(files=[]),
         lambda m: m["files"].update({"infer.py": "0" * 64}),
+        lambda m: m["files"].update({"./infer.py": m["files"]["infer.py"]}),
+        lambda m: m["files"].update({"sample//0.png": m["files"]["sample/0.png"]}),
+        lambda m: m["files"].update({"\x1b[2J": m["files"]["infer.py"]}),
+        lambda m: m["files"].update({"nul\0": m["files"]["infer.py"]}),
+        lambda m: m["files"].update({f"{i}": m["files"]["infer.py"] for i in range(1000)}),
         lambda m: m["files"]["infer.py"].update(sha256=7),
         lambda m: m["files"]["infer.py"].update(bytes=-1),
         lambda m: m.update(normalisation={"mean": [0.5], "std": [0.5]}),
@@ -246,8 +256,25 @@ def test_sizes_beyond_all_memory_are_only_numbers(capsys: Captured) -> None:
     refused(verified(capsys), 2, "judged on 1000000")
 
 
+def test_files_larger_than_any_bundle_has_are_not_read(
+    capsys: Captured, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have holes: nothing that large lies on the disk."""
+    with (bundle / "infer.py").open("r+b") as stream:
+        stream.truncate(2**31)
+    edit(bundle / "manifest.json", lambda m: m["files"]["infer.py"].update(bytes=2**31))
+    with monkeypatch.context() as patch:
+        patch.setattr("okdc.bundle.opened.hashlib.sha256", lambda _: pytest.fail("it was read"))
+        with pytest.raises(CheckFailed, match="no file of a bundle has more than 2 GiB"):
+            Bundle.open(bundle).content("infer.py")
+    with (bundle / "manifest.json").open("r+b") as stream:
+        stream.truncate(2**40)
+    for answer in (verified(capsys), predicted(capsys)):
+        refused(answer, 2, "no manifest has more than")
+
+
 @pytest.mark.parametrize(
-    "name", ["../secret", "/etc/passwd", "sample/../../secret", "", ".", "a\\..\\b", "nul\0", "link", "link/x", "loop"]
+    "name", ["../secret", "/etc/passwd", "sample/../../secret", "", ".", "a\\..\\b", "link", "link/x", "loop"]
 )
 def test_a_file_name_that_leads_out_of_the_folder_is_refused_and_not_followed(capsys: Captured, name: str) -> None:
     Path("secret").write_text("secret")
@@ -363,6 +390,9 @@ def test_a_model_of_any_bytes_is_refused_or_answers(
 
 # --- images that mean harm, among the bundle's own
 
+# For such a file Pillow starts Ghostscript, whatever the file's name.
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+
 
 @pytest.mark.parametrize(
     ("content", "says"),
@@ -371,6 +401,7 @@ def test_a_model_of_any_bytes_is_refused_or_answers(
         (b"", "zero bytes"),
         (b"no image", "not an image of a known format"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "0.png: no whole image"),
+        (POSTSCRIPT, "not an image of a known format"),
     ],
 )
 def test_a_case_that_is_no_whole_image_fails(capsys: Captured, bundle: Path, content: bytes, says: str) -> None:
@@ -378,6 +409,22 @@ def test_a_case_that_is_no_whole_image_fails(capsys: Captured, bundle: Path, con
     seal(bundle)
     with touching_nothing_else():
         refused(verified(capsys), 1, says)
+
+
+def test_an_image_to_classify_starts_no_program_either(capsys: Captured) -> None:
+    Path("image.png").write_bytes(POSTSCRIPT)
+    with touching_nothing_else():
+        refused(predicted(capsys), 2, "not an image of a known format")
+
+
+def test_more_cases_than_a_batch_are_not_decoded(capsys: Captured, bundle: Path) -> None:
+    def many(expected: Json) -> None:
+        expected["cases"] *= 13
+        expected["models"]["float32"]["logits"] *= 13
+
+    edit(bundle / "sample" / "expected.json", many)
+    seal(bundle)
+    refused(verified(capsys), 1, "cases: List should have at most 64 items")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"[" * 100_000, b'{"cases": [{}], "models": {}}', b"\xff"])

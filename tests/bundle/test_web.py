@@ -6,26 +6,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+from bundles import of_digits
 
 from okdc import catalog
-from okdc.__main__ import main
 from okdc.bundle import web
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
 from okdc.files import read_json, write_json
 from okdc.run import Run
 
 
-@pytest.fixture(scope="module")
-def shipped(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = shutil.copytree(finished.path, tmp_path_factory.mktemp("shipped") / "run")
-    assert main(["export", str(run), "--onnx"]) == 0
-    return Path(run) / "bundle"
-
-
 @pytest.fixture
-def bundle(shipped: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil, in a folder of its own."""
-    return Path(shutil.copytree(shipped, tmp_path / "run" / "bundle"))
+def bundle(finished: Run, blob: bytes, tmp_path: Path) -> Path:
+    """A bundle that a test may spoil, in a folder of its own."""
+    return of_digits(finished, blob, tmp_path / "run" / "bundle")
 
 
 @pytest.fixture
