@@ -15,6 +15,7 @@ import torch
 from onnx import numpy_helper
 
 from okdc.bundle.session import Floats, Pixels
+from okdc.bundle.soundness import largest
 from okdc.deploy.onnx import constants
 from okdc.deploy.sides import Torch
 
@@ -52,12 +53,6 @@ def find(path: Path, evidence: Evidence, invariance: dict[str, float]) -> str:
     if largest(evidence.torch, evidence.onnx) <= evidence.bound:
         return "the file answers as these weights do, but they are not the weights that the run recorded"
     return "all images are affected: other weights, or another preprocessing, than the student's"
-
-
-def largest(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """max |a - b|; not a number counts as infinitely far."""
-    difference = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
 def _explains(evidence: Evidence, candidate: npt.NDArray[Any], of: slice = slice(None)) -> bool:

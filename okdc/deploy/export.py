@@ -17,7 +17,7 @@ from okdc.bundle.structure import OPSET, check_structure
 from okdc.data.datasets import Dataset
 from okdc.deploy import measured, onnx, parity, recorded, reduced, sides
 from okdc.deploy.reduced import Judges, Reduced, Wanted
-from okdc.errors import CheckFailed
+from okdc.errors import CheckFailed, OkdcError
 from okdc.files import write, write_json
 from okdc.run import Run
 from okdc.talk import Listener
@@ -38,7 +38,8 @@ def export(
 
     Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
     the file is not the student; what was built is then in `out`.rejected, with the report. A reduced file that fails
-    its gate lies there alone, and the bundle stands without it: CheckFailed, too.
+    its gate lies there alone, and the bundle stands without it: CheckFailed, too. So it does where one cannot be made:
+    what `reduced.make` gives as the reason is raised.
     """
     network, facts, result = recorded.student(run, "parity", "export", student)
     recipe, notes = reopen.recipe_of(run, data_root)
@@ -71,7 +72,7 @@ def export(
                     hint=f"likely cause: {report['cause']}",
                     details=[*report["failures"][1:], f"report: {layout.rejected(target) / layout.PARITY}"],
                 )
-            made = reduced.make(blob, dataset, judges, wanted or Wanted(), tell)
+            made, errors = reduced.make(blob, dataset, judges, wanted or Wanted(), tell)
             reports |= {one.precision: one.report for one in made}
             write_json(folder / layout.PARITY, reports)
             passed = [one for one in made if one.report["passed"]]
@@ -98,19 +99,24 @@ def export(
         if (target / layout.MANIFEST).is_file():
             error.details = (*error.details, f"the earlier bundle {target} is untouched")
         raise
-    _refuse(target, reports, [one for one in made if one not in passed])
+    errors += _refused(target, reports, [one for one in made if not one.report["passed"]])
+    if errors:
+        first, *others = errors
+        further = [line for error in others for line in (f"error[{error.kind}]: {error.message}", *error.details)]
+        first.details = (*first.details, *further, f"the bundle {target} stands without it")
+        raise first
     return target, reports
 
 
-def _refuse(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) -> None:
-    """Put reduced files that failed their gate aside. Raises CheckFailed where there are any."""
+def _refused(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) -> list[OkdcError]:
+    """Put reduced files that failed their gate aside; what is to be said of them, if there are any."""
     if not failed:
-        return
+        return []
     aside = layout.set_aside(target, {one.precision: one.blob for one in failed}, reports)
     first = failed[0]
     name = layout.MODELS[first.precision]
     worst = first.report.get("worst_layers")
-    raise CheckFailed(
+    error = CheckFailed(
         first.precision,
         f"{name} did not pass: {first.report['failures'][0]}",
         hint="--diagnose names the layers that lose most; --max-drop and --min-agreement say what is allowed"
@@ -120,9 +126,10 @@ def _refuse(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) ->
             *first.report["failures"][1:],
             *(f"{layout.MODELS[one.precision]}: {line}" for one in failed[1:] for line in one.report["failures"]),
             *(f"{row['sqnr_db']:.1f} dB  {row['operator']} {row['weight'] or row['node']}" for row in worst or ()),
-            f"it is in {aside} with its report; the bundle {target} stands without it",
+            f"it is in {aside} with its report",
         ],
     )
+    return [error]
 
 
 def _folder_for(run: Run, out: Path | None) -> Path:

@@ -21,11 +21,10 @@ import torch
 from okdc.bundle import layout
 from okdc.bundle.macs import macs
 from okdc.bundle.session import Session
+from okdc.bundle.soundness import processor
 from okdc.cohort import Backbone
 from okdc.deploy import latency
 from okdc.deploy.count import check_graph, count, exported_macs
-from okdc.machine import processor
-from okdc.precision.gate import FLAGS
 
 BATCHES = {1: latency.WARM_UP, 64: 3}  # and how often each is run before the clock counts: a large batch takes seconds
 NOISY = 2  # p90 / p50 above which a time says more about the machine than about the model
@@ -43,8 +42,7 @@ def facts(network: Backbone, size: int, models: Mapping[str, bytes], threads: in
     graphs = {precision: macs(onnx.load_model_from_string(blob)) for precision, blob in models.items()}
     for precision, found in graphs.items():
         check_graph(expected, found, layout.MODELS[precision], bool(counts.uncounted))
-    load, times = _load(), _times(size, models, threads)
-    name, flags = processor()
+    load, times, there = _load(), _times(size, models, threads), processor()
     return {
         "schema": layout.SCHEMA,
         "input": [3, size, size],
@@ -61,8 +59,8 @@ def facts(network: Backbone, size: int, models: Mapping[str, bytes], threads: in
         },
         "machine": {
             "engine": "onnxruntime on the CPU",
-            "processor": name,
-            "flags": [flag for flag in FLAGS if flag in flags],
+            "processor": there["name"],
+            "flags": there["flags"],
             "threads": threads,
             "load_average_before": load,
             "noisy": any(row["noisy"] for rows in times.values() for row in rows.values()),

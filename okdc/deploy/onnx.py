@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import io
-import logging
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
@@ -23,6 +22,7 @@ from okdc.bundle.structure import INPUT, LOGITS, OPSET, PROBABILITIES, propertie
 from okdc.cohort import Backbone
 from okdc.deploy.plain import plain
 from okdc.errors import CheckFailed
+from okdc.precision.tools import quiet
 
 IR_VERSION = 8  # what runtimes of opset 18's age read
 
@@ -64,7 +64,7 @@ def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
     network = plain(network, torch.zeros(2, 3, rule["size"], rule["size"]))
     deploy = Deploy(network, rule["mean"], rule["std"]).eval()
     example = torch.zeros(2, rule["size"], rule["size"], 3, dtype=torch.uint8)
-    with warnings.catch_warnings(), _quiet(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), quiet(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         try:
             program = torch.onnx.export(
@@ -102,14 +102,3 @@ def _finish(model: Any, facts: Mapping[str, Any]) -> bytes:
     onnx.helper.set_model_props(proto, properties(facts))
     blob: bytes = proto.SerializeToString(deterministic=True)
     return blob
-
-
-class _quiet:  # noqa: N801  (used as a function)
-    """The exporter logs through several loggers; errors still come as exceptions."""
-
-    def __enter__(self) -> None:
-        self.level = logging.root.manager.disable
-        logging.disable(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        logging.disable(self.level)

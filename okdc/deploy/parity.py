@@ -12,30 +12,38 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-import onnxruntime
 import torch
 from onnx.reference import ReferenceEvaluator
 
 from okdc.bundle.judged import SAME_PCT
 from okdc.bundle.session import Floats, Images, Pixels, Session
+from okdc.bundle.soundness import (
+    BATCH,
+    FLOOR,
+    PROBE,
+    invariance,
+    largest,
+    made_on,
+    number,
+    per_class,
+    probabilities_off,
+    probe,
+)
 from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
 from okdc.cohort import Backbone
 from okdc.deploy import cause
-from okdc.deploy.cause import Evidence, largest
-from okdc.deploy.sides import Torch
+from okdc.deploy.cause import Evidence
+from okdc.deploy.sides import Torch, batches
 from okdc.errors import CheckFailed
 
-FACTOR, FLOOR = 16, 1e-5
-BATCHES = (1, 2, 7, 64)
-PROBE = 135  # images of the batch and thread checks: 135 = 2·64 + 7 leaves a partial last batch at every size but 1
+FACTOR = 16
+BATCHES = (2, 7, 64, PROBE)
 FLOAT64 = 1000  # images that are also computed in float64
 MOST_FLIPS = 0.001  # share of images whose class may change, if their margin explains it
 
@@ -51,7 +59,8 @@ def check(
 ) -> dict[str, Any]:
     """Compare the file at `path` with the student. Returns parity.json: `passed`, and if not `failures` and `cause`.
 
-    `images` may be decoded as they are read: no more than a batch of them is held, and each is read twice.
+    `images` may be decoded as they are read: no more than a batch of them is held, each is read once, and those that
+    are computed again some more times.
 
     Raises CheckFailed where an engine cannot run the file at all.
     """
@@ -64,7 +73,7 @@ def check(
 
     # Logits of every image on both sides; float64 of some says what rounding alone does, and so what is allowed.
     # Images that no data set holds round otherwise than real ones and get an allowance of their own.
-    z_torch, (z_onnx, p_onnx) = side.logits(images), session(images, 64)
+    z_torch, z_onnx, p_onnx = _answers(side, session, images)
     some = np.linspace(0, len(images) - 1, min(FLOAT64, len(images))).astype(int)
     z_exact = side.exact(images[some])
     extremes = _extremes(*images.shape[1:3])
@@ -82,9 +91,7 @@ def check(
     }
     for name, value in differences.items():
         hold(f"logits of {name.replace('_', ' ')}", value, allowed.get(name, bound))
-    softmax = np.exp(z_onnx - z_onnx.max(1, keepdims=True))
-    softmax /= softmax.sum(1, keepdims=True)
-    probabilities = max(largest(p_onnx, softmax), float(np.abs(p_onnx.sum(1) - 1).max()))
+    probabilities = probabilities_off(z_onnx, p_onnx)
     hold("probabilities against the softmax of the logits", probabilities, FLOOR)
 
     # Classes, image by image.
@@ -98,15 +105,15 @@ def check(
         failures.append(f"the weights reach {torch_pct:.2f} % on {split}, the run recorded {recorded_pct:.2f} %")
 
     # The same answers whatever the batch, the threads and the engine.
-    invariance = _invariance(path, session, images)
-    for name, value in invariance.items():
+    coupling = invariance(path, probe(images), BATCHES)
+    for name, value in coupling.items():
         hold(name.replace("_", " "), value, bound)
     second = largest(_reference(path, images[:4]), z_onnx[:4])
     hold("onnx.reference against onnxruntime", second, bound)
 
-    why = None
+    why, made = None, made_on()
     if failures:
-        why = cause.find(path, Evidence(images[: cause.LOOKED_AT], side, z_torch, z_onnx, bound), invariance)
+        why = cause.find(path, Evidence(images[: cause.LOOKED_AT], side, z_torch, z_onnx, bound), coupling)
     return {
         "schema": 1,
         "passed": not failures,
@@ -115,13 +122,13 @@ def check(
         "split": split,
         "images": len(images),
         "logits": {
-            "allowed": allowed,
-            "float32_noise": noise,
-            "max_abs": differences,
-            "mean_abs": float(np.abs(z_onnx - z_torch).mean()),
-            "largest_logit": float(np.abs(z_torch).max()),
+            "allowed": _numbers(allowed),
+            "float32_noise": _numbers(noise),
+            "max_abs": _numbers(differences),
+            "mean_abs": number(np.abs(z_onnx - z_torch).mean()),
+            "largest_logit": number(np.abs(z_torch).max()),
         },
-        "probabilities_max_abs": probabilities,
+        "probabilities_max_abs": number(probabilities),
         "top1_pct": {"torch": round(torch_pct, 4), "onnx": round(onnx_pct, 4), "recorded": recorded_pct},
         "agreement_pct": round(100 * (1 - len(flips) / len(images)), 4),
         "predictions_that_differ": len(flips),
@@ -131,12 +138,25 @@ def check(
             "torch_only_right": int((right_torch & ~right_onnx).sum()),
             "onnx_only_right": int((right_onnx & ~right_torch).sum()),
         },
-        "worst_class": _worst_class(facts["classes"], labels, right_torch, right_onnx),
-        "invariance_max_abs": invariance,
-        "onnx_reference_max_abs": second,
-        "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
-        "platform": platform.platform(),
+        "worst_class": min(
+            per_class(facts["classes"], labels, right_torch, right_onnx), key=lambda row: float(row["change_pct"])
+        ),  # a mean over classes can hide it
+        "invariance_max_abs": _numbers(coupling),
+        "onnx_reference_max_abs": number(second),
+        **made,
+        "versions": {"torch": torch.__version__, **made["versions"]},
     }
+
+
+def _answers(side: Torch, session: Session, images: Images) -> tuple[Floats, Floats, Floats]:
+    """(logits of torch, logits of the file, its probabilities) of all images, each of which is read once."""
+    found = [(side.logits(part), *session(part, BATCH)) for part in batches(images)]
+    z_torch, z_onnx, p_onnx = (np.concatenate(rows) for rows in zip(*found, strict=True))
+    return z_torch, z_onnx, p_onnx
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: number(value) for name, value in values.items()}
 
 
 def _extremes(height: int, width: int) -> Pixels:
@@ -164,16 +184,6 @@ def _unexplained(flips: npt.NDArray[np.int64], images: Images, side: Torch, diff
     return [int(i) for i, m in zip(flips, margin, strict=True) if m > explained]
 
 
-def _invariance(path: Path, session: Session, images: Images) -> dict[str, float]:
-    """max |d| of each batch size and of two threads against one image at a time."""
-    probe = images[np.arange(PROBE) % len(images)]  # repeats the images where there are fewer
-    single, _ = session(probe, 1)
-    found = {f"batch_{batch}": largest(session(probe, batch)[0], single) for batch in BATCHES[1:]}
-    found[f"batch_{PROBE}"] = largest(session(probe)[0], single)
-    found["2_threads"] = largest(Session(path, threads=2)(probe, 64)[0], single)
-    return found
-
-
 def _reference(path: Path, images: Pixels) -> Floats:
     """A second engine, written for clarity: it knows nothing of onnxruntime's kernels and fusions."""
     try:
@@ -181,19 +191,3 @@ def _reference(path: Path, images: Pixels) -> Floats:
     except Exception as error:  # it raises whatever numpy raises
         raise CheckFailed("parity", f"onnx.reference cannot run the file: {error}") from error
     return np.asarray(logits)
-
-
-def _worst_class(
-    classes: list[str],
-    labels: npt.NDArray[np.int64],
-    torch_right: npt.NDArray[np.bool_],
-    onnx_right: npt.NDArray[np.bool_],
-) -> dict[str, Any]:
-    """The class that loses most in the file: a mean over classes can hide it."""
-    rows = []
-    for c, name in enumerate(classes):
-        of = labels == c
-        if of.any():
-            rows.append((100 * float(onnx_right[of].mean() - torch_right[of].mean()), name, int(of.sum())))
-    change, name, count = min(rows)
-    return {"class": name, "images": count, "change_pct": round(change, 4)}

@@ -1,11 +1,12 @@
 """The reduced files of a student, int8 and float16: made from its proven float32 file and held to a gate each.
 
     training images, without augmentation      show how far activations reach (calibration)
-    validation images                          choose among six settings
+    validation images                          choose among six settings; where there are none, or they judge,
+                                               training images that were not shown
     the images that judge the student          judge the file, once
 
-The three never mix. A file that fails its gate is no reason to lose the float32 one: the caller decides what becomes of
-both.
+What judges has no part in the other two. A file that fails its gate, or cannot be made, is no reason to lose the
+float32 one: the caller decides what becomes of both.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from torch import Tensor
 from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.data.datasets import Dataset
 from okdc.deploy import sides
+from okdc.errors import CheckFailed, DataError, OkdcError
 from okdc.precision import calibration, diagnose, gate, half, quantize
 from okdc.talk import Listener
 
 SEED = 0  # of the calibration images: two exports of one run are the same bytes
 MOST_VALIDATION = 5000  # images that six settings are tried on
+MOST_PIXELS = 1000 * 224 * 224  # of them: all are held at once, 150 MB, and seven files answer to each
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,34 @@ class Judges:
     samples: Pixels
 
 
-def make(float32: bytes, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Listener) -> list[Reduced]:
-    """Every reduced file that is wanted, passed or not.
+def make(
+    float32: bytes, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Listener
+) -> tuple[list[Reduced], list[OkdcError]]:
+    """Every reduced file that is wanted, passed or not, and why the others could not be made.
 
-    Raises DataError where there are too few images to calibrate on, CheckFailed where no file can be made at all.
+    That is a DataError where there are too few images to calibrate on or one is damaged, a CheckFailed of the
+    precision's kind where its tools cannot make the file or nothing can run it.
     """
-    found = []
-    if wanted.int8:
-        blob, facts = _int8(float32, dataset, wanted, tell)
-        found.append(_judged("int8", float32, blob, facts, judges, wanted, tell))
-    if wanted.float16:
-        found.append(_judged("float16", float32, half.half(float32), {}, judges, wanted, tell))
-    return found
+    found: list[Reduced] = []
+    errors: list[OkdcError] = []
+    kinds: list[tuple[gate.Kind, bool]] = [("int8", wanted.int8), ("float16", wanted.float16)]
+    for precision in (kind for kind, is_wanted in kinds if is_wanted):
+        try:
+            blob, facts = (
+                _int8(float32, dataset, judges.split, wanted, tell) if precision == "int8" else (half.half(float32), {})
+            )
+            found.append(_judged(precision, float32, blob, facts, judges, wanted, tell))
+        except CheckFailed as error:
+            error.kind = precision
+            errors.append(error)
+        except DataError as error:
+            errors.append(error)
+    return found, errors
 
 
-def _int8(float32: bytes, dataset: Dataset, wanted: Wanted, tell: Listener) -> tuple[bytes, dict[str, Any]]:
+def _int8(
+    float32: bytes, dataset: Dataset, judged_on: str, wanted: Wanted, tell: Listener
+) -> tuple[bytes, dict[str, Any]]:
     if wanted.full_range:
         tell.note(
             "int8: --full-range overflows on x86 processors without VNNI, where about a tenth of the predictions "
@@ -85,12 +101,12 @@ def _int8(float32: bytes, dataset: Dataset, wanted: Wanted, tell: Listener) -> t
     labels = dataset.labels.numpy()
     places = calibration.choose(labels[train], wanted.calibration_images or calibration.COUNT, SEED)
     shown = sides.Split(dataset, dataset.train[places])
-    tell.note(f"int8: calibrating on {len(places):,} training images, the same number of each class")
-    rows, split = _searched_on(dataset, places)
+    tell.note(f"int8: calibrating on {len(places):,} training images, of each class the same number or all")
+    rows, split = _searched_on(dataset, places, judged_on)
     tell.note(f"int8: trying {len(quantize.SETTINGS)} settings on {len(rows):,} {split} images")
     pixels = shown[:]
     setting, blob, table = quantize.search(
-        float32, pixels, sides.Split(dataset, rows), labels[rows.numpy()], wanted.full_range, tell.note
+        float32, pixels, sides.Split(dataset, rows)[:], labels[rows.numpy()], wanted.full_range, tell.note
     )
     facts: dict[str, Any] = {
         "calibration": {
@@ -109,14 +125,18 @@ def _int8(float32: bytes, dataset: Dataset, wanted: Wanted, tell: Listener) -> t
     return blob, facts
 
 
-def _searched_on(dataset: Dataset, calibrated: npt.NDArray[np.int64]) -> tuple[Tensor, str]:
-    """Which images choose among the settings: of validation, or where there is none training images not yet shown."""
+def _searched_on(dataset: Dataset, calibrated: npt.NDArray[np.int64], judged_on: str) -> tuple[Tensor, str]:
+    """Which images choose among the settings: of validation, or where there are none, or they judge, of training.
+
+    Training images that did not calibrate, unless they are too few: then all of them.
+    """
     split, rows = "validation", dataset.val
-    if not len(rows):
+    if not len(rows) or judged_on == "validation":
         split, left = "training", np.setdiff1d(np.arange(len(dataset.train)), calibrated)
-        rows = dataset.train[left] if len(left) else dataset.train
-    if len(rows) > MOST_VALIDATION:
-        rows = rows[np.linspace(0, len(rows) - 1, MOST_VALIDATION).astype(int)]
+        rows = dataset.train[left] if len(left) >= calibration.FEWEST else dataset.train
+    most = max(1, min(MOST_VALIDATION, MOST_PIXELS // (dataset.size[1] * dataset.size[2])))
+    if len(rows) > most:
+        rows = rows[np.linspace(0, len(rows) - 1, most).astype(int)]
     return rows, split
 
 

@@ -19,6 +19,7 @@ from onnxruntime.quantization import qdq_loss_debug
 
 from okdc.bundle.session import Images, Pixels
 from okdc.precision import ranges, regions
+from okdc.precision.tools import refusals
 
 WORST = 10
 MOST, FEWEST, PIXELS = 64, 8, 64 * 64 * 64  # images, by how large they are
@@ -32,14 +33,11 @@ def diagnose(float32: bytes, int8: bytes, images: Images, worst: int = WORST) ->
     (as PyTorch names it; none behind a sum), and `sqnr_db`, how far what the float32 file has there stands above the
     error of the int8 file, with all that was lost in front of it: a layer that stands out against those before it is
     where to look. Below 20 dB the error is more than a tenth of the signal.
+
+    Raises CheckFailed ("int8") where onnxruntime's tool cannot compare the two.
     """
-    count = min(len(images), MOST, max(FEWEST, PIXELS // int(np.prod(images.shape[1:3]))))
-    sums: dict[str, Sums] = {}
-    with TemporaryDirectory() as folder:
-        one, other = _opened(float32, Path(folder, "float32.onnx")), _opened(int8, Path(folder, "int8.onnx"))
-        for part in ranges.batches(images[:count]):
-            for name, found in _compared(one, other, part).items():
-                sums[name] = sums.get(name, 0) + found
+    with refusals("int8", "onnxruntime cannot compare the layers"):
+        sums = _sums(float32, int8, images)
     graph = regions.parse(float32).graph
     made = {name: node for node in graph.node for name in node.output}
     weights = {tensor.name for tensor in graph.initializer}
@@ -55,6 +53,18 @@ def diagnose(float32: bytes, int8: bytes, images: Images, worst: int = WORST) ->
         if name in made
     ]
     return sorted(rows, key=lambda row: (row["sqnr_db"], row["node"]))[:worst]
+
+
+def _sums(float32: bytes, int8: bytes, images: Images) -> dict[str, Sums]:
+    """Of each tensor that both files have, over all images: [power of the signal, power of the error]."""
+    count = min(len(images), MOST, max(FEWEST, PIXELS // int(np.prod(images.shape[1:3]))))
+    sums: dict[str, Sums] = {}
+    with TemporaryDirectory() as folder:
+        one, other = _opened(float32, Path(folder, "float32.onnx")), _opened(int8, Path(folder, "int8.onnx"))
+        for part in ranges.batches(images[:count]):
+            for name, found in _compared(one, other, part).items():
+                sums[name] = sums.get(name, 0) + found
+    return sums
 
 
 def _weight(node: NodeProto, made: Mapping[str, NodeProto], weights: Collection[str]) -> str | None:
@@ -74,7 +84,7 @@ def _opened(blob: bytes, path: Path) -> str:
 
 
 def _compared(float32: str, int8: str, images: Pixels) -> dict[str, Sums]:
-    """Of each tensor that both files have: [power of the signal, power of the error]."""
+    """The same of one batch."""
     one, other = (qdq_loss_debug.collect_activations(path, ranges.Reader(iter([images]))) for path in (float32, int8))
     matching = qdq_loss_debug.create_activation_matching(other, one)
     there = {name: match for name, match in matching.items() if "float" in match}

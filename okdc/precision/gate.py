@@ -8,7 +8,6 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -16,19 +15,24 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
-from okdc import machine
+from okdc.bundle.macs import macs
 from okdc.bundle.session import Floats, Images, Pixels, Session, parts
+from okdc.bundle.soundness import (
+    BATCH,
+    FLOOR,
+    PROBE,
+    invariance,
+    largest,
+    made_on,
+    number,
+    per_class,
+    probabilities_off,
+    probe,
+)
 
 Kind = Literal["int8", "float16"]
 Labels = npt.NDArray[np.int64]
-Right = npt.NDArray[np.bool_]
-
-BATCH = 64
-PROBE = 135  # images of the batch and thread checks: 135 = 2·64 + 7 leaves a partial last batch
-FLOOR = 1e-5
-FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "f16c", "avx512_fp16")  # what picks the kernels
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,10 @@ def judge(
 
     Each image is read once, a batch at a time. `tolerance` is what the file's logits may differ by on another machine.
 
-    Raises CheckFailed ("parity") where onnxruntime cannot run one of the files.
+    Raises CheckFailed ("parity" or "counting") where onnxruntime cannot run one of the files or it lacks its sizes.
     """
     gates = gates or GATES[kind]
-    z, found, p, probe = _run(Session(float32), Session(reduced), images)
+    z, found, p, first = _run(Session(float32), Session(reduced), images)
     failures = _interface(float32, reduced)
     finite = bool(np.isfinite(found).all() and np.isfinite(p).all())
     if not finite:
@@ -82,20 +86,18 @@ def judge(
             f"{int(differ.sum())} of {len(images)} predictions differ: {agreement:.2f} % agree "
             f"(allowed {min(gates.min_agreement, 100 - one):.2f} %)"
         )
-    rows = _per_class(classes, labels, before, after, gates.max_class_drop)
+    rows = [_held(row, gates.max_class_drop) for row in per_class(classes, labels, before, after)]
+    rows.sort(key=_beyond, reverse=True)
     failures += [_said(row) for row in rows if _exceeds(-row["change_pct"], row["allowed_pct"])]
 
     # The file's own answers: whatever the batch and the threads, and probabilities that are those of its logits.
     tolerance = _tolerance(kind, z, found)
-    for name, value in (invariance := _invariance(reduced, probe)).items():
+    for name, value in (coupling := invariance(reduced, probe(first), (BATCH,))).items():
         if not value <= tolerance:
             failures.append(f"{name.replace('_', ' ')}: logits differ by {value:.1e} (allowed {tolerance:.1e})")
-    softmax = np.exp(found - found.max(1, keepdims=True))
-    softmax /= softmax.sum(1, keepdims=True)
-    if not (wrong := float(np.abs(p - softmax).max())) <= FLOOR:
+    if not (wrong := probabilities_off(found, p)) <= FLOOR:
         failures.append(f"probabilities against the softmax of the logits: max |d| {wrong:.1e} (allowed {FLOOR:.1e})")
 
-    name, flags = machine.processor()
     return {
         "passed": not failures,
         "failures": failures,
@@ -112,23 +114,21 @@ def judge(
         },
         "worst_class": rows[0],
         "logits": {
-            "max_abs": _number(np.abs(found - z).max()),
-            "mean_abs": _number(np.abs(found - z).mean()),
-            "largest_logit": _number(np.abs(z).max()),
+            "max_abs": number(largest(found, z)),
+            "mean_abs": number(np.abs(found - z).mean()),
+            "largest_logit": number(np.abs(z).max()),
         },
-        "tolerance": _number(tolerance),
+        "tolerance": number(tolerance),
         "finite": finite,
-        "probabilities_max_abs": _number(wrong),
-        "invariance_max_abs": {which: _number(value) for which, value in invariance.items()},
+        "probabilities_max_abs": number(wrong),
+        "invariance_max_abs": {which: number(value) for which, value in coupling.items()},
         "bytes": {"float32": len(float32), kind: len(reduced), "ratio": round(len(reduced) / len(float32), 4)},
-        "versions": {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
-        "platform": platform.platform(),
-        "processor": {"name": name, "flags": [flag for flag in FLAGS if flag in flags]},
+        **made_on(),
     }
 
 
 def _run(float32: Session, reduced: Session, images: Images) -> tuple[Floats, Floats, Floats, Pixels]:
-    """(float32 logits, reduced logits, reduced probabilities) of all images, and the first 135, repeated if fewer."""
+    """(float32 logits, reduced logits, reduced probabilities) of all images, and the first 135 or more of them."""
     of_float32, of_reduced, probabilities = [], [], []
     first: list[Pixels] = []
     for part in parts(images, BATCH):
@@ -138,34 +138,30 @@ def _run(float32: Session, reduced: Session, images: Images) -> tuple[Floats, Fl
         probabilities.append(p)
         if len(first) * BATCH < PROBE:
             first.append(part)
-    probe = np.concatenate(first)
-    probe = probe[np.arange(PROBE) % len(probe)]
-    return np.concatenate(of_float32), np.concatenate(of_reduced), np.concatenate(probabilities), probe
+    return np.concatenate(of_float32), np.concatenate(of_reduced), np.concatenate(probabilities), np.concatenate(first)
 
 
 def _interface(float32: bytes, reduced: bytes) -> list[str]:
-    """What goes in, what comes out and what the files say of themselves is the same."""
+    """What goes in, what comes out, the work between and what the files say of themselves is the same."""
     found = []
     one, other = (onnx.load_model_from_string(blob) for blob in (float32, reduced))
     if [*one.graph.input, *one.graph.output] != [*other.graph.input, *other.graph.output]:
         found.append("the file takes or gives other tensors than model.onnx")
+    work, done = (macs(model) for model in (one, other))
+    if work != done:
+        found.append(f"the file has {done:,} MACs, model.onnx has {work:,}")
     says, said = ({entry.key: entry.value for entry in model.metadata_props} for model in (one, other))
     found += [f"metadata {key} is not that of model.onnx" for key in sorted(says) if said.get(key) != says[key]]
     return found
 
 
-def _per_class(
-    classes: Sequence[str], labels: Labels, before: Right, after: Right, limit: float
-) -> list[dict[str, Any]]:
-    """The classes that have images, the one furthest beyond what it is allowed first. One image is always allowed."""
-    rows = []
-    for c, name in enumerate(classes):
-        if count := int((of := labels == c).sum()):
-            change = 100 * float(after[of].mean() - before[of].mean())
-            allowed = max(limit, 100 / count)
-            row = {"class": name, "images": count, "change_pct": round(change, 4), "allowed_pct": round(allowed, 4)}
-            rows.append((-change - allowed, row))
-    return [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
+def _held(row: dict[str, Any], limit: float) -> dict[str, Any]:
+    """With what the class may lose: one image at least."""
+    return row | {"allowed_pct": round(max(limit, 100 / row["images"]), 4)}
+
+
+def _beyond(row: dict[str, Any]) -> float:
+    return float(-row["change_pct"] - row["allowed_pct"])
 
 
 def _said(row: dict[str, Any]) -> str:
@@ -175,15 +171,6 @@ def _said(row: dict[str, Any]) -> str:
     )
 
 
-def _invariance(reduced: bytes, probe: Pixels) -> dict[str, float]:
-    """max |d| of a batch of 64 and of two threads against one image at a time."""
-    session = Session(reduced)
-    single, _ = session(probe, 1)
-    two, _ = Session(reduced, threads=2)(probe, BATCH)
-    many, _ = session(probe, BATCH)
-    return {f"batch_{BATCH}": float(np.abs(many - single).max()), "2_threads": float(np.abs(two - single).max())}
-
-
 def _tolerance(kind: Kind, z: Floats, found: Floats) -> float:
     """What another machine's logits of the same file may differ by.
 
@@ -191,14 +178,9 @@ def _tolerance(kind: Kind, z: Floats, found: Floats) -> float:
     """
     if kind == "int8":
         return max(2 * float(found.max() - found.min()) / 255, FLOOR)
-    return max(4 * float(np.abs(found - z).max()), FLOOR)
+    return max(4 * largest(found, z), FLOOR)
 
 
 def _exceeds(found: float, allowed: float) -> bool:
     """Not for the last digits of a percentage."""
     return not found <= allowed + 1e-9
-
-
-def _number(value: Any) -> float | None:
-    """JSON has no infinity."""
-    return float(value) if np.isfinite(value) else None

@@ -14,6 +14,7 @@ import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
 from okdc.precision import regions
+from okdc.precision.tools import refusals
 
 SUFFIX = "_float16"
 
@@ -23,8 +24,13 @@ def half(blob: bytes) -> bytes:
 
     A weight beyond float16's 65,504 becomes infinite, and `gate.judge` finds it in the logits.
 
-    Raises CheckFailed ("float16") where nothing in the graph can be reduced.
+    Raises CheckFailed ("float16") where nothing in the graph can be reduced, or what comes of it is no valid graph.
     """
+    with refusals("float16", "the file has no float16 twin"):
+        return _half(blob)
+
+
+def _half(blob: bytes) -> bytes:
     model = onnx.shape_inference.infer_shapes(regions.parse(blob))
     graph, floats = model.graph, _floats(model.graph)
     outside = frozenset(regions.outside(model, "float16"))

@@ -10,9 +10,7 @@ BatchNormalization where none could be folded (it is computed in float anyway).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,12 +22,13 @@ import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, save_tensors_data
 
 from okdc.bundle.session import Images, Session
-from okdc.errors import CheckFailed, OkdcError
+from okdc.bundle.soundness import BATCH
+from okdc.errors import CheckFailed
 from okdc.precision import ranges, regions
+from okdc.precision.tools import quiet, refusals
 
 # Logits stay float32: in 256 steps many a prediction is a tie, and the share of other predictions rises by a sixth.
 OPTIONS = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["Gemm"]}
-BATCH = 64
 # Sigmoid, HardSwish and Mul stay in float between two quantised convolutions.
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "Concat", "AveragePool", "MaxPool", "Flatten", "Reshape"]
 
@@ -64,7 +63,8 @@ class Quantizer:
 
     def __call__(self, setting: Setting) -> bytes:
         """The file in `setting`: the same bytes anywhere. Raises CheckFailed ("int8") where onnxruntime cannot."""
-        with _refusals(setting), _quiet(), TemporaryDirectory() as folder:
+        refused = refusals("int8", f"onnxruntime cannot quantise the file ({setting})")
+        with refused, quiet(), TemporaryDirectory() as folder:
             source, cache, target = (Path(folder, name) for name in ("source.onnx", "ranges.json", "int8.onnx"))
             source.write_bytes(self.blob)
             self.ranges = self.ranges or ranges.Ranges(self.blob, OPERATORS, self.images)
@@ -154,26 +154,3 @@ def _finish(blob: bytes, source: onnx.ModelProto) -> bytes:
     model.opset_import.extend(opsets)
     finished: bytes = model.SerializeToString(deterministic=True)
     return finished
-
-
-@contextmanager
-def _refusals(setting: Setting) -> Iterator[None]:
-    """onnxruntime's tools raise whatever Python does; a network they cannot quantise is no bug of the command."""
-    try:
-        yield
-    except OkdcError:
-        raise
-    except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckFailed("int8", f"onnxruntime cannot quantise the file ({setting}): {why}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser logs advice through the root logger."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(level)

@@ -13,12 +13,12 @@ from okdc import backbones
 from okdc.bundle import structure
 from okdc.bundle.macs import macs
 from okdc.bundle.session import Session
+from okdc.bundle.soundness import FLOOR, largest
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
-from okdc.deploy.cause import largest
 from okdc.deploy.count import count, exported_macs
-from okdc.deploy.parity import FACTOR, FLOOR
+from okdc.deploy.parity import FACTOR
 from okdc.deploy.sides import Torch
 from okdc.seeds import seeded
 

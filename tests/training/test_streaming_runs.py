@@ -20,6 +20,7 @@ from pictures import write_imagenet
 from PIL import Image
 
 from okdc import catalog, kept
+from okdc.bundle import soundness
 from okdc.data import images, ondemand
 from okdc.data.imagenet import PUBLISHED
 from okdc.data.ondemand import OnDemand
@@ -255,7 +256,7 @@ def test_parity_holds_no_more_images_than_a_batch_at_a_time_and_finds_the_same(
     report = parity.check(path, network, facts, asked, labels, 100.0, "test")
     assert report["passed"], report["failures"]
     assert report["images"] == 400
-    assert max(asked.counts) == parity.PROBE
+    assert max(asked.counts) == soundness.PROBE
     assert report == parity.check(path, network, facts, pixels, labels, 100.0, "test")
 
 
