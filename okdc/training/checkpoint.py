@@ -32,7 +32,10 @@ def load(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             if state["version"] != VERSION:
-                raise RunError(f"{path}: checkpoint format {state['version']}, this okdc writes {VERSION}")
+                raise RunError(
+                    f"{path}: checkpoint format {state['version']}, this okdc reads {VERSION}",
+                    hint=f"the version that began it continues it; or start again: okdc distill {run.recipe}",
+                )
         except RunError:
             raise
         except Exception as error:  # a cut file: RuntimeError, EOFError, UnpicklingError, KeyError, ...

@@ -20,7 +20,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def state(epoch: int) -> dict[str, Any]:
-    return {"epoch": epoch, "method": {"w": torch.full((50,), float(epoch))}, "totals": None, "best": {}}
+    return {"epoch": epoch, "method": {"w": torch.full((50,), float(epoch))}, "totals": None, "best": []}
 
 
 def test_a_run_without_a_checkpoint_has_none_and_says_nothing(run: Run) -> None:
@@ -112,10 +112,15 @@ def test_a_checkpoint_runs_no_code(run: Run) -> None:
     assert not Path("owned").exists()
 
 
-def test_another_format_is_named_and_not_taken_for_damage(run: Run) -> None:
-    torch.save(state(1) | {"version": 99}, run.checkpoint)
-    with pytest.raises(RunError, match="checkpoint format 99"):
+@pytest.mark.parametrize("version", [1, 99])
+def test_another_format_is_named_and_not_taken_for_damage(run: Run, version: int) -> None:
+    """Though a checkpoint of this one lies before it: to go back would lose what the other okdc has trained."""
+    checkpoint.save(run, state(1))
+    checkpoint.save(run, state(2))
+    torch.save(state(2) | {"version": version}, run.checkpoint)
+    with pytest.raises(RunError, match=f"checkpoint format {version}, this okdc reads 2") as caught:
         checkpoint.load(run)
+    assert f"okdc distill {run.recipe}" in caught.value.hint
 
 
 def test_a_file_of_another_kind_counts_as_damaged(run: Run) -> None:
