@@ -33,6 +33,7 @@ OPERATORS = frozenset({
     "Unsqueeze",
 })
 # fmt: on
+NAMED = 10  # operators in a message
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -134,7 +135,7 @@ def _named(word: str | bytes) -> str:
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": opset}:
-        raise CheckFailed("opset", f"opset {opset} was asked for, the file has {opsets}")
+        raise CheckFailed("opset", f"opset {opset} was asked for, the file has {quoted(opsets)}")
 
 
 def _check_operators(model: onnx.ModelProto, known: frozenset[str]) -> None:
@@ -146,7 +147,7 @@ def _check_operators(model: onnx.ModelProto, known: frozenset[str]) -> None:
     if strange:
         raise CheckFailed(
             "structure",
-            f"unexpected operators in the graph: {', '.join(strange)}",
+            f"unexpected operators in the graph: {', '.join(strange[:NAMED])}{', ...' if len(strange) > NAMED else ''}",
             hint="sizes are computed at run time: a channels_last tensor or the batch size reached a reshape",
         )
 

@@ -354,11 +354,21 @@ def endless(model: onnx.ModelProto) -> None:
     model.graph.node[0].input[0] = model.graph.node[-1].output[0]
 
 
+def wordy(model: onnx.ModelProto) -> None:
+    for i in range(1000):
+        model.graph.node.add(op_type=f"Own{i:099}")
+
+
+def of_many(model: onnx.ModelProto) -> None:
+    for i in range(1000):
+        model.opset_import.add(domain=f"{i:0100}", version=1)
+
+
 def nameless(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
 
 
-@pytest.mark.parametrize("change", [external, loop, foreign, fixed, larger, endless, nameless])
+@pytest.mark.parametrize("change", [external, loop, foreign, fixed, larger, endless, nameless, wordy, of_many])
 def test_a_model_that_is_more_or_less_than_a_classifier_is_refused_though_its_hash_fits(
     capfd: pytest.CaptureFixture[str], bundle: Path, change: Callable[[onnx.ModelProto], None]
 ) -> None:
@@ -369,6 +379,7 @@ def test_a_model_that_is_more_or_less_than_a_classifier_is_refused_though_its_ha
         for answer in (verified(capfd), predicted(capfd)):
             refused(answer, 1)
             assert "onnxruntime:" not in answer.err
+            assert len(answer.err) < 2500
 
 
 def test_a_model_of_any_bytes_is_refused_or_answers(

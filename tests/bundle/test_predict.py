@@ -267,7 +267,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(zoo: Path) -> None:
     os.close(reading)
     try:
         command = [sys.executable, "-m", "okdc", "predict", "bundle", str(zoo)]
-        told = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+        told = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     finally:
         os.close(writing)
     assert (told.returncode, told.stderr) == (0, "")
@@ -278,7 +278,7 @@ def test_the_bar_of_a_terminal_takes_nothing_from_a_pipe(zoo: Path) -> None:
     terminal, far = pty.openpty()
     try:
         command = [sys.executable, "-m", "okdc", "predict", "bundle", str(zoo)]
-        told = subprocess.run(command, stdout=subprocess.PIPE, stderr=far, text=True, check=False)
+        told = subprocess.run(command, stdout=subprocess.PIPE, stderr=far, text=True, check=False, timeout=60)
         os.set_blocking(terminal, False)
         drawn = os.read(terminal, 1 << 16).decode()
     finally:

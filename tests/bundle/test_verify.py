@@ -107,7 +107,7 @@ sys.meta_path.insert(0, NotInstalled)
 from okdc.__main__ import main
 sys.exit(main(["verify", "bundle"]) or main(["predict", "bundle", "bundle/sample"]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "on 797 test images" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line.startswith('{"image": "bundle/sample/')]) == 5
