@@ -18,6 +18,7 @@ import numpy.typing as npt
 from okdc.bundle.layout import MANIFEST
 from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Images, Pixels, parts
+from okdc.bundle.soundness import BATCH
 from okdc.bundle.words import quoted
 from okdc.data import images as image_files
 from okdc.data import published
@@ -25,7 +26,6 @@ from okdc.data.ondemand import OnDemand
 from okdc.errors import CheckFailed, DataError
 from okdc.recipe import DATASETS, ROOTS
 
-BATCH = 64  # images at a time, as in the parity check
 DIGITS = "digits"  # the data set that everybody has
 SAME_PCT = 0.05  # a recorded accuracy may differ by this between machines; below 2,000 images that is no image at all
 

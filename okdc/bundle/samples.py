@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from okdc.bundle.layout import EXPECTED, INT8, PARITY, SAMPLE
 from okdc.bundle.opened import Bundle
-from okdc.bundle.session import Floats, Pixels, Session, answers
+from okdc.bundle.session import Pixels, Session, answers
+from okdc.bundle.soundness import BATCH, FLOOR, largest, number, probabilities_off
 from okdc.data import images as image_files
 from okdc.errors import CheckFailed
 from okdc.machine import processor
 
-ROUNDING = 1e-5  # of a softmax
-MOST_CASES = 64  # which are decoded and answered at once
+MOST_CASES = BATCH  # which are decoded and answered at once
 
 
 class _Case(BaseModel):
@@ -81,24 +81,17 @@ def compare(
     """What one model gives for the cases, into `told`, and against what it should. Raises CheckFailed."""
     wanted = cases.models[precision]
     logits, probabilities = answers(session, images, len(bundle.labels))
-    found = _largest(logits, np.asarray(wanted.logits))
-    max_abs = found if np.isfinite(found) else None
-    told["samples"] = {"cases": len(images), "max_abs": max_abs, "allowed": wanted.tolerance}
+    found = largest(logits, np.asarray(wanted.logits))
+    told["samples"] = {"cases": len(images), "max_abs": number(found), "allowed": wanted.tolerance}
     path = bundle.folder / bundle.manifest["models"][precision]["file"]
-    if not found <= wanted.tolerance:
+    if found > wanted.tolerance:
         raise CheckFailed(
             "samples",
             f"{path}: logits of its own cases differ by {found:.1e}, allowed {wanted.tolerance:.1e}",
             hint=likely(bundle, precision),
         )
-    softmax = np.exp(logits - logits.max(1, keepdims=True))
-    off = _largest(probabilities, softmax / softmax.sum(1, keepdims=True))
-    if not off <= ROUNDING:
+    if (off := probabilities_off(logits, probabilities)) > FLOOR:
         raise CheckFailed("samples", f"{path}: probabilities differ from the softmax of the logits by {off:.1e}")
-
-
-def _largest(found: Floats, expected: Any) -> float:
-    return float(np.nan_to_num(np.abs(found - expected), nan=np.inf, posinf=np.inf).max())
 
 
 def likely(bundle: Bundle, precision: str) -> str:

@@ -19,7 +19,7 @@ from bundles import add_model, edit, edit_model, of_digits, of_folder, seal
 from lookalike import KINDS, write_cifar
 from pictures import write_imagenet
 
-from okdc.bundle import judged, samples
+from okdc.bundle import judged
 from okdc.bundle.opened import Bundle
 from okdc.data import cifar, published
 from okdc.data.datasets import Dataset, digits, folder
@@ -90,7 +90,8 @@ def test_a_bundle_that_is_as_it_says_passes(capsys: Captured, bundle: Path) -> N
     }
     table = ask(capsys, "verify", "bundle")
     assert table.code == 0
-    assert f"{top1_pct:.2f} on 797 test images" in table.out
+    assert table.out.count(f"{top1_pct:.2f}") == 2, "here and recorded"
+    assert "on 797 test images" in table.out
     assert "all is as stated" in table.out
     assert table.err == "next: okdc predict bundle IMAGE ...\n"
 
@@ -199,6 +200,31 @@ def test_weights_that_were_changed_and_sealed_again_answer_otherwise(capsys: Cap
     edit_model(bundle, change)
     ((check, message), *_) = failed(capsys, bundle)
     assert (check, "logits of its own cases differ by 9.0e-03, allowed" in message) == ("samples", True)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_answers_that_are_no_numbers_differ_without_end(capsys: Captured, bundle: Path, value: float) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        tensor = next(t for t in model.graph.initializer if list(t.dims) == [10])
+        tensor.raw_data = np.full(10, value, "<f4").tobytes()
+
+    edit_model(bundle, change)
+    answer, report = verify(capsys, bundle)
+    assert answer.code == 1
+    assert "logits of its own cases differ by inf" in answer.err
+    assert report["models"]["float32"]["samples"]["max_abs"] is None
+
+
+def test_probabilities_that_are_not_those_of_the_logits_fail(capsys: Captured, bundle: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.op_type == "Softmax")
+        node.op_type = "Sigmoid"
+        del node.attribute[:]
+
+    edit_model(bundle, change)
+    ((check, message),) = failed(capsys, bundle)
+    assert check == "samples"
+    assert "probabilities differ from the softmax of the logits by" in message
 
 
 @pytest.mark.parametrize(
@@ -376,8 +402,3 @@ def test_a_part_that_the_data_has_not_is_no_part_of_it() -> None:
     Path("root").mkdir()
     with pytest.raises(DataError, match="cifar10 has no split 'all'"):
         judged.find(bundle, "root")
-
-
-def test_the_difference_of_answers_that_are_no_numbers_is_without_end() -> None:
-    for value in (np.nan, np.inf, -np.inf):
-        assert samples._largest(np.asarray([value, 1.0], np.float32), np.zeros(2)) == np.inf
