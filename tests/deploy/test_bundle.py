@@ -226,6 +226,7 @@ def test_a_student_whose_answers_are_not_finite_never_passes(finished: Run, blob
     report = parity.check(path, network, facts, images, np.zeros(8, np.int64), 0.0, "test")
     assert not report["passed"]
     assert "the student itself gives logits that are not finite" in report["failures"]
+    json.dumps(report, allow_nan=False)  # clients read it in languages that know no NaN
 
 
 def test_exchanged_classes_are_found_among_a_thousand() -> None:

@@ -11,6 +11,7 @@ import pytest
 from graphs import Graph, Pixels
 from onnx import numpy_helper
 
+from okdc.errors import CheckFailed
 from okdc.precision import quantize, ranges
 from okdc.precision.diagnose import diagnose
 
@@ -60,6 +61,12 @@ def test_it_says_the_same_twice_whatever_the_batch(
     assert [row["node"] for row in found] == [row["node"] for row in expected]
     assert [row["sqnr_db"] for row in found] == pytest.approx([row["sqnr_db"] for row in expected], abs=0.11)
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_onnxruntimes_tool_raises_is_a_failed_check(blob: bytes, images: Pixels) -> None:
+    with pytest.raises(CheckFailed, match=r"^onnxruntime cannot compare the layers: ") as caught:
+        diagnose(blob, blob[:100], images)
+    assert caught.value.kind == "int8"
 
 
 @pytest.mark.parametrize("make", [graphs.densenet, graphs.efficientnet, graphs.convolutional], ids=lambda f: f.__name__)

@@ -190,10 +190,24 @@ def fixed_batch(model: ModelProto) -> None:
     model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "images"
 
 
+def more_work(model: ModelProto) -> None:
+    """The last layer is computed twice, and half of both is taken."""
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    place = list(model.graph.node).index(gemm)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    again = helper.make_node("Gemm", gemm.input, ["again"], transB=1)
+    both = helper.make_node("Add", ["once", "again"], ["both"])
+    logits = helper.make_node("Mul", ["both", "half"], [gemm.output[0]])
+    gemm.output[0] = "once"
+    for offset, node in enumerate((again, both, logits)):
+        model.graph.node.insert(place + 1 + offset, node)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (not_a_number, "not finite"),
+        (more_work, "the file has 782,592 MACs, model.onnx has 781,952"),
         (batch_coupling, "batch 64: logits differ"),
         (other_softmax, "probabilities against the softmax"),
         (other_labels, "metadata okdc.labels"),
@@ -208,6 +222,16 @@ def test_a_planted_defect_is_named(
     report = gate.judge("int8", blob, changed(blob, change), images[:200], labels[:200], CLASSES, "test")
     assert not report["passed"]
     assert any(said in failure for failure in report["failures"]), report["failures"]
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_weight_beyond_float16_is_found_in_the_logits_and_nothing_is_warned_of() -> None:
+    images, labels = graphs.digits()
+    blob = changed(Graph(graphs.mobilenet).blob(), bias(np.array([1e6] + 9 * [0], np.float32)))
+    report = gate.judge("float16", blob, half(blob), images[:100], labels[:100], CLASSES, "test")
+    assert not report["passed"]
+    assert "not finite" in report["failures"][0]
+    assert report["tolerance"] is None
     json.dumps(report, allow_nan=False)
 
 
@@ -233,5 +257,7 @@ def test_every_image_is_read_once(blob: bytes, int8: bytes, judging: tuple[Pixel
 def test_fewer_images_than_a_batch_are_enough() -> None:
     images, labels = graphs.digits()
     blob = Graph(graphs.mobilenet).blob()
-    report = gate.judge("float16", blob, half(blob), images[:3], labels[:3], CLASSES, "validation")
-    assert report["passed"], report["failures"]
+    for count in (1, 3):
+        report = gate.judge("float16", blob, half(blob), images[:count], labels[:count], CLASSES, "validation")
+        assert report["passed"], report["failures"]
+        assert report["images"] == count

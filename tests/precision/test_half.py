@@ -97,6 +97,19 @@ def test_the_bytes_are_the_same_in_another_process(tmp_path: Path, blob: bytes) 
     assert done.stdout.strip() == hashlib.sha256(half(blob)).hexdigest()
 
 
+def test_a_graph_that_makes_no_sense_in_float16_is_a_failed_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("Type Error: the types do not match\nand more")
+
+    blob = Graph(graphs.mobilenet).blob()
+    monkeypatch.setattr("onnx.shape_inference.infer_shapes", refuses)
+    with pytest.raises(
+        CheckFailed, match=r"^the file has no float16 twin: Type Error: the types do not match$"
+    ) as found:
+        half(blob)
+    assert found.value.kind == "float16"
+
+
 def test_a_network_without_weights_is_refused() -> None:
     blob = Graph(lambda g, x: g.add("MatMul", g.mean(x), g.tensor(np.ones((3, 10))))).blob()
     model = onnx.load_model_from_string(blob)
