@@ -30,6 +30,7 @@ SAMPLE, EXPECTED = "sample", "sample/expected.json"
 FLOAT32, INT8, FLOAT16 = "float32", "int8", "float16"
 MODELS = {FLOAT32: "model.onnx", INT8: "model.int8.onnx", FLOAT16: "model.fp16.onnx"}  # by precision
 SCHEMA = 1  # of every JSON file in a bundle
+MOST_BYTES = 2**25  # of each: a million places of images, or five cases of 50,000 classes for three models
 
 
 def rejected(out: Path) -> Path:

@@ -12,14 +12,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from okdc.bundle.layout import FLOAT32, MODELS, SCHEMA
+from okdc.bundle.layout import FLOAT32, MODELS, MOST_BYTES, SCHEMA
 from okdc.bundle.words import quoted
 from okdc.data.images import RESIZE, RESIZE_LARGER
 from okdc.errors import RunError
 from okdc.files import read_json
 
 LARGEST = 4096  # sides of a model's input, and of an image before its centre is cut out
-MOST_BYTES = 2**25  # of a manifest: a million places of images take half of it
 MOST_FILES = 1000  # each is hashed
 MOST_PROBLEMS = 10  # that are named
 

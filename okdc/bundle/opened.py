@@ -8,13 +8,14 @@ refused, whatever their hashes.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from okdc.bundle import foreign, structure
-from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS
+from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS, MOST_BYTES
 from okdc.bundle.manifest import lies_in, read
 from okdc.bundle.session import Pixels
 from okdc.data import images
@@ -87,6 +88,15 @@ class Bundle:
                 hint=again,
             )
         return content
+
+    def parsed(self, name: str) -> Any:
+        """A JSON file of the bundle. Raises CheckFailed ("files") as `content`, and where it is none or too large."""
+        if (size := self.manifest["files"].get(name, {"bytes": 0})["bytes"]) > MOST_BYTES:
+            raise CheckFailed("files", f"{self.folder / name}: {size:,} bytes, expected {MOST_BYTES:,} at most")
+        try:
+            return json.loads(self.content(name))
+        except (ValueError, RecursionError):
+            raise CheckFailed("files", f"{self.folder / name} is not JSON") from None
 
     def pixels(self, content: bytes) -> Pixels:
         """An image file's content as the model takes it, size×size×3, by the manifest's rule.

@@ -16,7 +16,7 @@ from typing import Any
 import onnx
 
 from okdc import __version__
-from okdc.bundle.layout import INT8, input_facts
+from okdc.bundle.layout import INT8, MOST_BYTES, input_facts
 from okdc.bundle.words import first_line, quoted
 from okdc.errors import CheckFailed
 
@@ -121,8 +121,9 @@ def _check_valid(model: onnx.ModelProto) -> None:
 
 
 def _parsed(text: str | None) -> Any:
+    """None for what no manifest can say."""
     try:
-        return json.loads(text or "null")
+        return json.loads(text) if text and len(text) <= MOST_BYTES else None
     except (ValueError, RecursionError):
         return None
 

@@ -267,6 +267,10 @@ def test_files_larger_than_any_bundle_has_are_not_read(
         patch.setattr("okdc.bundle.opened.hashlib.sha256", lambda _: pytest.fail("it was read"))
         with pytest.raises(CheckFailed, match="no file of a bundle has more than 2 GiB"):
             Bundle.open(bundle).content("infer.py")
+    (bundle / "infer.py").unlink()
+    edit(bundle / "manifest.json", lambda m: m["files"]["sample/expected.json"].update(bytes=2**25 + 1))
+    with pytest.raises(CheckFailed, match="33,554,433 bytes, expected 33,554,432 at most"):
+        Bundle.open(bundle).parsed("sample/expected.json")
     with (bundle / "manifest.json").open("r+b") as stream:
         stream.truncate(2**40)
     for answer in (verified(capsys), predicted(capsys)):
