@@ -25,7 +25,7 @@ from okdc.errors import CheckFailed, DataError, OkdcError
 from okdc.precision import calibration, diagnose, gate, half, quantize
 from okdc.talk import Listener
 
-SEED = 0  # of the calibration images: two exports of one run are the same bytes
+SEED = 0  # of the calibration images: two exports of one run on one machine are the same bytes
 MOST_VALIDATION = 5000  # images that six settings are tried on
 MOST_PIXELS = 1000 * 224 * 224  # of them: all are held at once, 150 MB, and seven files answer to each
 
