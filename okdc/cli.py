@@ -120,7 +120,7 @@ def profile(
         typer.Argument(metavar="RUN|NAME|RECIPE", help="What to count (default: the newest complete run)."),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Export bare networks too, for file size and latency.")] = False,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the latency measurement.")] = 1,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the latency measurement.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Count parameters and MACs side by side; measure latency."""
@@ -136,7 +136,7 @@ def profile(
         return
     tables.profile(report)
     if any(row["kept"] for row in report["rows"]):
-        console.next_step(f"okdc export {report['run']} --onnx")
+        console.next_step("okdc export", Path(report["run"]), "--onnx")
     else:
         console.next_step("okdc distill")
 
@@ -153,9 +153,11 @@ def export(
     target: Annotated[
         str | None, typer.Option(metavar="web", help="A folder for any web server: the bundle and a page for it.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="RUN/bundle, or RUN/web.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where to (default: RUN/bundle, or RUN/web).")
+    ] = None,
     data_root: DataRoot = None,
-    student: Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="Not the kept one.")] = None,
+    student: Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="This student, not the kept one.")] = None,
     budget: Annotated[
         str | None, typer.Option(metavar="'params<300k,latency_ms<2'", help="The most accurate student that fits.")
     ] = None,
@@ -185,7 +187,9 @@ def export(
 ) -> None:
     """Export a student to ONNX and prove it equal."""
     if not onnx and target is None:
-        raise UsageError("no format was named", hint=f"okdc export {thing} --onnx" if thing else "okdc export --onnx")
+        made = thing is not None and (thing / "manifest.json").is_file()
+        words = ["okdc export", *([console.quoted(thing)] if thing else []), "--target web" if made else "--onnx"]
+        raise UsageError("no format was named", hint=" ".join(words))
     if target not in (None, "web"):
         raise UsageError(f"--target {target}: expected web{nearest(str(target), ['web'])}")
     if runtime and target is None:
@@ -205,7 +209,8 @@ def export(
         runtime = web.find_runtime(runtime)  # before an export that takes minutes
     if thing and (thing / MANIFEST).is_file():
         if target is None or any((student, budget, int8, fp16, license_, data_root)):
-            raise UsageError(f"{thing} is a bundle: it was exported", hint=f"okdc export {thing} --target web")
+            again = f"okdc export {console.quoted(thing)} --target web"
+            raise UsageError(f"{thing} is a bundle: it was exported", hint=again)
         _finished_page(thing, out or thing.with_name("web"), runtime, as_json)
         return
     from okdc.run import Run
@@ -236,7 +241,7 @@ def export(
         return
     tables.parity(parity)
     console.out(f"bundle {bundle}")
-    console.next_step(f"okdc verify {bundle}")
+    console.next_step("okdc verify", bundle, *_where_images_are(chosen, data_root))
 
 
 @app.command()
@@ -261,8 +266,10 @@ def evaluate(
         console.out_json(report)
         return
     tables.evaluation(report)
-    runner = f"python {catalog.folder('export') / 'python' / 'run.py'} {chosen} IMAGE ..."
-    console.next_step(f"okdc export {chosen} --onnx" if report["kind"] == "run" else runner)
+    if report["kind"] == "run":
+        console.next_step("okdc export", chosen, "--onnx")
+    else:
+        console.next_step("okdc predict", chosen, "IMAGE ...")
 
 
 @app.command()
@@ -285,7 +292,7 @@ def verify(
         return
     tables.verification(report)
     again.check(report)
-    console.next_step(f"okdc predict {bundle} IMAGE ...")
+    console.next_step("okdc predict", bundle, "IMAGE ...")
 
 
 @app.command()
@@ -295,9 +302,9 @@ def predict(
         list[Path], typer.Argument(metavar="IMAGE|DIR", help="Image files, or folders of them.", show_default=False)
     ],
     model: Annotated[str, typer.Option(metavar="float32|int8|float16", help="Which of its models.")] = "float32",
-    top: Annotated[int, typer.Option(min=1, help="Classes to name, the likeliest first.")] = 5,
-    batch: Annotated[int, typer.Option(min=1, help="Images that the model gets at a time.")] = 64,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of the model.")] = 1,
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="Classes to name, the likeliest first.")] = 5,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model gets at a time.")] = 64,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the model.")] = 1,
 ) -> None:
     """Classify images with a bundle: one JSON line an image. Without torch."""
     from okdc.bundle import predict as answers
@@ -370,11 +377,14 @@ def runs(as_json: Json = False) -> None:
         console.say(f"{series.path}: left of its {len(series.seeds)} seeds: {', '.join(map(str, series.left))}")
     whole = owner(found[-1]) if found else None
     if unfinished and (not found or whole in unfinished):
-        console.next_step(f"okdc resume {(whole or unfinished[-1]).path}")
+        console.next_step("okdc resume", (whole or unfinished[-1]).path)
         return
     known = {"complete": "okdc profile", "resumable": "okdc resume"}
     state = rows[-1]["state"] if rows else None
-    console.next_step(f"{known[state]} {rows[-1]['run']}" if state in known else "okdc distill")
+    if state in known:
+        console.next_step(known[state], Path(rows[-1]["run"]))
+    else:
+        console.next_step("okdc distill")
 
 
 @app.command()
@@ -424,6 +434,15 @@ def _summary(run: Run) -> dict[str, Any]:
         return {"run": str(run.path), "state": "failed", "method": "?", "epoch": "?", "epochs": "?", **nothing}
 
 
+def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]:
+    """What a bundle does not say: where this machine has the images that judged it. Nothing where verify knows."""
+    from okdc import reopen
+    from okdc.recipe import ROOTS
+
+    data = reopen.recipe_of(run, data_root)[0].data
+    return () if data.root in (None, ROOTS.get(data.name)) else ("--data-root", Path(data.root))
+
+
 def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool) -> None:
     from okdc.bundle import web
 
@@ -432,7 +451,7 @@ def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool)
         console.out_json({"page": str(page), "bundle": str(bundle)})
         return
     console.out(f"page {page}")
-    console.next_step(f"python -m http.server -d {page}")
+    console.next_step("python -m http.server -b localhost -d", page, " # then open http://localhost:8000")
 
 
 def _finished(run: Run, as_json: bool) -> None:
@@ -443,7 +462,7 @@ def _finished(run: Run, as_json: bool) -> None:
         console.out_json({"run": str(run.path)} | facts)
         return
     tables.result(facts)
-    console.next_step(f"okdc profile {run.path}")
+    console.next_step("okdc profile", run.path)
 
 
 def _finished_series(series: Series, as_json: bool) -> None:

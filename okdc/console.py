@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -71,9 +73,15 @@ def warn(text: str) -> None:
     _err.print(f"[yellow]warning:[/] {escape(text)}")
 
 
-def next_step(command: str) -> None:
-    """Every finish names the next command."""
+def next_step(*words: str | Path) -> None:
+    """Every finish names the next command, which can be pasted: a path is quoted where it has to be."""
+    command = " ".join(word if isinstance(word, str) else quoted(word) for word in words)
     _err.print(f"next: [bold]{escape(command)}[/]")
+
+
+def quoted(path: Path) -> str:
+    """A path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def fail(error: OkdcError) -> None:

@@ -172,10 +172,13 @@ def profile(report: dict[str, Any]) -> None:
             f"kept of what was trained: 1/{shrink['params']:.1f} of the parameters, 1/{shrink['macs']:.1f} of the MACs"
         )
     how = report["latency"]
+    judged = {(row["judged_on"], row["images"]) for row in rows if row["judged_on"]}
+    sure = "".join(f"{split} %: ± standard error, {n:,} images. " for split, n in sorted(judged))
     console.note(
-        "MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs. ms: p50 of "
-        f"one image in torch and in onnxruntime (ORT), {how['threads']} thread{'s' if how['threads'] > 1 else ''}, "
-        f"{how['processor']}. --json has p90, activations and fvcore's total"
+        f"{sure}MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs. "
+        "ms: p50 of one image in torch and in onnxruntime (ORT), "
+        f"{how['threads']} thread{'s' if how['threads'] > 1 else ''}, {how['processor']}. "
+        "--json has p90, activations and fvcore's total"
     )
 
 
@@ -296,7 +299,10 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
         console.out("")
         console.table(
             ["worst layers", "operator", "signal to error, dB", "weights"],
-            [[row["node"], row["operator"], f"{row['sqnr_db']:.1f}", row["weight"] or ""] for row in layers],
+            [
+                [row["node"], row["operator"], f"{row['sqnr_db']:.1f}", (row["weight"] or "").removeprefix("network.")]
+                for row in layers
+            ],
         )
 
 
@@ -314,11 +320,13 @@ def verification(report: dict[str, Any]) -> None:
                 name,
                 "as stated" if facts["structure"] else "not as stated",
                 cases,
-                f"{here:.2f} on {facts['images']:,} {report['split']} images" if here is not None else "not checked",
+                f"{here:.2f}" if here is not None else "not checked",
                 f"{recorded:.2f}",
             ]
         )
     console.table(["model", "structure", "own cases, max |d|", "top-1 % here", "recorded"], rows)
     failed = len(report["failures"])
     state = f"{failed} check{'s' if failed > 1 else ''} failed" if failed else "all is as stated"
-    console.out(f"{report['architecture']}, {report['files']} files, on {report['processor']}: {state}")
+    judged = {facts["images"] for facts in report["models"].values()} - {None}
+    images = "".join(f"top-1 on {n:,} {report['split']} images, " for n in judged)
+    console.out(f"{report['architecture']}, {report['files']} files, {images}on {report['processor']}: {state}")

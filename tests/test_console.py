@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +45,14 @@ def test_what_users_name_their_files_is_printed_as_it_stands(capsys: Captured, t
     out, err = capsys.readouterr()
     assert err.count(text) == 7
     assert out.count(text) == 3
+
+
+def test_a_next_step_can_be_pasted_whatever_a_folder_is_called(capsys: Captured) -> None:
+    console.next_step("okdc predict", Path("my runs/it's one"), "IMAGE ...")
+    said = capsys.readouterr().err
+    assert shlex.split(said) == ["next:", "okdc", "predict", "my runs/it's one", "IMAGE", "..."]
+    console.next_step("okdc profile", Path("runs/digits-1"))
+    assert capsys.readouterr().err == "next: okdc profile runs/digits-1\n", "no quotes where none are needed"
 
 
 def test_a_table_in_a_pipe_is_whole(capsys: Captured) -> None:

@@ -6,6 +6,7 @@ Accuracy is that on validation: a student chosen by its accuracy on the test ima
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -157,7 +158,7 @@ def _none_fits(
     why = f"none meets {' or '.join(unmet)}" if unmet else "each limit is met by one at least, but no student meets all"
     return UsageError(
         f"no student of {run.path} fits {text}: {why}",
-        hint=f"a wider budget; what there is: okdc profile {run.path}",
+        hint=f"a wider budget; what there is: okdc profile {shlex.quote(str(run.path))}",
         details=details,
     )
 

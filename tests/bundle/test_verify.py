@@ -91,7 +91,8 @@ def test_a_bundle_that_is_as_it_says_passes(capsys: Captured, bundle: Path) -> N
     table = ask(capsys, "verify", "bundle")
     assert table.code == 0
     assert table.out.count(f"{top1_pct:.2f}") == 2, "here and recorded"
-    assert "on 797 test images" in table.out
+    assert "top-1 on 797 test images" in table.out
+    assert max(map(len, table.out.splitlines()[:-1])) <= 80, "a table that a terminal holds"
     assert "all is as stated" in table.out
     assert table.err == "next: okdc predict bundle IMAGE ...\n"
 

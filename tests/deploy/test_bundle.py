@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from okdc import kept
+from okdc import cli, kept
 from okdc.__main__ import main
 from okdc.bundle import layout, session
 from okdc.bundle.session import Session
@@ -202,6 +202,25 @@ def test_images_that_moved_are_named_with_the_way_out(run: Run, capsys: pytest.C
     said = capsys.readouterr().err
     assert f"{Path.cwd()}/gone" in said
     assert "--data-root DIR" in said
+
+
+def test_whoever_has_the_images_is_told_how_a_bundle_is_checked_on_them(run: Run) -> None:
+    assert cli._where_images_are(run, None) == (), "verify has the digits itself"
+    text = run.recipe.read_text().replace('name = "digits"', 'name = "folder"\nroot = "my pictures"')
+    run.recipe.write_text(text)
+    assert cli._where_images_are(run, None) == ("--data-root", Path("my pictures"))
+    assert cli._where_images_are(run, "moved here") == ("--data-root", Path("moved here"))
+
+
+@pytest.mark.parametrize(("manifest", "words"), [(True, "--target web"), (False, "--onnx")])
+def test_an_export_without_a_format_is_told_the_one_that_works(
+    capsys: pytest.CaptureFixture[str], manifest: bool, words: str
+) -> None:
+    Path("a folder").mkdir()
+    if manifest:
+        Path("a folder/manifest.json").touch()
+    assert main(["export", "a folder"]) == 2
+    assert f"hint: okdc export 'a folder' {words}\n" in capsys.readouterr().err
 
 
 def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_bundle_gives_the_number_of_its_manifest_with_no_run_beside_it(
     same = set(facts) - {"kind", "bundle", "engine"}
     assert {key: facts[key] for key in same} == {key: run[key] for key in same}
     answer = ask(capsys, "evaluate", "bundle")
-    assert "run.py bundle IMAGE" in answer.err
+    assert "next: okdc predict bundle IMAGE ...\n" in answer.err
 
 
 def test_a_bundle_of_another_number_is_a_failed_check(capsys: Captured, bundle: Path) -> None:

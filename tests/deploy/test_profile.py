@@ -178,6 +178,7 @@ def test_the_table_and_its_units_are_readable(run: Run, exports: list[str], caps
     assert "+ Pareto front: student" in said.out
     assert "MACs" in said.out
     assert "1 thread" in said.err
+    assert "test %: ± standard error, 797 images" in said.err
     assert f"okdc export {run.path} --onnx" in said.err
 
 
