@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,20 @@ def _chromium() -> str | None:
 
 
 CHROMIUM = _chromium()
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def _without_node() -> str:
+    if shutil.which("node") is None:
+        return "node is not installed"
+    said = subprocess.run(["node", "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    return "" if re.match(r"v(2\d|[3-9]\d|\d{3})\.", said) else f"expected Node 20 or newer, found {said or 'none'}"
+
+
+_no_node = _without_node()
+_no_packages = "npm install onnxruntime-node sharp is missing above export/node"
+needs_node = pytest.mark.skipif(bool(_no_node), reason=_no_node)
 needs_packages = pytest.mark.skipif(
-    shutil.which("node") is None or _lacks("onnxruntime-node") or _lacks("sharp"),
-    reason="npm install onnxruntime-node sharp is missing above export/node",
+    bool(_no_node) or _lacks("onnxruntime-node") or _lacks("sharp"), reason=_no_node or _no_packages
 )
 needs_runtime = pytest.mark.skipif(_lacks("onnxruntime-web"), reason="npm install onnxruntime-web is missing")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -164,6 +177,53 @@ def external(location: str, *, constant: bool = False) -> Any:
     return helper.make_node("Constant", [], ["w"], value=weights) if constant else weights
 
 
+def not_a_number(bundle: Path) -> None:
+    """A float32 model whose every answer is none."""
+    values = numpy_helper.from_array(np.full((3, 10), np.nan, np.float32))
+    add_model(bundle, "float32", weights=helper.make_node("Constant", [], ["w"], value=values))
+
+
+def nobody_reads(*command: str | Path) -> tuple[int, str]:
+    """Run a client whose reader has gone, as `head` goes; exit code and standard error."""
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(list(map(str, command)), stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(write)
+    return done.returncode, done.stderr
+
+
+def expect(bundle: Path, **facts: Any) -> None:
+    """Write whole keys of what a bundle's own cases expect of the float32 model."""
+    path = bundle / "sample" / "expected.json"
+    expected = read_json(path)
+    expected["models"]["float32"] |= facts
+    write_json(path, expected)
+
+
+def _replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+_LINKED = ("manifest.json", "model.onnx", "sample/expected.json", "sample/0.png")
+
+
+def _link_out(bundle: Path, name: str) -> None:
+    """The very file, but it lies elsewhere."""
+    outside = bundle.parent / "outside"
+    (bundle / name).rename(outside)
+    (bundle / name).symlink_to(outside)
+
+
+def _pipe(bundle: Path, name: str) -> None:
+    """A client that opened it would wait for ever."""
+    (bundle / name).unlink()
+    os.mkfifo(bundle / name)
+
+
 # What a client has to refuse, in one line with these words in it: (what is done to the bundle, the words).
 SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: (b / "model.onnx").write_bytes(b"something else"), "is not the file of the manifest"),
@@ -178,11 +238,24 @@ SPOILT: list[tuple[Callable[[Path], object], str]] = [
     (lambda b: put(b, models=["model.onnx"]), "manifest.json"),
     (lambda b: put(b, files={}), "manifest"),
     (lambda b: put(b, labels=7), "manifest.json is damaged"),
+    (lambda b: put(b, labels=[]), "manifest.json is damaged"),
+    (lambda b: put(b, labels=[None] * 10), "manifest.json is damaged"),
+    (lambda b: put(b, ("normalisation", "in_graph"), False), "models that normalise inside"),
+    (lambda b: put(b, normalisation={}), "in_graph"),
+    (lambda b: put(b, ("input", "name"), "pixels"), "does not know the input"),
     (lambda b: put(b, ("input", "resize"), "squeezed"), "does not know the input"),
     (lambda b: put(b, ("input", "colour"), "BGR"), "does not know the input"),
     (lambda b: put(b, ("input", "height"), 10**9), "expected a square input"),
     (lambda b: put(b, ("input", "height"), "8"), "expected a square input"),
     (lambda b: put(b, ("models", "float32", "file"), 7), "error: "),
     (lambda b: (b / "sample" / "expected.json").write_text("{}"), "expected.json is damaged"),
+    (lambda b: expect(b, tolerance="1"), "expected.json is damaged"),
+    (lambda b: expect(b, tolerance=True), "expected.json is damaged"),
+    (lambda b: _replace(b / "sample" / "expected.json", '"tolerance": ', '"tolerance": 1e999, "": '), "is damaged"),
+    (lambda b: _replace(b / "sample" / "expected.json", '"tolerance": ', '"tolerance": Infinity, "": '), "is not JSON"),
+    (lambda b: expect(b, logits=[[None] * 10] * 5), "expected.json is damaged"),
+    (lambda b: expect(b, logits=[0.0] * 50), "expected.json is damaged"),
     (lambda b: (b / "sample" / "0.png").write_bytes(b"no image"), "0.png: not a"),
+    *((partial(_link_out, name=name), "names a file outside itself") for name in _LINKED),
+    *((partial(_pipe, name=name), f"{name}: not a file") for name in _LINKED[1:]),
 ]

@@ -24,7 +24,8 @@ struct Image {
 
 inline std::string read_file(const std::string& path) {
     std::error_code ignored;
-    if (!std::filesystem::is_regular_file(path, ignored)) throw std::runtime_error(path + ": no such file");
+    if (!std::filesystem::exists(path, ignored)) throw std::runtime_error(path + ": No such file or directory");
+    if (!std::filesystem::is_regular_file(path, ignored)) throw std::runtime_error(path + ": not a file");
     std::ifstream stream(path, std::ios::binary);
     std::string content{std::istreambuf_iterator<char>(stream), {}};
     if (!stream.good() && !stream.eof()) throw std::runtime_error(path + ": cannot be read");
@@ -115,12 +116,11 @@ inline Image png(const std::string& content) {
             channels = colour == 2 ? 3 : 1;
         } else if (name == "tRNS") {
             refuse("a PNG with transparency; this program reads opaque ones");
-        } else if (name == "eXIf" || data.find("tiff:Orientation") != std::string::npos ||
-                   data.rfind("Raw profile type exif", 0) == 0) {
-            if (name != "IDAT") refuse("a PNG with EXIF; this program does not turn images upright");
-            packed += data;
         } else if (name == "IDAT") {
             packed += data;
+        } else if (name == "eXIf" || data.find("tiff:Orientation") != std::string::npos ||
+                   data.rfind("Raw profile type exif", 0) == 0) {
+            refuse("a PNG with EXIF; this program does not turn images upright");
         } else if (name == "IEND") {
             ended = true;
         } else if (name != "PLTE" && !(name[0] & 0x20)) {

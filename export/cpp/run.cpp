@@ -56,12 +56,19 @@ void with_json(const std::string& path, Use use) {
     }
 }
 
-// A file that the bundle names itself. Raises where that leads out of the folder.
+// A file that the bundle names itself. Raises where that leads out of the folder, links followed.
 std::string inside(const std::string& folder, const std::string& name) {
-    const bool odd = name.empty() || name.find_first_of(std::string("\\:\0", 3)) != std::string::npos;
-    if (odd || name[0] == '/' || ("/" + name + "/").find("/../") != std::string::npos)
-        refuse(folder + " names a file outside itself: " + json::quoted(name));
-    return folder + "/" + name;
+    const bool odd = name.empty() || std::any_of(name.begin(), name.end(), [](unsigned char c) {
+                         return c == '\\' || c == ':' || c < 0x20;
+                     });
+    const std::string below = "/" + name, path = folder + below;
+    const bool up = below.find("//") != std::string::npos || (below + "/").find("/../") != std::string::npos;
+    const auto leads_out = [&]() {
+        const auto home = std::filesystem::canonical(folder), real = std::filesystem::weakly_canonical(path);
+        return std::mismatch(home.begin(), home.end(), real.begin(), real.end()).first != home.end();
+    };
+    if (odd || up || leads_out()) refuse(folder + " names a file outside itself: " + json::quoted(name));
+    return path;
 }
 
 // Where before `end` a protobuf varint with these low seven bits may begin; a hostile file writes it longer than it is.
@@ -98,7 +105,6 @@ std::string shown(double value) {
     const auto written = [&](std::chars_format format) {
         return std::string(digits, std::to_chars(digits, digits + sizeof digits, value, format).ptr);
     };
-    if (!std::isfinite(value)) return std::isnan(value) ? "NaN" : value > 0 ? "Infinity" : "-Infinity";
     const std::string scientific = written(std::chars_format::scientific);
     const int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
     if (value != 0 && (exponent < -4 || exponent >= 16)) return scientific;
@@ -119,6 +125,7 @@ class Bundle {
         const std::string path = folder + "/manifest.json";
         if (!std::filesystem::is_regular_file(path)) refuse(folder + " is no bundle: expected manifest.json in it");
         std::string file, expected;
+        inside(folder, "manifest.json");
         with_json(path, [&](const json::Value& manifest) { read(manifest, file, expected); });
         const std::string model = inside(folder, file), content = read_file(model);
         if (sha256(content) != expected)
@@ -175,18 +182,26 @@ class Bundle {
                    ", this program reads schema 1");
         const json::Value& spec = manifest.at("input", Kind::object);
         const bool larger = spec.find("shorter_side") != nullptr;
-        const std::array<std::pair<const char*, std::string>, 4> words = {
-            {{"layout", "NHWC"}, {"dtype", "uint8"}, {"colour", "RGB"}, {"resize", larger ? LARGER : RULE}}};
+        const std::array<std::pair<const char*, std::string>, 5> words = {{{"name", "image"},
+                                                                           {"layout", "NHWC"},
+                                                                           {"dtype", "uint8"},
+                                                                           {"colour", "RGB"},
+                                                                           {"resize", larger ? LARGER : RULE}}};
         for (const auto& [key, known] : words)
             if (const std::string& word = spec.at(key, Kind::string).string; word != known)
                 refuse(std::string("this program does not know the input ") + key + " " + json::quoted(word));
         if (!manifest.at("normalisation", Kind::object).at("in_graph", Kind::boolean).boolean)
-            refuse("this program knows models that normalise inside");
+            refuse("this program knows models that normalise inside (normalisation.in_graph true)");
         side = whole(spec, "height");
         shorter = larger ? whole(spec, "shorter_side") : side;
         if (whole(spec, "width") != side || shorter < side)
             refuse("expected a square input, and a shorter side that is no less");
-        for (const json::Value& label : manifest.at("labels", Kind::array).items) labels.push_back(label.string);
+        for (const json::Value& label : manifest.at("labels", Kind::array).items) {
+            if (label.kind != Kind::string)
+                throw json::Damaged(std::string("a label is ") + json::NAMES[int(label.kind)]);
+            labels.push_back(label.string);
+        }
+        if (labels.empty()) throw json::Damaged("\"labels\" is empty");
         const json::Value& models = manifest.at("models", Kind::object);
         if (!models.find(precision)) {
             std::string there;
@@ -208,9 +223,10 @@ void classify(Bundle& bundle, const std::vector<std::string>& paths, std::size_t
             const float* row = answers.probabilities.data() + i * answers.classes;
             std::vector<std::size_t> order(answers.classes);
             std::iota(order.begin(), order.end(), 0);
-            std::stable_sort(order.begin(), order.end(), [row](std::size_t a, std::size_t b) {
-                return row[a] > row[b] || (std::isnan(row[b]) && !std::isnan(row[a]));
-            });
+            if (!std::all_of(row, row + answers.classes, [](float p) { return std::isfinite(p); }))
+                refuse("the model gives probabilities that are not finite");
+            std::stable_sort(order.begin(), order.end(),
+                             [row](std::size_t a, std::size_t b) { return row[a] > row[b]; });
             order.resize(std::min(top, order.size()));
             const std::string& path = paths[start + i];
             std::string line = as_json ? "{\"image\": " + json::quoted(path) + ", \"top\": [" : path + ":";
@@ -232,19 +248,19 @@ void classify(Bundle& bundle, const std::vector<std::string>& paths, std::size_t
 
 // The bundle's cases again, from the files to the logits.
 bool selftest(Bundle& bundle, bool as_json) {
-    const std::string folder = bundle.folder + "/sample";
     double tolerance = 0, worst = 0;
     std::vector<std::string> paths;
     std::vector<std::vector<double>> rows;
-    with_json(folder + "/expected.json", [&](const json::Value& expected) {
+    with_json(inside(bundle.folder, "sample/expected.json"), [&](const json::Value& expected) {
         const json::Value& model = expected.at("models", Kind::object).at(bundle.precision, Kind::object);
         tolerance = model.at("tolerance", Kind::number).number;
+        if (!std::isfinite(tolerance)) throw json::Damaged("\"tolerance\" is no number");
         for (const json::Value& one : expected.at("cases", Kind::array).items)
-            paths.push_back(inside(folder, one.at("image", Kind::string).string));
+            paths.push_back(inside(bundle.folder, "sample/" + one.at("image", Kind::string).string));
         for (const json::Value& row : model.at("logits", Kind::array).items) {
             rows.emplace_back();
             for (const json::Value& logit : row.items)
-                if (logit.kind == Kind::number) rows.back().push_back(logit.number);
+                if (logit.kind == Kind::number && std::isfinite(logit.number)) rows.back().push_back(logit.number);
             if (rows.back().size() != bundle.labels.size()) throw json::Damaged("another number of logits than labels");
         }
         if (rows.size() != paths.size()) throw json::Damaged("another number of rows than cases");
@@ -268,17 +284,22 @@ bool selftest(Bundle& bundle, bool as_json) {
     return good;
 }
 
+const char USAGE[] = "usage: run BUNDLE [IMAGE ...] [--top N] [--json] [--selftest] [--model float32|int8|float16]";
+
 struct Options {
     std::vector<std::string> words;  // the bundle, then the images
     std::string precision = "float32";
     std::size_t top = 5;
-    bool as_json = false, selftest = false;
+    bool as_json = false, selftest = false, help = false;
 
     Options(int count, char** given) {
         bool only_words = false;
         for (int i = 1; i < count; ++i) {
             const std::string word = given[i];
+            const std::size_t equals = word.find('=');
+            const auto is = [&](const std::string& name) { return word.substr(0, equals) == name; };
             const auto value = [&]() -> std::string {
+                if (equals != std::string::npos) return word.substr(equals + 1);
                 if (i + 1 < count) return given[++i];
                 refuse(word + ": expected a value");
             };
@@ -286,11 +307,13 @@ struct Options {
             else if (word == "--") only_words = true;
             else if (word == "--json") as_json = true;
             else if (word == "--selftest") selftest = true;
-            else if (word == "--model") precision = value();
-            else if (word == "--top") top = positive(value());
+            else if (word == "--help" || word == "-h") help = true;
+            else if (is("--model")) precision = value();
+            else if (is("--top")) top = positive(value());
             else refuse("unknown option " + word + "; expected --top N, --json, --selftest, --model NAME");
         }
-        if (words.empty()) refuse("expected: run BUNDLE IMAGE... [--top N] [--json] [--selftest] [--model NAME]");
+        if (help) return;
+        if (words.empty()) refuse(std::string("expected a bundle; ") + USAGE);
         if (words.size() == 1 && !selftest) refuse("expected an image, or --selftest");
         if (precision != "float32" && precision != "int8" && precision != "float16")
             refuse("--model " + precision + ": expected float32, int8 or float16");
@@ -312,6 +335,10 @@ int main(int count, char** given) {
             refuse(std::string("onnxruntime ") + OrtGetApiBase()->GetVersionString() + " is older than the header (1." +
                    std::to_string(ORT_API_VERSION) + ") this program was built with");
         const Options options(count, given);
+        if (options.help) {
+            std::cout << USAGE << "\n";
+            return 0;
+        }
         Bundle bundle(options.words[0], options.precision);
         if (options.selftest && !selftest(bundle, options.as_json)) return 1;
         classify(bundle, {options.words.begin() + 1, options.words.end()}, options.top, options.as_json);

@@ -11,7 +11,7 @@
  * not be read.
  */
 
-import { readFile } from "node:fs/promises";
+import { readFile, realpath, stat } from "node:fs/promises";
 import path from "node:path";
 import { parseArgs } from "node:util";
 
@@ -22,16 +22,24 @@ const BATCH = 64;
 const USAGE = `usage: run.mjs BUNDLE [IMAGE ...] [--top N] [--json] [--selftest] [--model ${bundles.MODELS.join("|")}]`;
 const FORMATS = ["Jpeg", "Png", "Webp", "Nsgif"]; // libvips reads far more, down to SVG: nothing that a model saw
 
-/** A file as bytes, by its name in `folder`. The Error says what the system said. */
-function reader(folder) {
+/** A file as bytes. The Error says what the system said. A pipe would be waited for, a device has no end. */
+async function contents(file) {
+  try {
+    if (!(await stat(file)).isFile()) throw new Error("not a file");
+    return await readFile(file);
+  } catch (error) {
+    throw new Error(`${file}: ${words(error)}`);
+  }
+}
+
+/** Files of a bundle by their names. An Error where one leads out of the folder by a link. */
+async function reader(folder) {
+  const home = await realpath(folder).catch(() => folder);
   return async (name) => {
-    const file = path.join(folder, name);
-    try {
-      return await readFile(file);
-    } catch (error) {
-      const missing = name === "manifest.json" && error.code === "ENOENT";
-      throw new Error(missing ? `${folder} is no bundle: expected manifest.json in it` : `${file}: ${words(error)}`);
-    }
+    const file = path.join(folder, name), real = await realpath(file).catch(() => null);
+    if (name === "manifest.json" && !real) throw new Error(`${folder} is no bundle: expected manifest.json in it`);
+    if (real && !real.startsWith(path.join(home, path.sep))) bundles.leadsOut(name);
+    return contents(file);
   };
 }
 
@@ -95,10 +103,10 @@ async function decoder(bundle) {
 }
 
 async function classify(run, decode, bundle, files, { top, json }) {
-  const size = bundle.side ** 2 * 3, here = reader("");
+  const size = bundle.side ** 2 * 3;
   for (let start = 0; start < files.length; start += BATCH) {
     const some = files.slice(start, start + BATCH), images = new Uint8Array(some.length * size);
-    for (const [i, file] of some.entries()) images.set(await decode(await here(file), file), i * size);
+    for (const [i, file] of some.entries()) images.set(await decode(await contents(file), file), i * size);
     const { probabilities } = await run(images, some.length);
     for (const [i, image] of some.entries()) {
       const best = bundles.likeliest(probabilities[i], bundle.labels, top);
@@ -145,18 +153,24 @@ function options() {
 }
 
 async function main() {
+  // Node 18 has no global crypto: nothing would be hashed.
+  if (Number.parseInt(process.versions.node) < 20) throw new Error(`expected Node 20, found ${process.version}`);
   const asked = options();
   if (asked.help) {
     console.log(USAGE);
     return 0;
   }
-  const read = reader(asked.folder), bundle = await bundles.open(read);
+  const read = await reader(asked.folder), bundle = await bundles.open(read);
   const run = await session(bundle, asked.model), decode = await decoder(bundle);
   if (asked.selftest && !(await selftest(run, decode, bundle, read, asked))) return 1;
   await classify(run, decode, bundle, asked.images, asked);
   return 0;
 }
 
+process.stdout.on("error", (error) => { // whoever reads has gone
+  console.error(`error: ${words(error)}`);
+  process.exit(2);
+});
 try {
   process.exitCode = await main();
 } catch (error) { // a client of the bundle wants one line: what was wrong with which file

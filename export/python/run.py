@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
+import math
 import re
+import stat
 import sys
 import warnings
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +35,7 @@ BATCH = 64
 PIXELS = 2**30 // 12  # more than this in one image is an attack, or a mistake (Pillow's own limit)
 LARGEST = 4096  # sides of a model's input
 # The key "location" as protobuf writes it: a model with it has weights in other files, and names them itself.
-EXTERNAL = re.compile(rb"(\x0a|\x8a[\x80-\xff]*[\x00-\x7f])(\x08|\x88[\x80-\xff]*[\x00-\x7f])location")
+EXTERNAL = re.compile(rb"(\x0a|\x8a[\x80-\xff]{0,8}[\x00-\x7f])(\x08|\x88[\x80-\xff]{0,8}[\x00-\x7f])location")
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -45,24 +48,29 @@ class Bundle:
         path = folder / "manifest.json"
         if not path.is_file():
             raise ValueError(f"{folder} is no bundle: expected manifest.json in it")
-        manifest = read_object(path)
-        if manifest.get("schema") != 1:
-            raise ValueError(f"{path}: schema {manifest.get('schema')!r}, this script reads schema 1")
+        manifest = read_object(inside(folder, "manifest.json"))
+        schema = manifest.get("schema")
+        if schema != 1 or schema is True:
+            raise ValueError(f"{path}: schema {schema!r}, this script reads schema 1")
         try:
             spec, models, files = manifest["input"], manifest["models"], manifest["files"]
             if model not in models:
                 raise ValueError(f"{path}: no {model} model, there is {', '.join(models)}")
-            words = (spec["layout"], spec["dtype"], spec["colour"], spec["resize"])
+            words = [spec[key] for key in ("name", "layout", "dtype", "colour", "resize")]
             side, shorter = spec["height"], spec.get("shorter_side", spec["height"])
             name, expected = models[model]["file"], files[models[model]["file"]]["sha256"]
-            self.labels = [str(label) for label in manifest["labels"]]
+            inner, self.labels = manifest["normalisation"]["in_graph"], manifest["labels"]
+            if not (type(self.labels) is list and self.labels and all(type(label) is str for label in self.labels)):
+                raise TypeError("labels: expected a list of words")
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
-        if words != ("NHWC", "uint8", "RGB", LARGER if "shorter_side" in spec else RULE):
+        if words != ["image", "NHWC", "uint8", "RGB", LARGER if "shorter_side" in spec else RULE]:
             raise ValueError(f"{path}: this script does not know the input {spec}")
+        if inner is not True:
+            raise ValueError(f"{path}: this script knows models that normalise inside (normalisation.in_graph true)")
         if not (type(side) is type(shorter) is int and 1 <= side <= shorter <= LARGEST and spec.get("width") == side):
             raise ValueError(f"{path}: expected a square input of 1 to {LARGEST} pixels, found {spec}")
-        content = inside(folder, name).read_bytes()
+        content = read_file(inside(folder, name))
         if hashlib.sha256(content).hexdigest() != expected:
             raise ValueError(f"{folder / name} is not the file of the manifest (sha256 {str(expected)[:12]})")
         if EXTERNAL.search(content):
@@ -72,18 +80,18 @@ class Bundle:
         self.side, self.shorter_side = side, shorter  # of the input; of the image before the centre is cut out
         self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
-    def read(self, path: Path) -> Pixels:
+    def read(self, path: str | Path) -> Pixels:
         """One file of any size and mode -> HWC uint8, by the manifest's rule. Raises ValueError naming the file."""
+        content = read_file(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as opened:
+                with Image.open(io.BytesIO(content)) as opened:
                     return fit(to_rgb(opened), self.side, self.shorter_side)
         except UnidentifiedImageError:
             raise ValueError(f"{path}: not an image of a known format") from None
         except Exception as error:  # Pillow raises a dozen kinds, down to SyntaxError and struct.error
-            why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise ValueError(f"{path}: {why}") from error
+            raise ValueError(f"{path}: {str(error) or type(error).__name__}") from error
 
     def __call__(self, images: Pixels) -> tuple[Any, Any]:
         """NHWC uint8 -> (logits, probabilities), each N×classes."""
@@ -93,9 +101,23 @@ class Bundle:
         return logits, probabilities
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_file(path: str | Path) -> bytes:
+    """Raises ValueError naming the file. A pipe would be waited for, a device has no end."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            raise ValueError(f"{path}: not a file")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    def refuse(word: str) -> None:  # Python's json would read NaN and Infinity
+        raise ValueError(f"{word} is no number")
+
+    content = read_file(path)
+    try:
+        facts = json.loads(content.decode(), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(facts, dict):
@@ -104,11 +126,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """A file that the bundle names itself. Raises ValueError where that leads out of the folder."""
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or re.search(r"[\\:]", name):
+    """A file that the bundle names itself. Raises ValueError where that leads out of the folder, links followed."""
+    leads_out = re.search(r"^$|^/|//|[\\:\0-\x1f]|(^|/)\.\.(/|$)", name)
+    if leads_out or not (folder / name).resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{folder} names a file outside itself: {name!r}")
-    return folder / parts
+    return folder / name
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -139,36 +161,38 @@ def fit(image: Image.Image, side: int, shorter: int) -> Pixels:
     return np.asarray(image, dtype=np.uint8)
 
 
-def classify(bundle: Bundle, paths: list[Path], top: int, as_json: bool) -> None:
+def classify(bundle: Bundle, paths: list[str], top: int, as_json: bool) -> None:
     for start in range(0, len(paths), BATCH):
         some = paths[start : start + BATCH]
         _, probabilities = bundle(np.stack([bundle.read(path) for path in some]))
         for path, row in zip(some, probabilities, strict=True):
+            if not np.isfinite(row).all():
+                raise ValueError("the model gives probabilities that are not finite")
             best = [(bundle.labels[c], float(row[c])) for c in np.argsort(-row, kind="stable")[:top]]
             if as_json:
-                print(json.dumps({"image": str(path), "top": [{"label": n, "probability": p} for n, p in best]}))
+                print(json.dumps({"image": path, "top": [{"label": n, "probability": p} for n, p in best]}))
             else:
                 print(f"{path}: " + "  ".join(f"{name} {100 * p:.1f}%" for name, p in best))
 
 
 def selftest(bundle: Bundle, as_json: bool) -> bool:
     """The bundle's cases again, from the files to the logits."""
-    path = bundle.folder / "sample" / "expected.json"
+    path = inside(bundle.folder, "sample/expected.json")
     expected = read_object(path)
     try:
-        names = [str(case["image"]) for case in expected["cases"]]
-        tolerance, rows = (
-            float(expected["models"][bundle.model]["tolerance"]),
-            expected["models"][bundle.model]["logits"],
-        )
-        wanted = np.asarray(rows, dtype=np.float64).reshape(len(names), len(bundle.labels))
-    except (KeyError, TypeError, ValueError) as error:
+        names, own = [str(case["image"]) for case in expected["cases"]], expected["models"][bundle.model]
+        tolerance, rows = own["tolerance"], own["logits"]
+        if [len(row) for row in rows] != [len(bundle.labels)] * len(names):
+            raise ValueError("another number of logits than cases and labels")
+        if not all(type(z) in (int, float) and math.isfinite(z) for row in ([tolerance], *rows) for z in row):
+            raise ValueError("a tolerance or logit that is no number")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {type(error).__name__} {error}") from None
     worst = 0.0
-    for name, row in zip(names, wanted, strict=True):
-        logits, probabilities = bundle(bundle.read(inside(path.parent, name))[None])
-        difference = np.nan_to_num(np.abs(logits[0] - row), nan=np.inf)
-        worst = max(worst, float(difference.max()), abs(float(probabilities.sum()) - 1))
+    for name, row in zip(names, rows, strict=True):
+        logits, probabilities = bundle(bundle.read(inside(bundle.folder, f"sample/{name}"))[None])
+        apart = np.abs([*(logits[0] - row), probabilities.sum() - 1])
+        worst = max(worst, float(np.nan_to_num(apart, nan=np.inf).max()))
     good = worst <= tolerance and len(names) > 0
     said = f"{len(names)} images, max |d| {worst:.1e} (allowed {tolerance:.1e})"
     print(f"self-test {'passed' if good else 'FAILED'}: {said}", file=sys.stderr if as_json else sys.stdout)
@@ -182,9 +206,9 @@ def positive(word: str) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Classify images with an okdc bundle.")
+    parser = argparse.ArgumentParser(description="Classify images with an okdc bundle.", allow_abbrev=False)
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("images", type=Path, nargs="*", metavar="IMAGE")
+    parser.add_argument("images", nargs="*", metavar="IMAGE")
     parser.add_argument("--top", type=positive, default=5, help="classes to name (5)")
     parser.add_argument("--json", action="store_true", help="one JSON line an image")
     parser.add_argument("--selftest", action="store_true", help="replay the bundle's own cases")

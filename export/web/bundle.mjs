@@ -18,14 +18,19 @@ export async function open(read) {
     throw new Error(`manifest.json: schema ${JSON.stringify(manifest.schema)}, this client reads schema 1`);
   }
   const { input: spec, models, labels, files } = manifest;
-  const damaged = !isObject(spec) || !isObject(models) || !isObject(files) || !Array.isArray(labels) || !labels.length;
-  if (damaged) throw new Error("manifest.json is damaged: expected input, models, labels and files");
-  const words = [spec.layout, spec.dtype, spec.colour, spec.resize];
-  const known = ["NHWC", "uint8", "RGB", "shorter_side" in spec ? LARGER : RULE];
+  const named = Array.isArray(labels) && labels.length > 0 && labels.every((label) => typeof label === "string");
+  if (!isObject(spec) || !isObject(models) || !isObject(files) || !named) {
+    throw new Error("manifest.json is damaged: expected input, models, labels and files");
+  }
+  const words = [spec.name, spec.layout, spec.dtype, spec.colour, spec.resize];
+  const known = ["image", "NHWC", "uint8", "RGB", "shorter_side" in spec ? LARGER : RULE];
   if (words.some((word, i) => word !== known[i])) {
     throw new Error(`manifest.json: this client does not know the input ${JSON.stringify(spec)}`);
   }
-  const side = spec.height, shorterSide = spec.shorter_side ?? side;
+  if (manifest.normalisation?.in_graph !== true) {
+    throw new Error("manifest.json: this client knows models that normalise inside (normalisation.in_graph true)");
+  }
+  const side = spec.height, shorterSide = "shorter_side" in spec ? spec.shorter_side : side;
   const numbers = Number.isInteger(side) && Number.isInteger(shorterSide) && spec.width === side;
   if (!numbers || side < 1 || shorterSide < side || shorterSide > LARGEST) {
     throw new Error(`manifest.json: expected a square input of 1 to ${LARGEST} pixels, found ${JSON.stringify(spec)}`);
@@ -51,7 +56,7 @@ export async function open(read) {
     return bytes;
   }
   const there = MODELS.filter((name) => Object.hasOwn(models, name));
-  return { manifest, labels: labels.map(String), models: there, side, shorterSide, file, model };
+  return { manifest, labels, models: there, side, shorterSide, file, model };
 }
 
 /** The bundle's cases for a model -> { cases: [{ image, label, logits }], tolerance }; `image` is a name for `read`. */
@@ -77,16 +82,19 @@ export function distance(logits, probabilities, expected) {
 
 /** One row of probabilities -> the `top` likeliest, as { label, probability }. */
 export function likeliest(row, labels, top) {
+  if (!row.every(Number.isFinite)) throw new Error("the model gives probabilities that are not finite");
   const order = [...row.keys()].sort((a, b) => row[b] - row[a]).slice(0, top);
   return order.map((c) => ({ label: labels[c], probability: row[c] }));
 }
 
 /** A name that the bundle says itself. An Error where that leads out of the folder. */
 export function inside(name) {
-  if (/^$|^\/|\\|:|(^|\/)\.\.(\/|$)/.test(name)) {
-    throw new Error(`the bundle names a file outside itself: ${JSON.stringify(name)}`);
-  }
+  if (/^$|^\/|[\\:\0-\x1f]|(^|\/)\.\.(\/|$)/.test(name)) leadsOut(name);
   return name;
+}
+
+export function leadsOut(name) {
+  throw new Error(`the bundle names a file outside itself: ${JSON.stringify(name)}`);
 }
 
 /** Browsers hash in secure contexts alone (https, localhost): null elsewhere, and the page says so. */
@@ -113,7 +121,7 @@ export function scientific(x) {
 function object(bytes, name) {
   let facts;
   try {
-    facts = JSON.parse(new TextDecoder().decode(bytes));
+    facts = JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes));
   } catch (error) {
     throw new Error(`${name} is not JSON: ${error.message}`);
   }

@@ -1,1 +1,1 @@
-"""A package, so that its conftest.py is another module than the one above it."""
+"""A package, so that for mypy its conftest.py is another module than the one above it."""

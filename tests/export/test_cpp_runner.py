@@ -26,7 +26,7 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
-from runners import EXPORT, PYTHON, SPOILT, zoo
+from runners import EXPORT, PYTHON, SPOILT, not_a_number, zoo
 
 from okdc.data import images
 from okdc.files import read_json, write_json
@@ -412,7 +412,6 @@ def _expect(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None
         (_edit(lambda m: m["input"].update(shorter_side=16)), "does not know the input resize"),
         (_edit(lambda m: m["input"].update(width=2**40)), '1 to 4096 pixels; look at "width"'),
         (_edit(lambda m: m["input"].update(width=9)), "expected a square input"),
-        (_edit(lambda m: m["normalisation"].update(in_graph=False)), "normalise inside"),
         (_edit(lambda m: m["labels"].pop()), "another number of logits than labels"),
         (_edit(lambda m: m["files"].pop("model.onnx")), '"model.onnx" is missing'),
         (_hash_of_a_file_outside, "names a file outside itself"),
@@ -454,16 +453,17 @@ def test_a_file_that_onnxruntime_cannot_read_is_one_line_too(runner: Path, bundl
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "expected: run BUNDLE IMAGE"),
+        ([], "expected a bundle; usage: run BUNDLE [IMAGE ...]"),
         (["BUNDLE"], "expected an image, or --selftest"),
         (["BUNDLE", "x.ppm", "--top", "0"], "--top 0"),
         (["BUNDLE", "x.ppm", "--top"], "--top: expected a value"),
         (["BUNDLE", "x.ppm", "--fast"], "unknown option --fast"),
+        (["BUNDLE", "x.ppm", "--json=1"], "unknown option --json=1"),
         (["BUNDLE", "x.ppm", "--model", "int4"], "--model int4"),
-        (["BUNDLE", "missing.ppm"], "missing.ppm: no such file"),
+        (["BUNDLE", "missing.ppm"], "missing.ppm: No such file"),
         (["BUNDLE", "BUNDLE/manifest.json"], "manifest.json: not an image that this program reads"),
         (["BUNDLE", "cut.ppm"], "cut.ppm: truncated: 192 bytes of pixels expected, 100 found"),
-        (["BUNDLE", "BUNDLE"], "no such file"),
+        (["BUNDLE", "BUNDLE"], "not a file"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(runner: Path, shipped: Path, words: list[str], says: str) -> None:
@@ -476,12 +476,33 @@ def test_what_cannot_be_done_is_said_in_one_line(runner: Path, shipped: Path, wo
 
 @needs_runtime
 @pytest.mark.skipif(shutil.which("cmake") is None, reason="cmake is not installed")
-def test_cmake_builds_it(runtime: Path, shipped: Path, tmp_path: Path) -> None:
-    build = tmp_path / "build"
-    for words in (["-S", SOURCE, "-B", build, f"-DORT={runtime}", "-DCMAKE_BUILD_TYPE=Debug"], ["--build", build]):
-        done = _execute("cmake", *words)
+def test_the_commands_of_the_readme_build_it(runtime: Path, shipped: Path) -> None:
+    block = re.search(r"```\n(cmake .*?)```", (EXPORT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert block is not None
+    Path("export").symlink_to(EXPORT)
+    Path("onnxruntime").symlink_to(runtime)
+    *build, run = block[1].replace("BUNDLE", str(shipped)).replace("IMAGE ...", "--selftest").splitlines()
+    assert (len(build), run.startswith("build/run ")) == (2, True)
+    for command in (*build, run):
+        done = _execute(*shlex.split(command))
         assert done.returncode == 0, done.stdout + done.stderr
-    assert _execute(build / "run", shipped, "--selftest").returncode == 0
+
+
+@needs_runtime
+def test_answers_that_are_no_numbers_are_no_answers(runner: Path, bundle: Path) -> None:
+    not_a_number(bundle)
+    assert _execute(runner, bundle, "--selftest").returncode == 1
+    done = _execute(runner, bundle, bundle / "sample" / "0.png", "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "not finite" in done.stderr
+
+
+@needs_runtime
+def test_an_option_takes_its_value_after_an_equals_sign_too(runner: Path, shipped: Path) -> None:
+    image = shipped / "sample" / "0.png"
+    said = [_execute(runner, shipped, image, *words).stdout for words in (["--top", "2"], ["--top=2"])]
+    assert said[0] == said[1] != ""
+    assert _execute(runner, "--help").stdout.startswith("usage: run BUNDLE")
 
 
 @needs_runtime

@@ -17,11 +17,24 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from runners import EXPORT, NODE, SPOILT, add_model, external, javascript, needs_node, needs_packages, put, zoo
+from runners import (
+    EXPORT,
+    NODE,
+    SPOILT,
+    add_model,
+    external,
+    javascript,
+    needs_node,
+    needs_packages,
+    nobody_reads,
+    not_a_number,
+    put,
+    zoo,
+)
 
 from okdc.files import read_json, write_json
 
-pytestmark = needs_packages
+pytestmark = needs_node
 
 
 def _run(*words: str | Path, script: Path = NODE, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -76,6 +89,7 @@ def _answers(text: str) -> list[tuple[str, dict[str, float]]]:
     return [(Path(row["image"]).name, {t["label"]: t["probability"] for t in row["top"]}) for row in rows]
 
 
+@needs_packages
 def test_every_image_gets_the_answer_that_python_gives(
     shipped: Path, script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +109,7 @@ def test_every_image_gets_the_answer_that_python_gives(
             assert max(ours, key=lambda n: ours[n]) == max(theirs, key=lambda n: theirs[n]), name
 
 
+@needs_packages
 def test_without_json_the_lines_are_pythons(
     shipped: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,6 +118,7 @@ def test_without_json_the_lines_are_pythons(
     assert _run(*words).stdout == capsys.readouterr().out
 
 
+@needs_packages
 def test_the_selftest_passes_and_says_what_python_says(shipped: Path) -> None:
     done = _run(shipped, "--selftest", shipped / "sample" / "0.png", "--json")
     assert done.returncode == 0, done.stderr
@@ -110,6 +126,7 @@ def test_the_selftest_passes_and_says_what_python_says(shipped: Path) -> None:
     assert len(done.stdout.splitlines()) == 1
 
 
+@needs_packages
 def test_a_case_that_does_not_come_out_fails_the_selftest(bundle: Path) -> None:
     path = bundle / "sample" / "expected.json"
     facts = read_json(path)
@@ -122,6 +139,7 @@ def test_a_case_that_does_not_come_out_fails_the_selftest(bundle: Path) -> None:
     assert _run(bundle, "--selftest").returncode == 1
 
 
+@needs_packages
 @pytest.mark.parametrize("model", ["float32", "int8", "float16"])
 def test_each_of_a_bundles_models_passes_its_own_selftest(shipped: Path, model: str) -> None:
     done = _run(shipped, "--model", model, "--selftest")
@@ -129,6 +147,7 @@ def test_each_of_a_bundles_models_passes_its_own_selftest(shipped: Path, model: 
     assert done.stdout.startswith("self-test passed: 5 images")
 
 
+@needs_packages
 def test_the_model_that_is_asked_for_answers(bundle: Path) -> None:
     words: list[str | Path] = [bundle, bundle / "sample" / "0.png", "--json"]
     assert _run(*words).stdout != _run(*words, "--model", "int8").stdout
@@ -136,6 +155,7 @@ def test_the_model_that_is_asked_for_answers(bundle: Path) -> None:
     _refused(_run(*words, "--model", "int8"), "no int8 model, there is float32")
 
 
+@needs_packages
 @pytest.mark.parametrize(("spoil", "says"), SPOILT)
 def test_what_is_not_this_bundle_is_refused_in_one_line(
     bundle: Path, spoil: Callable[[Path], object], says: str
@@ -144,6 +164,7 @@ def test_what_is_not_this_bundle_is_refused_in_one_line(
     _refused(_run(bundle, "--selftest"), says)
 
 
+@needs_packages
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "sub/../../secret", "..\\secret", "C:secret"])
 def test_a_name_that_leads_out_of_the_bundle_is_not_opened(bundle: Path, name: str) -> None:
     (bundle.parent / "secret").write_bytes(b"secret")
@@ -153,6 +174,7 @@ def test_a_name_that_leads_out_of_the_bundle_is_not_opened(bundle: Path, name: s
     _refused(_run(bundle, "--selftest"), "names a file outside itself")
 
 
+@needs_packages
 @pytest.mark.parametrize("constant", [False, True])
 def test_a_model_with_weights_in_other_files_is_refused(bundle: Path, constant: bool) -> None:
     (bundle / "here.bin").write_bytes(bytes(120))
@@ -160,12 +182,27 @@ def test_a_model_with_weights_in_other_files_is_refused(bundle: Path, constant: 
     _refused(_run(bundle, bundle / "sample" / "0.png", cwd=bundle), "external data")
 
 
+@needs_packages
 def test_what_is_no_model_is_refused_in_one_line_whatever_its_hash(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"PK\x03\x04zipped")
     put(bundle, ("files", "model.onnx", "sha256"), hashlib.sha256(b"PK\x03\x04zipped").hexdigest())
     _refused(_run(bundle, "--selftest"), "error: ")
 
 
+@needs_packages
+def test_answers_that_are_no_numbers_are_no_answers(bundle: Path) -> None:
+    not_a_number(bundle)
+    assert _run(bundle, "--selftest").returncode == 1
+    _refused(_run(bundle, bundle / "sample" / "0.png", "--json"), "not finite")
+
+
+@needs_packages
+def test_a_reader_that_goes_is_one_line_too(shipped: Path) -> None:
+    code, said = nobody_reads("node", NODE, shipped, shipped / "sample" / "0.png")
+    assert (code, said) == (2, "error: write EPIPE\n")
+
+
+@needs_packages
 def test_what_is_no_image_is_said(bundle: Path, tmp_path: Path) -> None:
     whole = (bundle / "sample" / "0.png").read_bytes()
     made: dict[str, Any] = {
@@ -188,7 +225,6 @@ def test_words_that_mean_nothing_are_refused(words: list[str]) -> None:
     _refused(_run(*words), "error: ")
 
 
-@needs_node
 def test_where_a_package_is_missing_the_line_says_how_it_is_installed(shipped: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "export"
     for name in ("node", "web"):
@@ -197,13 +233,21 @@ def test_where_a_package_is_missing_the_line_says_how_it_is_installed(shipped: P
     _refused(done, "onnxruntime-node is missing; install it: ONNXRUNTIME_NODE_INSTALL=skip npm install")
 
 
-@needs_node
+def test_an_older_node_is_refused(shipped: Path) -> None:
+    """Node 18 has no global crypto: a file that is not the manifest's would pass."""
+    code = f"""
+    Object.defineProperty(process, 'versions', {{ value: {{ ...process.versions, node: '18.20.8' }} }});
+    await import({NODE.as_uri()!r});
+    """
+    command = ["node", "--input-type=module", "-e", code, "--", str(shipped), "--selftest"]
+    _refused(subprocess.run(command, capture_output=True, text=True, check=False), "expected Node 20, found")
+
+
 def test_the_words_of_the_rule_are_those_of_the_manifest(script: ModuleType) -> None:
     code = "const b = await import(web + 'bundle.mjs'); console.log(JSON.stringify([b.RULE, b.LARGER, b.MODELS]))"
     assert json.loads(javascript(code)) == [script.RULE, script.LARGER, list(script.MODELS)]
 
 
-@needs_node
 def test_where_a_browser_cannot_hash_the_bundle_is_read_all_the_same(shipped: Path) -> None:
     """crypto.subtle is there over https and on localhost alone; the page says that nothing was checked."""
     code = """

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from runners import PYTHON, SPOILT, add_model, external, put, zoo
+from runners import PYTHON, SPOILT, add_model, external, nobody_reads, not_a_number, put, zoo
 
 from okdc.data import images
 from okdc.files import read_json, write_json
@@ -138,13 +138,32 @@ def test_a_model_with_weights_in_other_files_is_refused(
     refused("external data", bundle, bundle / "sample" / "0.png")
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zipped", b"\x80\x04\x95pickled.", b"ORTM" * 9])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04zipped", b"\x80\x04\x95pickled.", b"ORTM" * 9, b"\x8a" * 400_000])
 def test_what_is_no_model_is_refused_in_one_line_whatever_its_hash(
     bundle: Path, content: bytes, refused: Refused
 ) -> None:
     (bundle / "model.onnx").write_bytes(content)
     put(bundle, ("files", "model.onnx", "sha256"), hashlib.sha256(content).hexdigest())
     refused("error: ", bundle, "--selftest")
+
+
+def test_answers_that_are_no_numbers_are_no_answers(bundle: Path, refused: Refused) -> None:
+    not_a_number(bundle)
+    assert _run(bundle, "--selftest").returncode == 1
+    refused("not finite", bundle, bundle / "sample" / "0.png", "--json")
+
+
+def test_a_reader_that_goes_is_one_line_too(shipped: Path) -> None:
+    code, said = nobody_reads(sys.executable, PYTHON, shipped, shipped / "sample" / "0.png")
+    assert (code, said) == (2, "error: [Errno 32] Broken pipe\n")
+
+
+def test_a_path_is_named_as_it_was_typed(
+    shipped: Path, script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").write_bytes((shipped / "sample" / "0.png").read_bytes())
+    assert script.main([str(shipped), "./0.png", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == "./0.png"
 
 
 def test_what_is_no_image_is_said(bundle: Path, refused: Refused) -> None:
