@@ -207,13 +207,20 @@ def drive(shipped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
             f"--log-net-log={log}",
             f"{server.address}/drive.html",
         ]
-        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        complaints = tmp_path_factory.mktemp("said") / "stderr"
+        with complaints.open("w") as stream:  # a pipe that nobody empties would stop a browser that says much
+            browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream)
         try:
-            finished = server.done.wait(120)
+            finished = server.done.wait(300)
         finally:
             browser.terminate()
-            said = browser.communicate(timeout=30)[1]
-        assert finished, f"the page did not come to its end after {server.paths[-5:]}\n{said[-2000:]}"
+            try:
+                browser.wait(60)  # it writes its log
+            except subprocess.TimeoutExpired:
+                browser.kill()
+                browser.wait()
+        said = complaints.read_text(errors="replace")[-2000:]
+        assert finished, f"the page did not come to its end after {server.paths[-5:]}\n{said}"
         assert "error" not in server.found, server.found["error"]
         # Chromium itself asks for updates; what a page asks for has that page's address as its initiator.
         lines = [line for line in log.read_text(errors="replace").splitlines() if '"initiator":"http://127' in line]
