@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones, build, catalog, reopen
+from okdc.bundle.layout import MANIFEST, PROFILE
 from okdc.data import sources
 from okdc.deploy import students
 from okdc.deploy.subject import Measured, Subject, measure, networks
@@ -65,10 +66,7 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listen
         elif Path(word).is_file() or catalog.find_recipe(word):
             subjects += _of_recipe(word, export_names, tell)
         else:
-            known = [*backbones.ZOO, *catalog.recipes(), *(str(r.path) for r in runs())]
-            raise UsageError(
-                f"{word} is no run, network or recipe{nearest(word, known)}", hint="there is: " + ", ".join(known)
-            )
+            raise _unknown(word)
     alike = networks(subjects)
     shared = {key: measure(network, threads, tell) for key, network in alike.items()}
     rows = [_row(s, measure(s, threads, tell) if s.kind == "training" else shared[s.key]) for s in subjects]
@@ -94,6 +92,16 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listen
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What a word names
+
+
+def _unknown(word: str) -> UsageError:
+    if (Path(word) / MANIFEST).is_file():
+        return UsageError(f"{word} is a bundle: it was profiled when it was made", hint=f"see {Path(word) / PROFILE}")
+    known = [*backbones.ZOO, *catalog.recipes(), *(str(r.path) for r in runs())]
+    return UsageError(
+        f"{word} is no run, network or recipe{nearest(word, known)}",
+        hint=f"networks: {', '.join(backbones.ZOO)}; okdc recipes and okdc runs list the rest",
+    )
 
 
 def _network(label: str, name: str, kind: str, size: int, classes: int, export: bool) -> Subject:

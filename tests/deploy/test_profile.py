@@ -187,6 +187,14 @@ def test_a_word_that_names_nothing_is_refused_with_the_nearest(capsys: pytest.Ca
     said = capsys.readouterr().err
     assert "did you mean" in said
     assert "resnet20" in said
+    assert "cifar100_resnet110_ablation" not in said, "what there is, and no wall of it"
+
+
+def test_a_bundle_is_told_where_its_profile_is(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("made").mkdir()
+    Path("made/manifest.json").touch()
+    assert main(["profile", "made"]) == 2
+    assert "hint: see made/profile.json\n" in capsys.readouterr().err
 
 
 def test_counters_that_disagree_stop_the_profile(
