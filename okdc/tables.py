@@ -148,6 +148,8 @@ def _paper(paper: dict[str, Any] | None) -> str:
 def profile(report: dict[str, Any]) -> None:
     """Rows side by side, what was kept and what is a good choice, a table of stages for each network."""
     rows = report["rows"]
+    if len({row["run"] for row in rows if row["run"]}) > 1:  # student0 of which?
+        rows = [row | {"name": f"{row['run']}: {row['name']}"} if row["run"] else row for row in rows]
     console.table(*_costs(rows))
     for row in rows:
         if row["kept"]:

@@ -329,6 +329,10 @@ def test_fronts_of_two_runs_are_their_own(
     rows = _report([str(run.path), "again"], capsys)["rows"]
     assert [row["front"] for row in rows if row["run"] == "again"] == [True, True]
     assert any(row["front"] for row in rows if row["run"] == str(run.path))
+    said = ask(capsys, "profile", str(run.path), "again").out
+    assert "again: student0 resnet8" in said
+    assert f"{run.path}: student1 resnet8" in said
+    assert "again: " not in ask(capsys, "profile", "again").out, "of one run it goes without saying"
 
 
 def test_no_number_is_cut_on_a_narrow_terminal(
