@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import typer
 
@@ -26,10 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
-    from okdc.cli import app
-
     try:
-        code = typer.main.get_command(app).main(words, prog_name="okdc", standalone_mode=False)
+        code = _commands().main(words, prog_name="okdc", standalone_mode=False)
         if code == 130:  # Ctrl-C outside the training loop, which saves and says so itself
             console.say("interrupted")
         return code if isinstance(code, int) else 0
@@ -46,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with contextlib.suppress(OSError):  # stdout itself may be what failed
                 console.out_json(facts)
         return told.exit_code
+
+
+@functools.cache
+def _commands() -> Any:
+    """The commands as typer makes them of functions, once a process: it takes milliseconds."""
+    from okdc.cli import app
+
+    return typer.main.get_command(app)
 
 
 def _in_words(error: Exception) -> OkdcError:

@@ -135,12 +135,12 @@ def write_manifest(
     top1_pct: Mapping[str, float],
     opset: int,
     judged: dict[str, Any],
-    data_sha256: str,
+    origin: dict[str, Any],
 ) -> None:
     """manifest.json, the last file of a bundle and the contract of all others.
 
     `top1_pct` is by precision, of the models that passed; `recipe` has no local path in it; `judged` says on which
-    images (split, images, sha256, part, rows), `data_sha256` names all that the student was made from.
+    images (split, images, sha256, part, rows), `origin` what the student was made with and what it costs.
     """
     rule = student["preprocessing"]
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -158,8 +158,9 @@ def write_manifest(
         "accuracy": {"split": judged["split"], "images": judged["images"], "seed": recipe["seed"], "runs": 1},
         "judged_on": {key: judged[key] for key in ("sha256", "part", "rows")},
         "method": student["method"],
+        "student": student["student"],
         "dataset": student["dataset"],
-        "data_sha256": data_sha256,
+        **origin,
         "weights_sha256": student["weights_sha256"],
         "recipe_sha256": student["recipe_sha256"],
         "recipe": recipe,

@@ -14,6 +14,7 @@ from okdc.bundle import judged, layout
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.structure import OPSET, check_structure
+from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
 from okdc.deploy import measured, onnx, parity, recorded, reduced, sides
 from okdc.deploy.reduced import Judges, Reduced, Wanted
@@ -56,44 +57,30 @@ def export(
     target = _folder_for(run, out)
     try:
         with layout.building(target) as folder:
-            tell.note("exporting to ONNX")
-            path = layout.write_model(folder, FLOAT32, onnx.to_onnx(network, facts))
-            blob = path.read_bytes()
-            check_structure(blob, facts)
-            tell.note(f"checking parity on {len(images):,} {split} images")
             expected_pct = recorded.row(run, result, student)["top1_pct"]
-            report = parity.check(path, network, facts, images, labels, expected_pct, split)
-            reports: dict[str, Any] = {"schema": layout.SCHEMA, FLOAT32: report}
-            write_json(folder / layout.PARITY, reports)
-            if not report["passed"]:
-                raise CheckFailed(
-                    "parity",
-                    f"model.onnx did not pass: {report['failures'][0]}",
-                    hint=f"likely cause: {report['cause']}",
-                    details=[*report["failures"][1:], f"report: {layout.rejected(target) / layout.PARITY}"],
-                )
+            blob, report = _float32(folder, target, network, facts, judges, expected_pct, tell)
             made, errors = reduced.make(blob, dataset, judges, wanted or Wanted(), tell)
-            reports |= {one.precision: one.report for one in made}
-            write_json(folder / layout.PARITY, reports)
             passed = [one for one in made if one.report["passed"]]
-            models = {FLOAT32: blob} | {one.precision: one.blob for one in passed}
             for one in passed:
                 layout.write_model(folder, one.precision, one.blob)
+            reports = {"schema": layout.SCHEMA, FLOAT32: report} | {one.precision: one.report for one in made}
+            write_json(folder / layout.PARITY, reports)
 
             logits = sides.Torch(network, facts).logits(judges.samples)
             samples = {FLOAT32: (logits, report["logits"]["allowed"]["images"])}
             samples |= {one.precision: one.samples for one in passed}
             layout.write_samples(folder, judges.samples, labels[shown].tolist(), samples)
             tell.note("measuring how long each file takes")
+            models = {FLOAT32: blob} | {one.precision: one.blob for one in passed}
             costs = measured.facts(network, facts["preprocessing"]["size"], models)
             write_json(folder / layout.PROFILE, costs)
             counts = {"train": len(dataset.train), "validation": len(dataset.val), "test": len(dataset.test)}
             story = Story(facts, result, recipe.portable(), counts, reports, costs, licence)
             write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
-            judged_on = _judged_on(dataset, images)
+            origin = _origin(dataset, result, costs, report)
             layout.write_manifest(
-                folder, facts, recipe.portable(), story.top1_pct, OPSET, judged_on, dataset.fingerprint
+                folder, facts, recipe.portable(), story.top1_pct, OPSET, _judged_on(dataset, images), origin
             )
     except CheckFailed as error:
         if (target / layout.MANIFEST).is_file():
@@ -106,6 +93,47 @@ def export(
         first.details = (*first.details, *further, f"the bundle {target} stands without it")
         raise first
     return target, reports
+
+
+def _float32(
+    folder: Path,
+    target: Path,
+    network: Backbone,
+    facts: dict[str, Any],
+    judges: Judges,
+    expected_pct: float,
+    tell: Listener,
+) -> tuple[bytes, dict[str, Any]]:
+    """model.onnx in `folder`, and how it was proven equal to the student. Raises CheckFailed where it is not."""
+    tell.note("exporting to ONNX")
+    path = layout.write_model(folder, FLOAT32, onnx.to_onnx(network, facts))
+    blob = path.read_bytes()
+    check_structure(blob, facts)
+    tell.note(f"checking parity on {len(judges.images):,} {judges.split} images")
+    report = parity.check(path, network, facts, judges.images, judges.labels, expected_pct, judges.split)
+    if not report["passed"]:
+        write_json(folder / layout.PARITY, {"schema": layout.SCHEMA, FLOAT32: report})
+        raise CheckFailed(
+            "parity",
+            f"model.onnx did not pass: {report['failures'][0]}",
+            hint=f"likely cause: {report['cause']}",
+            details=[*report["failures"][1:], f"report: {layout.rejected(target) / layout.PARITY}"],
+        )
+    return blob, report
+
+
+def _origin(dataset: Dataset, result: dict[str, Any], costs: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Where the student comes from and what it costs, for the manifest: nothing of where things lay."""
+    teacher = result["teacher"] and {key: result["teacher"][key] for key in ("architecture", "weights_sha256")}
+    return {
+        "students": result["students"],
+        "share": result["share"],
+        "teacher": teacher,
+        "params": costs["params"],
+        "macs": costs["macs"],
+        "versions": report["versions"],
+        "data_sha256": dataset.fingerprint,
+    }
 
 
 def _refused(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) -> list[OkdcError]:
