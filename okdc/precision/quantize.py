@@ -64,7 +64,10 @@ class Quantizer:
         self.ranges: ranges.Ranges | None = None
 
     def __call__(self, setting: Setting) -> bytes:
-        """The file in `setting`: the same bytes at every call on one machine. Raises CheckFailed ("int8") where onnxruntime cannot."""
+        """The file in `setting`, the same bytes at every call on one machine.
+
+        Raises CheckFailed ("int8") where onnxruntime cannot make it.
+        """
         refused = refusals("int8", f"onnxruntime cannot quantise the file ({setting})")
         with refused, quiet(), TemporaryDirectory() as folder:
             source, cache, target = (Path(folder, name) for name in ("source.onnx", "ranges.json", "int8.onnx"))
