@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import typer
@@ -23,19 +26,51 @@ class UnforeseenError(OkdcError):
         self.kind = kind
 
 
+class _Termination:
+    """While a command runs, SIGTERM ends it as Ctrl-C does: what is half built is cleared away on the way out.
+
+    The training loop, which saves first, has handlers of its own meanwhile.
+    """
+
+    came = False
+
+    def __enter__(self) -> _Termination:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, self._stop)
+        return self
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.came = True
+        raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. 0 done, 1 a check failed, 2 could not do it, 130 interrupted, 143 terminated."""
+    with _Termination() as termination:
+        code = _run(arguments)
+        if code is None:
+            console.say("terminated" if termination.came else "interrupted")
+            code = 143 if termination.came else 130
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int | None:
+    """The exit code; None for a signal outside the training loop, which saves and says so itself."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"] or ["--help"]
     try:
         code = _commands().main(words, prog_name="okdc", standalone_mode=False)
-        if code == 130:  # Ctrl-C outside the training loop, which saves and says so itself
-            console.say("interrupted")
+        if code == 130:  # typer's own, for Ctrl-C
+            return None
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
-        console.say("interrupted")
-        return 130
+        return None
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -60,7 +95,8 @@ def _in_words(error: Exception) -> OkdcError:
     if isinstance(error, OkdcError):
         return error
     if isinstance(error, typer.TyperException):
-        return UnforeseenError("usage", error.format_message(), "okdc --help")
+        context = getattr(error, "ctx", None)
+        return UnforeseenError("usage", error.format_message(), f"{context.command_path if context else 'okdc'} --help")
     # torch has an OutOfMemoryError for a GPU and a RuntimeError for a CPU
     if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error):
         return UnforeseenError(

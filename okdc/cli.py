@@ -232,16 +232,19 @@ def export(
         )
         talk.note(why)
     wanted = Wanted(int8, fp16, full_range, calib_images, max_drop, min_agreement, diagnose)
-    bundle, parity = deploy.export(chosen, None if target else out, data_root, talk, index, wanted, license_)
+    done = deploy.export(chosen, None if target else out, data_root, talk, index, wanted, license_)
+    if not as_json:
+        tables.parity(done.parity)
+        console.out(f"bundle {done.folder}")
+    elif done.error or not target:
+        console.out_json({"schema": 1, "bundle": str(done.folder), "parity": done.parity})
+    if done.error:  # stdout has said all of it
+        console.fail(done.error)
+        raise typer.Exit(done.error.exit_code)
     if target:
-        _finished_page(bundle, out or chosen.path / "web", runtime, as_json)
-        return
-    if as_json:
-        console.out_json({"bundle": str(bundle), "parity": parity})
-        return
-    tables.parity(parity)
-    console.out(f"bundle {bundle}")
-    console.next_step("okdc verify", bundle, *_where_images_are(chosen, data_root))
+        _finished_page(done.folder, out or chosen.path / "web", runtime, as_json)
+    elif not as_json:
+        console.next_step("okdc verify", done.folder, *_where_images_are(chosen, data_root))
 
 
 @app.command()

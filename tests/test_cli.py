@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -340,3 +341,20 @@ def test_a_reader_that_goes_away_ends_the_printing_and_not_the_training(gone: st
         getattr(process, gone).close()
     assert process.returncode == 0
     assert Run.open(Path("run")).state == "complete"
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_signal_ends_any_command_in_one_word(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, says: str
+) -> None:
+    def asked() -> dict[str, Path]:
+        os.kill(os.getpid(), number)
+        return {}
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(catalog, "recipes", asked)
+    answer = ask(capsys, "recipes")
+    assert (answer.code, answer.err) == (code, f"{says}\n")
+    assert signal.getsignal(number) is before

@@ -59,6 +59,7 @@ class _Input(_Table):
 
 
 class _Normalisation(_Table):
+    in_graph: Literal[True]
     mean: Colour
     std: Colour
 

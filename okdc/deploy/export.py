@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from okdc import catalog, reopen
 from okdc.bundle import judged, layout
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
+from okdc.bundle.session import Images
 from okdc.bundle.structure import OPSET, check_structure
 from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
@@ -26,6 +29,15 @@ from okdc.talk import Listener
 SAMPLES = 5
 
 
+@dataclass(frozen=True)
+class Exported:
+    """A bundle in its place."""
+
+    folder: Path
+    parity: dict[str, Any]  # what parity.json says
+    error: OkdcError | None  # what is to be said of a reduced file that was wanted and is not in it
+
+
 def export(
     run: Run,
     out: Path | None,
@@ -34,30 +46,24 @@ def export(
     student: int | None = None,
     wanted: Wanted | None = None,
     licence: str | None = None,
-) -> tuple[Path, dict[str, Any]]:
-    """Write the ONNX bundle of a run's student, by number or the kept one. Returns its folder and parity.json.
+) -> Exported:
+    """Write the ONNX bundle of a run's student, by number or the kept one.
 
     Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
     the file is not the student; what was built is then in `out`.rejected, with the report. A reduced file that fails
-    its gate lies there alone, and the bundle stands without it: CheckFailed, too. So it does where one cannot be made:
-    what `reduced.make` gives as the reason is raised.
+    its gate lies there alone, or cannot be made: the bundle stands without it, and `Exported.error` is to be raised.
     """
     network, facts, result = recorded.student(run, "parity", "export", student)
-    recipe, notes = reopen.recipe_of(run, data_root)
-    for note in notes:
-        tell.note(note)
-    dataset = reopen.data_of(run, recipe, tell)
-    split, rows = dataset.final_split
-    if split != "test":
-        tell.note("the data has no test split: parity is checked on the validation images")
-    images, labels = sides.Split(dataset, rows), dataset.labels[rows].numpy()
-    shown = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(int)
-    judges = Judges(images, labels, facts["classes"], split, images[shown])
-
+    expected_pct = recorded.row(run, result, student)["top1_pct"]
     target = _folder_for(run, out)
+    had = _precisions(target)
     try:
-        with layout.building(target) as folder:
-            expected_pct = recorded.row(run, result, student)["top1_pct"]
+        with layout.building(target) as folder:  # entered first: a folder that is refused costs no minutes
+            recipe, notes = reopen.recipe_of(run, data_root)
+            for note in notes:
+                tell.note(note)
+            dataset = reopen.data_of(run, recipe, tell)
+            judges = _judges(dataset, facts, tell)
             blob, report = _float32(folder, target, network, facts, judges, expected_pct, tell)
             made, errors = reduced.make(blob, dataset, judges, wanted or Wanted(), tell)
             passed = [one for one in made if one.report["passed"]]
@@ -69,7 +75,7 @@ def export(
             logits = sides.Torch(network, facts).logits(judges.samples)
             samples = {FLOAT32: (logits, report["logits"]["allowed"]["images"])}
             samples |= {one.precision: one.samples for one in passed}
-            layout.write_samples(folder, judges.samples, labels[shown].tolist(), samples)
+            layout.write_samples(folder, judges.samples, judges.labels[_shown(judges.images)].tolist(), samples)
             tell.note("measuring how long each file takes")
             models = {FLOAT32: blob} | {one.precision: one.blob for one in passed}
             costs = measured.facts(network, facts["preprocessing"]["size"], models)
@@ -79,20 +85,30 @@ def export(
             write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
             origin = _origin(dataset, result, costs, report)
-            layout.write_manifest(
-                folder, facts, recipe.portable(), story.top1_pct, OPSET, _judged_on(dataset, images), origin
-            )
+            judged_on = _judged_on(dataset, judges)
+            layout.write_manifest(folder, facts, recipe.portable(), story.top1_pct, OPSET, judged_on, origin)
     except CheckFailed as error:
-        if (target / layout.MANIFEST).is_file():
+        if had:
             error.details = (*error.details, f"the earlier bundle {target} is untouched")
         raise
+    if gone := [precision for precision in had if precision not in models]:
+        tell.note(f"the bundle that was in {target} had {', '.join(gone)}, this one has not")
     errors += _refused(target, reports, [one for one in made if not one.report["passed"]])
-    if errors:
-        first, *others = errors
-        further = [line for error in others for line in (f"error[{error.kind}]: {error.message}", *error.details)]
-        first.details = (*first.details, *further, f"the bundle {target} stands without it")
-        raise first
-    return target, reports
+    return Exported(target, reports, _joined(errors, target))
+
+
+def _judges(dataset: Dataset, facts: dict[str, Any], tell: Listener) -> Judges:
+    """The images that judge the student, and some of them for the bundle."""
+    split, rows = dataset.final_split
+    if split != "test":
+        tell.note("the data has no test split: parity is checked on the validation images")
+    images = sides.Split(dataset, rows)
+    return Judges(images, dataset.labels[rows].numpy(), facts["classes"], split, images[_shown(images)])
+
+
+def _shown(images: Images) -> npt.NDArray[np.int64]:
+    """Evenly spread, so that they are of several classes."""
+    return np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(np.int64)
 
 
 def _float32(
@@ -160,6 +176,23 @@ def _refused(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) -
     return [error]
 
 
+def _joined(errors: Sequence[OkdcError], target: Path) -> OkdcError | None:
+    """The first error, with what is to be said of the others."""
+    if not errors:
+        return None
+    first, *others = errors
+    further = [line for error in others for line in (f"error[{error.kind}]: {error.message}", *error.details)]
+    first.details = (*first.details, *further, f"the bundle {target} stands without it")
+    return first
+
+
+def _precisions(target: Path) -> list[str]:
+    """The models of a bundle that is there already."""
+    if not (target / layout.MANIFEST).is_file():
+        return []
+    return [precision for precision, name in layout.MODELS.items() if (target / name).is_file()]
+
+
 def _folder_for(run: Run, out: Path | None) -> Path:
     target = out or run.path / "bundle"
     if target.name in ("", ".."):  # `-o .` has no name to build beside
@@ -167,9 +200,9 @@ def _folder_for(run: Run, out: Path | None) -> Path:
     return target
 
 
-def _judged_on(dataset: Dataset, images: sides.Split) -> dict[str, Any]:
+def _judged_on(dataset: Dataset, judges: Judges) -> dict[str, Any]:
     """Which images the numbers are from, so that they can be found and proven without torch."""
     split, rows = dataset.final_split
     part, places = dataset.part_of(rows)
-    sha256 = judged.digest(images, dataset.labels[rows].numpy())
+    sha256 = judged.digest(judges.images, judges.labels)
     return {"split": split, "images": len(rows), "sha256": sha256, "part": part, "rows": places}

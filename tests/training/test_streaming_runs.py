@@ -202,9 +202,9 @@ def bundle(whole: Run) -> tuple[Path, list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnDemand, "__getitem__", counted)
         patch.setattr("okdc.deploy.sides.eval_batch", lambda *_: 4)
-        path, report = export(whole, None, None, Quiet())
-    assert report["float32"]["passed"]
-    return path, counts
+        done = export(whole, None, None, Quiet())
+    assert done.parity["float32"]["passed"]
+    return done.folder, counts
 
 
 def test_a_bundle_says_the_shorter_side_in_its_manifest_and_in_the_file_itself(bundle: tuple[Path, list[int]]) -> None:
