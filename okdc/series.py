@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import statistics
 import tomllib
@@ -23,6 +24,7 @@ from typing import Any
 import tomli_w
 
 from okdc import locks
+from okdc.console import quoted
 from okdc.errors import DiskError, OkdcError, RunError, TrainingError, UsageError
 from okdc.files import read_json, write, write_json
 from okdc.recipe import Recipe, read
@@ -217,9 +219,9 @@ class Series:
                 else:
                     others += 1
         if len(methods) > 1 and len(set(trained)) == len(trained):  # of two runs of one seed a comparison takes neither
-            return f"okdc compare {' '.join(dict.fromkeys(folders)) if others else self.path.parent}"
+            return f"okdc compare {shlex.join(dict.fromkeys(folders)) if others else quoted(self.path.parent)}"
         chosen = best(self.path)
-        return f"okdc profile {chosen.path}" if chosen else "okdc distill"
+        return f"okdc profile {quoted(chosen.path)}" if chosen else "okdc distill"
 
     def _row(self, seed: int) -> dict[str, Any]:
         run, state = self.run(seed), self.state_of(seed)

@@ -275,6 +275,7 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
         )
         console.out("")
     top1, gates, worst = report["top1_pct"], report["gates"], report["worst_class"]
+    one = 100 / report["images"]  # no gate is finer than one image
     console.table(
         [precision, "found", "allowed"],
         [
@@ -282,9 +283,13 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
             [
                 f"top-1 %, float32 → {precision}",
                 f"{top1['float32']:.2f} → {top1[precision]:.2f}",
-                f"{gates['max_drop']:.2f} points less",
+                f"{max(gates['max_drop'], one):.2f} points less",
             ],
-            ["predictions that agree, %", f"{report['agreement_pct']:.2f}", f"{gates['min_agreement']:.2f} at least"],
+            [
+                "predictions that agree, %",
+                f"{report['agreement_pct']:.2f}",
+                f"{min(gates['min_agreement'], 100 - one):.2f} at least",
+            ],
             [
                 f"worst class ({worst['class']}), points",
                 f"{worst['change_pct']:+.2f}",

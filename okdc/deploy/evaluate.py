@@ -60,7 +60,7 @@ def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, An
     try:
         found = judged.find(bundle, data_root)
     except NotHereError as error:
-        raise DataError(f"{folder}: {error}", hint="--data-root DIR, or OKDC_DATA_ROOT, says where they are") from None
+        raise DataError(f"{folder}: {error}", hint="OKDC_DATA_ROOT says it, too") from None
     judged.check_labels(bundle, found)
     _say_split(manifest["accuracy"]["split"], len(found.labels), tell)
     logits = np.concatenate([answers(session, x, len(bundle.labels))[0] for x, _ in judged.proven(bundle, found)])

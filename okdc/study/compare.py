@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from okdc.console import quoted
 from okdc.recipe import Paper
 from okdc.run import SERIES
 from okdc.study import alike, stats
@@ -67,10 +68,10 @@ def next_step(facts: Mapping[str, Any]) -> str:
             folder = folder.parent
         recipe = folder / "recipe.toml"
         beside = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
-        return f"okdc distill {recipe} --seeds {','.join(map(str, missing))} -o {beside}"
+        return f"okdc distill {quoted(recipe)} --seeds {','.join(map(str, missing))} -o {quoted(beside)}"
     # By validation: the test accuracies of this table would choose on the test split.
     run = max((run for row in rows for run in row["runs"]), key=lambda run: run["kept"]["val_top1_pct"] or 0.0)
-    return f"okdc export {run['run']} --onnx"
+    return f"okdc export {quoted(Path(run['run']))} --onnx"
 
 
 def _baseline(rows: Sequence[Row], asked: str | None, notes: list[str]) -> Row | None:
