@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -192,16 +193,11 @@ def export(
         raise UsageError("no format was named", hint=" ".join(words))
     if target not in (None, "web"):
         raise UsageError(f"--target {target}: expected web{nearest(str(target), ['web'])}")
-    if runtime and target is None:
-        raise UsageError("--runtime is of --target web, which was not asked for")
     if student is not None and budget is not None:
         raise UsageError("--student and --budget both choose a student", hint="one of them")
-    of_int8 = {"--full-range": full_range, "--calib-images": calib_images, "--diagnose": diagnose}
-    gates = {"--max-drop": max_drop, "--min-agreement": min_agreement}
-    for name in (name for name, value in of_int8.items() if value and not int8):
-        raise UsageError(f"{name} is of --int8, which was not asked for")
-    for name in (name for name, value in gates.items() if value is not None and not (int8 or fp16)):
-        raise UsageError(f"{name} is of --int8 and --fp16, and neither was asked for")
+    _refuse_idle({"--runtime": runtime}, "--target web", target is not None)
+    _refuse_idle({"--full-range": full_range, "--calib-images": calib_images, "--diagnose": diagnose}, "--int8", int8)
+    _refuse_idle({"--max-drop": max_drop, "--min-agreement": min_agreement}, "--int8 or --fp16", int8 or fp16)
     from okdc.bundle import web
     from okdc.bundle.layout import MANIFEST
 
@@ -444,6 +440,13 @@ def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]
 
     data = reopen.recipe_of(run, data_root)[0].data
     return () if data.root in (None, ROOTS.get(data.name)) else ("--data-root", Path(data.root))
+
+
+def _refuse_idle(options: Mapping[str, object], of: str, asked: bool) -> None:
+    """Raises UsageError for an option of something that was not asked for: it would do nothing."""
+    given = [name for name, value in options.items() if value is not None and value is not False]
+    if given and not asked:
+        raise UsageError(f"{given[0]} is of {of}, which was not asked for")
 
 
 def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool) -> None:

@@ -183,7 +183,7 @@ def test_a_student_that_fails_float32_parity_gets_no_reduced_file(
         (["--full-range"], "--full-range is of --int8"),
         (["--diagnose", "--fp16"], "--diagnose is of --int8"),
         (["--calib-images", "100"], "--calib-images is of --int8"),
-        (["--max-drop", "2"], "--max-drop is of --int8 and --fp16"),
+        (["--max-drop", "2"], "--max-drop is of --int8 or --fp16"),
         (["--student", "0", "--budget", "params<1k"], "--student and --budget both choose"),
         (["--target", "wen"], "did you mean 'web'"),
         (["--runtime", "here"], "--runtime is of --target web"),
