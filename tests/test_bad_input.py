@@ -138,7 +138,7 @@ def interrupted_run(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run on ./root that was begun and not trained."""
     with monkeypatch.context() as patch:
         patch.setattr(engine, "train", lambda *_: None)
-        patch.setattr("okdc.cli._finished", lambda *_: None)
+        patch.setattr("okdc.cli.train._finished", lambda *_: None)
         assert ask(capsys, "distill", *FOLDER, "data.val_fraction=0.3").code == 0
     return Run.newest("resumable")
 

@@ -187,7 +187,7 @@ def test_a_folder_moved_between_start_and_resume_is_found_by_data_root(
     words = ["data.root=root", "data.val_fraction=0.3", "optim.epochs=1", "optim.batch_size=8"]
     with monkeypatch.context() as patch:
         patch.setattr(engine, "train", lambda *_: None)
-        patch.setattr("okdc.cli._finished", lambda *_: None)
+        patch.setattr("okdc.cli.train._finished", lambda *_: None)
         nothing_went_wrong(ask(capsys, "distill", *SMALL, *words))
     root.rename("elsewhere")
     lost = ask(capsys, "resume")

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from okdc import cli, kept
+from okdc import kept
 from okdc.__main__ import main
 from okdc.bundle import layout, session
 from okdc.bundle.session import Session
+from okdc.cli import ship
 from okdc.data.images import RESIZE
 from okdc.deploy import cause, export, onnx, parity, sides
 from okdc.files import read_json
@@ -205,11 +206,11 @@ def test_images_that_moved_are_named_with_the_way_out(run: Run, capsys: pytest.C
 
 
 def test_whoever_has_the_images_is_told_how_a_bundle_is_checked_on_them(run: Run) -> None:
-    assert cli._where_images_are(run, None) == (), "verify has the digits itself"
+    assert ship._where_images_are(run, None) == (), "verify has the digits itself"
     text = run.recipe.read_text().replace('name = "digits"', 'name = "folder"\nroot = "my pictures"')
     run.recipe.write_text(text)
-    assert cli._where_images_are(run, None) == ("--data-root", Path("my pictures"))
-    assert cli._where_images_are(run, "moved here") == ("--data-root", Path("moved here"))
+    assert ship._where_images_are(run, None) == ("--data-root", Path("my pictures"))
+    assert ship._where_images_are(run, "moved here") == ("--data-root", Path("moved here"))
 
 
 @pytest.mark.parametrize(("manifest", "words"), [(True, "--target web"), (False, "--onnx")])

@@ -1,120 +1,22 @@
-"""The commands: each parses its words, makes one call and prints what came back.
-
-Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
-"""
+"""Commands that choose, make and use what is shipped: profile, export, evaluate, verify, predict."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc import __version__, catalog, console, tables
-from okdc.errors import CheckFailed, OkdcError, UsageError, nearest
+from okdc import console, tables
+from okdc.cli.options import DataRoot, Json
+from okdc.errors import CheckFailed, UsageError, nearest
 
 if TYPE_CHECKING:
     from okdc.run import Run
-    from okdc.series import Series
-
-app = typer.Typer(
-    name="okdc",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
-DataRoot = Annotated[str | None, typer.Option("--data-root", metavar="DIR", help="Where the images are (data.root).")]
-RunPath = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's directory.", show_default=False)]
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        console.out(f"okdc {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Compress image classifiers by online knowledge distillation, and ship the student."""
-
-
-@app.command()
-def distill(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="RECIPE|KEY=VALUE", help="A recipe (default: digits_resnet8) and overrides."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The run's directory.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Short for engine.device=.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Short for engine.dtype=.")] = None,
-    threads: Annotated[str | None, typer.Option(metavar="auto|N", help="Short for engine.threads=.")] = None,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="0,1,2|0-4", help="One run a seed, in one folder, with mean and deviation.")
-    ] = None,
-    data_root: DataRoot = None,
-    as_json: Json = False,
-) -> None:
-    """Train a cohort from a recipe and keep one student."""
-    from okdc import recipe
-    from okdc.series import parse_seeds
-
-    several = parse_seeds(seeds) if seeds is not None else None
-    if several and (numbers := [word for word in words or [] if word.isdigit()]):
-        raise UsageError(f"{numbers[0]} is no recipe", hint=f"--seeds {','.join([str(seeds), *numbers])}")
-    flags = {"engine.device": device, "engine.dtype": dtype, "engine.threads": threads, "data.root": data_root}
-    draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
-
-    if several and "seed" in draft.overridden:
-        raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
-    from okdc.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
-
-    resolved, notes = resolve(draft)
-    for text in notes:
-        console.note(text)
-    from okdc.machine import provenance
-    from okdc.training import engine, series
-
-    made_by = provenance(["okdc", *sys.argv[1:]])
-    if several:
-        _finished_series(series.start(resolved, several, draft.stem, out, made_by, console.Talk()), as_json)
-        return
-    _finished(engine.start(resolved, draft.stem, out, made_by, console.Talk()), as_json)
-
-
-@app.command()
-def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Continue an interrupted run, or a series of runs, to the bit."""
-    from okdc.machine import provenance
-    from okdc.run import Run
-    from okdc.series import Series, newest_resumable, owner
-
-    named = newest_resumable().path if run is None else run
-    if Series.is_at(named):
-        several = Series.open(named)
-        from okdc.training import series
-
-        made_by = provenance(["okdc", *sys.argv[1:]])
-        _finished_series(series.resume(several, made_by, console.Talk(), data_root), as_json)
-        return
-    chosen = Run.open(named)
-    from okdc.training import engine
-
-    whole = owner(chosen)
-    with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
-        engine.resume(chosen, console.Talk(), data_root)
-    _finished(chosen, as_json)
-
-
-@app.command()
 def profile(
     things: Annotated[
         list[str] | None,
@@ -142,7 +44,6 @@ def profile(
         console.next_step("okdc distill")
 
 
-@app.command()
 def export(
     thing: Annotated[
         Path | None,
@@ -243,7 +144,6 @@ def export(
         console.next_step("okdc verify", done.folder, *_where_images_are(chosen, data_root))
 
 
-@app.command()
 def evaluate(
     thing: Annotated[
         Path | None,
@@ -252,7 +152,7 @@ def evaluate(
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Read the test split again: accuracy class by class, checked against the record."""
+    """Read the test split again: accuracy class by class."""
     from okdc.run import Run
 
     chosen = thing or Run.newest("complete").path
@@ -271,13 +171,12 @@ def evaluate(
         console.next_step("okdc predict", chosen, "IMAGE ...")
 
 
-@app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory.", show_default=False)],
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Is a bundle whole, and does it do here what it did where it was made? Without torch."""
+    """Check a bundle: its files, and what it does on this processor."""
     from okdc.bundle import verify as again
 
     report = again.verify(bundle, data_root, console.Talk())
@@ -294,7 +193,6 @@ def verify(
     console.next_step("okdc predict", bundle, "IMAGE ...")
 
 
-@app.command()
 def predict(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory.", show_default=False)],
     images: Annotated[
@@ -317,120 +215,6 @@ def predict(
             if not console.out_line(line):
                 return
             update(done, len(files), "")
-
-
-@app.command()
-def download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10, cifar100 or cinic10.")],
-    data_root: DataRoot = None,
-    url: Annotated[str | None, typer.Option(metavar="URL", help="A mirror; size and MD5 are checked.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Bring a published data set, whole and checked."""
-    from okdc.data import download as downloads
-
-    with console.progress(f"downloading {name}") as update:
-        facts = downloads.download(name, data_root, url, update)
-    if as_json:
-        console.out_json(facts)
-        return
-    where = "scikit-learn, nothing to download" if facts["root"] is None else str(Path(facts["root"]).absolute())
-    console.out(f"{name} {'was already' if facts['already_there'] else 'is'} in {where}")
-    console.next_step(downloads.next_command(name, facts["root"]))
-
-
-@app.command()
-def recipes(as_json: Json = False) -> None:
-    """List the recipes that ship with okdc."""
-    from okdc import recipe
-
-    rows = []
-    for name, path in catalog.recipes().items():
-        found, problems = recipe.check(recipe.Draft(path, recipe.read(path)))
-        assert found is not None, problems
-        rows.append({"name": name, "path": str(path), **found.portable()})
-    if as_json:
-        console.out_json(rows)
-        return
-    tables.recipes(rows)
-    console.next_step("okdc distill RECIPE")
-
-
-@app.command()
-def runs(as_json: Json = False) -> None:
-    """List the runs below ./runs and their states."""
-    from okdc import run as runs_
-    from okdc.series import all_series, owner
-
-    found = runs_.runs()
-    rows = [_summary(run) for run in found]
-    if as_json:
-        console.out_json(rows)
-        return
-    unfinished = [series for series in all_series() if series.state == "resumable"]
-    if rows:
-        tables.runs(rows)
-    elif not unfinished:
-        console.say(f"no runs in {runs_.ROOT.absolute()}")
-    for series in unfinished:
-        console.say(f"{series.path}: left of its {len(series.seeds)} seeds: {', '.join(map(str, series.left))}")
-    whole = owner(found[-1]) if found else None
-    if unfinished and (not found or whole in unfinished):
-        console.next_step("okdc resume", (whole or unfinished[-1]).path)
-        return
-    known = {"complete": "okdc profile", "resumable": "okdc resume"}
-    state = rows[-1]["state"] if rows else None
-    if state in known:
-        console.next_step(known[state], Path(rows[-1]["run"]))
-    else:
-        console.next_step("okdc distill")
-
-
-@app.command()
-def compare(
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="RUN|DIR", help="Finished runs, or folders of them (default: ./runs)."),
-    ] = None,
-    baseline: Annotated[
-        str | None, typer.Option(metavar="VARIANT", help="Differences are to this row (default: the baseline).")
-    ] = None,
-    require: Annotated[
-        list[str] | None,
-        typer.Option(metavar="'A>B'", help="Exit 1 unless the 95 % interval of A - B is above 0 (>=: not below)."),
-    ] = None,
-    markdown: Annotated[bool, typer.Option("--md", help="Print GitHub tables.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Compare finished runs: means over seeds, paired differences."""
-    if markdown and as_json:
-        raise UsageError("--md and --json are two ways to print the same", hint="one of them")
-    from okdc.study import compare as study
-    from okdc.study.require import check
-    from okdc.study.show import show
-
-    facts = study.compare(paths or [], baseline, require or [])
-    if as_json:
-        console.out_json(facts)
-        try:
-            check(facts)
-        except CheckFailed as error:  # stdout holds its one JSON document already, in which it says so
-            console.fail(error)
-            raise typer.Exit(error.exit_code) from None
-        return
-    show(facts, markdown)
-    check(facts)
-    console.next_step(study.next_step(facts))
-
-
-def _summary(run: Run) -> dict[str, Any]:
-    """One damaged run is named and does not hide the others."""
-    try:
-        return run.summary()
-    except OkdcError as error:
-        console.warn(error.message)
-        nothing = dict.fromkeys(("kept", "top1_pct", "images", "judged_on"))
-        return {"run": str(run.path), "state": "failed", "method": "?", "epoch": "?", "epochs": "?", **nothing}
 
 
 def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]:
@@ -458,30 +242,3 @@ def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool)
         return
     console.out(f"page {page}")
     console.next_step("python -m http.server -b localhost -d", page, " # then open http://localhost:8000")
-
-
-def _finished(run: Run, as_json: bool) -> None:
-    from okdc.files import read_json
-
-    facts = read_json(run.result)
-    if as_json:
-        console.out_json({"run": str(run.path)} | facts)
-        return
-    tables.result(facts)
-    console.next_step("okdc profile", run.path)
-
-
-def _finished_series(series: Series, as_json: bool) -> None:
-    """One row a seed, then what is to be said of seeds that failed, with the exit code of a run that did."""
-    facts, error = series.summary(), series.failure()
-    if as_json:
-        told = {"error": error.kind, "message": error.message, "hint": error.hint} if error else {}
-        console.out_json(facts | told)
-        if error:
-            console.fail(error)
-            raise typer.Exit(error.exit_code)
-        return
-    tables.series(facts)
-    if error:
-        raise error
-    console.next_step(series.next_step)

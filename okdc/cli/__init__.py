@@ -1,0 +1,46 @@
+"""The commands: each parses its words, makes one call and prints what came back.
+
+    train.py  distill, resume           look.py  download, recipes, runs, compare
+    ship.py   profile, export, evaluate, verify, predict
+
+Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from okdc import __version__, console
+from okdc.cli.look import compare, download, recipes, runs
+from okdc.cli.ship import evaluate, export, predict, profile, verify
+from okdc.cli.train import distill, resume
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="okdc",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.out(f"okdc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Compress image classifiers by online knowledge distillation, and ship the student."""
+
+
+for command in (distill, resume, profile, export, evaluate, verify, predict, download, recipes, runs, compare):
+    app.command()(command)  # in the order in which --help lists them

@@ -1,0 +1,110 @@
+"""Commands that train: distill, resume."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from okdc import console, tables
+from okdc.cli.options import DataRoot, Json, RunPath
+from okdc.errors import UsageError
+
+if TYPE_CHECKING:
+    from okdc.run import Run
+    from okdc.series import Series
+
+
+def distill(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE|KEY=VALUE", help="A recipe (default: digits_resnet8) and overrides."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The run's directory.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Short for engine.device=.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Short for engine.dtype=.")] = None,
+    threads: Annotated[str | None, typer.Option(metavar="auto|N", help="Short for engine.threads=.")] = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="0,1,2|0-4", help="One run a seed, in one folder, with mean and deviation.")
+    ] = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Train a cohort from a recipe and keep one student."""
+    from okdc import recipe
+    from okdc.series import parse_seeds
+
+    several = parse_seeds(seeds) if seeds is not None else None
+    if several and (numbers := [word for word in words or [] if word.isdigit()]):
+        raise UsageError(f"{numbers[0]} is no recipe", hint=f"--seeds {','.join([str(seeds), *numbers])}")
+    flags = {"engine.device": device, "engine.dtype": dtype, "engine.threads": threads, "data.root": data_root}
+    draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
+
+    if several and "seed" in draft.overridden:
+        raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
+    from okdc.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
+
+    resolved, notes = resolve(draft)
+    for text in notes:
+        console.note(text)
+    from okdc.machine import provenance
+    from okdc.training import engine, series
+
+    made_by = provenance(["okdc", *sys.argv[1:]])
+    if several:
+        _finished_series(series.start(resolved, several, draft.stem, out, made_by, console.Talk()), as_json)
+        return
+    _finished(engine.start(resolved, draft.stem, out, made_by, console.Talk()), as_json)
+
+
+def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
+    """Continue an interrupted run, or a series of runs, to the bit."""
+    from okdc.machine import provenance
+    from okdc.run import Run
+    from okdc.series import Series, newest_resumable, owner
+
+    named = newest_resumable().path if run is None else run
+    if Series.is_at(named):
+        several = Series.open(named)
+        from okdc.training import series
+
+        made_by = provenance(["okdc", *sys.argv[1:]])
+        _finished_series(series.resume(several, made_by, console.Talk(), data_root), as_json)
+        return
+    chosen = Run.open(named)
+    from okdc.training import engine
+
+    whole = owner(chosen)
+    with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
+        engine.resume(chosen, console.Talk(), data_root)
+    _finished(chosen, as_json)
+
+
+def _finished(run: Run, as_json: bool) -> None:
+    from okdc.files import read_json
+
+    facts = read_json(run.result)
+    if as_json:
+        console.out_json({"run": str(run.path)} | facts)
+        return
+    tables.result(facts)
+    console.next_step("okdc profile", run.path)
+
+
+def _finished_series(series: Series, as_json: bool) -> None:
+    """One row a seed, then what is to be said of seeds that failed, with the exit code of a run that did."""
+    facts, error = series.summary(), series.failure()
+    if as_json:
+        told = {"error": error.kind, "message": error.message, "hint": error.hint} if error else {}
+        console.out_json(facts | told)
+        if error:
+            console.fail(error)
+            raise typer.Exit(error.exit_code)
+        return
+    tables.series(facts)
+    if error:
+        raise error
+    console.next_step(series.next_step)
