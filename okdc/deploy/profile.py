@@ -137,16 +137,14 @@ def _of_run(run: Run, tell: Listener) -> list[Subject]:
         whole.append(_whole(recipe, classes))
     except (RecipeError, RunError) as error:  # a teacher that is gone: what it taught can be counted all the same
         tell.note(f"the training as a whole is not counted: {error.message}")
-        cohort = build.cohort(recipe, square(size), classes)[0].eval()
-    else:
-        assert isinstance(whole[0].module, _Heads)
-        cohort = whole[0].module.method.cohort
-    trained = {student.student: student for student in students.subjects(run)} if run.state == "complete" else {}
-    bare = [
+    if run.state == "complete":
+        return [*students.subjects(run), *whole]
+    cohort = build.cohort(recipe, square(size), classes)[0].eval()
+    untrained = [
         Subject(f"student{k}", "student", student.architecture, student, size, classes, export=True)
         for k, student in enumerate(cohort.backbones())
     ]
-    return [trained.get(k, student) for k, student in enumerate(bare)] + whole
+    return [*untrained, *whole]
 
 
 def _whole(recipe: Recipe, classes: int) -> Subject:

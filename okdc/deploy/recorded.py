@@ -20,7 +20,7 @@ def student(
     CheckFailed of the kind `check` for weights that are not the recorded ones.
     """
     complete(run, purpose)
-    result = read_json(run.result, "weights_sha256", "kept", "judged_on", "images")
+    result = read_json(run.result, "weights_sha256", "kept", "cohort", "judged_on", "images")
     expected = row(run, result, student)["weights_sha256"]
     network, facts = kept.load(run, student)
     weights = kept.weights_sha256(run, student)
@@ -43,18 +43,13 @@ def complete(run: Run, purpose: str) -> None:
 
 def row(run: Run, result: dict[str, Any], student: int | None = None) -> dict[str, Any]:
     """What result.json says of a student: student, architecture, epoch, val_top1_pct, top1_pct, params, macs and
-    weights_sha256. No number: the kept one, whom the runs of every version know.
+    weights_sha256. No number: the kept one.
 
-    Raises RunError where result.json lacks the others, or there is no such student.
+    Raises RunError where there is no such student.
     """
     kept_one: dict[str, Any] = result["kept"] | {"weights_sha256": result["weights_sha256"]}
-    if student is None or student == kept_one.get("student"):
+    if student is None or student == kept_one["student"]:
         return kept_one
-    if "cohort" not in result:
-        raise RunError(
-            f"{run.result} is damaged: cohort missing; it knows the kept student{kept_one['student']} alone",
-            hint="a run of an earlier version kept one student; train again for the others",
-        )
     cohort: list[dict[str, Any]] = result["cohort"]
     if not 0 <= student < len(cohort):
         raise RunError(f"{run.path} has no student{student}", hint=f"it has student0 to student{len(cohort) - 1}")

@@ -53,15 +53,12 @@ def by_name(run: Run, word: str) -> tuple[int, str]:
 
 
 def subjects(run: Run) -> list[Subject]:
-    """The students of a complete run with the weights that they were recorded with, to be measured.
-
-    Of a run that recorded its kept student alone, that one.
-    """
+    """The students of a complete run with the weights that they were recorded with, to be measured."""
     complete(run, "profile")
-    result = read_json(run.result, "kept", "judged_on", "images")
+    result = read_json(run.result, "kept", "cohort", "judged_on", "images")
     judges = {key: result[key] for key in ("judged_on", "images")}
     kept_one = result["kept"]["student"]
-    return [_subject(run, row | judges, row["student"] == kept_one) for row in result.get("cohort", [result["kept"]])]
+    return [_subject(run, row | judges, row["student"] == kept_one) for row in result["cohort"]]
 
 
 def _subject(run: Run, row: dict[str, Any], is_kept: bool) -> Subject:

@@ -270,22 +270,6 @@ def test_an_unfinished_run_is_counted_without_accuracies(
     assert ask(capsys, "profile", str(run.path)).code == 0
 
 
-def test_a_run_that_recorded_its_kept_student_alone_shows_that_ones_accuracy(
-    run: Run,
-    exports: list[str],  # noqa: ARG001
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    result = read_json(run.result)
-    del result["cohort"]
-    write_json(run.result, result)
-    rows = _report([str(run.path)], capsys)["rows"]
-    one = result["kept"]["student"]
-    assert rows[one]["kept"]
-    assert rows[one]["top1_pct"] == result["kept"]["top1_pct"]
-    assert (rows[1 - one]["kept"], rows[1 - one]["top1_pct"]) == (False, None)
-    assert rows[1 - one]["params"] == 78_042
-
-
 KEYS = (profile.MORE, *profile.LESS)
 
 

@@ -17,16 +17,6 @@ def other(run: Run) -> int:
     return 1 - int(read_json(run.result)["kept"]["student"])
 
 
-def forget_the_others(run: Run) -> None:
-    """As a run was before every student was kept."""
-    result = read_json(run.result)
-    del result["cohort"]
-    write_json(run.result, result)
-    for path in run.students.iterdir():
-        path.unlink()
-    run.students.rmdir()
-
-
 def test_any_student_is_read_by_its_number_and_the_kept_one_without(run: Run, other: int) -> None:
     for student in (None, 1 - other, other):
         network, facts, result = recorded.student(run, "parity", "export", student)
@@ -63,13 +53,12 @@ def test_a_student_that_a_run_lacks_is_refused_with_those_it_has(run: Run, stude
     assert caught.value.hint == "it has student0 to student1"
 
 
-def test_a_run_that_recorded_its_kept_student_alone_has_that_one(run: Run, other: int) -> None:
-    forget_the_others(run)
-    for student in (None, 1 - other):
-        _, facts, _ = recorded.student(run, "parity", "export", student)
-        assert facts["student"] == 1 - other
+def test_a_record_without_its_students_is_damaged(run: Run) -> None:
+    result = read_json(run.result)
+    del result["cohort"]
+    write_json(run.result, result)
     with pytest.raises(RunError, match=r"result\.json is damaged: cohort missing"):
-        recorded.student(run, "parity", "export", other)
+        recorded.student(run, "parity", "export")
 
 
 def test_a_missing_file_is_named(run: Run, other: int) -> None:
