@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from okdc.__main__ import main
-from okdc.bundle import judged, layout
-from okdc.bundle.session import Session
+from okdc.bundle import layout
+from okdc.bundle.judged import Digest, Labels
+from okdc.bundle.session import Images, Session
 from okdc.data import published
 from okdc.data.datasets import digits
 from okdc.deploy import onnx as exporter
@@ -33,6 +34,13 @@ def of_digits(finished: Run, blob: bytes, folder: Path) -> Path:
             patch.setattr(exporter, "to_onnx", lambda *_: blob)
             assert main(["export", str(finished.path), "--onnx", "-o", str(once)]) == 0
     return Path(shutil.copytree(once, folder))
+
+
+def digest(images: Images, labels: Labels) -> str:
+    """What `judged_on` of a bundle says of its images."""
+    found = Digest()
+    found.add(images[:])
+    return found.of(labels)
 
 
 def edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -106,7 +114,7 @@ def of_folder(bundle: Path, root: Path, each: int = 6, split: str = "test") -> P
 
     def move(manifest: dict[str, Any]) -> None:
         manifest["recipe"]["data"]["name"] = "folder"
-        sha256 = judged.digest(pixels[chosen], labels[chosen])
+        sha256 = digest(pixels[chosen], labels[chosen])
         manifest["judged_on"] = {"sha256": sha256, "part": split, "rows": None}
         manifest["accuracy"]["images"] = len(chosen)
         manifest["models"]["float32"]["top1_pct"] = round(100 * right, 4)

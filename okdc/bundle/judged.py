@@ -50,14 +50,6 @@ class Digest:
         return whole.hexdigest()
 
 
-def digest(images: Images, labels: Labels) -> str:
-    """The digest of images that are read for nothing else."""
-    found = Digest()
-    for part in parts(images, BATCH):
-        found.add(part)
-    return found.of(labels)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # Where they are
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from okdc import catalog, reopen
-from okdc.bundle import judged, layout
+from okdc.bundle import layout
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.session import Images
@@ -85,7 +85,7 @@ def export(
             write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
             origin = _origin(dataset, result, costs, report)
-            judged_on = _judged_on(dataset, judges)
+            judged_on = _judged_on(dataset, report["images_sha256"])
             layout.write_manifest(folder, facts, recipe.portable(), story.top1_pct, OPSET, judged_on, origin)
     except CheckFailed as error:
         if had:
@@ -200,9 +200,8 @@ def _folder_for(run: Run, out: Path | None) -> Path:
     return target
 
 
-def _judged_on(dataset: Dataset, judges: Judges) -> dict[str, Any]:
+def _judged_on(dataset: Dataset, sha256: str) -> dict[str, Any]:
     """Which images the numbers are from, so that they can be found and proven without torch."""
     split, rows = dataset.final_split
     part, places = dataset.part_of(rows)
-    sha256 = judged.digest(judges.images, judges.labels)
     return {"split": split, "images": len(rows), "sha256": sha256, "part": part, "rows": places}

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from okdc.bundle.judged import SAME_PCT
+from okdc.bundle.judged import SAME_PCT, Digest
 from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.bundle.soundness import (
     BATCH,
@@ -73,7 +73,8 @@ def check(
 
     # Logits of every image on both sides; float64 of some says what rounding alone does, and so what is allowed.
     # Images that no data set holds round otherwise than real ones and get an allowance of their own.
-    z_torch, z_onnx, p_onnx = _answers(side, session, images)
+    proof = Digest()
+    z_torch, z_onnx, p_onnx = _answers(side, session, images, proof)
     some = np.linspace(0, len(images) - 1, min(FLOAT64, len(images))).astype(int)
     z_exact = side.exact(images[some])
     extremes = _extremes(*images.shape[1:3])
@@ -121,6 +122,7 @@ def check(
         "cause": why,
         "split": split,
         "images": len(images),
+        "images_sha256": proof.of(labels),
         "logits": {
             "allowed": _numbers(allowed),
             "float32_noise": _numbers(noise),
@@ -148,9 +150,12 @@ def check(
     }
 
 
-def _answers(side: Torch, session: Session, images: Images) -> tuple[Floats, Floats, Floats]:
+def _answers(side: Torch, session: Session, images: Images, proof: Digest) -> tuple[Floats, Floats, Floats]:
     """(logits of torch, logits of the file, its probabilities) of all images, each of which is read once."""
-    found = [(side.logits(part), *session(part, BATCH)) for part in batches(images)]
+    found = []
+    for part in batches(images):
+        proof.add(part)
+        found.append((side.logits(part), *session(part, BATCH)))
     z_torch, z_onnx, p_onnx = (np.concatenate(rows) for rows in zip(*found, strict=True))
     return z_torch, z_onnx, p_onnx
 

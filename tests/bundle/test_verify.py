@@ -15,7 +15,7 @@ import onnx
 import pytest
 import torch
 from asking import Answer, ask, write_tree
-from bundles import add_model, edit, edit_model, of_digits, of_folder, seal
+from bundles import add_model, digest, edit, edit_model, of_digits, of_folder, seal
 from lookalike import KINDS, write_cifar
 from pictures import write_imagenet
 
@@ -362,7 +362,7 @@ def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> Bundl
     """What a manifest says of the images of a data set's final split, as an export writes it."""
     _, rows = dataset.final_split
     part, places = dataset.part_of(rows)
-    sha256 = judged.digest(sides.Split(dataset, rows), dataset.labels[rows].numpy())
+    sha256 = digest(sides.Split(dataset, rows), dataset.labels[rows].numpy())
     told = {"sha256": sha256, "part": part, "rows": places}
     spec = {"height": dataset.size[1], "shorter_side": shorter_side}
     return Bundle(Path("bundle"), {"recipe": {"data": {"name": name}}, "judged_on": told, "input": spec})
@@ -371,7 +371,7 @@ def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> Bundl
 def same_images(dataset: Dataset, name: str, root: str | None, shorter_side: int | None = None) -> None:
     bundle = named(dataset, name, shorter_side)
     found = judged.find(bundle, root)
-    assert judged.digest(found.images, found.labels) == bundle.manifest["judged_on"]["sha256"]
+    assert digest(found.images, found.labels) == bundle.manifest["judged_on"]["sha256"]
     assert found.classes == dataset.classes
     assert torch.equal(torch.from_numpy(found.labels), dataset.labels[dataset.final_split[1]])
 
