@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from okdc import catalog, console, tables
+from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json
 from okdc.errors import CheckFailed, OkdcError, UsageError
 
@@ -106,9 +107,8 @@ def compare(
         console.out_json(facts)
         try:
             check(facts)
-        except CheckFailed as error:  # stdout holds its one JSON document already, in which it says so
-            console.fail(error)
-            raise typer.Exit(error.exit_code) from None
+        except CheckFailed as error:
+            leave(error)
         return
     show(facts, markdown)
     check(facts)

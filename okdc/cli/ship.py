@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from okdc import console, tables
+from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json
 from okdc.errors import CheckFailed, UsageError, nearest
 
@@ -88,9 +89,11 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a student to ONNX and prove it equal."""
+    from okdc.bundle.layout import MANIFEST
+
+    exported = thing is not None and (thing / MANIFEST).is_file()
     if not onnx and target is None:
-        made = thing is not None and (thing / "manifest.json").is_file()
-        words = ["okdc export", *([console.quoted(thing)] if thing else []), "--target web" if made else "--onnx"]
+        words = ["okdc export", *([console.quoted(thing)] if thing else []), "--target web" if exported else "--onnx"]
         raise UsageError("no format was named", hint=" ".join(words))
     if target not in (None, "web"):
         raise UsageError(f"--target {target}: expected web{nearest(str(target), ['web'])}")
@@ -100,11 +103,10 @@ def export(
     _refuse_idle({"--full-range": full_range, "--calib-images": calib_images, "--diagnose": diagnose}, "--int8", int8)
     _refuse_idle({"--max-drop": max_drop, "--min-agreement": min_agreement}, "--int8 or --fp16", int8 or fp16)
     from okdc.bundle import web
-    from okdc.bundle.layout import MANIFEST
 
     if target:
         runtime = web.find_runtime(runtime)  # before an export that takes minutes
-    if thing and (thing / MANIFEST).is_file():
+    if thing and exported:
         if target is None or any((student, budget, int8, fp16, license_, data_root)):
             again = f"okdc export {console.quoted(thing)} --target web"
             raise UsageError(f"{thing} is a bundle: it was exported", hint=again)
@@ -135,9 +137,8 @@ def export(
         console.out(f"bundle {done.folder}")
     elif done.error or not target:
         console.out_json({"schema": 1, "bundle": str(done.folder), "parity": done.parity})
-    if done.error:  # stdout has said all of it
-        console.fail(done.error)
-        raise typer.Exit(done.error.exit_code)
+    if done.error:
+        leave(done.error)
     if target:
         _finished_page(done.folder, out or chosen.path / "web", runtime, as_json)
     elif not as_json:
@@ -184,9 +185,8 @@ def verify(
         console.out_json(report)
         try:
             again.check(report)
-        except CheckFailed as error:  # stdout holds its one JSON document already, in which it says so
-            console.fail(error)
-            raise typer.Exit(error.exit_code) from None
+        except CheckFailed as error:
+            leave(error)
         return
     tables.verification(report)
     again.check(report)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from okdc import console, tables
+from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json, RunPath
 from okdc.errors import UsageError
 
@@ -101,8 +102,7 @@ def _finished_series(series: Series, as_json: bool) -> None:
         told = {"error": error.kind, "message": error.message, "hint": error.hint} if error else {}
         console.out_json(facts | told)
         if error:
-            console.fail(error)
-            raise typer.Exit(error.exit_code)
+            leave(error)
         return
     tables.series(facts)
     if error:
