@@ -16,7 +16,7 @@ from okdc.run import Run
 def recorded(run: Run) -> list[dict[str, Any]]:
     """What result.json says of each student, in order (its keys: see `okdc.deploy.recorded.row`).
 
-    Raises RunError for a run that is not complete, or one that recorded its kept student alone.
+    Raises RunError for a run that is not complete, or whose record is damaged.
     """
     complete(run, "choose")
     rows: list[dict[str, Any]] = read_json(run.result, "cohort")["cohort"]
