@@ -7,6 +7,7 @@ but arrays. `okdc.data.cifar` reads the same files with torchvision.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import pickle
 import warnings
@@ -27,11 +28,18 @@ DIGITS = tuple(str(digit) for digit in range(10))
 
 def digits() -> tuple[Pixels, Labels]:
     """scikit-learn's 1,797 handwritten digits, N×8×8×3 and their labels."""
-    from sklearn.datasets import load_digits  # slow to import
+    # scikit-learn itself takes a second to import, for SciPy, which reading its table does not need.
+    spec = importlib.util.find_spec("sklearn")
+    table = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz" if spec and spec.origin else None
+    if table and table.is_file():
+        rows = np.loadtxt(table, np.uint8, delimiter=",")  # 64 values from 0 to 16, and the digit
+    else:
+        from sklearn.datasets import load_digits
 
-    found = load_digits()
-    grey = np.round(found.images * (255 / 16)).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=3), found.target.astype(np.int64)
+        found = load_digits()
+        rows = np.column_stack([found.data, found.target]).astype(np.uint8)
+    grey = np.round(rows[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=3), rows[:, -1].astype(np.int64)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
