@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 
 from okdc.data import images
-from okdc.data.datasets import Dataset, folder
+from okdc.data.datasets import Dataset, of_files
 from okdc.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -45,7 +45,7 @@ def cinic(root: Path, size: int, progress: images.Progress | None = None) -> Dat
             hint="other images in class folders are data.name=folder",
             details=[f"expected: {', '.join(CLASSES)}", f"found: {', '.join(listed.classes)}"],
         )
-    found = folder(root, size, progress)
+    found = of_files(listed, size, progress)
     notes = [*found.notes, *_unlike_the_published(listed), *KNOWN, duplicates(found)]
     return replace(found, name="cinic10", notes=tuple(notes), published=(MEAN, STD))
 
@@ -62,7 +62,7 @@ def _unlike_the_published(listed: images.Listing) -> list[str]:
     if set(counts.values()) != {PER_SPLIT}:
         told = ", ".join(f"{n:,} {split}" for split, n in counts.items())
         notes.append(f"not the whole of CINIC-10: expected {PER_SPLIT:,} images a split, found {told}")
-    lossy = sum(file.suffix.lower() != ".png" for file in listed.files)
+    lossy = sum(not name.lower().endswith(b".png") for name in listed.files.names())
     if lossy:
         notes.append(
             f"not the published CINIC-10: {lossy:,} of {len(listed.files):,} files are not PNG; where they were "

@@ -80,17 +80,18 @@ class Dataset:
     def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation of each channel of the training images, scaled to 0..1, exact to six decimals."""
         assert self.files is None, "reading a hundred gigabytes for six numbers"
-        counts = np.zeros((3, 256), np.int64)
-        for rows in self.train.split(4096):
-            pixels = self.images[rows].numpy()
-            for channel in range(3):
-                counts[channel] += np.bincount(pixels[..., channel].ravel(), minlength=256)
+        height, width = self.images.shape[1:3]
+        total, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        for rows in self.train.split(max(1, 2**14 // height)):  # so many rows of pixels: their squares fit in 32 bits
+            pixels = self.images[rows].numpy().reshape(-1, width * 3).astype(np.uint16)
+            total += pixels.sum(0, np.uint32).reshape(-1, 3).sum(0, np.int64)
+            pixels *= pixels
+            squares += pixels.sum(0, np.uint32).reshape(-1, 3).sum(0, np.int64)
+        n = len(self.train) * height * width
         means, deviations = [], []
-        for row in counts:
-            values = [int(c) for c in row]
-            n = sum(values)
-            mean = sum(v * c for v, c in enumerate(values)) / n
-            variance = sum(v * v * c for v, c in enumerate(values)) / n - mean**2
+        for s, q in zip(total.tolist(), squares.tolist(), strict=True):
+            mean = s / n
+            variance = q / n - mean**2
             means.append(round(mean / 255, 6))
             deviations.append(round(max(variance, 1.0) ** 0.5 / 255, 6))  # a constant channel is left alone
         return tuple(means), tuple(deviations)
@@ -116,7 +117,13 @@ def digits() -> Dataset:
 
 def folder(root: Path, size: int, progress: images.Progress | None = None, shorter_side: int | None = None) -> Dataset:
     """Image files in class folders; see `okdc.data.images`. One folder of classes: a fifth becomes the test split."""
-    found = images.listing(root)
+    return of_files(images.listing(root), size, progress, shorter_side)
+
+
+def of_files(
+    found: images.Listing, size: int, progress: images.Progress | None = None, shorter_side: int | None = None
+) -> Dataset:
+    """The listed images, decoded, with the splits that they bring."""
     decoded = images.load(found, size, progress, shorter_side)
     labels = torch.tensor(found.labels, dtype=torch.int64)
     splits, notes = splits_of(found, labels)

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,8 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from okdc.data import workers
+from okdc.data.paths import Paths
 from okdc.errors import DataError, nearest
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -36,6 +38,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "J
 RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 RESIZE_LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
 LARGEST = 2**30 // 12  # pixels: what Pillow takes for an attack in a file is no size to resize one to either
+_PART = 64  # files that a worker decodes at a time, fewer of large images
+_PART_BYTES = 2**22
 _CACHE_VERSION = 2  # raise it with any change of what the same files decode to
 
 Pixels = npt.NDArray[np.uint8]
@@ -140,7 +144,7 @@ class Listing:
 
     root: Path
     classes: tuple[str, ...]
-    files: list[Path] = field(default_factory=list)
+    files: Paths
     labels: list[int] = field(default_factory=list)
     splits: dict[str, range] = field(default_factory=dict)  # train, val, test, or "all" for one folder of classes
     notes: list[str] = field(default_factory=list)
@@ -188,15 +192,15 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: Path) -> list[str]:
+    """The names of the images in a folder. Paths would take longer than all else of a listing."""
     with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith(".")]
-    return [folder / name for name in sorted(names)]
+        return sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith("."))
 
 
 def _list(root: Path, splits: dict[str, Path]) -> Listing:
     first = next(iter(splits.values()))
-    found = Listing(root, tuple(f.name for f in _folders(first)))
+    found, paths = Listing(root, tuple(f.name for f in _folders(first)), Paths(root, ())), list[bytes]()
     if len(found.classes) < 2:
         loose = len(_images(first))
         raise DataError(
@@ -215,16 +219,17 @@ def _list(root: Path, splits: dict[str, Path]) -> Listing:
                 hint="every split has the classes of train, by name",
                 details=[str(folder / name) for name in unknown],
             )
-        start = len(found.files)
+        start = len(paths)
         for label, name in enumerate(found.classes):
             files = _images(folder / name) if name in names else []
-            found.files += files
+            inside = os.fsencode((folder / name).relative_to(root)) + b"/"
+            paths += [inside + os.fsencode(file) for file in files]
             found.labels += [label] * len(files)
             if not files and folder is first:
                 empty.append(str(folder / name))
             elif not files:
                 found.notes.append(f"{folder / name}: no images of this class in {split}")
-        found.splits[split] = range(start, len(found.files))
+        found.splits[split] = range(start, len(paths))
         if loose := len(_images(folder)):
             found.notes.append(f"{folder}: {loose} images outside any class folder are not read")
         if len(found.splits[split]) == 0 and folder is not first:
@@ -236,6 +241,7 @@ def _list(root: Path, splits: dict[str, Path]) -> Listing:
             hint="remove the folder, or put " + ", ".join(EXTENSIONS) + f" files in it; expected: {_TREE}",
             details=empty,
         )
+    found.files = Paths(root, paths)
     return found
 
 
@@ -246,31 +252,50 @@ def _list(root: Path, splits: dict[str, Path]) -> Listing:
 def decode(
     files: Sequence[Path], size: int, progress: Progress | None = None, shorter_side: int | None = None
 ) -> tuple[Pixels, str]:
-    """All files as one N×size×size×3 array, and the sha256 of their contents. Threads: Pillow lets go of the lock.
+    """All files as one N×size×size×3 array, and the sha256 of their contents. On all cores.
 
     Raises DataError that lists every file which is not a whole image.
     """
-    pixels = np.empty((len(files), size, size, 3), np.uint8)
-    digests = [b""] * len(files)
+    paths = files if isinstance(files, Paths) else Paths.of(Path(), files)
+    pixels = np.empty((len(paths), size, size, 3), np.uint8)
+    digests = np.empty((len(paths), hashlib.sha256().digest_size), np.uint8)
     bad: list[str] = []
+    step = max(1, min(_PART, _PART_BYTES // (size * size * 3))) if workers.forks(len(paths)) else 1
+    starts = range(0, len(paths), step)
+    some = functools.partial(_decode_some, size=size, shorter_side=shorter_side)
+    try:
+        with wary(), workers.pool(len(paths)) as pool:
+            for start, part in zip(starts, pool.map(some, (paths[i : i + step] for i in starts)), strict=True):
+                done = min(start + step, len(paths))
+                pixels[start:done], digests[start:done] = part[:2]
+                bad += part[2]
+                if progress and (done // 64 > start // 64 or done == len(paths)):
+                    progress(done, len(paths))
+    except BrokenProcessPool:
+        raise DataError(
+            f"a process that decodes the {len(paths):,} images was killed",
+            hint="mostly for want of memory: a smaller data.image_size",
+        ) from None
+    if bad:
+        raise unreadable(bad, len(paths))
+    return pixels, hashlib.sha256(digests.data).hexdigest()
 
-    def one(i: int) -> None:
+
+def _decode_some(paths: Paths, size: int, shorter_side: int | None) -> tuple[Pixels, Pixels, list[str]]:
+    """What a worker does: the pixels of some files, the sha256 of each, and a line for each that is no whole image."""
+    pixels = np.zeros((len(paths), size, size, 3), np.uint8)
+    digests = np.zeros((len(paths), hashlib.sha256().digest_size), np.uint8)
+    bad: list[str] = []
+    for i, path in enumerate(paths):
         try:
-            content = files[i].read_bytes()
-            digests[i] = hashlib.sha256(content).digest()
+            content = path.read_bytes()
+            digests[i] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
             pixels[i] = read(content, lambda image: fit(image, size, shorter_side))
         except MemoryError:
             raise
         except Exception as error:
-            bad.append(f"{files[i]}: {damage(error)}")
-
-    with wary(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, _ in enumerate(pool.map(one, range(len(files)), chunksize=64), 1):
-            if progress and (done % 64 == 0 or done == len(files)):
-                progress(done, len(files))
-    if bad:
-        raise unreadable(bad, len(files))
-    return pixels, hashlib.sha256(b"".join(digests)).hexdigest()
+            bad.append(f"{path}: {damage(error)}")
+    return pixels, digests, bad
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -310,11 +335,16 @@ def load(found: Listing, size: int, progress: Progress | None = None, shorter_si
 
 
 def _key(found: Listing, size: int, shorter_side: int | None) -> str:
-    rows: list[Any] = [_CACHE_VERSION, PIL.__version__, rule(size, shorter_side)]
-    for file in found.files:
-        stat = file.stat()
-        rows.append((file.relative_to(found.root).as_posix(), stat.st_size, stat.st_mtime_ns))
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
+    digest = hashlib.sha256(json.dumps([_CACHE_VERSION, PIL.__version__, rule(size, shorter_side)]).encode())
+    gone = []
+    for name, stat in found.files.stats():
+        if isinstance(stat, OSError):
+            gone.append(f"{found.root / os.fsdecode(name)}: {damage(stat)}")
+        else:
+            digest.update(b"%s\0%d %d\n" % (name, stat.st_size, stat.st_mtime_ns))
+    if gone:  # a link to nothing, or taken away meanwhile
+        raise unreadable(gone, len(found.files))
+    return digest.hexdigest()[:32]
 
 
 def _read(entry: Path, shape: tuple[int, ...]) -> tuple[Pixels, str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from okdc.data import workers
 from okdc.data.images import Pixels, Progress, damage, fit, read, unreadable, wary
+from okdc.data.paths import Paths
 
 PROBE = 64  # images that are decoded at the start, to find a wrong folder or a half-copied one at once
 
@@ -30,21 +31,18 @@ class OnDemand:
     """
 
     def __init__(self, root: Path, files: Sequence[Path], size: int, shorter_side: int | None = None) -> None:
-        self.root = root
+        self.paths = Paths.of(root, files)
         self.size, self.shorter_side = size, shorter_side
-        # One array of bytes, not a million strings: a forked worker that only counts references would copy those.
-        start = len(os.fsencode(os.path.join(root, "")))  # noqa: PTH118  (relative_to() a million times takes its time)
-        self._names = np.array([os.fsencode(file)[start:] for file in files])
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self), self.size, self.size, 3)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.paths)
 
     def path(self, row: int) -> Path:
-        return self.root / os.fsdecode(self._names[row])
+        return self.paths[row]
 
     def __getitem__(self, rows: Rows) -> Pixels:
         """The images of `rows` in their order: B×size×size×3 uint8. Threads: Pillow lets go of the lock.
@@ -61,7 +59,7 @@ class OnDemand:
                 return str(error)
             return None
 
-        with wary(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with wary(), ThreadPoolExecutor(workers.cores()) as pool:
             bad = [words for words in pool.map(one, range(len(wanted))) if words]
         if bad:
             raise unreadable(bad, len(wanted))
@@ -88,16 +86,12 @@ class OnDemand:
         Blind to a change that keeps a file's size. Times are left out: a copy of the data set is the same data set.
         Raises DataError where a file is empty or gone.
         """
-        digest, bad, root = hashlib.sha256(), [], os.path.join(os.fsencode(self.root), b"")  # noqa: PTH118
-        for row, name in enumerate(self._names.tolist()):
-            try:
-                size = os.stat(root + name).st_size  # noqa: PTH116  (a million times)
-            except OSError as error:
-                size = 0
-                bad.append(f"{self.path(row)}: {damage(error)}")
-            else:
-                if not size:
-                    bad.append(f"{self.path(row)}: zero bytes")
+        digest, bad = hashlib.sha256(), []
+        for row, (name, stat) in enumerate(self.paths.stats()):
+            size = 0 if isinstance(stat, OSError) else stat.st_size
+            if not size:
+                why = damage(stat) if isinstance(stat, OSError) else "zero bytes"
+                bad.append(f"{self.path(row)}: {why}")
             digest.update(name + b"\0%d\n" % size)
             if progress and ((row + 1) % 1024 == 0 or row + 1 == len(self)):
                 progress(row + 1, len(self))

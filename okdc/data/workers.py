@@ -1,0 +1,61 @@
+"""Workers that decode: as many as this process may use cores. No torch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+
+MANY = 1000  # files from which processes are worth their start
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def forks(files: int) -> bool:
+    """Whether so many files are decoded by processes.
+
+    Of a small image most of the time is Pillow's Python, and threads take turns at it: two of them decode 32×32 JPEGs
+    no faster than one does.
+    """
+    able = "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+    return files >= MANY and cores() > 1 and able
+
+
+@contextmanager
+def pool(files: int) -> Iterator[Executor]:
+    """Processes for many files, else threads."""
+    if not forks(files):
+        with ThreadPoolExecutor(cores()) as threads:
+            yield threads
+        return
+    context = multiprocessing.get_context("fork")  # no second import of the caller's script, and no start to wait for
+    with warnings.catch_warnings():
+        # A process with threads forks: what the child runs takes no lock of theirs.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        with ProcessPoolExecutor(min(cores(), files), context, on_its_own, (os.getpid(),)) as processes:
+            yield processes
+
+
+def on_its_own(parent: int) -> None:
+    """Signals are for the parent, which ends its workers: a worker obeys nobody else, and does not outlive it.
+
+    Ctrl-C, `timeout` and batch systems signal the whole process group.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey, args=(parent,), daemon=True).start()
+
+
+def _obey(parent: int) -> None:
+    while os.getppid() == parent:
+        told = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if told is not None and told.si_pid == parent:
+            break
+    os._exit(128 + signal.SIGTERM)
