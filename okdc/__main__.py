@@ -15,7 +15,8 @@ from typing import Any
 import typer
 
 from okdc import console
-from okdc.errors import OkdcError
+from okdc.errors import DeviceError, OkdcError, RecipeError, RunError, ToldElsewhere, UsageError
+from okdc.ranks import ALONE, Ranks
 
 
 class UnforeseenError(OkdcError):
@@ -75,6 +76,10 @@ def _run(arguments: Sequence[str] | None) -> int | None:
         if debug:
             traceback.print_exc()
         told = _in_words(error)
+        ranks = _ranks()
+        if not ranks.first:
+            _tell_of_one(told, ranks)
+            return told.exit_code
         console.fail(told)
         if "--json" in words:
             facts = {"error": told.kind, "message": told.message, "details": told.details, "hint": told.hint}
@@ -89,6 +94,20 @@ def _commands() -> Any:
     from okdc.cli import app
 
     return typer.main.get_command(app)
+
+
+def _ranks() -> Ranks:
+    """Who this process is; the first one where the environment makes no sense, so that this is told."""
+    try:
+        return Ranks.of_environment()
+    except UsageError:
+        return ALONE
+
+
+def _tell_of_one(told: OkdcError, ranks: Ranks) -> None:
+    """One of several processes says only what it alone may have met: the rest the first one says."""
+    if not isinstance(told, ToldElsewhere | UsageError | RecipeError | RunError | DeviceError):
+        console.say(f"process {ranks.rank} of {ranks.count}: {told.kind}: {told.message}")
 
 
 def _in_words(error: Exception) -> OkdcError:

@@ -9,7 +9,8 @@
     ├── TrainingError         training the optimisation itself (a loss that is not finite)
     ├── DiskError             disk     a full disk, a read-only folder
     ├── CheckFailed           exit 1   a check that was asked for did not hold
-    └── Interrupted           exit 130 or 143, after the state was saved
+    ├── Interrupted           exit 130 or 143, after the state was saved
+    └── ToldElsewhere         the exit code of an error that another process of the same training tells
 
 Each message is one line that says what, where, expected and found. `hint` is what to do about it.
 """
@@ -80,6 +81,16 @@ class Interrupted(OkdcError):  # noqa: N818
 
     def __init__(self, message: str, *, exit_code: int, hint: str = "") -> None:
         super().__init__(message, hint=hint)
+        self.exit_code = exit_code
+
+
+class ToldElsewhere(OkdcError):  # noqa: N818
+    """One of several processes ends for a reason that another one prints."""
+
+    kind = "elsewhere"
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of this training says why")
         self.exit_code = exit_code
 
 

@@ -122,6 +122,8 @@ class Engine(Table):
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     threads: Literal["auto"] | Count = "auto"
     workers: Literal["auto"] | Index = "auto"  # processes that decode images which are not resident; 0: the loop itself
+    compile: Literal["auto", "on", "off"] = "auto"  # the training step, by torch.compile
+    sync_batchnorm: bool = False  # statistics over the batch of all processes; of one process they are anyway
 
 
 class Recipe(Table):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 
@@ -13,3 +13,15 @@ class Listener(Protocol):
     def note(self, text: str) -> None: ...
     def reading(self) -> AbstractContextManager[Callable[[int, int], None]]: ...
     def training(self) -> AbstractContextManager[Callable[[int, int, str], None]]: ...
+
+
+class Nobody:
+    """Listens to the processes of a training that are not the first."""
+
+    def note(self, text: str) -> None: ...
+
+    def reading(self) -> AbstractContextManager[Callable[[int, int], None]]:
+        return nullcontext(lambda *_: None)
+
+    def training(self) -> AbstractContextManager[Callable[[int, int, str], None]]:
+        return nullcontext(lambda *_: None)

@@ -22,7 +22,7 @@ from okdc.recipe import Recipe, load
 from okdc.resolve import resolve
 from okdc.run import Run
 from okdc.series import Series
-from okdc.training import checkpoint, device, engine
+from okdc.training import checkpoint, compiling, device, engine
 from okdc.training import series as training
 from okdc.training.engine import Position
 
@@ -111,7 +111,7 @@ def resume(path: Path, tell: Quiet | None = None) -> Run:
 
 def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
     """Train a job that the test holds in its hands: its method can be watched and looked at afterwards."""
-    settings = device.choose(job.recipe.engine, job.recipe.data.image_size)
+    settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size), job)
     info = {
         "classes": list(job.dataset.classes),
         "data_sha256": job.dataset.fingerprint,

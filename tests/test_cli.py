@@ -28,7 +28,7 @@ SHORT = ("optim.epochs=2", "data.train_images=64")
 # What scripts rely on: a change of this table is a change of what okdc promises.
 # fmt: off
 COMMANDS = {
-    "distill": {"--out", "-o", "--device", "--dtype", "--threads", "--seeds", "--data-root", "--json"},
+    "distill": {"--out", "-o", "--device", "--dtype", "--threads", "--compile", "--seeds", "--data-root", "--json"},
     "resume": {"--data-root", "--json"},
     "profile": {"--onnx", "--threads", "--json"},
     "export": {

@@ -13,6 +13,8 @@ from okdc import console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json, RunPath
 from okdc.errors import UsageError
+from okdc.ranks import Ranks
+from okdc.talk import Nobody
 
 if TYPE_CHECKING:
     from okdc.run import Run
@@ -28,6 +30,9 @@ def distill(
     device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Short for engine.device=.")] = None,
     dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Short for engine.dtype=.")] = None,
     threads: Annotated[str | None, typer.Option(metavar="auto|N", help="Short for engine.threads=.")] = None,
+    compile_step: Annotated[
+        str | None, typer.Option("--compile", metavar="auto|on|off", help="Short for engine.compile=.")
+    ] = None,
     seeds: Annotated[
         str | None, typer.Option(metavar="0,1,2|0-4", help="One run a seed, in one folder, with mean and deviation.")
     ] = None,
@@ -38,27 +43,39 @@ def distill(
     from okdc import recipe
     from okdc.series import parse_seeds
 
+    ranks = Ranks.of_environment()
     several = parse_seeds(seeds) if seeds is not None else None
     if several and (numbers := [word for word in words or [] if word.isdigit()]):
         raise UsageError(f"{numbers[0]} is no recipe", hint=f"--seeds {','.join([str(seeds), *numbers])}")
-    flags = {"engine.device": device, "engine.dtype": dtype, "engine.threads": threads, "data.root": data_root}
+    flags = {
+        "engine.device": device,
+        "engine.dtype": dtype,
+        "engine.threads": threads,
+        "engine.compile": compile_step,
+        "data.root": data_root,
+    }
     draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
 
+    if several and not ranks.alone:
+        raise UsageError("--seeds under torchrun: expected one seed a command", hint="seed=0, then seed=1, ...")
     if several and "seed" in draft.overridden:
         raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
     from okdc.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
     resolved, notes = resolve(draft)
+    tell = console.Talk() if ranks.first else Nobody()
     for text in notes:
-        console.note(text)
+        tell.note(text)
     from okdc.machine import provenance
     from okdc.training import engine, series
 
     made_by = provenance(["okdc", *sys.argv[1:]])
     if several:
-        _finished_series(series.start(resolved, several, draft.stem, out, made_by, console.Talk()), as_json)
+        _finished_series(series.start(resolved, several, draft.stem, out, made_by, tell), as_json)
         return
-    _finished(engine.start(resolved, draft.stem, out, made_by, console.Talk()), as_json)
+    run = engine.start(resolved, draft.stem, out, made_by, tell, ranks)
+    if ranks.first:
+        _finished(run, as_json)
 
 
 def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
@@ -67,21 +84,26 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
     from okdc.run import Run
     from okdc.series import Series, newest_resumable, owner
 
+    ranks = Ranks.of_environment()
+    tell = console.Talk() if ranks.first else Nobody()
     named = newest_resumable().path if run is None else run
     if Series.is_at(named):
+        if not ranks.alone:
+            raise UsageError(f"{named} is a series, trained by one process", hint=f"okdc resume {named}")
         several = Series.open(named)
         from okdc.training import series
 
         made_by = provenance(["okdc", *sys.argv[1:]])
-        _finished_series(series.resume(several, made_by, console.Talk(), data_root), as_json)
+        _finished_series(series.resume(several, made_by, tell, data_root), as_json)
         return
     chosen = Run.open(named)
     from okdc.training import engine
 
     whole = owner(chosen)
     with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
-        engine.resume(chosen, console.Talk(), data_root)
-    _finished(chosen, as_json)
+        engine.resume(chosen, tell, data_root, ranks)
+    if ranks.first:
+        _finished(chosen, as_json)
 
 
 def _finished(run: Run, as_json: bool) -> None:

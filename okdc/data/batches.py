@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from okdc.data.datasets import Dataset
+from okdc.ranks import ALONE, Ranks
 from okdc.seeds import generator
 
 EVAL_BATCH = 500  # of every evaluation; part of what a recorded accuracy means, so parity takes the same
@@ -75,6 +76,13 @@ class Epoch:
     flip: Tensor  # N bool
 
 
+def part_of_batch(step: int, batch_size: int, ranks: Ranks) -> slice:
+    """Where this process's images of a step are in the order of the epoch. `batch_size` counts those of all."""
+    part = batch_size // ranks.count
+    start = step * batch_size + ranks.rank * part
+    return slice(start, start + part)
+
+
 def order(rows: Tensor, epoch: int, seed: int) -> Tensor:
     """The rows in the order of an epoch."""
     return rows[torch.randperm(len(rows), generator=generator(seed, "epoch", epoch, "order"))]
@@ -95,7 +103,10 @@ def draw(rows: Tensor, epoch: int, padding: int, flip: bool, seed: int) -> Epoch
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Augmented, normalised training batches of one size. The partial last one is dropped: it might be one image."""
+    """Augmented, normalised training batches of one size. The partial last one is dropped: it might be one image.
+
+    Of several processes each has its part of every batch; all parts together are the batch that one would have.
+    """
 
     dataset: Dataset
     batch_size: int
@@ -103,6 +114,7 @@ class TrainBatches:
     flip: bool
     normalise: Normalise
     seed: int
+    ranks: Ranks = ALONE
 
     @property
     def steps(self) -> int:
@@ -119,7 +131,7 @@ class TrainBatches:
             drawn = Epoch(*(t.to(device, non_blocking=True) for t in (drawn.rows, drawn.top, drawn.left, drawn.flip)))
             crop = _crop_by_gather
         for step in range(start, self.steps):
-            picked = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            picked = part_of_batch(step, self.batch_size, self.ranks)
             batch = Epoch(drawn.rows[picked], drawn.top[picked], drawn.left[picked], drawn.flip[picked])
             yield self.normalise(crop(images, batch, self.padding)), self.dataset.labels[batch.rows]
 
@@ -154,12 +166,13 @@ def _crop_by_gather(images: Tensor, batch: Epoch, padding: int) -> Tensor:
 
 
 def eval_batches(
-    dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int
+    dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images NCHW float32, labels N) in the order of `rows`, the last batch partial. Of large images fewer at a time.
 
+    Several processes take them in turn: the batches are those that one would have.
     Raises DataError where images come from files and one is damaged.
     """
     height, width = dataset.size[1:]
-    for picked in rows.split(min(batch_size, eval_batch(height, width))):
+    for picked in rows.split(min(batch_size, eval_batch(height, width)))[ranks.rank :: ranks.count]:
         yield normalise(dataset.pixels(picked)), dataset.labels[picked.to(dataset.labels.device)]

@@ -21,11 +21,12 @@ from torch.utils import data as loading
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
-from okdc.data.batches import Normalise, order
+from okdc.data.batches import Normalise, order, part_of_batch
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, to_rgb, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
 from okdc.errors import DataError
+from okdc.ranks import ALONE, Ranks
 from okdc.seeds import generator, seeded
 
 SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of the crop: share of the area, width to height
@@ -54,10 +55,17 @@ class StreamBatches:
     """
 
     def __init__(
-        self, dataset: Dataset, batch_size: int, flip: bool, normalise: Normalise, seed: int, workers: int
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        flip: bool,
+        normalise: Normalise,
+        seed: int,
+        workers: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.dataset, self.batch_size, self.normalise, self.seed = dataset, batch_size, normalise, seed
-        self.workers = workers
+        self.workers, self.ranks = workers, ranks
         assert dataset.files is not None
         self._decoder = _Decoder(dataset.files, flip, seed)
         self._plan: list[Step] = []
@@ -74,7 +82,7 @@ class StreamBatches:
         """
         rows = order(self.dataset.train, epoch, self.seed)
         labels = self.dataset.labels[rows.to(self.dataset.labels.device)]  # one transfer an epoch
-        parts = [slice(step * self.batch_size, (step + 1) * self.batch_size) for step in range(start, self.steps)]
+        parts = [part_of_batch(step, self.batch_size, self.ranks) for step in range(start, self.steps)]
         self._plan[:] = [(epoch, rows[part].tolist()) for part in parts]
         batches = self._started()
         for part in parts:

@@ -10,6 +10,7 @@ import torch
 
 from okdc.errors import DeviceError
 from okdc.machine import processor
+from okdc.ranks import ALONE, Ranks
 from okdc.recipe import Engine
 
 
@@ -22,6 +23,8 @@ class Settings:
     memory_format: str
     threads: int
     workers: int = 0
+    compile: str = "off"  # "auto" until `okdc.training.compiling` has decided
+    sync_batchnorm: bool = False
     reasons: tuple[str, ...] = ()
 
     def saved(self) -> dict[str, str | int]:
@@ -37,21 +40,34 @@ class Settings:
     def torch_memory_format(self) -> torch.memory_format:
         return torch.channels_last if self.memory_format == "channels_last" else torch.contiguous_format
 
+    @property
+    def compiled(self) -> bool:
+        assert self.compile != "auto"
+        return self.compile == "on"
+
     def autocast(self) -> AbstractContextManager[None]:
         """bfloat16 for the networks where it was chosen; weights, losses and optimiser stay float32."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
 
 
-def choose(engine: Engine, image_size: int, deterministic: bool = False, streamed: bool = False) -> Settings:
+def choose(
+    engine: Engine, image_size: int, deterministic: bool = False, streamed: bool = False, ranks: Ranks = ALONE
+) -> Settings:
     """Take what the recipe names, and choose what it leaves to `auto`. Raises DeviceError for what is not there.
 
-    `streamed` images are decoded by worker processes while the loop trains; resident ones need none.
+    `streamed` images are decoded by worker processes while the loop trains; resident ones need none. Whether to compile
+    is decided when the length of the training is known.
     """
     cuda = torch.cuda.is_available()
     reasons = []
     if engine.device == "cuda" and not cuda:
         raise DeviceError(
             "device cuda was asked for and torch finds no CUDA device", hint="leave the device to auto, or take cpu"
+        )
+    if ranks.here > (devices := torch.cuda.device_count() if cuda else ranks.here) and engine.device != "cpu":
+        raise DeviceError(
+            f"{ranks.here} processes were started here, torch finds {devices} CUDA device{'s' if devices > 1 else ''}",
+            hint=f"torchrun --nproc-per-node={devices}, or --device cpu",
         )
     device = engine.device if engine.device != "auto" else ("cuda" if cuda else "cpu")
     why = "as asked" if engine.device != "auto" else (torch.cuda.get_device_name() if cuda else "no CUDA device")
@@ -67,24 +83,28 @@ def choose(engine: Engine, image_size: int, deterministic: bool = False, streame
         why = "what bfloat16 convolutions want" if fast else "no gain without bfloat16"
     reasons.append(f"memory format {layout} ({why})")
 
-    threads, why = engine.threads, "as asked"
-    if threads == "auto":
-        threads, why = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
+    threads, why = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
+    if engine.threads != "auto":
+        threads, why = engine.threads, "as asked"
     reasons.append(f"threads {threads} ({why})")
-    workers, why = engine.workers, "as asked"
-    if workers == "auto":
-        workers, why = (_cores(), "cores") if streamed else (0, "")
+    workers, why = (max(1, _cores() // ranks.here), "cores") if streamed else (0, "")
+    if engine.workers != "auto":
+        workers, why = engine.workers, "as asked"
     if streamed:
         reasons.append(f"workers {workers} ({why})")
     if deterministic and device == "cuda":
         reasons.append("deterministic CUDA kernels (slower)")
-    return Settings(device, dtype, layout, threads, workers, tuple(reasons))
+    if not ranks.alone:
+        batchnorm = "all processes" if engine.sync_batchnorm else "each process's own images"
+        reasons.append(f"{ranks.count} processes, batch normalisation over {batchnorm}")
+    return Settings(device, dtype, layout, threads, workers, engine.compile, engine.sync_batchnorm, tuple(reasons))
 
 
-def apply(settings: Settings, deterministic: bool) -> None:
+def apply(settings: Settings, deterministic: bool, ranks: Ranks = ALONE) -> None:
     """Make the process run as chosen. Called once, before the first tensor of the training."""
     torch.set_num_threads(settings.threads)
     if settings.device == "cuda":
+        torch.cuda.set_device(ranks.local)  # "cuda" is this one from here on
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.allow_tf32 = settings.dtype != "float32"  # who asks for float32 gets its 24 bits
         if deterministic:

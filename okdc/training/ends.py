@@ -1,5 +1,7 @@
 """How a training ends before its last epoch: a signal, a loss that is not finite, an image that cannot be read, a full
 disk. Nothing is lost.
+
+Of several processes none ends alone: what one of them meets is told to all before the next step, and all end there.
 """
 
 from __future__ import annotations
@@ -9,26 +11,36 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 
-from okdc.errors import DataError, DiskError, Interrupted, TrainingError
+from okdc.errors import DataError, DiskError, Interrupted, ToldElsewhere, TrainingError
+from okdc.ranks import ALONE, Ranks
 from okdc.run import Run
 from okdc.training.metrics import Summary
 
 Batch = tuple[Tensor, Tensor]
+T = TypeVar("T")
+UNREADABLE = 1000  # larger than any signal: an image that cannot be read comes first
 
 
 class StopRequest:
-    """Ctrl-C and SIGTERM become a flag that the loop looks at between two steps. A second one stops at once.
+    """Ctrl-C and SIGTERM become a flag that the loop asks for between two steps. A second one stops at once.
 
-    `with StopRequest() as stop:` ... `if stop.signal:` save and leave. Outside the main thread it never fires.
+    `with StopRequest(ranks) as stop:` ... `if stop.asked():` save and leave. Outside the main thread it never fires.
+    Of several processes a second one stops none: Ctrl-C reaches them all and torchrun sends a SIGTERM after it; who
+    does not end is killed by torchrun.
     """
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
+    def __init__(self, ranks: Ranks = ALONE) -> None:
+        self.signal: signal.Signals | None = None  # that came to this process
+        self.ranks = ranks
         self._before: dict[signal.Signals, Any] = {}
+
+    def asked(self) -> int:
+        """The signal that came to any of the processes, or 0: the same in all of them."""
+        return self.ranks.largest(self.signal or 0)
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -38,7 +50,8 @@ class StopRequest:
 
     def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.signal = signal.Signals(number)
-        self._restore()
+        if self.ranks.alone:
+            self._restore()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._restore()
@@ -46,10 +59,6 @@ class StopRequest:
     def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + (self.signal or 0)
 
 
 @contextmanager
@@ -72,35 +81,65 @@ def continuable(run: Run) -> Iterator[None]:
         raise DiskError(error.message, hint=f"free some space, then: okdc resume {run.path}") from error
 
 
-def or_pause(batches: Iterator[Batch], run: Run, pause: Callable[[], None]) -> Iterator[Batch]:
-    """The batches as they come. Where an image of one cannot be read, `pause` saves what was trained before it."""
+def until_asked(
+    batches: Iterator[Batch], stop: StopRequest, run: Run, pause: Callable[[], None], leave: Callable[[int], NoReturn]
+) -> Iterator[Batch]:
+    """The batches as they come. At a signal, and where an image cannot be read, `pause` saves what was trained before.
+
+    A signal that comes with the last batch is left to the end of the epoch.
+    """
+    while True:
+        batch, asked = attempt(lambda: next(batches, None), stop, run, pause)
+        if batch is None:
+            return
+        if asked:
+            pause()
+            leave(asked)
+        yield batch
+
+
+def attempt(work: Callable[[], T], stop: StopRequest, run: Run, pause: Callable[[], None]) -> tuple[T, int]:
+    """What `work` gives, and the signal that came to any process meanwhile, or 0.
+
+    Raises DataError, after `pause`, where an image cannot be read: ToldElsewhere in the other processes.
+    """
+    found: T | None = None
+    error: DataError | None = None
     try:
-        yield from batches
-    except DataError as error:
+        found = work()
+    except DataError as caught:
+        error = caught
+    asked = stop.ranks.largest(UNREADABLE if error else stop.signal or 0)
+    if asked == UNREADABLE:
         pause()
+        if error is None:
+            raise ToldElsewhere(DataError.exit_code)
         hint = f"{error.hint}, then: okdc resume {run.path}"
-        raise DataError(error.message, hint=hint, details=error.details) from None
+        raise DataError(error.message, hint=hint, details=error.details)
+    return found, asked  # type: ignore[return-value]
 
 
-def interrupt(stop: StopRequest, run: Run, epoch: int, step: int) -> NoReturn:
+def interrupt(number: int, run: Run, epoch: int, step: int, ranks: Ranks) -> NoReturn:
     """Leave as the signal asked, after the state was saved."""
-    assert stop.signal is not None
-    raise Interrupted(
-        f"{stop.signal.name} after epoch {epoch}, step {step}: saved in {run.path}",
-        exit_code=stop.exit_code,
-        hint=f"okdc resume {run.path}",
+    ranks.all_raise(
+        Interrupted(
+            f"{signal.Signals(number).name} after epoch {epoch}, step {step}: saved in {run.path}",
+            exit_code=128 + number,
+            hint=f"okdc resume {run.path}",
+        )
     )
 
 
-def stop_if_bad(summary: Summary, run: Run, steps: int) -> None:
+def stop_if_bad(summary: Summary, run: Run, steps: int, ranks: Ranks = ALONE) -> None:
     """Raises TrainingError where a loss term was not finite, with the first step and the term."""
     if summary.bad:
         step, term = summary.bad
-        fail(run, f"the loss term {term} is not finite at step {step + 1} (epoch {step // steps + 1})")
+        fail(run, f"the loss term {term} is not finite at step {step + 1} (epoch {step // steps + 1})", ranks)
 
 
-def fail(run: Run, why: str) -> NoReturn:
-    """Mark the run as failed and raise TrainingError."""
-    run.note(failed=why)
+def fail(run: Run, why: str, ranks: Ranks = ALONE) -> NoReturn:
+    """Mark the run as failed and raise TrainingError. Every process has found the same."""
+    if ranks.first:
+        run.note(failed=why)
     kept = "the checkpoint before it is kept" if run.checkpoint.exists() else "no epoch was finished before it"
-    raise TrainingError(f"{why}; {kept} in {run.path}", hint="a lower optim.lr, or optim.clip=1.0")
+    ranks.all_raise(TrainingError(f"{why}; {kept} in {run.path}", hint="a lower optim.lr, or optim.clip=1.0"))

@@ -13,29 +13,33 @@ format, optimiser, checkpoint. No global generator is read after the students ar
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from okdc import build, kept, reopen
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
+from okdc.data.datasets import Dataset
 from okdc.data.feed import batches_of
-from okdc.errors import DeviceError, RunError
+from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.files import read_json, write_json
 from okdc.machine import differences
+from okdc.ranks import ALONE, Ranks
 from okdc.recipe import STREAMED, Engine, Recipe
 from okdc.run import Run, refuse_taken
 from okdc.talk import Listener
-from okdc.training import checkpoint, device, keep, optim, result
+from okdc.training import checkpoint, compiling, device, keep, optim, result
 from okdc.training.device import Settings
-from okdc.training.ends import StopRequest, continuable, fail, interrupt, or_pause, stop_if_bad
-from okdc.training.metrics import Summary, Totals, evaluate
+from okdc.training.ends import StopRequest, attempt, continuable, fail, interrupt, stop_if_bad, until_asked
+from okdc.training.metrics import Summary, Totals, count
+from okdc.training.step import TrainStep
 
 
 @dataclass
@@ -50,35 +54,50 @@ class Position:
     log_rows: int = 0
 
 
-def start(recipe: Recipe, stem: str, out: Path | None, provenance: dict[str, Any], tell: Listener) -> Run:
-    """Train a recipe from scratch in a new run directory. Returns the complete run."""
-    refuse_taken(out)
-    settings = settings_of(recipe, recipe.engine)
-    for reason in settings.reasons:
-        tell.note(reason)
-    with tell.reading() as progress:
-        found = build.dataset(recipe, progress)
-    job = build.job(recipe, found)
-    for note in job.notes:
-        tell.note(note)
-    info = {
-        "schema": 1,
-        "recipe_sha256": job.recipe.sha256(),
-        "data_sha256": found.fingerprint,
-        "classes": list(found.classes),
-        "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-        "settings": settings.saved(),
-        "reasons": list(settings.reasons),
-        **provenance,
-    }
-    run = Run.create(stem, job.recipe.text(), info, out)
-    tell.note(f"run {run.path}")
-    with run.held(), continuable(run):
-        train(job, run, settings, Position(), None, tell)
+def start(
+    recipe: Recipe,
+    stem: str,
+    out: Path | None,
+    provenance: dict[str, Any],
+    tell: Listener,
+    ranks: Ranks = ALONE,
+) -> Run:
+    """Train a recipe from scratch in a new run directory. Returns the run, complete."""
+    settings = settings_of(recipe, recipe.engine, ranks)
+    with ranks.joined(settings.device):
+        ranks.first_does(lambda: refuse_taken(out))
+        for reason in settings.reasons:
+            tell.note(reason)
+
+        def read() -> Dataset:
+            with tell.reading() as progress:
+                return build.dataset(recipe, progress)
+
+        found = ranks.in_turn(read)
+        job = build.job(recipe, found)
+        for note in job.notes:
+            tell.note(note)
+        settings = compiling.decide(settings, job)
+        tell.note(settings.reasons[-1])
+        info = {
+            "schema": 1,
+            "recipe_sha256": job.recipe.sha256(),
+            "data_sha256": found.fingerprint,
+            "classes": list(found.classes),
+            "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "settings": settings.saved(),
+            "reasons": list(settings.reasons),
+            "processes": ranks.count,
+            **provenance,
+        }
+        run = ranks.first_does(lambda: Run.create(stem, job.recipe.text(), info, out))
+        tell.note(f"run {run.path}")
+        with _held(run, ranks), continuable(run):
+            train(job, run, settings, Position(), None, tell, ranks)
     return run
 
 
-def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
+def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks = ALONE) -> Run:
     """Continue a run to the bit, with the settings it was started with; what keeps it from being exact is said.
 
     Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
@@ -91,149 +110,166 @@ def resume(run: Run, tell: Listener, data_root: str | None = None) -> Run:
         why = run.facts().get("failed", "")
         raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
     facts = run.facts("settings")
-    with run.held(), continuable(run):
-        recipe, notes = reopen.recipe_of(run, data_root)
+    recipe, notes = reopen.recipe_of(run, data_root)
+    try:
+        settings = settings_of(recipe, Engine(**facts["settings"]), ranks)
+    except DeviceError as error:
+        raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
+    with ranks.joined(settings.device), _held(run, ranks), continuable(run):
         for note in notes:
             tell.note(note)
-        try:
-            settings = settings_of(recipe, Engine(**facts["settings"]))
-        except DeviceError as error:
-            raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
         for difference in differences(facts):
             tell.note(f"not exact to the bit: {difference}")
-        job = build.job(recipe, reopen.data_of(run, recipe, tell))
-        state, notes = checkpoint.load(run)
+        if (then := facts.get("processes", 1)) != ranks.count:
+            tell.note(f"not exact to the bit: {then} processes then, {ranks.count} now")
+        job = build.job(recipe, ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
+        settings = compiling.decide(settings, job)
+        state, notes = ranks.first_does(lambda: checkpoint.load(run))
         for note in notes:
             tell.note(note)
         position = Position()
         if state is None:
             tell.note(f"{run.path}: no checkpoint was written yet, it starts from its first step")
         else:
-            totals = Totals.restore(state["totals"], settings.torch_device) if state["totals"] else None
+            totals = Totals.resumed(state["totals"], settings.torch_device, ranks) if state["totals"] else None
             position = Position(
                 state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"]
             )
             tell.note(f"{run.path} continues at epoch {position.epoch + 1}, step {position.step + 1}")
-        run.keep_rows(position.log_rows)
-        train(job, run, settings, position, state, tell)
+        ranks.first_does(lambda: run.keep_rows(position.log_rows))
+        train(job, run, settings, position, state, tell, ranks)
     return run
 
 
-def settings_of(recipe: Recipe, engine: Engine) -> Settings:
+def settings_of(recipe: Recipe, engine: Engine, ranks: Ranks = ALONE) -> Settings:
     """The choices that a recipe's training takes where `engine` says, or leaves to be chosen."""
-    return device.choose(engine, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED)
+    batch = recipe.optim.batch_size
+    if batch % ranks.count or batch < 2 * ranks.count:
+        raise RecipeError(
+            f"optim.batch_size={batch} counts the images of all {ranks.count} processes: expected a multiple of "
+            f"{ranks.count}, two images each at least",
+            hint=f"for example: optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
+        )
+    return device.choose(engine, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED, ranks)
 
 
-def train(job: Job, run: Run, settings: Settings, at: Position, state: dict[str, Any] | None, tell: Listener) -> None:
-    """Train from `at` (with the tensors of `state`) to the last epoch, then judge and write the result."""
+@contextmanager
+def _held(run: Run, ranks: Ranks) -> Iterator[None]:
+    """The first process holds the run for all of them."""
+    with ExitStack() as stack:
+        ranks.first_does(lambda: stack.enter_context(run.held()))
+        yield
+
+
+def train(
+    job: Job,
+    run: Run,
+    settings: Settings,
+    at: Position,
+    state: dict[str, Any] | None,
+    tell: Listener,
+    ranks: Ranks = ALONE,
+) -> None:
+    """Train from `at` (with the tensors of `state`) to the last epoch, then judge and write the result.
+
+    Of several processes each comes here with its rank; the first one writes.
+    """
     recipe = job.recipe
-    device.apply(settings, recipe.deterministic)
-
-    # The memory format is final before the optimiser exists: its fused kernel walks raw memory.
-    method = job.method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)
-    optimizer = optim.sgd(method, recipe.optim)
+    device.apply(settings, recipe.deterministic, ranks)
+    train_step = TrainStep(job.method, recipe.optim, settings, ranks)
     if state is not None:
-        method.load_state_dict(state["method"])
-        optimizer.load_state_dict(state["optimizer"])
-        optim.assert_same_strides(optimizer)
+        train_step.load(state)
+    method = train_step.method
 
     dataset = job.dataset.to(settings.torch_device)
     assert recipe.data.mean is not None
     assert recipe.data.std is not None
     normalise = Normalise(recipe.data.mean, recipe.data.std, settings.torch_device, settings.torch_memory_format)
-    batches = batches_of(dataset, recipe.data, recipe.optim.batch_size, normalise, recipe.seed, settings.workers)
+    batches = batches_of(dataset, recipe.data, recipe.optim.batch_size, normalise, recipe.seed, settings.workers, ranks)
     steps, epochs = batches.steps, recipe.optim.epochs
     whole = steps * epochs
-    progress = torch.zeros((), device=settings.torch_device)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def save(totals: Totals | None) -> None:
-        checkpoint.save(
-            run,
-            {
-                "epoch": at.epoch,
-                "step": at.step,
-                "totals": totals.state() if totals else None,
-                "method": method.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "best": at.best,
-                "seconds": at.seconds,
-                "log_rows": at.log_rows,
-            },
-        )
+    def save(totals: list[dict[str, Any]] | None) -> None:
+        if not ranks.first:
+            return
+        place = {
+            "epoch": at.epoch,
+            "step": at.step,
+            "totals": totals,
+            "best": at.best,
+            "seconds": at.seconds,
+            "log_rows": at.log_rows,
+        }
+        checkpoint.save(run, place | train_step.state())
 
     def pause(totals: Totals, began: float) -> None:
         """Save what was trained up to here, between two steps."""
-        stop_if_bad(totals.read(), run, steps)
+        stop_if_bad(totals.read(ranks), run, steps, ranks)
         at.seconds += time.perf_counter() - began
-        save(totals)
+        save(ranks.gathered(totals.state()))
 
-    text, first = "", True
-    with StopRequest() as stop, tell.training() as bar, closing(batches):
+    def leave(number: int) -> NoReturn:
+        interrupt(number, run, at.epoch, at.step, ranks)
+
+    text = ""
+    with StopRequest(ranks) as stop, tell.training() as bar, closing(batches):
         while at.epoch < epochs:
             # One epoch. Training mode is set anew each time: validation left eval mode behind.
             method.train()
             totals = at.totals or Totals(settings.torch_device)
             at.totals = None
             began = time.perf_counter()
-            reading = or_pause(batches.epoch(at.epoch, at.step), run, partial(pause, totals, began))
-            for images, labels in reading:
+            reading = batches.epoch(at.epoch, at.step)
+            for images, labels in until_asked(reading, stop, run, partial(pause, totals, began), leave):
                 done = at.epoch * steps + at.step
-                progress.fill_(done / whole)
-                for group in optimizer.param_groups:
-                    group["lr"] = optim.rate(recipe.optim, done / whole)
-
-                with settings.autocast():
-                    step = method(images, labels, progress)
-                loss = torch.stack(list(step.losses.values())).sum()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                if recipe.optim.clip:
-                    torch.nn.utils.clip_grad_norm_(parameters, recipe.optim.clip)
-                if first:
-                    optim.assert_same_strides(optimizer)
-                    first = False
-                optimizer.step()
-                totals.add(step, labels, done)
-
+                totals.add(train_step(images, labels, done / whole), labels, done)
                 at.step += 1
                 bar(done + 1, whole, text)
-                if stop.signal and at.step < steps:
-                    pause(totals, began)
-                    interrupt(stop, run, at.epoch, at.step)
             number = at.epoch + 1
 
             # The device is waited for here, once an epoch.
-            trained = totals.read()
+            trained = totals.read(ranks)
             at.seconds += time.perf_counter() - began
-            stop_if_bad(trained, run, steps)
-            if not torch.stack([p.isfinite().all() for p in parameters]).all():
-                fail(run, f"a weight is not finite after epoch {number}")
+            stop_if_bad(trained, run, steps, ranks)
+            if not torch.stack([p.isfinite().all() for p in train_step.parameters]).all():
+                fail(run, f"a weight is not finite after epoch {number}", ranks)
             validated = None
             if len(dataset.val):
-                reading = eval_batches(dataset, dataset.val, normalise, EVAL_BATCH)
-                reading = or_pause(reading, run, partial(pause, totals, time.perf_counter()))
+                train_step.share_statistics()
+                reading = eval_batches(dataset, dataset.val, normalise, EVAL_BATCH, ranks)
                 with settings.autocast():
-                    validated = evaluate(method, reading, settings.torch_device)
+                    counted, _ = attempt(
+                        partial(count, method, reading, settings.torch_device),
+                        stop, run, partial(pause, totals, time.perf_counter()),
+                    )  # fmt: skip
+                validated = counted.read(ranks)
                 if validated.bad:
-                    fail(run, f"validation after epoch {number}: {validated.bad[1]} is not finite")
-                at.best = keep.best(job, number, validated, at.best)
-                if keep.chosen(job, at.best)["epoch"] == number:
-                    keep.write_kept(run, job, at.best)
+                    fail(run, f"validation after epoch {number}: {validated.bad[1]} is not finite", ranks)
             at.epoch, at.step = number, 0
-            run.append(_row(at, recipe, trained, validated, batches, time.perf_counter() - began))
+            if ranks.first:
+                if validated:
+                    at.best = keep.best(job, number, validated, at.best)
+                    if keep.chosen(job, at.best)["epoch"] == number:
+                        keep.write_kept(run, job, at.best)
+                run.append(_row(at, recipe, trained, validated, batches, time.perf_counter() - began))
             at.log_rows += 1
             save(None)
             text = _line(at, epochs, trained, validated)
             bar(at.epoch * steps, whole, text)
-            if stop.signal:
-                interrupt(stop, run, at.epoch, at.step)
+            if asked := stop.asked():
+                leave(asked)
 
+    if ranks.first:  # the others have nothing to add
+        _finish(job, run, batches, at, tell)
+
+
+def _finish(job: Job, run: Run, batches: Batches, at: Position, tell: Listener) -> None:
+    """Write every student, read the test split once, and write the result."""
     if not at.best:  # no validation images: every student at the last epoch
         at.best = keep.best(job, at.epoch, None, ())
     keep.write_all(run, job, at.best)
-    split, rows = dataset.final_split
+    split, rows = job.dataset.final_split
     tell.note(f"judging on the {len(rows):,} {split} images, in float32")
     found = result.judge(job, run, batches, at.seconds)
     judged = {"judged_on": found["judged_on"], "images": found["images"]}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from okdc.methods.method import Method, Step
+from okdc.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -46,44 +48,66 @@ class Totals:
         here = torch.stack([torch.full((), number, device=self.device), wrong.int().argmax()])
         self.bad = torch.where(first, here, self.bad)
 
-    def read(self) -> Summary:
-        """Wait for the device and read everything once."""
-        sums, (step, term) = self.sums.tolist(), self.bad.tolist()
-        n, steps, images = len(self.terms), max(self.steps, 1), max(self.images, 1)
+    def read(self, ranks: Ranks = ALONE) -> Summary:
+        """Wait for the device and read everything once: of all processes together, and the same in each of them."""
+        whole = self if ranks.alone else Totals.together(ranks.gathered(self.state()))
+        sums, (step, term) = whole.sums.tolist(), whole.bad.tolist()
+        n, steps, images = len(whole.terms), max(whole.steps, 1), max(whole.images, 1)
         return Summary(
-            losses={name: total / steps for name, total in zip(self.terms, sums, strict=False)},
-            top1_pct={name: 100 * total / images for name, total in zip(self.heads, sums[n:], strict=True)},
-            bad=None if step < 0 else (step, self.terms[term]),
+            losses={name: total / steps for name, total in zip(whole.terms, sums, strict=False)},
+            top1_pct={name: 100 * total / images for name, total in zip(whole.heads, sums[n:], strict=True)},
+            bad=None if step < 0 else (step, whole.terms[term]),
         )
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
+        """On the CPU: of one process, for a checkpoint or for the others."""
         names = {"terms": list(self.terms), "heads": list(self.heads)}
-        return names | {"sums": self.sums, "steps": self.steps, "images": self.images, "bad": self.bad}
+        return names | {"sums": self.sums.cpu(), "steps": self.steps, "images": self.images, "bad": self.bad.cpu()}
 
     @classmethod
-    def restore(cls, state: dict[str, object], device: torch.device) -> Totals:
+    def restore(cls, state: dict[str, Any], device: torch.device) -> Totals:
         totals = cls(device)
-        assert isinstance(state["terms"], list)
-        assert isinstance(state["heads"], list)
-        assert isinstance(state["sums"], Tensor)
-        assert isinstance(state["steps"], int)
-        assert isinstance(state["images"], int)
-        assert isinstance(state["bad"], Tensor)
         totals.terms, totals.heads = tuple(state["terms"]), tuple(state["heads"])
         totals.sums, totals.bad = state["sums"].to(device), state["bad"].to(device)
         totals.steps, totals.images = state["steps"], state["images"]
         return totals
 
+    @classmethod
+    def together(cls, states: Sequence[dict[str, Any]]) -> Totals:
+        """The sums of several processes as those of one. A process that had no batch yet knows no names."""
+        parts = [cls.restore(state, torch.device("cpu")) for state in states if state["terms"]]
+        if not parts:
+            return cls(torch.device("cpu"))
+        whole, *others = parts
+        for part in others:
+            whole.sums = whole.sums + part.sums
+            whole.steps, whole.images = whole.steps + part.steps, whole.images + part.images
+            if int(whole.bad[0]) < 0 or 0 <= int(part.bad[0]) < int(whole.bad[0]):
+                whole.bad = part.bad
+        return whole
+
+    @classmethod
+    def resumed(cls, states: Sequence[dict[str, Any]], device: torch.device, ranks: Ranks) -> Totals:
+        """What this process had counted when all saved; of another number of processes the first one gets the sum."""
+        if len(states) == ranks.count:
+            return cls.restore(states[ranks.rank], device)
+        return cls.restore(cls.together(states).state(), device) if ranks.first else cls(device)
+
 
 @torch.inference_mode()
-def evaluate(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
-    """Accuracy and losses of every head in one pass, in eval mode; `bad` tells whether anything was not finite."""
+def count(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Totals:
+    """Accuracy and losses of every head in one pass, in eval mode, of the batches of this process."""
     method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
     totals = Totals(device)
     done = torch.ones((), device=device)
     for images, labels in batches:
         totals.add(method(images, labels, done), labels, 0)
-    return totals.read()
+    return totals
+
+
+def evaluate(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
+    """What `count` counts; `bad` tells whether anything was not finite."""
+    return count(method, batches, device).read()
 
 
 def top1_pct(logits: Tensor, labels: Tensor) -> float:

@@ -1,0 +1,76 @@
+"""Whether a training compiles its step: what it gains, against the minute that it costs, from facts and no timing.
+
+One thread of a processor with AVX512 (BENCHMARKS.md has the table) compiles a step in 25 to 80 s. In float32 it then
+gains 1.4 times for ResNet-20; in bfloat16, where the eager step runs the same convolutions, 0.9 to 1.15 times.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+
+from okdc import cost
+from okdc.build import Job
+from okdc.errors import DeviceError
+from okdc.training.device import Settings
+
+# The eager training, in multiply-adds of its forward passes, from which on a compiled one is through earlier: about
+# five minutes of a thread, which trains 15 GMACs (of the forward pass) in a second in float32.
+ENOUGH_GMACS_A_THREAD = 4_500
+ENOUGH_STEPS_ON_CUDA = 5_000  # where a step waits for its launches whatever its size
+
+
+def decide(settings: Settings, job: Job) -> Settings:
+    """The settings with `compile` on or off, and the reason at the end of the reasons.
+
+    Raises DeviceError where it was asked for, or the run began so, and nothing here compiles.
+    """
+    chosen, why = _choose(settings, job)
+    if chosen == "on" and (missing := without_compiler(settings.device)):
+        if settings.compile == "on":
+            raise DeviceError(
+                f"engine.compile=on, and nothing can be compiled here: {missing}",
+                hint="a C++ compiler and Python's headers (Debian: g++ and python3-dev); or --compile off",
+            )
+        chosen, why = "off", f"it would pay, and nothing can be compiled here: {missing}"
+    return replace(settings, compile=chosen, reasons=(*settings.reasons, f"compile {chosen} ({why})"))
+
+
+def _choose(settings: Settings, job: Job) -> tuple[str, str]:
+    if settings.compile != "auto":
+        return settings.compile, "as asked"
+    batch, epochs = job.recipe.optim.batch_size, job.recipe.optim.epochs
+    steps = len(job.dataset.train) // batch * epochs
+    if settings.device == "cuda":
+        bar, told = ENOUGH_STEPS_ON_CUDA, f"{steps:,} steps"
+        return ("on" if steps >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"
+    if settings.dtype == "bfloat16":
+        return "off", "gains nothing in bfloat16 on a CPU"
+    gmacs = steps * batch * forward_macs(job) / 1e9
+    bar, told = ENOUGH_GMACS_A_THREAD * settings.threads, f"{steps:,} steps of {gmacs:,.0f} GMACs in all"
+    return ("on" if gmacs >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"
+
+
+@torch.inference_mode()
+def forward_macs(job: Job) -> int:
+    """Multiply-adds of one image through the whole method, what is discarded included. Leaves it in eval mode."""
+    image, done = torch.zeros(1, *job.dataset.size), torch.ones(())
+    return cost.macs(job.method.eval(), image, torch.zeros(1, dtype=torch.int64), done)
+
+
+def without_compiler(device: str) -> str:
+    """Why torch.compile cannot be used here, in a line; nothing where a trial succeeds."""
+    quiet()
+    try:
+        torch.compile(lambda x: torch.relu(x) + 1, dynamic=False)(torch.ones(8, device=device))
+    except Exception as error:  # no compiler, no header, no Triton: each raises a kind of its own
+        text = str(error).strip() or type(error).__name__
+        return text.splitlines()[0][:200]
+    return ""
+
+
+def quiet() -> None:
+    """On a CPU the compiler's own log misses a CUDA runtime."""
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

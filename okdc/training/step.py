@@ -1,0 +1,93 @@
+"""One training step: every student and the fused classifier forward, one backward, one optimiser. No host read.
+
+The loop repeats it and `okdc bench` times it. What runs is the method itself, or the method compiled, or either inside
+torch's DistributedDataParallel; what is saved and judged is always the method, under its own names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from okdc.methods.method import Method, Step
+from okdc.ranks import ALONE, Ranks
+from okdc.recipe import Optim
+from okdc.training import optim, synced
+from okdc.training.compiling import quiet
+from okdc.training.device import Settings
+
+
+class TrainStep:
+    """A method on its device, its optimiser, and the step that both take together."""
+
+    def __init__(self, method: Method, recipe: Optim, settings: Settings, ranks: Ranks = ALONE) -> None:
+        """Modules move in place. The memory format is final before the optimiser exists: its fused kernel walks raw
+        memory.
+        """
+        if settings.sync_batchnorm and not ranks.alone:
+            synced.convert(method, settings.device)
+        self.method = method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)
+        self.optimizer = optim.sgd(method, recipe)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.recipe, self.settings, self.ranks = recipe, settings, ranks
+        self.progress = torch.zeros((), device=settings.torch_device)
+        self._run: nn.Module | None = None
+        self._checked = False
+
+    def state(self) -> dict[str, Any]:
+        """Every tensor that the next step depends on."""
+        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take what `state` gave, before the first step."""
+        self.method.load_state_dict(state["method"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        optim.assert_same_strides(self.optimizer)
+
+    def __call__(self, images: Tensor, labels: Tensor, done: float) -> Step:
+        """Learn from NCHW images and their N labels, when the fraction `done` of the training is over."""
+        self.progress.fill_(done)
+        rate = optim.rate(self.recipe, done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.settings.compiled and self.settings.device == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        with self.settings.autocast():
+            step: Step = self._runner()(images, labels, self.progress)
+        loss = torch.stack(list(step.losses.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+        if not self._checked:
+            optim.assert_same_strides(self.optimizer)
+            self._checked = True
+        self.optimizer.step()
+        return step
+
+    def _runner(self) -> nn.Module:
+        """What is called for a step. Made when all weights are in place: the wrapper sends the first one's to all."""
+        if self._run is None:
+            self._run = compiled(self.method, self.settings, self.ranks) if self.settings.compiled else self.method
+            if not self.ranks.alone:
+                gpu = [self.ranks.local] if self.settings.device == "cuda" else None
+                self._run = DistributedDataParallel(self._run, device_ids=gpu)
+        return self._run
+
+    def share_statistics(self) -> None:
+        """Give every process the first one's batch statistics, which the wrapper does only before a step."""
+        if not self.ranks.alone:
+            for buffer in self.method.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+
+def compiled(method: Method, settings: Settings, ranks: Ranks) -> nn.Module:
+    """The method through torch.compile, for batches of one shape. The method itself stays as it is."""
+    quiet()
+    # Graphs of CUDA launches want gradients where they lie; the wrapper of several processes moves them.
+    mode = "reduce-overhead" if settings.device == "cuda" and ranks.alone else None
+    run: nn.Module = torch.compile(method, dynamic=False, mode=mode)  # type: ignore[assignment]
+    return run
