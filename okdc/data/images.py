@@ -287,6 +287,8 @@ def _decode_some(paths: Paths, size: int, shorter_side: int | None) -> tuple[Pix
     digests = np.zeros((len(paths), hashlib.sha256().digest_size), np.uint8)
     bad: list[str] = []
     for i, path in enumerate(paths):
+        if workers.stopped():
+            break
         try:
             content = path.read_bytes()
             digests[i] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)

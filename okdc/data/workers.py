@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 
 MANY = 1000  # files from which processes are worth their start
+_stop: mmap.mmap | None = None  # of a worker process: one byte that its parent sets when nobody waits for it any more
 
 
 def cores() -> int:
@@ -36,11 +38,27 @@ def pool(files: int) -> Iterator[Executor]:
             yield threads
         return
     context = multiprocessing.get_context("fork")  # no second import of the caller's script, and no start to wait for
+    stop = mmap.mmap(-1, 1)
     with warnings.catch_warnings():
         # A process with threads forks: what the child runs takes no lock of theirs.
         warnings.simplefilter("ignore", DeprecationWarning)
-        with ProcessPoolExecutor(min(cores(), files), context, on_its_own, (os.getpid(),)) as processes:
-            yield processes
+        with ProcessPoolExecutor(min(cores(), files), context, _begin, (os.getpid(), stop)) as processes:
+            try:
+                yield processes
+            except BaseException:
+                stop[0] = 1
+                raise
+
+
+def stopped() -> bool:
+    """In a worker, between two files: whether the rest is not wanted any more."""
+    return _stop is not None and _stop[0] == 1
+
+
+def _begin(parent: int, stop: mmap.mmap) -> None:
+    global _stop
+    _stop = stop
+    on_its_own(parent)
 
 
 def on_its_own(parent: int) -> None:

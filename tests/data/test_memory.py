@@ -1,0 +1,67 @@
+"""What a resident data set takes of memory: its bytes, and little beside them however many files it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from asking import picture
+from PIL import Image
+
+from okdc.data.cinic import CLASSES, SPLITS
+
+EACH = 400  # of 10 classes in 3 splits: 37 MB
+BYTES = EACH * len(CLASSES) * len(SPLITS) * 32 * 32 * 3
+
+CHILD = """
+import json, sys
+from pathlib import Path
+from okdc import build
+from okdc.recipe import load
+from okdc.resolve import resolve
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":")) * 1024
+
+def peak_of(root):
+    recipe = resolve(load(["data.name=cinic10", f"data.root={root}", "data.image_size=32"]))[0]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = status("VmRSS")
+    job = build.job(recipe, build.dataset(recipe))
+    return job.dataset.images.nbytes, status("VmHWM") - before
+
+peak_of("small")  # imports what is imported late
+print(json.dumps([peak_of(root) for root in sys.argv[1:]]))
+"""
+
+
+def write_many(root: Path, each: int) -> None:
+    """Few pictures under many names."""
+    for split in SPLITS:
+        for k, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            Image.fromarray(picture(k, 32)).save(folder / "0.png", compress_level=0)
+            for i in range(1, each):
+                os.link(folder / "0.png", folder / f"{i}.png")
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no peak of memory to be read")
+def test_a_data_set_takes_at_its_peak_less_than_1_3_times_its_bytes(tmp_path: Path) -> None:
+    write_many(Path("small"), 40)
+    write_many(Path("large"), EACH)
+    for start in ("first", "second"):  # a process each: what the first has freed would be taken again unseen
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, "large"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"OKDC_CACHE": str(tmp_path / "cache")},
+        )
+        ((size, peak),) = json.loads(done.stdout)
+        assert size == BYTES
+        assert BYTES * 0.9 < peak < BYTES * 1.3, f"{start} start: {peak / BYTES:.2f}"
