@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from asking import ask
 
 import okdc
+from okdc.run import Run
 
 HEAVY = ("torch", "numpy", "onnxruntime", "onnx", "sklearn", "torchvision", "fvcore", "PIL")
 
@@ -64,6 +66,45 @@ print()
 print(json.dumps([code, [heavy for heavy in {HEAVY!r} if heavy in sys.modules]]))
 """
     assert told_by(code) == [0, []]
+
+
+ANSWERS = """
+import json, sys
+from okdc.__main__ import main
+code = main(sys.argv[1:])
+print()
+print(json.dumps([code, [name for name in ("torch", "torchvision", "fvcore", "safetensors") if name in sys.modules]]))
+"""
+
+
+def test_real_runs_are_listed_and_compared_without_torch(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """`verify` and `predict` are run where torch is not installed, in tests/bundle/test_verify.py."""
+    words = ["method.name=baseline", "optim.epochs=8", "-o", "runs/baseline"]
+    assert ask(capsys, "distill", *words).code == 0
+    run.path.rename("runs/fefr")
+    for words in (["runs"], ["runs", "--json"], ["compare"], ["compare", "--json"], ["compare", "runs/fefr"]):
+        done = subprocess.run([sys.executable, "-c", ANSWERS, *words], capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout.splitlines()[-1]) == [0, []], words
+        assert "fefr" in done.stdout, words
+
+
+def test_a_training_starts_without_what_its_first_step_has_no_use_for() -> None:
+    """What takes a second each: to judge, to profile and to export there is time later, or no need at all."""
+    code = """
+import json, os, sys
+import torch
+from okdc.__main__ import main
+
+def step(*_, **__):
+    heavy = ("sklearn", "scipy", "torchvision", "onnx", "onnxruntime", "onnxscript", "fvcore", "matplotlib", "pandas")
+    print()
+    print(json.dumps([name for name in heavy if name in sys.modules]), flush=True)
+    os._exit(0)
+
+torch.optim.SGD.step = step
+main(["distill", "optim.epochs=1"])
+"""
+    assert told_by(code) == []
 
 
 def test_a_misspelt_recipe_is_answered_before_torch_is_imported() -> None:

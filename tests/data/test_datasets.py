@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from okdc import build
+from okdc.data import published
 from okdc.data.datasets import Dataset, digits, divide, folder, same_classes, stratified
 from okdc.errors import DataError
 from okdc.recipe import load
@@ -61,6 +62,15 @@ def test_the_digits_are_scikit_learns_as_eight_bit_grey() -> None:
     assert found.labels.tolist() == source.target.tolist()
     assert found.classes == tuple("0123456789")
     assert found.size == (3, 8, 8)
+
+
+def test_the_digits_are_the_same_where_scikit_learn_keeps_its_table_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = published.digits()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    found = published.digits()
+    assert [part.dtype for part in found] == [part.dtype for part in expected]
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], expected[1])
 
 
 def test_the_default_recipe_has_300_digits_to_train_700_to_choose_and_797_to_judge() -> None:
@@ -248,6 +258,16 @@ def test_the_moments_are_numpys_over_the_training_images_alone(seed: int) -> Non
     assert mean == pytest.approx(x.mean((0, 1, 2)), abs=1e-6)
     assert std == pytest.approx(x.std((0, 1, 2)), abs=1e-6)
     assert all(value == round(value, 6) for value in mean + std)
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(700, 64, 2), (3, 20_000, 1)])
+def test_the_brightest_images_do_not_overflow_the_sums(count: int, height: int, width: int) -> None:
+    pixels = torch.full((count, height, width, 3), 255, dtype=torch.uint8)
+    pixels[:, ::2] = 253
+    whole = replace(dataset([count - 1, 1]), images=pixels)
+    mean, std = whole.moments()
+    assert mean == (round(254 / 255, 6),) * 3
+    assert std == (round(1 / 255, 6),) * 3
 
 
 def test_a_constant_channel_is_not_divided_by_zero() -> None:
