@@ -260,7 +260,7 @@ def decode(
     pixels = np.empty((len(paths), size, size, 3), np.uint8)
     digests = np.empty((len(paths), hashlib.sha256().digest_size), np.uint8)
     bad: list[str] = []
-    step = max(1, min(_PART, _PART_BYTES // (size * size * 3))) if workers.forks(len(paths)) else 1
+    step = max(1, min(_PART, _PART_BYTES // (size * size * 3))) if len(paths) >= workers.MANY else 1
     starts = range(0, len(paths), step)
     some = functools.partial(_decode_some, size=size, shorter_side=shorter_side)
     try:
