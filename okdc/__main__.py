@@ -15,7 +15,7 @@ from typing import Any
 import typer
 
 from okdc import console
-from okdc.errors import DeviceError, OkdcError, RecipeError, RunError, ToldElsewhere, UsageError
+from okdc.errors import OkdcError, ToldElsewhere, UsageError
 from okdc.ranks import ALONE, Ranks
 
 
@@ -46,7 +46,7 @@ class _Termination:
         raise KeyboardInterrupt
 
     def __exit__(self, *_: object) -> None:
-        if self._main:
+        if self._main and signal.getsignal(signal.SIGTERM) == self._stop:
             signal.signal(signal.SIGTERM, self._before)
 
 
@@ -55,9 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _Termination() as termination:
         code = _run(arguments)
         if code is None:
-            console.say("terminated" if termination.came else "interrupted")
-            code = 143 if termination.came else 130
-    return code
+            if not _ranks().local:
+                console.say("terminated" if termination.came else "interrupted")
+            code = 130
+    return 143 if code == 130 and termination.came else code
 
 
 def _run(arguments: Sequence[str] | None) -> int | None:
@@ -76,9 +77,7 @@ def _run(arguments: Sequence[str] | None) -> int | None:
         if debug:
             traceback.print_exc()
         told = _in_words(error)
-        ranks = _ranks()
-        if not ranks.first:
-            _tell_of_one(told, ranks)
+        if isinstance(told, ToldElsewhere) or (_ranks().local and not hasattr(error, "__notes__")):
             return told.exit_code
         console.fail(told)
         if "--json" in words:
@@ -97,17 +96,13 @@ def _commands() -> Any:
 
 
 def _ranks() -> Ranks:
-    """Who this process is; the first one where the environment makes no sense, so that this is told."""
+    """Who this process is. What all of them find before they are connected, the first of each machine tells; what comes
+    later, the one that got a note (`Ranks.joined`). One that the environment describes wrongly tells all.
+    """
     try:
         return Ranks.of_environment()
     except UsageError:
         return ALONE
-
-
-def _tell_of_one(told: OkdcError, ranks: Ranks) -> None:
-    """One of several processes says only what it alone may have met: the rest the first one says."""
-    if not isinstance(told, ToldElsewhere | UsageError | RecipeError | RunError | DeviceError):
-        console.say(f"process {ranks.rank} of {ranks.count}: {told.kind}: {told.message}")
 
 
 def _in_words(error: Exception) -> OkdcError:

@@ -4,21 +4,25 @@ They are started by torchrun, which says in the environment who is who; without 
 here is what it would do by itself. torch is imported only where there are several.
 
 Each exchange is a collective one: every process has to come to it. What one of them alone may meet (a full disk, a
-damaged image, Ctrl-C) is therefore told to all before any of them goes on.
+damaged image, Ctrl-C) is therefore told to all before any of them goes on. What was not foreseen ends that process, and
+with it the connections in which the others wait: they end as well, and whoever failed first says why.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from okdc.errors import OkdcError, ToldElsewhere, UsageError
+from okdc.errors import Interrupted, OkdcError, RunError, ToldElsewhere, UsageError
 
 PATIENCE = timedelta(days=1)  # one decodes a data set while the others wait; a process that dies is noticed at once
+LOST = "another process of this training died"
 
 T = TypeVar("T")
 
@@ -34,18 +38,24 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> Ranks:
-        """As torchrun says. Raises UsageError where it says something else than numbers."""
+        """As torchrun says. Raises UsageError where it says something else than who and where."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         found = [os.environ.get(name, default) for name, default in zip(names, "0101", strict=True)]
-        if not all(text.isdigit() for text in found) or not int(found[0]) < int(found[1]):
-            told = " ".join(f"{name}={text}" for name, text in zip(names, found, strict=True))
+        told = " ".join(f"{name}={text}" for name, text in zip(names, found, strict=True))
+        right = all(text.isdecimal() for text in found)
+        if right:
+            rank, count, local, here = map(int, found)
+            right = rank < count and local < here <= count
+        if right and int(found[1]) > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            right, told = False, f"{told}, without MASTER_ADDR and MASTER_PORT"
+        if not right:
             raise UsageError(
                 f"the environment describes no group of processes: {told}",
                 hint="torchrun sets these; for one process, unset RANK and WORLD_SIZE",
             )
-        return cls(*map(int, found))
+        return cls(rank, count, local, here)
 
     @property
     def first(self) -> bool:
@@ -58,22 +68,50 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: str) -> Iterator[None]:
-        """Connected with the others, for tensors on `device` (cpu or cuda) and for facts."""
+        """Connected with the others, for tensors on `device` (cpu or cuda) and for facts.
+
+        An error that leaves it in several processes, as their own or for lack of the one that failed, stays what it is
+        in the first of them to get here. In the others it becomes ToldElsewhere. Where a process vanished: RunError.
+        """
         if self.alone:
             yield
             return
         import torch
         from torch import distributed
+        from torch.distributed.rendezvous import rendezvous
 
-        if device == "cuda":
-            gpu = torch.device("cuda", self.local)
-            distributed.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE, device_id=gpu)
-        else:
-            distributed.init_process_group("gloo", timeout=PATIENCE)
+        gpu = torch.device("cuda", self.local) if device == "cuda" else None
+        backends = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        store, _, _ = next(rendezvous("env://"))
+        distributed.init_process_group(
+            backends, store=store, rank=self.rank, world_size=self.count, timeout=PATIENCE, device_id=gpu
+        )
         try:
             yield
-        finally:
-            distributed.destroy_process_group()
+        except (Exception, KeyboardInterrupt) as error:
+            _deaf()
+            told = self._told(error, store)
+            if not gpu:  # there it might wait for what the others never finish; the end of the process ends it
+                distributed.destroy_process_group()
+            if told is error:
+                raise
+            raise told from None
+        distributed.destroy_process_group()
+
+    def _told(self, error: BaseException, store: Any) -> BaseException:
+        """What this process says of an error that ends it."""
+        if isinstance(error, ToldElsewhere):
+            return error
+        if not _before_all_others(store):
+            return ToldElsewhere(_code(error))
+        told = error
+        if isinstance(error, KeyboardInterrupt):
+            told = Interrupted("before the training began", exit_code=_code(error))
+        elif lost(error):
+            told = RunError(LOST, hint="torchrun's report names it")
+        if not self.first:
+            told.add_note(f"in process {self.rank} of {self.count}")
+        return told
 
     def largest(self, number: int) -> int:
         """Of the numbers that the processes bring."""
@@ -100,19 +138,23 @@ class Ranks:
         """What `work` gives the first process. What it raises there ends them all."""
         if self.alone:
             return work()
-        found: T | None = None
+        import torch
+        from torch import distributed
+
         error: OkdcError | None = None
+        found: list[Any] = [None, 0]  # what `work` gave, an exit code
         if self.first:
             try:
-                found = work()
+                found = [work(), 0]
             except OkdcError as caught:
-                error = caught
-        found, code = self.gathered((found, error.exit_code if error else 0))[0]
+                error, found = caught, [None, caught.exit_code]
+        distributed.broadcast_object_list(found, 0, device=torch.device("cpu"))
         if error:
             raise error
-        if code:
-            raise ToldElsewhere(code)
-        return found  # type: ignore[return-value]
+        if found[1]:
+            raise ToldElsewhere(found[1])
+        result: T = found[0]
+        return result
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """`work`, by one process of each machine, and then by the others there, for whom it has filled the cache."""
@@ -133,9 +175,50 @@ class Ranks:
                 raise ToldElsewhere(worst)
         return found  # type: ignore[return-value]
 
+    def agree(self, what: str, fact: str) -> None:
+        """Raises UsageError where a process brings another `fact` than the first one: each node has its own command."""
+        facts = self.gathered(fact)
+        if other := [rank for rank, found in enumerate(facts) if found != facts[0]]:
+            self.all_raise(
+                UsageError(
+                    f"{what}: process {other[0]} of {self.count} has others than the first one",
+                    hint="the same command, the same files and the same version of okdc on every node",
+                )
+            )
+
     def all_raise(self, error: OkdcError) -> NoReturn:
         """End all processes with an error that each of them has found: the first one tells it."""
         raise error if self.first else ToldElsewhere(error.exit_code) from None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether this is what a process meets that waits for one that is gone."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
+def _before_all_others(store: Any) -> bool:
+    """Whether this process is the first to ask."""
+    try:
+        return bool(store.add("okdc: one failed", 1) == 1)
+    except RuntimeError:  # who kept the store is gone
+        return True
+
+
+def _deaf() -> None:
+    """torchrun terminates all as soon as one has ended; the one that has to say why is not to be cut short by that."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, OkdcError):
+        return error.exit_code
+    return 130 if isinstance(error, KeyboardInterrupt) else OkdcError.exit_code
 
 
 ALONE = Ranks()

@@ -15,8 +15,8 @@ from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 
-from okdc.errors import DataError, DiskError, Interrupted, ToldElsewhere, TrainingError
-from okdc.ranks import ALONE, Ranks
+from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError
+from okdc.ranks import ALONE, LOST, Ranks, lost
 from okdc.run import Run
 from okdc.training.metrics import Summary
 
@@ -29,8 +29,8 @@ class StopRequest:
     """Ctrl-C and SIGTERM become a flag that the loop asks for between two steps. A second one stops at once.
 
     `with StopRequest(ranks) as stop:` ... `if stop.asked():` save and leave. Outside the main thread it never fires.
-    Of several processes a second one stops none: Ctrl-C reaches them all and torchrun sends a SIGTERM after it; who
-    does not end is killed by torchrun.
+    Of several processes a second one stops none: torchrun sends one to all as soon as the first has ended, and kills
+    who does not end. So they stay deaf where an error leaves the loop.
     """
 
     def __init__(self, ranks: Ranks = ALONE) -> None:
@@ -54,7 +54,8 @@ class StopRequest:
             self._restore()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._restore()
+        if kind is None or self.ranks.alone:
+            self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -71,6 +72,8 @@ def continuable(run: Run) -> Iterator[None]:
             f"SIGINT: {run.path} is as its last checkpoint left it", exit_code=130, hint=f"okdc resume {run.path}"
         ) from None
     except RuntimeError as error:
+        if lost(error):
+            raise RunError(LOST, hint=f"torchrun's report names it; then: okdc resume {run.path}") from None
         if not str(error).startswith("DataLoader worker"):  # torch's words, raised wherever the loop happens to be
             raise
         raise DataError(

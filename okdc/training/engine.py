@@ -73,11 +73,13 @@ def start(
             with tell.reading() as progress:
                 return build.dataset(recipe, progress)
 
+        ranks.agree("the recipe's keys", recipe.sha256())
         found = ranks.in_turn(read)
+        ranks.agree("the images", found.fingerprint)
         job = build.job(recipe, found)
         for note in job.notes:
             tell.note(note)
-        settings = compiling.decide(settings, job)
+        settings = ranks.first_does(partial(compiling.decide, settings, job))
         tell.note(settings.reasons[-1])
         info = {
             "schema": 1,
@@ -124,7 +126,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks 
         if (then := facts.get("processes", 1)) != ranks.count:
             tell.note(f"not exact to the bit: {then} processes then, {ranks.count} now")
         job = build.job(recipe, ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
-        settings = compiling.decide(settings, job)
+        settings = ranks.first_does(partial(compiling.decide, settings, job))
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
         for note in notes:
             tell.note(note)
@@ -191,8 +193,6 @@ def train(
     whole = steps * epochs
 
     def save(totals: list[dict[str, Any]] | None) -> None:
-        if not ranks.first:
-            return
         place = {
             "epoch": at.epoch,
             "step": at.step,
@@ -203,11 +203,22 @@ def train(
         }
         checkpoint.save(run, place | train_step.state())
 
+    def record(trained: Summary, validated: Summary | None, began: float) -> None:
+        """Keep what an epoch came to."""
+        if validated:
+            at.best = keep.best(job, at.epoch, validated, at.best)
+            if keep.chosen(job, at.best)["epoch"] == at.epoch:
+                keep.write_kept(run, job, at.best)
+        run.append(_row(at, recipe, trained, validated, batches, time.perf_counter() - began))
+        at.log_rows += 1
+        save(None)
+
     def pause(totals: Totals, began: float) -> None:
         """Save what was trained up to here, between two steps."""
         stop_if_bad(totals.read(ranks), run, steps, ranks)
         at.seconds += time.perf_counter() - began
-        save(ranks.gathered(totals.state()))
+        parts = ranks.gathered(totals.state())
+        ranks.first_does(lambda: save(parts))
 
     def leave(number: int) -> NoReturn:
         interrupt(number, run, at.epoch, at.step, ranks)
@@ -247,14 +258,7 @@ def train(
                 if validated.bad:
                     fail(run, f"validation after epoch {number}: {validated.bad[1]} is not finite", ranks)
             at.epoch, at.step = number, 0
-            if ranks.first:
-                if validated:
-                    at.best = keep.best(job, number, validated, at.best)
-                    if keep.chosen(job, at.best)["epoch"] == number:
-                        keep.write_kept(run, job, at.best)
-                run.append(_row(at, recipe, trained, validated, batches, time.perf_counter() - began))
-            at.log_rows += 1
-            save(None)
+            ranks.first_does(partial(record, trained, validated, began))
             text = _line(at, epochs, trained, validated)
             bar(at.epoch * steps, whole, text)
             if asked := stop.asked():

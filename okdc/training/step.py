@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from okdc.errors import DeviceError
 from okdc.methods.method import Method, Step
 from okdc.ranks import ALONE, Ranks
 from okdc.recipe import Optim
-from okdc.training import optim, synced
-from okdc.training.compiling import quiet
+from okdc.training import compiling, optim, synced
 from okdc.training.device import Settings
 
 
@@ -48,7 +48,23 @@ class TrainStep:
         optim.assert_same_strides(self.optimizer)
 
     def __call__(self, images: Tensor, labels: Tensor, done: float) -> Step:
-        """Learn from NCHW images and their N labels, when the fraction `done` of the training is over."""
+        """Learn from NCHW images and their N labels, when the fraction `done` of the training is over.
+
+        Raises DeviceError where the first step cannot be compiled.
+        """
+        if self._checked or not self.settings.compiled:
+            return self._learn(images, labels, done)
+        try:
+            return self._learn(images, labels, done)
+        except RuntimeError as error:
+            if not compiling.failed(error):
+                raise
+            raise DeviceError(
+                f"the training step cannot be compiled: {compiling.in_a_line(error)}",
+                hint="a new run with --compile off trains without",
+            ) from error
+
+    def _learn(self, images: Tensor, labels: Tensor, done: float) -> Step:
         self.progress.fill_(done)
         rate = optim.rate(self.recipe, done)
         for group in self.optimizer.param_groups:
@@ -75,6 +91,9 @@ class TrainStep:
             if not self.ranks.alone:
                 gpu = [self.ranks.local] if self.settings.device == "cuda" else None
                 self._run = DistributedDataParallel(self._run, device_ids=gpu)
+                if gpu is None and self.ranks.count > 2:  # two numbers have one sum
+                    # By a lambda: the wrapper reads annotations, and would take these for text.
+                    self._run.register_comm_hook(None, lambda _, bucket: synced.mean_in_order(self.ranks, bucket))
         return self._run
 
     def share_statistics(self) -> None:
@@ -86,7 +105,7 @@ class TrainStep:
 
 def compiled(method: Method, settings: Settings, ranks: Ranks) -> nn.Module:
     """The method through torch.compile, for batches of one shape. The method itself stays as it is."""
-    quiet()
+    compiling.quiet()
     # Graphs of CUDA launches want gradients where they lie; the wrapper of several processes moves them.
     mode = "reduce-overhead" if settings.device == "cuda" and ranks.alone else None
     run: nn.Module = torch.compile(method, dynamic=False, mode=mode)  # type: ignore[assignment]

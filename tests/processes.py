@@ -1,0 +1,267 @@
+"""Several processes that train one run together, as torchrun starts them, without the seconds that torchrun takes.
+
+`together` is for the tests; the rest is what its processes do. Under torchrun itself this module is a command:
+`-m processes okdc's words` is okdc, but each process tells its number, and waits in its second epoch for a signal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+import torch
+from asking import Answer
+from harness import STEPS, Quiet, built, recipe, signalled
+from torch import Tensor, nn
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from okdc import build
+from okdc.__main__ import main
+from okdc.data.batches import Normalise, TrainBatches
+from okdc.errors import DiskError, OkdcError
+from okdc.methods.method import Step
+from okdc.ranks import Ranks
+from okdc.run import Run
+from okdc.training import checkpoint, compiling, device, engine
+from okdc.training.ends import StopRequest
+from okdc.training.metrics import Totals
+from okdc.training.step import TrainStep
+
+
+def together(count: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """What `work(*args)` returns in each of `count` processes that are one group; an exit code for one that was killed.
+
+    `work` is of a module that is on the path. Each process has a folder of its own, rank0, rank1, ... in this one.
+    """
+    # As torchrun's agent does, who keeps the addresses of all: no port has to be guessed.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["okdc.training.series", "sklearn.datasets", "torch._dynamo", "processes"])
+    started = []
+    for rank in range(count):
+        environment = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(count),
+            "LOCAL_RANK": str(rank),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "OKDC_CACHE": os.environ["OKDC_CACHE"],
+            "OMP_NUM_THREADS": "1",
+        }
+        folder = Path(f"rank{rank}").absolute()
+        folder.mkdir(exist_ok=True)
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=_child, args=(there, folder, environment, work, args))
+        process.start()
+        there.close()
+        started.append((process, here))
+    found = []
+    for process, here in started:
+        try:
+            found.append(here.recv())
+        except EOFError:  # killed
+            process.join()
+            found.append(process.exitcode)
+        process.join()
+        process.close()
+        here.close()
+    if errors := [error for error in found if isinstance(error, _Failed)]:
+        raise AssertionError("\n".join(error.text for error in errors))
+    return found
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A process ended by an error that is none of okdc's."""
+
+    text: str
+
+
+def _child(pipe: Connection, folder: Path, environment: dict[str, str], work: Callable[..., Any], args: Any) -> None:
+    os.environ.update(environment)
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message=".*torch.jit.*")  # fvcore, as in pyproject.toml
+    try:
+        pipe.send(work(*args))
+    except BaseException:
+        pipe.send(_Failed(traceback.format_exc()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A training
+
+
+@dataclass(frozen=True)
+class Told:
+    """How a training ended in one process."""
+
+    error: str = ""  # the class
+    message: str = ""
+    hint: str = ""
+    code: int = 0
+    notes: tuple[str, ...] = field(default=(), compare=False)
+    calls: int = 0  # of the progress bar
+
+
+def training(
+    out: Path, words: tuple[str, ...] = (), signals: dict[int, tuple[int, signal.Signals]] | None = None
+) -> Told:
+    """Start the tiny recipe at `out`, or go on with it. `signals`: rank -> at which call of its bar it gets which."""
+    ranks = Ranks.of_environment()
+    tell = signalled(*signals[ranks.rank]) if signals and ranks.rank in signals else Quiet()
+    error: OkdcError | None = None
+    try:
+        if (out / "run.json").exists():
+            engine.resume(Run.open(out), tell, None, ranks)
+        else:
+            engine.start(recipe(*words), "tiny", out, {}, tell, ranks)
+    except OkdcError as caught:
+        error = caught
+    notes, calls = tuple(tell.notes), len(tell.counts)
+    if error is None:
+        return Told(notes=notes, calls=calls)
+    return Told(type(error).__name__, error.message, error.hint, error.exit_code, notes, calls)
+
+
+def asked(*words: str) -> Answer:
+    """okdc, asked in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def damaged(out: Path, words: tuple[str, ...]) -> Answer:
+    """okdc's distill, of images of which only the first few are looked at before the training."""
+    from okdc.data import ondemand
+
+    ondemand.PROBE = 1
+    return asked("distill", *words, "-o", str(out))
+
+
+def broken(where: str, rank: int, out: Path) -> Answer:
+    """okdc's distill of the tiny recipe, of which one process alone meets something at its second epoch."""
+    recipe()
+    if Ranks.of_environment().rank == rank:
+        calls = 0
+
+        def breaks(*_: Any, **__: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if where == "disk":
+                raise DiskError("no space left", hint="free some")
+            if where == "bug":
+                raise ZeroDivisionError("of one process")
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)
+
+        if where == "disk":
+            checkpoint.save = breaks
+        elif where == "bug":
+            TrainStep.__call__ = breaks  # type: ignore[assignment, method-assign]
+        else:
+            build.job = breaks  # type: ignore[assignment]
+    return asked("distill", "tiny.toml", "-o", str(out))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+
+
+def plain(num_classes: int = 10) -> nn.Module:
+    """A student that normalises nothing, so that an image has no say in what becomes of another."""
+    layers: list[nn.Module] = []
+    for inputs, outputs, stride in ((3, 8, 1), (8, 16, 2), (16, 32, 2)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes))
+
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What some steps came to in one process."""
+
+    weights: Arrays
+    buffers: Arrays  # after the first process's were given to all
+    momenta: list[npt.NDArray[Any]]
+    losses: dict[str, float]  # means over all processes
+    layouts: set[tuple[int, ...]]  # strides of the momenta of 3×3 convolutions, sorted
+
+
+def stepped(cases: dict[str, tuple[str, ...]], steps: int = 3) -> dict[str, Learned]:
+    """The first steps of each recipe, by this process and those that it is connected with."""
+    ranks = Ranks.of_environment()
+    with ranks.joined("cpu"):
+        return {name: _learned(words, steps, ranks) for name, words in cases.items()}
+
+
+def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
+    job = built(recipe(*words))
+    settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job)
+    step = TrainStep(job.method, job.recipe.optim, settings, ranks)
+    data = job.recipe.data
+    assert data.mean is not None
+    assert data.std is not None
+    normalise = Normalise(data.mean, data.std, memory_format=settings.torch_memory_format)
+    source = TrainBatches(job.dataset, job.recipe.optim.batch_size, 1, True, normalise, 0, ranks)
+    job.method.train()
+    totals = Totals(torch.device("cpu"))
+    for i, (images, labels) in zip(range(steps), source.epoch(0), strict=False):
+        totals.add(step(images, labels, i / steps), labels, i)
+    step.share_statistics()
+    momenta = [step.optimizer.state[p]["momentum_buffer"] for p in step.parameters]
+    return Learned(
+        {name: p.detach().numpy() for name, p in job.method.named_parameters()},
+        {name: b.numpy() for name, b in job.method.named_buffers()},
+        [m.numpy() for m in momenta],
+        totals.read(ranks).losses,
+        {tuple(sorted(m.stride())) for m in momenta if m.shape[2:] == (3, 3)},
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Under torchrun
+
+
+def _hold() -> None:
+    """Before each step of the second epoch, wait for a signal, if there is a file that says so."""
+    step, count = TrainStep.__call__, 0
+
+    def held(self: TrainStep, images: Tensor, labels: Tensor, done: float) -> Step:
+        nonlocal count
+        count += 1
+        if count == STEPS + 2 and Path("hold").exists():
+            Path(f"waiting{self.ranks.rank}").write_text(str(os.getpid()), encoding="utf-8")
+            taken = signal.getsignal(signal.SIGINT)
+            stop = taken.__self__ if isinstance(taken, types.MethodType) else None
+            assert isinstance(stop, StopRequest)
+            while stop.signal is None:
+                time.sleep(0.01)
+        return step(self, images, labels, done)
+
+    TrainStep.__call__ = held  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    _hold()
+    sys.exit(main())
