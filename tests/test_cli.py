@@ -43,6 +43,7 @@ COMMANDS = {
     "recipes": {"--json"},
     "runs": {"--json"},
     "compare": {"--baseline", "--require", "--md", "--json"},
+    "bench": {"--only", "--seconds", "--device", "--dtype", "--threads", "--compile", "--json"},
 }
 # fmt: on
 

@@ -1,7 +1,7 @@
 """The commands: each parses its words, makes one call and prints what came back.
 
     train.py  distill, resume           look.py  download, recipes, runs, compare
-    ship.py   profile, export, evaluate, verify, predict
+    ship.py   profile, export, evaluate, verify, predict       bench.py  bench
 
 Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
 """
@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from okdc import __version__, console
+from okdc.cli.bench import bench
 from okdc.cli.look import compare, download, recipes, runs
 from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.train import distill, resume
@@ -42,5 +43,5 @@ def root(
     """Compress image classifiers by online knowledge distillation, and ship the student."""
 
 
-for command in (distill, resume, profile, export, evaluate, verify, predict, download, recipes, runs, compare):
+for command in (distill, resume, profile, export, evaluate, verify, predict, download, recipes, runs, compare, bench):
     app.command()(command)  # in the order in which --help lists them

@@ -1,0 +1,41 @@
+"""What `okdc bench` was asked for, checked. torch is imported when the words are known to name something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from okdc.bench import GROUPS, SECONDS
+from okdc.errors import UsageError, nearest
+from okdc.recipe import Engine, Recipe, load
+
+STANDARD = "cifar10_resnet20"  # whose settings are taken where no recipe is named
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What to measure, how long, and with what engine."""
+
+    engine: Engine
+    recipe: Recipe | None = None
+    name: str = ""  # of the recipe
+    only: tuple[str, ...] = GROUPS
+    seconds: float = SECONDS
+    notes: tuple[str, ...] = ()
+
+
+def asked(words: Sequence[str], flags: Sequence[str], only: str | None = None, seconds: float = SECONDS) -> Asked:
+    """Words of the command line, flags as overrides, names for --only. Raises UsageError and RecipeError."""
+    groups = GROUPS if only is None else tuple(dict.fromkeys(word.strip() for word in only.split(",")))
+    for group in groups:
+        if group not in GROUPS:
+            raise UsageError(f"--only {group}: expected some of {', '.join(GROUPS)}{nearest(group, GROUPS)}")
+    if only is not None and "recipe" in groups and not words:
+        raise UsageError("--only recipe: no recipe was given", hint="okdc bench digits_resnet8 --only recipe")
+    draft = load([*(words or [STANDARD]), *flags])
+    from okdc.resolve import resolve
+
+    found, notes = resolve(draft, needs_data=False)
+    if not words:
+        return Asked(found.engine, only=groups, seconds=seconds)
+    return Asked(found.engine, found, draft.stem, groups, seconds, tuple(notes))

@@ -1,0 +1,123 @@
+"""The pairs: what stands beside what, and what their ratio means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from okdc.bench import ours, plain
+from okdc.bench.here import settings_of
+from okdc.bench.ours import Work
+from okdc.bench.pairs import Side
+from okdc.data import sources
+from okdc.data.workers import cores
+from okdc.recipe import Engine, Recipe, load
+from okdc.resolve import resolve
+from okdc.training.device import Settings
+
+CLASSES = 10  # where nobody knows before the images are read
+
+Ratio = Callable[[float, float], float]  # of the seconds per image of the first side and of the second
+
+
+def times_as_fast(first: float, second: float) -> float:
+    return second / first
+
+
+def share(first: float, second: float) -> float:
+    return first / second
+
+
+def over_macs(macs: float, first: float, second: float) -> float:
+    """Time over time, over MACs over MACs: 1 where a multiply-add costs the same in both."""
+    return first / second / macs
+
+
+def added_over_macs(macs: float, first: float, second: float) -> float:
+    """The same of what the first has more than the second."""
+    return (first / second - 1) / (macs - 1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    first: Side
+    second: Side
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The networks and sizes of the pairs that are always the same."""
+
+    small: str = "resnet20"
+    large: str = "resnet32"
+    batch_size: int = 128
+    images: int = 50_000  # that the data path draws from: as many as CIFAR has
+    workers: int = field(default_factory=cores)  # of the plain way
+
+
+def work(settings: Settings, scale: Scale, recipe: str, network: str, students: int, *words: str) -> Work:
+    """The step of a shipped recipe, with other students."""
+    names = f"cohort.students={[network] * students}"
+    batch = f"optim.batch_size={scale.batch_size}"
+    method = ["method.name=baseline"] if students == 1 else []
+    found = resolve(load([recipe, names, batch, *method, *words]), needs_data=False, trial=False)[0]
+    return Work(found, sources.count_classes(found.data) or CLASSES, settings)
+
+
+def of_recipe(recipe: Recipe, engine: Engine) -> Work:
+    size = recipe.data.image_size
+    return Work(recipe, sources.count_classes(recipe.data) or CLASSES, settings_of(engine, size))
+
+
+def data_path(settings: Settings, scale: Scale, stack: ExitStack) -> Pair:
+    dataset = ours.random_images(scale.images, 32, CLASSES)
+    images = plain.PlainImages(dataset.images.numpy(), dataset.labels.tolist(), ours.MEAN, ours.STD)
+    batches = plain.PlainBatches(images, scale.batch_size, scale.workers, settings.torch_device)
+    stack.callback(batches.close)
+    workers = f"DataLoader, {scale.workers} worker{'' if scale.workers == 1 else 's'}"
+    second = Side(workers, batches.next, scale.batch_size, batches.batches, batches.begin)
+    return Pair(ours.data_path(dataset, scale.batch_size, settings), second, times_as_fast)
+
+
+def data_share(settings: Settings, scale: Scale, baseline: Work) -> Pair:
+    dataset = ours.random_images(scale.images, 32, CLASSES)
+    first = ours.data_path(dataset, scale.batch_size, settings)
+    return Pair(first, baseline.training("baseline step"), share)
+
+
+def beside_plain(work: Work) -> Pair:
+    return Pair(work.training("okdc"), work.plain(), times_as_fast)
+
+
+def over_baseline(work: Callable[[int], Work]) -> Pair:
+    two, one = work(2), work(1)
+    return Pair(two.training("okdc"), one.training("baseline step"), partial(over_macs, two.macs / one.macs))
+
+
+def further(work: Callable[[int], Work]) -> Pair:
+    three, two = work(3), work(2)
+    ratio = partial(added_over_macs, three.macs / two.macs)
+    return Pair(three.training("three students"), two.training("two students"), ratio)
+
+
+def evaluation(work: Work) -> Pair:
+    training, method = work.trained("training step")
+    return Pair(work.evaluation(method), training, times_as_fast)
+
+
+def compiled(work: Work) -> Pair:
+    eager = replace(work, settings=replace(work.settings, compile="off"))
+    return Pair(work.training("compiled"), eager.training("eager"), times_as_fast)
+
+
+def export(work: Work) -> Pair:
+    student = work.method().cohort.backbone(0)
+    first = partial(ours.export, student, student.architecture, work.size, work.classes)
+    return Pair(
+        Side("okdc", first, units=1),
+        Side("torch.onnx.export", partial(plain.to_onnx, student, work.size), units=1),
+        times_as_fast,
+    )

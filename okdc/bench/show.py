@@ -1,0 +1,78 @@
+"""What `okdc bench` prints of its facts: where it was measured, a line a pair, what does not tell and why. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from okdc import console
+
+# What a ratio is of, in a cell.
+MEANING = {
+    "data_path_ratio": "× as fast",
+    "data_path_share": "of its time",
+    "ffl_step_ratio": "× as fast",
+    "fefr_step_over_macs": "× time / MACs",
+    "eval_over_train": "× as fast",
+    "step_ratio": "× as fast",
+    "compile_gain": "× as fast",
+    "fefr32_step_over_macs": "× time / MACs",
+    "further_student_over_macs": "× time / MACs, added",
+    "export_ratio": "× as fast",
+}
+
+
+def show(facts: dict[str, Any]) -> None:
+    """The machine, the table, the reasons."""
+    for line in _where(facts):
+        console.out(line)
+    console.out("")
+    console.table(
+        ["what", "images/s", "beside", "images/s", "median", "95 % interval", "pairs", "the ratio is"],
+        [_row(facts, key, what) for key, what in facts["what"].items()],
+    )
+    console.out("")
+    for key, what in facts["what"].items():
+        if facts[key] is None:
+            console.out(f"{what}: no ratio: {facts['reasons'][key]}")
+    console.out(
+        f"{facts['seconds']:,.0f} s in all; pairs taken in turn; median of their ratios, with an interval from order "
+        "statistics that holds it in 95 % of cases whatever the distribution"
+    )
+
+
+def _where(facts: dict[str, Any]) -> list[str]:
+    settings, versions = facts["settings"], facts["versions"]
+    flags = f" ({' '.join(facts['flags'])})" if facts["flags"] else ""
+    load = f", load {facts['load'][0]:.2f} before" if facts["load"] else ""
+    lines = [
+        f"{facts['processor']}{flags}, {facts['cores']} cores{load}",
+        f"device {facts['device_name'] or facts['device']}, threads {facts['threads']}, {_settings(settings)}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"{facts['data']}; no data set was read",
+    ]
+    if recipe := facts["recipe"]:
+        lines.append(
+            f"{recipe['name']}: {recipe['method']}, {', '.join(recipe['students'])}, batch {recipe['batch_size']}, "
+            f"{recipe['image_size']}×{recipe['image_size']}, {recipe['classes']} classes, "
+            f"{_settings(recipe['settings'])}"
+        )
+    return lines
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    compiled = "compiled" if settings["compile"] == "on" else "eager"
+    return f"{settings['dtype']} {settings['memory_format']} {compiled}"
+
+
+def _row(facts: dict[str, Any], key: str, what: str) -> list[str]:
+    found = facts[key]
+    ratio = ["", "", "", MEANING[key]]
+    if found:
+        ratio = [f"{found['median']:.3g}", f"{found['low']:.3g} to {found['high']:.3g}", str(found["n"]), MEANING[key]]
+    exports = key == "export_ratio"
+    speeds = facts["exports_per_s"] if exports else facts["images_per_s"].get(key)
+    if not speeds:
+        return [what, "", "", "", *ratio]
+    (_, first), (beside, second) = speeds.items()
+    cells = [f"{1 / speed:.2f} s each" if exports else f"{speed:,.0f}" for speed in (first, second)]
+    return [what, cells[0], beside, cells[1], *ratio]

@@ -1,0 +1,160 @@
+"""Which pairs are measured, what each gets of the time, and the facts of all.
+
+Each measurement is built, warmed up, measured and let go before the next. What one does not use of its share of the
+time is shared by those that follow.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from okdc.bench import here, ours, pairings
+from okdc.bench.asked import Asked
+from okdc.bench.ours import Work
+from okdc.bench.pairings import Pair, Scale
+from okdc.bench.pairs import Taken, Watch, measure
+from okdc.bench.stats import FEWEST, judged, rounded
+from okdc.training import device
+from okdc.training.device import Settings
+
+ALWAYS = ("data_path_ratio", "data_path_share", "ffl_step_ratio", "fefr_step_over_macs", "eval_over_train")
+OPTIONAL = ("step_ratio", "fefr32_step_over_macs", "further_student_over_macs", "export_ratio", "compile_gain")
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One pair, before it is built. `needs`: its part of the time, in seconds of the default."""
+
+    key: str
+    group: str
+    what: str
+    needs: float
+    build: Callable[[ExitStack], Pair]
+
+
+def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> list[Measurement]:
+    """The measurements, those first that are always there. `own` is the recipe's step."""
+    a, b = scale.small, scale.large
+    small = partial(pairings.work, settings, scale, "cifar10_resnet20", a)
+    large = partial(pairings.work, settings, scale, "cifar10_resnet20", b)
+    ffl = partial(pairings.work, settings, scale, "cifar100_resnet32", b, 2, "method.name=ffl")
+    step = f"{asked.recipe.method['name']} step of {asked.name}" if asked.recipe else ""
+    fed = f"data path, 32×32, batch {scale.batch_size}"
+    found = [
+        Measurement("data_path_ratio", "data", fed, 14, lambda stack: pairings.data_path(settings, scale, stack)),
+        Measurement(
+            "data_path_share", "data", f"{fed}, in a step of {a}", 8,
+            lambda _: pairings.data_share(settings, scale, small(1)),
+        ),
+        Measurement(
+            "ffl_step_ratio", "ffl", f"FFL step, {b} ×2, 100 classes", 35, lambda _: pairings.beside_plain(ffl())
+        ),
+        Measurement("fefr_step_over_macs", "fefr", f"FEFR step, {a} ×2", 25, lambda _: pairings.over_baseline(small)),
+        Measurement(
+            "eval_over_train", "eval", f"every head of FEFR, {a} ×2", 16, lambda _: pairings.evaluation(small(2))
+        ),
+    ]  # fmt: skip
+    if own:
+        found.append(Measurement("step_ratio", "recipe", step, 30, lambda _: pairings.beside_plain(own)))
+    if settings.compiled:
+        named = f"{step if own else f'FEFR step, {a} ×2'}, compiled"
+        found.append(Measurement("compile_gain", "compile", named, 20, lambda _: pairings.compiled(own or small(2))))
+    found += [
+        Measurement("fefr32_step_over_macs", "fefr", f"FEFR step, {b} ×2", 25, lambda _: pairings.over_baseline(large)),
+        Measurement("further_student_over_macs", "fefr", f"FEFR step, {a} ×3", 25, lambda _: pairings.further(small)),
+        Measurement("export_ratio", "export", f"ONNX export, {a}", 40, lambda _: pairings.export(small(1))),
+    ]
+    return [m for m in found if m.group in (*asked.only, "compile")]
+
+
+def run(
+    asked: Asked,
+    settings: Settings,
+    scale: Scale | None = None,
+    update: Callable[[int, int, str], object] = lambda *_: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Any]:
+    """All that was asked for: what `okdc bench --json` prints. `update(done, total, text)` is told of the progress."""
+    began, load, scale = clock(), here.load(), scale or Scale()
+    device.apply(settings, deterministic=False)
+    own = pairings.of_recipe(asked.recipe, asked.engine) if asked.recipe else None
+    todo = plan(asked, settings, scale, own)
+    watch, total = Watch(clock, ours.waiting(settings)), math.ceil(asked.seconds)
+    ratios: dict[str, dict[str, Any] | None] = dict.fromkeys((*ALWAYS, *OPTIONAL))
+    reasons = dict.fromkeys(ratios, "not asked for") | {"compile_gain": "nothing was compiled (--compile on does)"}
+    if not own:
+        reasons["step_ratio"] = "no recipe was given"
+    speeds: dict[str, dict[str, float]] = {what.key: {} for what in todo}
+    compiling_s = 0.0
+    for number, what in enumerate(todo):
+        started = clock()
+        share = began + asked.seconds + compiling_s - started
+        share *= what.needs / sum(m.needs for m in todo[number:])
+        if share <= 0:
+            reasons[what.key] = f"no time was left of {asked.seconds:g} s; more --seconds"
+            continue
+
+        def tick(text: str = what.what) -> None:
+            update(min(int(clock() - began), total - 1), total, text)
+
+        tick()
+        with ExitStack() as stack:
+            pair = what.build(stack)
+            taken = measure(pair.first, pair.second, share - (clock() - started), watch, tick, free=settings.compiled)
+        compiling_s += taken.warm_up_s if settings.compiled else 0
+        ratios[what.key], reasons[what.key] = judged([pair.ratio(a, b) for a, b in taken.pairs])
+        if len(taken.pairs) < FEWEST:
+            reasons[what.key] += f": one takes {taken.pair_s:.1f} s, the share was {share:.1f} s; more --seconds"
+        speeds[what.key] = _speeds(pair, taken)
+        del pair
+        gc.collect()  # methods are full of cycles, and the next ones want their memory
+        if settings.compiled:
+            torch.compiler.reset()
+    update(total, total, "")
+    return {
+        "schema": 1,
+        **here.facts(settings),
+        "settings": settings.saved(),
+        "load": load,
+        "seconds": round(clock() - began, 1),
+        "data": "random images: how long a step takes does not depend on what is in them",
+        "recipe": _own(asked, own),
+        "what": {m.key: m.what for m in todo},
+        "images_per_s": {key: found for key, found in speeds.items() if key != "export_ratio"},
+        "exports_per_s": speeds.get("export_ratio", {}),
+        **ratios,
+        "reasons": {key: why for key, why in reasons.items() if ratios[key] is None},
+    }
+
+
+def _speeds(pair: Pair, taken: Taken) -> dict[str, float]:
+    """Each side's median, in images/s."""
+    if not taken.pairs:
+        return {}
+    sides = zip((pair.first, pair.second), zip(*taken.pairs, strict=True), strict=True)
+    return {side.name: rounded(1 / statistics.median(seconds)) for side, seconds in sides}
+
+
+def _own(asked: Asked, work: Work | None) -> dict[str, Any] | None:
+    """The step that the user named."""
+    if work is None:
+        return None
+    return {
+        "name": asked.name,
+        "method": work.recipe.method["name"],
+        "students": list(work.recipe.cohort.students),
+        "batch_size": work.batch_size,
+        "image_size": work.size,
+        "classes": work.classes,
+        "settings": work.settings.saved(),
+    }

@@ -1,0 +1,54 @@
+"""The command that measures: bench."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from okdc import console
+from okdc.bench import GROUPS, SECONDS
+from okdc.cli.options import Compile, Device, Dtype, Json, Threads
+from okdc.errors import UsageError
+from okdc.ranks import Ranks
+
+
+def bench(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="RECIPE|KEY=VALUE", help="A recipe, and overrides, whose own step is measured too."),
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option(metavar="NAMES", help=f"Some of {','.join(GROUPS)} (default: all).")
+    ] = None,
+    seconds: Annotated[int, typer.Option(metavar="N", min=1, help="For all measurements together.")] = SECONDS,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    compile_step: Compile = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how fast okdc is here, beside the plain way."""
+    if not Ranks.of_environment().alone:
+        raise UsageError("bench under torchrun: expected one process", hint="okdc bench")
+    keys = {"device": device, "dtype": dtype, "threads": threads, "compile": compile_step}
+    flags = [f"engine.{key}={value}" for key, value in keys.items() if value is not None]
+    from okdc.bench.asked import asked
+
+    wanted = asked(words or [], flags, only, seconds)
+    for note in wanted.notes:
+        console.note(note)
+    from okdc.bench import here, suite
+
+    settings = here.settings_of(wanted.engine, 32)
+    for reason in settings.reasons:
+        console.note(reason)
+    with console.progress("measuring, second") as update:
+        facts = suite.run(wanted, settings, update=update)
+    if as_json:
+        console.out_json(facts)
+        return
+    from okdc.bench.show import show
+
+    show(facts)
+    console.next_step("okdc distill", *(words or []))

@@ -1,0 +1,253 @@
+"""`okdc bench` as it is used: its facts, its table, what it refuses, and how it ends early."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from asking import ask
+
+from okdc.bench import GROUPS, pairings, suite
+from okdc.bench.asked import asked
+from okdc.bench.here import settings_of
+from okdc.bench.pairings import Scale
+from okdc.bench.pairs import Taken
+from okdc.bench.show import MEANING, show
+from okdc.deploy.count import count
+from okdc.errors import UsageError
+from okdc.recipe import Engine
+
+Captured = pytest.CaptureFixture[str]
+TINY = Scale(small="resnet8", large="resnet8", batch_size=2, images=64, workers=1)
+QUICK = ("--device", "cpu", "--threads", "1")
+OWN = ("digits_resnet8", "optim.batch_size=8", "--only", "recipe", "--seconds", "2")
+
+
+def facts_of(only: str | None, seconds: float, *words: str) -> dict[str, Any]:
+    """What a bench of small networks finds, on a clock that moves when it is looked at: as fast as any machine is."""
+    looks = itertools.count()
+    wanted = asked(words, ["engine.device=cpu"], only, seconds)
+    return suite.run(wanted, settings_of(wanted.engine, 32), TINY, clock=lambda: 0.2 * next(looks))
+
+
+@pytest.fixture(scope="module")
+def everything() -> dict[str, Any]:
+    """All pairs but the export, of small networks and two images a batch."""
+    return facts_of("data,ffl,fefr,eval,recipe", 300, "digits_resnet8", "optim.batch_size=8")
+
+
+def test_the_schema_of_the_facts(everything: dict[str, Any]) -> None:
+    facts = json.loads(json.dumps(everything, allow_nan=False))
+    assert facts["schema"] == 1
+    for key in ("processor", "device"):
+        assert isinstance(facts[key], str)
+    assert isinstance(facts["flags"], list)
+    assert facts["cores"] >= 1
+    assert facts["threads"] == 1
+    assert facts["device_name"] is None
+    assert {"okdc", "python", "torch", "torchvision", "numpy", "pillow", "onnx"} == set(facts["versions"])
+    assert {"dtype", "memory_format", "compile"} <= set(facts["settings"])
+    assert facts["load"] is None or len(facts["load"]) == 3
+    assert facts["seconds"] > 0
+    keys = (*suite.ALWAYS, *suite.OPTIONAL)
+    assert set(MEANING) == set(keys)
+    for key in keys:
+        if facts[key] is None:
+            assert facts["reasons"][key]
+        else:
+            assert key not in facts["reasons"]
+            assert set(facts[key]) == {"median", "low", "high", "n"}
+            assert facts[key]["low"] <= facts[key]["median"] <= facts[key]["high"]
+            assert facts[key]["n"] >= 6
+    assert {key for key in keys if facts[key]} >= {*suite.ALWAYS, "step_ratio", "fefr32_step_over_macs"}
+    assert set(facts["reasons"]) == {key for key in keys if not facts[key]}
+    assert facts["recipe"]["settings"]["dtype"] == "float32"  # 8×8 images, whatever the others get
+
+
+def test_each_pair_that_was_taken_says_how_fast_its_two_sides_are(everything: dict[str, Any]) -> None:
+    assert list(everything["what"])[:5] == list(suite.ALWAYS)
+    for key in everything["what"]:
+        speeds = everything["images_per_s"][key]
+        assert len(speeds) == 2
+        assert all(speed > 0 for speed in speeds.values())
+
+
+def test_what_was_not_asked_for_is_null_and_says_so() -> None:
+    facts = facts_of("eval", 1)
+    assert list(facts["what"]) == ["eval_over_train"]
+    assert facts["reasons"]["data_path_ratio"] == "not asked for"
+    assert facts["reasons"]["step_ratio"] == "no recipe was given"
+    assert "--compile on" in facts["reasons"]["compile_gain"]
+
+
+def test_without_time_left_nothing_is_begun_and_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairings, "beside_plain", lambda *_: pytest.fail("it was begun"))
+    times = iter(range(0, 1000, 10))
+    wanted = asked((), ["engine.device=cpu"], "ffl", 5)
+    facts = suite.run(wanted, settings_of(wanted.engine, 32), TINY, clock=lambda: next(times))
+    assert facts["reasons"]["ffl_step_ratio"] == "no time was left of 5 s; more --seconds"
+
+
+def test_too_little_time_for_six_pairs_says_how_long_one_takes() -> None:
+    facts = facts_of("ffl", 8)
+    assert facts["ffl_step_ratio"] is None
+    reason = facts["reasons"]["ffl_step_ratio"]
+    assert reason.startswith("2 pairs in its share of the time, an interval needs 6: ")
+    found = re.search(r": one takes (.+) s, the share was (.+) s; more --seconds$", reason)
+    assert found
+    assert 6 * float(found[1]) > float(found[2]) - 2
+
+
+def test_the_time_is_shared_by_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def measured(*parts: Any, **_: Any) -> Taken:
+        given.append(parts[2])
+        return Taken()
+
+    monkeypatch.setattr(suite, "measure", measured)
+    wanted = asked((), ["engine.device=cpu"], None, 100)
+    settings = settings_of(wanted.engine, 32)
+    suite.run(wanted, settings, TINY, clock=lambda: 0.0)
+    needs = [m.needs for m in suite.plan(wanted, settings, TINY, None)]
+    left = [100 * need / sum(needs[i:]) for i, need in enumerate(needs)]  # the clock stands still: nothing is used up
+    assert given == pytest.approx(left)
+
+
+def test_time_over_macs_is_one_where_a_multiply_add_costs_the_same() -> None:
+    assert pairings.over_macs(1.5, 3.0, 2.0) == pytest.approx(1)
+    assert pairings.added_over_macs(1.3, 2.6, 2.0) == pytest.approx(1)
+    assert pairings.added_over_macs(1.3, 3.2, 2.0) == pytest.approx(2)
+    assert pairings.times_as_fast(2.0, 5.0) == 2.5
+    assert pairings.share(2.0, 5.0) == 0.4
+
+
+def test_macs_are_of_the_whole_method() -> None:
+    settings = settings_of(Engine(device="cpu"), 32)
+    one, two, three = (pairings.work(settings, TINY, "cifar10_resnet20", "resnet8", n).macs for n in (1, 2, 3))
+    student = pairings.work(settings, TINY, "cifar10_resnet20", "resnet8", 2).method().cohort.backbone(0)
+    assert one == count(student.eval(), torch.zeros(1, 3, 32, 32)).macs
+    assert one < two < three
+
+
+def test_the_command_prints_a_line_a_pair_and_what_it_was_measured_on(capsys: Captured) -> None:
+    answer = ask(capsys, "bench", *OWN, *QUICK)
+    assert answer.code == 0, answer.err
+    assert "fefr step of digits_resnet8" in answer.out
+    assert "no data set was read" in answer.out
+    assert "threads 1" in answer.out
+    assert "torch " in answer.out
+    assert "compile off (" in answer.err
+    assert "next: okdc distill digits_resnet8 optim.batch_size=8" in answer.err
+    assert list(Path.cwd().iterdir()) == []
+
+
+def test_json_is_the_facts_and_nothing_else(capsys: Captured) -> None:
+    answer = ask(capsys, "bench", *OWN, *QUICK, "--json")
+    assert answer.code == 0, answer.err
+    facts = json.loads(answer.out)
+    assert facts["what"] == {"step_ratio": "fefr step of digits_resnet8"}
+    assert facts["recipe"]["batch_size"] == 8
+    assert "next:" not in answer.err
+
+
+def test_a_ratio_that_does_not_tell_is_explained_in_a_line(capsys: Captured, everything: dict[str, Any]) -> None:
+    noisy = everything | {"ffl_step_ratio": None, "reasons": {"ffl_step_ratio": "too noisy: it was"}}
+    quiet = {"median": 2.5, "low": 2.4, "high": 2.6, "n": 9}
+    noisy |= {key: quiet for key in everything["what"] if key != "ffl_step_ratio"}
+    show(noisy)
+    out = capsys.readouterr().out
+    assert "FFL step, resnet8 ×2, 100 classes: no ratio: too noisy: it was" in out
+    assert out.count("2.4 to 2.6") == len(everything["what"]) - 1
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "said"),
+    [
+        (["--only", "fferr"], "usage", "--only fferr: expected some of data, ffl, fefr, eval, export, recipe (did you"),
+        (["--only", ""], "usage", "--only : expected some of"),
+        (["--only", "recipe"], "usage", "--only recipe: no recipe was given"),
+        (["--seconds", "0"], "usage", "--seconds"),
+        (["--seconds", "soon"], "usage", "--seconds"),
+        (["--seconds", "nan"], "usage", "--seconds"),
+        (["digits_resnet"], "recipe", "did you mean 'digits_resnet8'?"),
+        (["digits_resnet8", "folder_resnet20"], "usage", "two recipes were given"),
+        (["optim.epoch=3"], "recipe", "optim.epoch: unknown key"),
+        (["--device", "gpu"], "recipe", "engine.device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
+        (["--compile", "maybe"], "recipe", "engine.compile: expected"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(capsys: Captured, words: list[str], kind: str, said: str) -> None:
+    answer = ask(capsys, "bench", *words)
+    assert answer.code == 2
+    assert answer.out == ""
+    assert f"error[{kind}]: " in answer.err
+    assert said in answer.err
+
+
+def test_several_processes_are_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
+    answer = ask(capsys, "bench")
+    assert answer.code == 2
+    assert "bench under torchrun: expected one process" in answer.err
+
+
+def test_a_misspelt_name_is_answered_before_torch_is_imported() -> None:
+    code = "import sys; from okdc.__main__ import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    for words in (["--only", "ff"], ["digit_resnet8"]):
+        told = subprocess.run([sys.executable, "-c", code, "bench", *words], capture_output=True, text=True, check=True)
+        assert told.stdout == "2 False\n"
+
+
+def test_groups_are_those_of_the_plan() -> None:
+    wanted = asked(["digits_resnet8"], ["engine.device=cpu"])
+    settings = settings_of(wanted.engine, 32)
+    own = pairings.of_recipe(wanted.recipe, wanted.engine) if wanted.recipe else None
+    assert {m.group for m in suite.plan(wanted, settings, TINY, own)} == set(GROUPS)
+    with pytest.raises(UsageError):
+        asked((), [], "compile")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_the_group_ends_it_with_its_workers(number: signal.Signals, code: int) -> None:
+    """As Ctrl-C does, while a DataLoader is at work."""
+    command = [sys.executable, "-m", "okdc", "bench", "--only", "data", *QUICK]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("data path"):
+                break
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 60
+        while not children.read_text().split() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        workers = children.read_text().split()
+        assert workers
+        os.killpg(process.pid, number)
+        said = process.stderr.read()
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_by_the_same_command(capsys: Captured) -> None:
+    answer = ask(capsys, "bench", "--device", "cuda", "--only", "data,ffl,eval", "--seconds", "20", "--json")
+    assert answer.code == 0, answer.err
+    facts = json.loads(answer.out)
+    assert facts["device"] == "cuda"
+    assert facts["device_name"]
+    assert "cuda" in facts["versions"]
+    for key in ("data_path_ratio", "data_path_share", "ffl_step_ratio", "eval_over_train"):
+        assert facts["images_per_s"][key], facts["reasons"]
