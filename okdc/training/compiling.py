@@ -32,7 +32,7 @@ def decide(settings: Settings, job: Job) -> Settings:
         if settings.compile == "on":
             raise DeviceError(
                 f"engine.compile=on, and nothing can be compiled here: {missing}",
-                hint="a C++ compiler and Python's headers (Debian: g++ and python3-dev); or --compile off",
+                hint="a C++ compiler and Python's headers (Debian: g++ and python3-dev); a new run: --compile off",
             )
         chosen, why = "off", f"it would pay, and nothing can be compiled here: {missing}"
     return replace(settings, compile=chosen, reasons=(*settings.reasons, f"compile {chosen} ({why})"))
@@ -66,9 +66,22 @@ def without_compiler(device: str) -> str:
     try:
         torch.compile(lambda x: torch.relu(x) + 1, dynamic=False)(torch.ones(8, device=device))
     except Exception as error:  # no compiler, no header, no Triton: each raises a kind of its own
-        text = str(error).strip() or type(error).__name__
-        return text.splitlines()[0][:200]
+        return in_a_line(error)
     return ""
+
+
+def failed(error: RuntimeError) -> bool:
+    """Whether an error is the compiler's own: of a step that would have run without it."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+
+
+def in_a_line(error: Exception) -> str:
+    """What the compiler says is wrong: its report is pages of commands and of its own stack."""
+    cause = getattr(error, "inner_exception", error)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
+    told = next((line for line in lines if "error: " in line), lines[0])  # as a C++ compiler marks it
+    kind = type(cause).__name__
+    return (told if told.startswith(kind) else f"{kind}: {told}")[:300]
 
 
 def quiet() -> None:
