@@ -76,11 +76,7 @@ def choose(
     dtype, why = _dtype(device, image_size) if engine.dtype == "auto" else (engine.dtype, "as asked")
     reasons.append(f"dtype {dtype} ({why})")
 
-    layout, why = engine.memory_format, "as asked"
-    if layout == "auto":
-        fast = dtype == "bfloat16"
-        layout = "channels_last" if fast else "contiguous"
-        why = "what bfloat16 convolutions want" if fast else "no gain without bfloat16"
+    layout, why = _layout(device, dtype) if engine.memory_format == "auto" else (engine.memory_format, "as asked")
     reasons.append(f"memory format {layout} ({why})")
 
     threads, why = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
@@ -110,6 +106,16 @@ def apply(settings: Settings, deterministic: bool, ranks: Ranks = ALONE) -> None
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+
+
+def _layout(device: str, dtype: str) -> tuple[str, str]:
+    # Steps in float32 on one thread, channels_last over contiguous: ResNet-20 1.3 times, MobileNetV2 1.9, WRN-16-2 and
+    # DenseNet-40-12 1.4, ResNet-8 at 8 pixels 1.2; with AVX2 alone MobileNetV2 1.5, ResNet-8 at 8 pixels 1.2.
+    if device == "cpu" and torch.backends.mkldnn.is_available():
+        return "channels_last", "what oneDNN's convolutions want"
+    if dtype == "bfloat16":
+        return "channels_last", "what bfloat16 convolutions want"
+    return "contiguous", "no gain without bfloat16" if device == "cuda" else "no oneDNN"
 
 
 def _cores() -> int:

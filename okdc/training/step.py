@@ -16,7 +16,7 @@ from okdc.errors import DeviceError
 from okdc.methods.method import Method, Step
 from okdc.ranks import ALONE, Ranks
 from okdc.recipe import Optim
-from okdc.training import compiling, optim, synced
+from okdc.training import compiling, depthwise, optim, synced
 from okdc.training.device import Settings
 
 
@@ -29,6 +29,8 @@ class TrainStep:
         """
         if settings.sync_batchnorm and not ranks.alone:
             synced.convert(method, settings.device)
+        if settings.device == "cpu" and settings.dtype == "bfloat16":
+            depthwise.out_of_bfloat16(method)
         self.method = method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)
         self.optimizer = optim.sgd(method, recipe)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

@@ -23,14 +23,23 @@ def test_every_automatic_choice_has_its_reason(monkeypatch: pytest.MonkeyPatch) 
     processor(monkeypatch, "avx2")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     settings = choose(Engine(), 32)
-    assert (settings.device, settings.dtype, settings.memory_format) == ("cpu", "float32", "contiguous")
+    assert (settings.device, settings.dtype, settings.memory_format) == ("cpu", "float32", "channels_last")
     assert settings.threads == torch.get_num_threads()
     assert settings.reasons == (
         "device cpu (no CUDA device)",
         "dtype float32 (the processor has no bfloat16 instructions)",
-        "memory format contiguous (no gain without bfloat16)",
+        "memory format channels_last (what oneDNN's convolutions want)",
         f"threads {settings.threads} (OMP_NUM_THREADS)",
     )
+
+
+@pytest.mark.usefixtures("no_cuda")
+def test_without_onednn_float32_stays_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    settings = choose(Engine(dtype="float32"), 32)
+    assert settings.memory_format == "contiguous"
+    assert "memory format contiguous (no oneDNN)" in settings.reasons
+    assert choose(Engine(dtype="bfloat16"), 32).memory_format == "channels_last"
 
 
 @pytest.mark.usefixtures("no_cuda")

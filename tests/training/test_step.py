@@ -141,3 +141,11 @@ def test_a_loaded_step_goes_on_as_the_one_that_was_saved() -> None:
     then.load(first.state())
     assert [sum(v.item() for v in then(*batch(i), i / 4).losses.values()) for i in (2, 3)] == expected[2:]
     assert digest(then.state()) == digest(whole.state())
+
+
+def test_depthwise_convolutions_leave_bfloat16_on_a_cpu_and_nowhere_else() -> None:
+    words = ("method.name=baseline", 'cohort.students=["mobilenetv2"]')
+    for settings, expected in ((PLAIN, 0), (replace(PLAIN, dtype="bfloat16", memory_format="channels_last"), 17)):
+        step = train_step(settings, *words)
+        assert sum("forward" in vars(module) for module in step.method.modules()) == expected
+        assert all(loss.isfinite() for loss in step(*batch(), 0.0).losses.values())
