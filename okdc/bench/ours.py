@@ -32,7 +32,8 @@ from okdc.training.metrics import Totals, count
 from okdc.training.step import TrainStep
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-BATCHES = 4  # that the steps take in turn
+BATCHES = 4  # that the steps take in turn, fewer of large images
+PIXELS = 2**25  # of all of them together
 EVALUATED = 5000  # images in one pass on a GPU, which is through with one batch before it is asked for the next
 
 
@@ -144,7 +145,8 @@ class Work:
 
     def _batches(self, settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
         """The same batches again and again, ready on the device: a step is measured, not what feeds it."""
-        dataset = random_images(BATCHES * self.batch_size, self.size, self.classes).to(settings.torch_device)
+        batches = max(1, min(BATCHES, PIXELS // (self.batch_size * self.size**2)))
+        dataset = random_images(batches * self.batch_size, self.size, self.classes).to(settings.torch_device)
         return itertools.cycle(list(eval_batches_of(dataset, self.batch_size, _normalise(settings))))
 
 

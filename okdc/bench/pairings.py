@@ -17,6 +17,7 @@ from okdc.recipe import Engine, Recipe, load
 from okdc.resolve import resolve
 from okdc.training.device import Settings
 
+SIZE = 32  # of CIFAR's images, which the standard pairs are about
 CLASSES = 10  # where nobody knows before the images are read
 
 Ratio = Callable[[float, float], float]  # of the seconds per image of the first side and of the second
@@ -73,7 +74,7 @@ def of_recipe(recipe: Recipe, engine: Engine) -> Work:
 
 
 def data_path(settings: Settings, scale: Scale, stack: ExitStack) -> Pair:
-    dataset = ours.random_images(scale.images, 32, CLASSES)
+    dataset = ours.random_images(scale.images, SIZE, CLASSES)
     images = plain.PlainImages(dataset.images.numpy(), dataset.labels.tolist(), ours.MEAN, ours.STD)
     batches = plain.PlainBatches(images, scale.batch_size, scale.workers, settings.torch_device)
     stack.callback(batches.close)
@@ -83,7 +84,7 @@ def data_path(settings: Settings, scale: Scale, stack: ExitStack) -> Pair:
 
 
 def data_share(settings: Settings, scale: Scale, baseline: Work) -> Pair:
-    dataset = ours.random_images(scale.images, 32, CLASSES)
+    dataset = ours.random_images(scale.images, SIZE, CLASSES)
     first = ours.data_path(dataset, scale.batch_size, settings)
     return Pair(first, baseline.training("baseline step"), share)
 

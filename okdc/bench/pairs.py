@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from okdc.bench.stats import FEWEST
 
-STRETCH_S = 0.1  # at least: what the clock and the start of a stretch cost disappears in it
+STRETCH_S = 0.25  # at least: on a busy machine a core is somebody else's for tens of milliseconds at a time
 MOST = 60  # pairs: more would not make an interval much narrower
 COUPLE = 2  # pairs where there is no time for six: enough to say how long each takes
 

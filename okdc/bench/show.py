@@ -16,7 +16,7 @@ MEANING = {
     "step_ratio": "× as fast",
     "compile_gain": "× as fast",
     "fefr32_step_over_macs": "× time / MACs",
-    "further_student_over_macs": "× time / MACs, added",
+    "further_student_over_macs": "× added time / MACs",
     "export_ratio": "× as fast",
 }
 
@@ -27,7 +27,7 @@ def show(facts: dict[str, Any]) -> None:
         console.out(line)
     console.out("")
     console.table(
-        ["what", "images/s", "beside", "images/s", "median", "95 % interval", "pairs", "the ratio is"],
+        ["what", "images/s", "beside", "images/s", "ratio [95 %]", "n", ""],
         [_row(facts, key, what) for key, what in facts["what"].items()],
     )
     console.out("")
@@ -35,25 +35,26 @@ def show(facts: dict[str, Any]) -> None:
         if facts[key] is None:
             console.out(f"{what}: no ratio: {facts['reasons'][key]}")
     console.out(
-        f"{facts['seconds']:,.0f} s in all; pairs taken in turn; median of their ratios, with an interval from order "
-        "statistics that holds it in 95 % of cases whatever the distribution"
+        f"{facts['seconds']:,.0f} s; n pairs, taken in turn; the median of their ratios and its 95 % interval by order "
+        "statistics"
     )
 
 
 def _where(facts: dict[str, Any]) -> list[str]:
-    settings, versions = facts["settings"], facts["versions"]
+    settings, versions, size = facts["settings"], facts["versions"], facts["image_size"]
     flags = f" ({' '.join(facts['flags'])})" if facts["flags"] else ""
     load = f", load {facts['load'][0]:.2f} before" if facts["load"] else ""
     lines = [
         f"{facts['processor']}{flags}, {facts['cores']} cores{load}",
         f"device {facts['device_name'] or facts['device']}, threads {facts['threads']}, {_settings(settings)}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"{facts['data']}; no data set was read",
+        f"{size}×{size}, batch {facts['batch_size']}, {facts['data']}; no data set was read",
     ]
     if recipe := facts["recipe"]:
+        taken = "" if recipe["classes_known"] else " (taken: nobody knows before the images are read)"
         lines.append(
             f"{recipe['name']}: {recipe['method']}, {', '.join(recipe['students'])}, batch {recipe['batch_size']}, "
-            f"{recipe['image_size']}×{recipe['image_size']}, {recipe['classes']} classes, "
+            f"{recipe['image_size']}×{recipe['image_size']}, {recipe['classes']} classes{taken}, "
             f"{_settings(recipe['settings'])}"
         )
     return lines
@@ -66,9 +67,10 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _row(facts: dict[str, Any], key: str, what: str) -> list[str]:
     found = facts[key]
-    ratio = ["", "", "", MEANING[key]]
+    ratio = ["-", "", ""]
     if found:
-        ratio = [f"{found['median']:.3g}", f"{found['low']:.3g} to {found['high']:.3g}", str(found["n"]), MEANING[key]]
+        told = f"{found['median']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
+        ratio = [told, str(found["n"]), MEANING[key]]
     exports = key == "export_ratio"
     speeds = facts["exports_per_s"] if exports else facts["images_per_s"].get(key)
     if not speeds:

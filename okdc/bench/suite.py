@@ -24,6 +24,7 @@ from okdc.bench.ours import Work
 from okdc.bench.pairings import Pair, Scale
 from okdc.bench.pairs import Taken, Watch, measure
 from okdc.bench.stats import FEWEST, judged, rounded
+from okdc.data import sources
 from okdc.training import device
 from okdc.training.device import Settings
 
@@ -49,11 +50,10 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
     large = partial(pairings.work, settings, scale, "cifar10_resnet20", b)
     ffl = partial(pairings.work, settings, scale, "cifar100_resnet32", b, 2, "method.name=ffl")
     step = f"{asked.recipe.method['name']} step of {asked.name}" if asked.recipe else ""
-    fed = f"data path, 32×32, batch {scale.batch_size}"
     found = [
-        Measurement("data_path_ratio", "data", fed, 14, lambda stack: pairings.data_path(settings, scale, stack)),
+        Measurement("data_path_ratio", "data", "data path", 14, partial(pairings.data_path, settings, scale)),
         Measurement(
-            "data_path_share", "data", f"{fed}, in a step of {a}", 8,
+            "data_path_share", "data", f"data path in a step of {a}", 10,
             lambda _: pairings.data_share(settings, scale, small(1)),
         ),
         Measurement(
@@ -128,6 +128,8 @@ def run(
         "load": load,
         "seconds": round(clock() - began, 1),
         "data": "random images: how long a step takes does not depend on what is in them",
+        "image_size": pairings.SIZE,
+        "batch_size": scale.batch_size,
         "recipe": _own(asked, own),
         "what": {m.key: m.what for m in todo},
         "images_per_s": {key: found for key, found in speeds.items() if key != "export_ratio"},
@@ -156,5 +158,6 @@ def _own(asked: Asked, work: Work | None) -> dict[str, Any] | None:
         "batch_size": work.batch_size,
         "image_size": work.size,
         "classes": work.classes,
+        "classes_known": sources.count_classes(work.recipe.data) is not None,
         "settings": work.settings.saved(),
     }

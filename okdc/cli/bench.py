@@ -38,9 +38,9 @@ def bench(
     wanted = asked(words or [], flags, only, seconds)
     for note in wanted.notes:
         console.note(note)
-    from okdc.bench import here, suite
+    from okdc.bench import here, pairings, suite
 
-    settings = here.settings_of(wanted.engine, 32)
+    settings = here.settings_of(wanted.engine, pairings.SIZE)
     for reason in settings.reasons:
         console.note(reason)
     with console.progress("measuring, second") as update:

@@ -17,15 +17,17 @@ import pytest
 import torch
 from asking import ask
 
-from okdc.bench import GROUPS, pairings, suite
+from okdc.bench import GROUPS, pairings, pairs, suite
 from okdc.bench.asked import asked
 from okdc.bench.here import settings_of
 from okdc.bench.pairings import Scale
-from okdc.bench.pairs import Taken
+from okdc.bench.pairs import STRETCH_S, Taken
 from okdc.bench.show import MEANING, show
 from okdc.deploy.count import count
 from okdc.errors import UsageError
+from okdc.methods.method import Method
 from okdc.recipe import Engine
+from okdc.training import compiling, step
 
 Captured = pytest.CaptureFixture[str]
 TINY = Scale(small="resnet8", large="resnet8", batch_size=2, images=64, workers=1)
@@ -37,13 +39,15 @@ def facts_of(only: str | None, seconds: float, *words: str) -> dict[str, Any]:
     """What a bench of small networks finds, on a clock that moves when it is looked at: as fast as any machine is."""
     looks = itertools.count()
     wanted = asked(words, ["engine.device=cpu"], only, seconds)
-    return suite.run(wanted, settings_of(wanted.engine, 32), TINY, clock=lambda: 0.2 * next(looks))
+    return suite.run(wanted, settings_of(wanted.engine, 32), TINY, clock=lambda: STRETCH_S * next(looks))
 
 
 @pytest.fixture(scope="module")
 def everything() -> dict[str, Any]:
     """All pairs but the export, of small networks and two images a batch."""
-    return facts_of("data,ffl,fefr,eval,recipe", 300, "digits_resnet8", "optim.batch_size=8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "MOST", 6)
+        return facts_of("data,ffl,fefr,eval,recipe", 500, "digits_resnet8", "optim.batch_size=8")
 
 
 def test_the_schema_of_the_facts(everything: dict[str, Any]) -> None:
@@ -99,7 +103,7 @@ def test_without_time_left_nothing_is_begun_and_the_way_out_is_named(monkeypatch
 
 
 def test_too_little_time_for_six_pairs_says_how_long_one_takes() -> None:
-    facts = facts_of("ffl", 8)
+    facts = facts_of("ffl", 10)
     assert facts["ffl_step_ratio"] is None
     reason = facts["reasons"]["ffl_step_ratio"]
     assert reason.startswith("2 pairs in its share of the time, an interval needs 6: ")
@@ -168,7 +172,7 @@ def test_a_ratio_that_does_not_tell_is_explained_in_a_line(capsys: Captured, eve
     show(noisy)
     out = capsys.readouterr().out
     assert "FFL step, resnet8 ×2, 100 classes: no ratio: too noisy: it was" in out
-    assert out.count("2.4 to 2.6") == len(everything["what"]) - 1
+    assert out.count("2.5 [2.4, 2.6]") == len(everything["what"]) - 1
 
 
 @pytest.mark.parametrize(
@@ -217,6 +221,37 @@ def test_groups_are_those_of_the_plan() -> None:
     assert {m.group for m in suite.plan(wanted, settings, TINY, own)} == set(GROUPS)
     with pytest.raises(UsageError):
         asked((), [], "compile")
+
+
+def test_a_compiled_step_is_measured_beside_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Method] = []
+
+    def kept(method: Method, *_: object) -> Method:
+        compiled.append(method)
+        return method
+
+    monkeypatch.setattr(step, "compiled", kept)
+    monkeypatch.setattr(compiling, "without_compiler", lambda _: "")
+    facts = facts_of("recipe", 60, *OWN[:2], "engine.compile=on")
+    assert list(facts["what"]) == ["step_ratio", "compile_gain"]
+    assert set(facts["images_per_s"]["compile_gain"]) == {"compiled", "eager"}
+    assert len(compiled) == 2  # okdc's side of the one pair, and of the other
+    assert facts["compile_gain"]
+    assert facts["settings"]["compile"] == facts["recipe"]["settings"]["compile"] == "on"
+
+
+def test_to_compile_without_a_compiler_is_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "without_compiler", lambda _: "no C++ compiler")
+    answer = ask(capsys, "bench", "--compile", "on", *QUICK)
+    assert answer.code == 2
+    assert "error[device]: --compile on, and nothing can be compiled here: no C++ compiler" in answer.err
+
+
+def test_classes_that_nobody_knows_are_said_to_be_taken(capsys: Captured) -> None:
+    words = ["folder_resnet20", "cohort.students=['resnet8','resnet8']", "data.image_size=8", "data.crop_padding=1"]
+    answer = ask(capsys, "bench", *words, "--only", "recipe", "--seconds", "1", *QUICK)
+    assert answer.code == 0, answer.err
+    assert "10 classes (taken: nobody knows before the images are read)" in answer.out
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
