@@ -118,7 +118,7 @@ class Told:
     hint: str = ""
     code: int = 0
     notes: tuple[str, ...] = field(default=(), compare=False)
-    calls: int = 0  # of the progress bar
+    calls: int = field(default=0, compare=False)  # of the progress bar
 
 
 def training(
@@ -255,7 +255,8 @@ def _hold() -> None:
             taken = signal.getsignal(signal.SIGINT)
             stop = taken.__self__ if isinstance(taken, types.MethodType) else None
             assert isinstance(stop, StopRequest)
-            while stop.signal is None:
+            until = time.monotonic() + 300  # nobody may be left to send one
+            while stop.signal is None and time.monotonic() < until:
                 time.sleep(0.01)
         return step(self, images, labels, done)
 

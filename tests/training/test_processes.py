@@ -1,0 +1,473 @@
+"""Several processes train one run: what they come to is what one would have, one of them writes and talks, and whatever
+happens to one of them ends all.
+
+What may differ from one process: rounding, since sums are taken in parts; and, without engine.sync_batchnorm, what
+batch normalisation makes of fewer images at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import processes
+import pytest
+from asking import Answer
+from harness import EPOCHS, STEPS, Quiet, outcome, recipe, result, resume, rows, start, write_recipe
+from pictures import write_imagenet
+from processes import Learned, Told, asked, broken, damaged, stepped, together, training
+
+from okdc import build
+from okdc.data import ondemand
+from okdc.data.batches import order, part_of_batch
+from okdc.errors import Interrupted
+from okdc.files import read_json
+from okdc.ranks import LOST, Ranks
+from okdc.run import Run
+from okdc.training import checkpoint
+
+PLAIN = 'cohort.students=["processes:plain", "processes:plain"]'
+SYNC = "engine.sync_batchnorm=true"
+BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
+THREE = ("optim.batch_size=12",)  # for three processes
+
+QUIET = Told("ToldElsewhere", "another process of this training says why")
+
+
+def quiet(code: int) -> Told:
+    return Told(QUIET.error, QUIET.message, code=code)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Steps
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for what a module's fixtures make, with a cache of its own."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OKDC_CACHE", str(folder / "cache"))
+        yield folder
+
+
+CASES = {
+    "plain": (PLAIN, "method.name=dml"),
+    "plain, clipped": (PLAIN, "method.name=dml", "optim.clip=0.1"),
+    "fefr, one trunk": (SYNC,),
+    "fefr, separate": (SYNC, "cohort.share=none"),
+    "kd": (SYNC, "method.name=kd"),
+    "fefr, local": (),
+    "fefr, bfloat16": BFLOAT16,
+    "fefr, bfloat16, all": (*BFLOAT16, SYNC),
+}
+
+
+@pytest.fixture(scope="module")
+def steps(elsewhere: Path) -> dict[str, list[Learned]]:
+    """Three steps of each case: of one process, and of each of two."""
+    teacher = elsewhere / "teacher"
+    with chdir(elsewhere):
+        start("method.name=baseline", "optim.epochs=1", out=teacher)
+        cases = CASES | {"kd": (*CASES["kd"], f"method.teacher={teacher}")}
+        one, two = stepped(cases), together(2, stepped, cases)
+    return {name: [one[name], *(found[name] for found in two)] for name in cases}
+
+
+def off(found: npt.NDArray[Any] | list[Any], expected: npt.NDArray[Any] | list[Any]) -> float:
+    """The largest difference in the largest of the numbers."""
+    a, b = (np.concatenate([np.ravel(x) for x in values]) for values in (found, expected))
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def differences(a: Learned, b: Learned) -> tuple[float, float, float]:
+    """Of weights, momenta and losses."""
+    return (
+        off(list(a.weights.values()), list(b.weights.values())),
+        off(a.momenta, b.momenta),
+        off(list(a.losses.values()), list(b.losses.values())),
+    )
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if "bfloat16" not in name and name != "fefr, local"])
+def test_steps_of_two_processes_are_those_of_one_but_for_rounding(steps: dict[str, list[Learned]], case: str) -> None:
+    """Measured after three steps, as a part of the largest: weights 6e-7, momenta 2e-6, losses 5e-6 at most."""
+    one, *two = steps[case]
+    for found in two:
+        weights, momenta, losses = differences(found, one)
+        assert weights < 1e-5
+        assert momenta < 1e-4
+        assert losses < 1e-4
+        if one.buffers:
+            assert off(list(found.buffers.values()), list(one.buffers.values())) < 1e-5
+
+
+def test_without_sync_batchnorm_they_differ_by_what_half_a_batch_normalises_otherwise(
+    steps: dict[str, list[Learned]],
+) -> None:
+    """Eight images at a time instead of sixteen: after three steps the losses differ by 4 % of the largest."""
+    one, found, _ = steps["fefr, local"]
+    assert 1e-3 < differences(found, one)[2] < 0.5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_processes_hold_the_same_weights_momenta_and_statistics_to_the_bit(
+    steps: dict[str, list[Learned]], case: str
+) -> None:
+    _, a, b = steps[case]
+    for ours, theirs in ((a.weights, b.weights), (a.buffers, b.buffers)):
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert all(np.array_equal(x, y) for x, y in zip(a.momenta, b.momenta, strict=True))
+    assert a.losses == b.losses
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_come_back_in_the_layout_of_the_weights(steps: dict[str, list[Learned]], case: str) -> None:
+    one, *two = steps[case]
+    assert all(found.layouts == one.layouts for found in two)
+
+
+def test_batches_are_counted_as_one_process_counts_them(steps: dict[str, list[Learned]]) -> None:
+    for one, *two in steps.values():
+        for found in two:
+            for name, buffer in one.buffers.items():
+                if name.endswith("num_batches_tracked"):
+                    assert np.array_equal(found.buffers[name], buffer), name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole trainings
+
+
+@pytest.fixture(scope="module")
+def pair(elsewhere: Path) -> tuple[Run, list[Told]]:
+    """The tiny recipe in one go by two processes, and what each of them told."""
+    with chdir(elsewhere):
+        told = together(2, training, elsewhere / "pair")
+    return Run(elsewhere / "pair"), told
+
+
+def test_a_training_of_two_processes_is_that_of_one_for_students_without_batch_normalisation(tmp_path: Path) -> None:
+    """Three epochs. Measured: losses and weights agree to 4e-7, accuracies exactly."""
+    words = (PLAIN, "method.name=dml")
+    one = start(*words, out=Path("one"))
+    together(2, training, tmp_path / "two", words)
+    two = Run(tmp_path / "two")
+    for ours, theirs in zip(rows(two), rows(one), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+        for key in ("epoch", "lr", "train_top1_pct", "val_top1_pct"):
+            assert ours[key] == theirs[key], key
+    ours, theirs = (checkpoint.load(run)[0]["method"] for run in (two, one))  # type: ignore[index]
+    assert off([w.numpy() for w in ours.values()], [w.numpy() for w in theirs.values()]) < 1e-5
+    found = [result(run)["heads_last_epoch_top1_pct"] for run in (two, one)]
+    assert found[0] == found[1]
+
+
+def test_a_training_of_two_processes_is_that_of_one_where_batch_normalisation_sees_all(tmp_path: Path) -> None:
+    """An epoch with small steps, since rounding grows with each. Measured: 2e-6 of the largest weight."""
+    words = (SYNC, "optim.epochs=1", "optim.lr=0.001")
+    one = start(*words, out=Path("one"))
+    together(2, training, tmp_path / "two", words)
+    two = Run(tmp_path / "two")
+    (ours,), (theirs,) = rows(two), rows(one)
+    assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4, abs=1e-6)
+    states = [checkpoint.load(run)[0]["method"] for run in (two, one)]  # type: ignore[index]
+    assert off(*([w.double().numpy() for w in state.values()] for state in states)) < 1e-4
+
+
+def test_one_process_writes_and_talks(pair: tuple[Run, list[Told]], elsewhere: Path) -> None:
+    run, (first, second) = pair
+    assert [path.name for path in (elsewhere / "rank1").iterdir()] == ["tiny.toml"], "the test's own"
+    assert [row["epoch"] for row in rows(run)] == [1, 2, 3]
+    assert first.notes[-1].startswith("judging on the 797 test images")
+    assert not any(note.startswith("judging") for note in second.notes)
+    assert "2 processes, batch normalisation over each process's own images" in first.notes
+    assert run.facts()["processes"] == 2
+    assert run.state == "complete"
+
+
+def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(pair: tuple[Run, list[Told]]) -> None:
+    """The last epoch's, of every head, over the validation images of all processes."""
+    import torch
+
+    from okdc.data.batches import Normalise, eval_batches
+    from okdc.training.metrics import evaluate
+
+    run, _ = pair
+    job = build.job(recipe(), build.dataset(recipe()))
+    state, _ = checkpoint.load(run)
+    assert state is not None
+    job.method.load_state_dict(state["method"])
+    assert job.recipe.data.mean is not None
+    assert job.recipe.data.std is not None
+    normalise = Normalise(job.recipe.data.mean, job.recipe.data.std)
+    read = evaluate(job.method, eval_batches(job.dataset, job.dataset.val, normalise, 500), torch.device("cpu"))
+    assert rows(run)[-1]["val_top1_pct"] == read.top1_pct
+
+
+def test_images_per_second_are_those_of_all_processes(pair: tuple[Run, list[Told]]) -> None:
+    found = read_json(pair[0].result)
+    assert found["images_per_s"] == pytest.approx(EPOCHS * STEPS * 16 / found["seconds"], rel=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Stopped, and continued
+
+INT, TERM = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ({1: (1, INT)}, 130),  # after the first step, to the one that does not write
+        ({0: (2, TERM), 1: (3, TERM)}, 143),  # the second one comes while the first is being answered
+        ({1: (2 * (STEPS + 1), INT)}, 130),  # after an epoch's checkpoint
+    ],
+)
+def test_a_signal_to_any_process_stops_all_and_they_continue_to_the_bit(
+    pair: tuple[Run, list[Told]], tmp_path: Path, signals: dict[int, tuple[int, signal.Signals]], code: int
+) -> None:
+    out = tmp_path / "run"
+    first, second = together(2, training, out, (), signals)
+    assert (first.error, first.code) == ("Interrupted", code)
+    assert re.search(r"SIG(INT|TERM) after epoch \d, step \d: saved in ", first.message)
+    assert first.hint == f"okdc resume {out}"
+    assert second == quiet(code)
+    assert Run(out).state == "resumable"
+    told = together(2, training, out)
+    assert [one.error for one in told] == ["", ""]
+    assert not any("processes then" in note for note in told[0].notes)
+    assert outcome(Run(out)) == outcome(pair[0])
+
+
+def test_three_processes_continue_to_the_bit_too(tmp_path: Path) -> None:
+    """The sum of three numbers depends on their order, which must not follow from where the training was stopped."""
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    together(3, training, whole, THREE)
+    assert together(3, training, run, THREE, {2: (6, INT)})[0].error == "Interrupted"
+    together(3, training, run, THREE)
+    assert outcome(Run(run)) == outcome(Run(whole))
+
+
+def test_another_number_of_processes_continues_and_says_that_it_is_not_exact(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    together(2, training, out, (), {1: (STEPS + 2, INT)})
+    tell = Quiet(lambda call: os.kill(os.getpid(), INT) if call == 1 else None)
+    with pytest.raises(Interrupted, match="SIGINT after epoch 1, step 2"):
+        resume(out, tell)
+    assert "not exact to the bit: 2 processes then, 1 now" in tell.notes
+    told = together(2, training, out)
+    assert [one.error for one in told] == ["", ""]
+    assert [row["epoch"] for row in rows(Run(out))] == [1, 2, 3]
+    assert all(0 <= value <= 100 for row in rows(Run(out)) for value in row["train_top1_pct"].values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What goes wrong
+
+
+def once(answers: list[Answer], text: str, code: int = 2) -> Answer:
+    """The one answer of several processes that has the text; the others end as it does and say nothing of it."""
+    assert [answer.code for answer in answers] == [code] * len(answers)
+    telling = [answer for answer in answers if text in answer.err]
+    assert len(telling) == 1, [answer.err for answer in answers]
+    assert sum(answer.err.count("error[") + answer.err.count("interrupted") for answer in answers) == 1
+    assert telling[0].err.count(text) == 1
+    return telling[0]
+
+
+def test_what_all_find_wrong_is_said_by_one(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    once(together(2, asked, "distill", "-o", str(tmp_path / "taken")), "is not an empty folder")
+    once(together(2, asked, "distill", "optim.epoch=3"), "optim.epoch: unknown key")
+    once(together(2, asked, "distill", "optim.batch_size=33"), "expected a multiple of 2")
+    nowhere = ("data.name=folder", f"data.root={tmp_path / 'nowhere'}", "data.image_size=8")
+    once(together(2, asked, "distill", *nowhere), "nowhere")
+    once(together(2, asked, "resume", str(tmp_path / "nowhere")), "no such run")
+    assert not any((tmp_path / f"rank{k}" / "runs").exists() for k in range(2))
+
+
+def test_a_loss_that_is_not_finite_fails_the_run_once(tmp_path: Path) -> None:
+    write_recipe()
+    out = tmp_path / "run"
+    words = ("distill", str(tmp_path / "tiny.toml"), "optim.lr=1e30", "-o", str(out))
+    told = once(together(2, asked, *words), "is not finite")
+    assert "hint: a lower optim.lr" in told.err
+    assert Run(out).state == "failed"
+    once(together(2, asked, "resume", str(out)), "failed: ")
+
+
+@pytest.mark.parametrize(
+    ("where", "rank", "text", "code"),
+    [
+        ("disk", 0, "error[disk]: no space left", 2),
+        ("bug", 1, "error[bug]: ZeroDivisionError: of one process", 2),
+        ("signal", 1, "interrupted: before the training began", 130),
+    ],
+)
+def test_what_one_process_alone_meets_ends_all_and_is_said_by_it(
+    tmp_path: Path, where: str, rank: int, text: str, code: int
+) -> None:
+    """A full disk, a bug, and Ctrl-C while the others wait for it."""
+    answers = together(2, broken, where, rank, tmp_path / "run")
+    answers = [answer if answer.code == code else Answer(code, answer.out, answer.err) for answer in answers]
+    assert once(answers, text, code) is answers[rank]
+
+
+def test_a_process_that_is_killed_ends_the_others_who_say_so_and_the_run_goes_on_from_its_checkpoint(
+    pair: tuple[Run, list[Told]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    told = together(2, training, out, (), {1: (STEPS + 3, signal.SIGKILL)})
+    assert told[1] == -signal.SIGKILL
+    assert (told[0].error, told[0].message, told[0].code) == ("RunError", LOST, 2)
+    assert told[0].hint.endswith(f"okdc resume {out}")
+    assert Run(out).state == "resumable"
+    together(2, training, out)
+    assert outcome(Run(out)) == outcome(pair[0])
+
+
+# --- images in files
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return write_imagenet(tmp_path / "imagenet")
+
+
+def streamed(root: Path) -> tuple[str, ...]:
+    return (
+        "data.name=imagenet",
+        f"data.root={root}",
+        "data.image_size=32",
+        "data.shorter_side=36",
+        "data.val_fraction=0.2",
+        "data.train_images=32",
+        "data.crop_padding=0",
+        "optim.epochs=1",
+        "optim.batch_size=8",
+        "method.name=baseline",
+        "engine.workers=1",
+    )
+
+
+def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_continue_when_it_is_restored(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the second process's part of the third batch."""
+    whole, out = tmp_path / "whole", tmp_path / "run"
+    together(2, training, whole, streamed(tree))
+
+    monkeypatch.setattr(ondemand, "PROBE", 1)
+    found = build.dataset(recipe(*streamed(tree)))
+    assert found.files is not None
+    row = int(order(found.train, 0, 0)[part_of_batch(2, 8, Ranks(1, 2))][1])
+    path = found.files.path(row)
+    content = path.read_bytes()
+    path.write_bytes(b"\0" * len(content))
+    answers = together(2, damaged, out, (str(tmp_path / "tiny.toml"), *streamed(tree)))
+    told = once(answers, path.name)
+    assert told is answers[1]
+    assert f"okdc resume {out}" in told.err
+    state, _ = checkpoint.load(Run(out))
+    assert state is not None
+    assert (state["epoch"], state["step"]) == (0, 2)
+
+    path.write_bytes(content)
+    assert [one.error for one in together(2, training, out)] == ["", ""]
+    assert rows(Run(out)) == rows(Run(whole))
+    assert outcome(Run(out))["weights"] == outcome(Run(whole))["weights"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Under torchrun
+
+
+def torchrun(*words: str) -> subprocess.Popen[str]:
+    """Two processes, in a process group of their own as a terminal makes one."""
+    path = os.pathsep.join([str(Path(processes.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+
+
+def waiting() -> list[int]:
+    """The processes, when both stand in the middle of the second epoch."""
+    files = [Path(f"waiting{rank}") for rank in range(2)]
+    for _ in range(2400):
+        if all(file.exists() and file.read_text(encoding="utf-8") for file in files):
+            return [int(file.read_text(encoding="utf-8")) for file in files]
+        time.sleep(0.05)
+    raise AssertionError("they never came so far")
+
+
+def gone(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def stopped(how: Callable[[int, list[int]], None], out: Path) -> tuple[subprocess.Popen[str], str]:
+    """A training that `how`, given torchrun's and the processes' numbers, stopped in its second epoch; its talk."""
+    write_recipe()
+    Path("hold").touch()
+    parent = torchrun("processes", "distill", "tiny.toml", "-o", str(out))
+    try:
+        children = waiting()
+        how(parent.pid, children)
+        _, err = parent.communicate()
+    finally:
+        if parent.poll() is None:
+            os.killpg(parent.pid, signal.SIGTERM)
+            parent.communicate()
+    assert all(gone(child) for child in children)
+    assert parent.returncode not in (0, None)
+    return parent, err
+
+
+def test_ctrl_c_in_torchruns_terminal_saves_once_and_torchrun_continues_to_the_bit(
+    pair: tuple[Run, list[Told]], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    _, err = stopped(lambda parent, _: os.killpg(parent, signal.SIGINT), out)
+    saved = f"interrupted: SIGINT after epoch 1, step 2: saved in {out}"
+    assert err.count(saved) == err.count(f"hint: okdc resume {out}") == 1
+    for line in ("2 processes, batch normalisation", f"run {out}", "epoch 1/3"):
+        assert err.count(line) == 1, line
+
+    parent = torchrun("okdc", "resume", str(out))
+    told, err = parent.communicate()
+    assert parent.returncode == 0, err
+    assert err.count("continues at epoch 2, step 3") == err.count("judging on the 797 test images") == 1
+    assert told.count("kept student") == 1
+    assert err.count("next: okdc profile") == 1
+    assert outcome(Run(out)) == outcome(pair[0])
+
+
+def test_a_killed_process_ends_torchrun_and_leaves_none_behind(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    _, err = stopped(lambda _, children: os.kill(children[1], signal.SIGKILL), out)
+    assert err.count(f"error[run]: {LOST}") == 1
+    assert err.count(f"okdc resume {out}") == 1
+    assert "SIGKILL" in err, "torchrun's report"
+    assert Run(out).state == "resumable"
