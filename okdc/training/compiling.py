@@ -1,7 +1,8 @@
 """Whether a training compiles its step: what it gains, against the minute that it costs, from facts and no timing.
 
-One thread of a processor with AVX512 (BENCHMARKS.md has the table) compiles a step in 25 to 80 s. In float32 it then
-gains 1.4 times for ResNet-20; in bfloat16, where the eager step runs the same convolutions, 0.9 to 1.15 times.
+One thread of a processor with AVX512 (BENCHMARKS.md has the table) compiles a step in 25 to 100 s. For ResNet-20 that
+gains 1.4 times over float32 in contiguous maps. Most of it channels_last has at once: over that, compilation gains 0.93
+to 1.07 times in float32 and 0.9 to 1.15 times in bfloat16.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from okdc.build import Job
 from okdc.errors import DeviceError
 from okdc.training.device import Settings
 
-# The eager training, in multiply-adds of its forward passes, from which on a compiled one is through earlier: about
-# five minutes of a thread, which trains 15 GMACs (of the forward pass) in a second in float32.
+# The eager training in float32 and contiguous maps from which on a compiled one is through earlier, in multiply-adds of
+# its forward passes: about five minutes of a thread, which trains 15 GMACs (of the forward pass) in a second.
 ENOUGH_GMACS_A_THREAD = 4_500
 ENOUGH_STEPS_ON_CUDA = 5_000  # where a step waits for its launches whatever its size
 
@@ -46,8 +47,8 @@ def _choose(settings: Settings, job: Job) -> tuple[str, str]:
     if settings.device == "cuda":
         bar, told = ENOUGH_STEPS_ON_CUDA, f"{steps:,} steps"
         return ("on" if steps >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"
-    if settings.dtype == "bfloat16":
-        return "off", "gains nothing in bfloat16 on a CPU"
+    if settings.dtype == "bfloat16" or settings.memory_format == "channels_last":
+        return "off", f"gains too little over {settings.dtype} in {settings.memory_format} on a CPU"
     gmacs = steps * batch * forward_macs(job) / 1e9
     bar, told = ENOUGH_GMACS_A_THREAD * settings.threads, f"{steps:,} steps of {gmacs:,.0f} GMACs in all"
     return ("on" if gmacs >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"

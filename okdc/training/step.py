@@ -73,10 +73,10 @@ class TrainStep:
             group["lr"] = rate
         if self.settings.compiled and self.settings.device == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
+        self.optimizer.zero_grad(set_to_none=True)  # here, and their memory is free for the maps
         with self.settings.autocast():
             step: Step = self._runner()(images, labels, self.progress)
         loss = torch.stack(list(step.losses.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)

@@ -27,7 +27,7 @@ from okdc.training import checkpoint, compiling
 from okdc.training import step as steps
 from okdc.training.device import Settings
 
-CPU = Settings("cpu", "float32", "channels_last", 1, compile="auto", reasons=("device cpu",))
+CPU = Settings("cpu", "float32", "contiguous", 1, compile="auto", reasons=("device cpu",))
 NO_COMPILER = "InvalidCxxCompiler: No working C++ compiler found"
 
 
@@ -76,9 +76,13 @@ def test_two_threads_need_twice_the_work() -> None:
 
 
 @pytest.mark.usefixtures("compiler")
-def test_bfloat16_on_a_cpu_is_not_compiled_however_long_it_takes() -> None:
-    settings = compiling.decide(replace(CPU, dtype="bfloat16"), job("optim.epochs=10000000"))
-    assert settings.reasons[-1] == "compile off (gains nothing in bfloat16 on a CPU)"
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [("bfloat16", "channels_last"), ("bfloat16", "contiguous"), ("float32", "channels_last")]
+)
+def test_what_is_fast_already_on_a_cpu_is_not_compiled_however_long_it_takes(dtype: str, layout: str) -> None:
+    fast = replace(CPU, dtype=dtype, memory_format=layout)
+    settings = compiling.decide(fast, job("optim.epochs=10000000"))
+    assert settings.reasons[-1] == f"compile off (gains too little over {dtype} in {layout} on a CPU)"
 
 
 @pytest.mark.usefixtures("compiler")
@@ -150,11 +154,12 @@ def test_the_command_line_decides_and_the_run_keeps_it(
 @pytest.mark.usefixtures("compiler")
 def test_a_run_goes_on_as_it_began_whatever_would_be_decided_now(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a compiler that fails in between costs nothing but the time."""
+    words = ("method.name=baseline", "engine.memory_format=contiguous")
     monkeypatch.setattr(steps, "compiled", traced)
     monkeypatch.setattr(compiling, "ENOUGH_GMACS_A_THREAD", 0)
-    whole = outcome(start("method.name=baseline"))
+    whole = outcome(start(*words))
     with pytest.raises(Interrupted):
-        start("method.name=baseline", tell=signalled(6, signal.SIGINT))
+        start(*words, tell=signalled(6, signal.SIGINT))
     path = Path("runs/tiny-2")
     assert Run.open(path).facts("settings")["settings"]["compile"] == "on"
     monkeypatch.setattr(compiling, "ENOUGH_GMACS_A_THREAD", 10**9)
@@ -183,7 +188,7 @@ class Compiled:
     counts: dict[str, int]
 
 
-WORDS = ("method.name=baseline", "optim.epochs=2")
+WORDS = ("method.name=baseline", "optim.epochs=2", "engine.memory_format=contiguous")
 
 
 @pytest.fixture(scope="module")
