@@ -78,8 +78,7 @@ def data_path(settings: Settings, scale: Scale, stack: ExitStack) -> Pair:
     images = plain.PlainImages(dataset.images.numpy(), dataset.labels.tolist(), ours.MEAN, ours.STD)
     batches = plain.PlainBatches(images, scale.batch_size, scale.workers, settings.torch_device)
     stack.callback(batches.close)
-    workers = f"DataLoader, {scale.workers} worker{'' if scale.workers == 1 else 's'}"
-    second = Side(workers, batches.next, scale.batch_size, batches.batches, batches.begin)
+    second = Side("DataLoader", batches.next, scale.batch_size, batches.batches, batches.begin)
     return Pair(ours.data_path(dataset, scale.batch_size, settings), second, times_as_fast)
 
 

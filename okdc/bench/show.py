@@ -48,7 +48,8 @@ def _where(facts: dict[str, Any]) -> list[str]:
         f"{facts['processor']}{flags}, {facts['cores']} cores{load}",
         f"device {facts['device_name'] or facts['device']}, threads {facts['threads']}, {_settings(settings)}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
-        f"{size}×{size}, batch {facts['batch_size']}, {facts['data']}; no data set was read",
+        f"{facts['data']}; no data set was read",
+        f"{size}×{size} pixels, batch {facts['batch_size']}; workers of the DataLoader: {facts['workers']}",
     ]
     if recipe := facts["recipe"]:
         taken = "" if recipe["classes_known"] else " (taken: nobody knows before the images are read)"

@@ -34,7 +34,7 @@ OPTIONAL = ("step_ratio", "fefr32_step_over_macs", "further_student_over_macs", 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One pair, before it is built. `needs`: its part of the time, in seconds of the default."""
+    """One pair, before it is built. `needs`: its part of the time, in seconds of a slow machine."""
 
     key: str
     group: str
@@ -51,7 +51,7 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
     ffl = partial(pairings.work, settings, scale, "cifar100_resnet32", b, 2, "method.name=ffl")
     step = f"{asked.recipe.method['name']} step of {asked.name}" if asked.recipe else ""
     found = [
-        Measurement("data_path_ratio", "data", "data path", 14, partial(pairings.data_path, settings, scale)),
+        Measurement("data_path_ratio", "data", "data path", 18, partial(pairings.data_path, settings, scale)),
         Measurement(
             "data_path_share", "data", f"data path in a step of {a}", 10,
             lambda _: pairings.data_share(settings, scale, small(1)),
@@ -61,7 +61,7 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
         ),
         Measurement("fefr_step_over_macs", "fefr", f"FEFR step, {a} ×2", 25, lambda _: pairings.over_baseline(small)),
         Measurement(
-            "eval_over_train", "eval", f"every head of FEFR, {a} ×2", 16, lambda _: pairings.evaluation(small(2))
+            "eval_over_train", "eval", f"every head of FEFR, {a} ×2", 14, lambda _: pairings.evaluation(small(2))
         ),
     ]  # fmt: skip
     if own:
@@ -70,9 +70,9 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
         named = f"{step if own else f'FEFR step, {a} ×2'}, compiled"
         found.append(Measurement("compile_gain", "compile", named, 20, lambda _: pairings.compiled(own or small(2))))
     found += [
-        Measurement("fefr32_step_over_macs", "fefr", f"FEFR step, {b} ×2", 25, lambda _: pairings.over_baseline(large)),
+        Measurement("fefr32_step_over_macs", "fefr", f"FEFR step, {b} ×2", 20, lambda _: pairings.over_baseline(large)),
         Measurement("further_student_over_macs", "fefr", f"FEFR step, {a} ×3", 25, lambda _: pairings.further(small)),
-        Measurement("export_ratio", "export", f"ONNX export, {a}", 40, lambda _: pairings.export(small(1))),
+        Measurement("export_ratio", "export", f"ONNX export, {a}", 50, lambda _: pairings.export(small(1))),
     ]
     return [m for m in found if m.group in (*asked.only, "compile")]
 
@@ -130,6 +130,7 @@ def run(
         "data": "random images: how long a step takes does not depend on what is in them",
         "image_size": pairings.SIZE,
         "batch_size": scale.batch_size,
+        "workers": scale.workers,
         "recipe": _own(asked, own),
         "what": {m.key: m.what for m in todo},
         "images_per_s": {key: found for key, found in speeds.items() if key != "export_ratio"},
