@@ -101,7 +101,7 @@ def differences(a: Learned, b: Learned) -> tuple[float, float, float]:
 
 @pytest.mark.parametrize("case", [name for name in CASES if "bfloat16" not in name and name != "fefr, local"])
 def test_steps_of_two_processes_are_those_of_one_but_for_rounding(steps: dict[str, list[Learned]], case: str) -> None:
-    """Measured after three steps, as a part of the largest: weights 6e-7, momenta 2e-6, losses 5e-6 at most."""
+    """Measured after three steps, as a part of the largest: weights 1.2e-7, momenta 1.6e-6, losses 1.4e-7 at most."""
     one, *two = steps[case]
     for found in two:
         weights, momenta, losses = differences(found, one)
@@ -115,9 +115,11 @@ def test_steps_of_two_processes_are_those_of_one_but_for_rounding(steps: dict[st
 def test_without_sync_batchnorm_they_differ_by_what_half_a_batch_normalises_otherwise(
     steps: dict[str, list[Learned]],
 ) -> None:
-    """Eight images at a time instead of sixteen: after three steps the losses differ by 4 % of the largest."""
+    """Eight images at a time instead of sixteen. Measured after three steps, as a part of the largest: weights 0.07,
+    losses 0.007.
+    """
     one, found, _ = steps["fefr, local"]
-    assert 1e-3 < differences(found, one)[2] < 0.5
+    assert 1e-3 < differences(found, one)[2] < 0.1
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -159,14 +161,14 @@ def pair(elsewhere: Path) -> tuple[Run, list[Told]]:
 
 
 def test_a_training_of_two_processes_is_that_of_one_for_students_without_batch_normalisation(tmp_path: Path) -> None:
-    """Three epochs. Measured: losses and weights agree to 4e-7, accuracies exactly."""
+    """Three epochs. Measured: weights agree to 1.2e-7 of the largest, each loss term to 2e-6, accuracies exactly."""
     words = (PLAIN, "method.name=dml")
     one = start(*words, out=Path("one"))
     together(2, training, tmp_path / "two", words)
     two = Run(tmp_path / "two")
     for ours, theirs in zip(rows(two), rows(one), strict=True):
         assert ours.keys() == theirs.keys()
-        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5, abs=1e-6)
         for key in ("epoch", "lr", "train_top1_pct", "val_top1_pct"):
             assert ours[key] == theirs[key], key
     ours, theirs = (checkpoint.load(run)[0]["method"] for run in (two, one))  # type: ignore[index]
@@ -176,7 +178,9 @@ def test_a_training_of_two_processes_is_that_of_one_for_students_without_batch_n
 
 
 def test_a_training_of_two_processes_is_that_of_one_where_batch_normalisation_sees_all(tmp_path: Path) -> None:
-    """An epoch with small steps, since rounding grows with each. Measured: 2e-6 of the largest weight."""
+    """An epoch with small steps, since rounding grows with each. Measured: weights agree to 8e-8 of the largest,
+    each loss term to 5e-6.
+    """
     words = (SYNC, "optim.epochs=1", "optim.lr=0.001")
     one = start(*words, out=Path("one"))
     together(2, training, tmp_path / "two", words)
