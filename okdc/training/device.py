@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
@@ -12,6 +14,8 @@ from okdc.errors import DeviceError
 from okdc.machine import processor
 from okdc.ranks import ALONE, Ranks
 from okdc.recipe import Engine
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ def choose(
 def apply(settings: Settings, deterministic: bool, ranks: Ranks = ALONE) -> None:
     """Make the process run as chosen. Called once, before the first tensor of the training."""
     torch.set_num_threads(settings.threads)
+    if settings.device == "cpu":
+        keep_memory()
     if settings.device == "cuda":
         torch.cuda.set_device(ranks.local)  # "cuda" is this one from here on
         torch.backends.cudnn.benchmark = not deterministic
@@ -106,6 +112,20 @@ def apply(settings: Settings, deterministic: bool, ranks: Ranks = ALONE) -> None
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
+
+
+def keep_memory() -> bool:
+    """Let glibc keep what was freed instead of handing it back to the system, where there is glibc.
+
+    It hands back every map of megabytes and gets it again page by page, each zeroed. One thread's evaluation in
+    bfloat16, batches of 500, without and with this: MobileNetV2 194-263 and 699-726 images/s, ResNet-20 2,111-2,320 and
+    2,224-3,211. Training and its peak of memory stay as they were within the noise.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    threshold = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that old ones take
+    return bool(threshold and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def _layout(device: str, dtype: str) -> tuple[str, str]:

@@ -111,6 +111,20 @@ def test_applied_threads_are_those_of_the_settings() -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_memory_of_maps_that_were_freed_is_not_fetched_again_page_by_page() -> None:
+    if not device.keep_memory():
+        pytest.skip("no glibc")
+    resource = pytest.importorskip("resource")
+
+    def pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(12 << 20)  # 48 MiB: 12,288 pages
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    pages()
+    assert min(pages() for _ in range(3)) < 1_000
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_taken_where_there_is_one_and_named() -> None:
     settings = choose(Engine(), 32)
