@@ -22,7 +22,7 @@ from okdc.recipe import Recipe, load
 from okdc.resolve import resolve
 from okdc.run import Run
 from okdc.series import Series
-from okdc.training import checkpoint, compiling, device, engine
+from okdc.training import checkpoint, compiling, device, engine, starts
 from okdc.training import series as training
 from okdc.training.engine import Position
 
@@ -102,11 +102,11 @@ def recipe(*words: str) -> Recipe:
 
 
 def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> Run:
-    return engine.start(recipe(*words), "tiny", out, {}, tell or Quiet())
+    return starts.start(recipe(*words), "tiny", out, {}, tell or Quiet())
 
 
 def resume(path: Path, tell: Quiet | None = None) -> Run:
-    return engine.resume(Run.open(path), tell or Quiet())
+    return starts.resume(Run.open(path), tell or Quiet())
 
 
 def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
@@ -190,7 +190,7 @@ def _in_process(target: Callable[..., None], args: tuple[object, ...], after_s: 
     """`target` is of this module: a child finds those of test modules only where the checkout is on its path."""
     context = multiprocessing.get_context("forkserver")
     # A child starts in no time where all that a training imports, in the end, is there.
-    context.set_forkserver_preload(["okdc.training.series", "sklearn.datasets", "torch._dynamo"])
+    context.set_forkserver_preload(["okdc.training.series", "torch._dynamo"])
     process = context.Process(target=target, args=args)
     process.start()
     process.join(after_s)

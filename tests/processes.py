@@ -36,7 +36,7 @@ from okdc.errors import DiskError, OkdcError
 from okdc.methods.method import Step
 from okdc.ranks import Ranks
 from okdc.run import Run
-from okdc.training import checkpoint, compiling, device, engine
+from okdc.training import checkpoint, compiling, device, starts
 from okdc.training.ends import StopRequest
 from okdc.training.metrics import Totals
 from okdc.training.step import TrainStep
@@ -130,9 +130,9 @@ def training(
     error: OkdcError | None = None
     try:
         if (out / "run.json").exists():
-            engine.resume(Run.open(out), tell, None, ranks)
+            starts.resume(Run.open(out), tell, None, ranks)
         else:
-            engine.start(recipe(*words), "tiny", out, {}, tell, ranks)
+            starts.start(recipe(*words), "tiny", out, {}, tell, ranks)
     except OkdcError as caught:
         error = caught
     notes, calls = tuple(tell.notes), len(tell.counts)

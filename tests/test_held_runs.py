@@ -16,8 +16,8 @@ from okdc import kept, locks
 from okdc.errors import Interrupted, RunError
 from okdc.files import read_json, write_json
 from okdc.run import Run
-from okdc.training import engine
 from okdc.training import result as final
+from okdc.training import starts
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_run_is_running_while_it_is_held_and_resumable_after(begun: Run) -> No
 
 def test_a_run_that_another_process_trains_is_not_resumed(begun: Run) -> None:
     with begun.held(), pytest.raises(RunError, match="is being trained by another process"):
-        engine.resume(begun, Quiet())
+        starts.resume(begun, Quiet())
 
 
 def test_looking_at_a_run_does_not_keep_it_from_being_trained(begun: Run) -> None:
@@ -59,7 +59,7 @@ def test_ctrl_c_while_the_test_split_is_read_says_how_to_go_on(monkeypatch: pyte
     assert caught.value.exit_code == 130
     run = Run.newest("resumable")
     assert caught.value.hint == f"okdc resume {run.path}"
-    engine.resume(run, Quiet())
+    starts.resume(run, Quiet())
     assert outcome(run) == uninterrupted()
     assert result(run)["kept"]
 
@@ -75,10 +75,10 @@ def test_what_keeps_a_continuation_from_being_exact_is_said() -> None:
                 raise StoppedError
 
     with pytest.raises(StoppedError):
-        engine.start(recipe(), "y", None, {"versions": {"torch": "1.0"}, "processor": "an abacus"}, Stopping())
+        starts.start(recipe(), "y", None, {"versions": {"torch": "1.0"}, "processor": "an abacus"}, Stopping())
     run = Run.open(Path("runs/y-1"))
     tell = Quiet()
-    engine.resume(run, tell)
+    starts.resume(run, tell)
     said = [note for note in tell.notes if note.startswith("not exact to the bit")]
     assert len(said) == 2
     assert "torch 1.0 then" in said[0]

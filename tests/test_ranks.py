@@ -25,7 +25,7 @@ from okdc.data.streaming import StreamBatches
 from okdc.errors import RecipeError, UsageError
 from okdc.methods.method import Step
 from okdc.ranks import ALONE, Ranks
-from okdc.training import engine
+from okdc.training import starts
 from okdc.training.metrics import Totals
 
 CPU = torch.device("cpu")
@@ -213,7 +213,7 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers_and_another_
 ) -> None:
     asked = recipe(f"optim.batch_size={batch_size}")
     with pytest.raises(RecipeError, match=rf"batch_size={batch_size} .* all {count} processes") as caught:
-        engine.settings_of(asked, asked.engine, group(count)[0])
+        starts.settings_of(asked, asked.engine, group(count)[0])
     assert instead in caught.value.hint
 
 

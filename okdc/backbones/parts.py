@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from okdc.blocks import pooled
+
 
 class PoolLinear(nn.Module):
     """Global average pooling and a linear classifier: NCHW -> NK."""
@@ -13,7 +15,7 @@ class PoolLinear(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(x.mean((2, 3)))
+        logits: Tensor = self.fc(pooled(x))
         return logits
 
 

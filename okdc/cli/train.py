@@ -11,7 +11,7 @@ import typer
 
 from okdc import console, tables
 from okdc.cli.ends import leave
-from okdc.cli.options import DataRoot, Json, RunPath
+from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads
 from okdc.errors import UsageError
 from okdc.ranks import Ranks
 from okdc.talk import Nobody
@@ -27,12 +27,10 @@ def distill(
         typer.Argument(metavar="RECIPE|KEY=VALUE", help="A recipe (default: digits_resnet8) and overrides."),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The run's directory.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Short for engine.device=.")] = None,
-    dtype: Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Short for engine.dtype=.")] = None,
-    threads: Annotated[str | None, typer.Option(metavar="auto|N", help="Short for engine.threads=.")] = None,
-    compile_step: Annotated[
-        str | None, typer.Option("--compile", metavar="auto|on|off", help="Short for engine.compile=.")
-    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    compile_step: Compile = None,
     seeds: Annotated[
         str | None, typer.Option(metavar="0,1,2|0-4", help="One run a seed, in one folder, with mean and deviation.")
     ] = None,
@@ -67,13 +65,13 @@ def distill(
     for text in notes:
         tell.note(text)
     from okdc.machine import provenance
-    from okdc.training import engine, series
+    from okdc.training import series, starts
 
     made_by = provenance(["okdc", *sys.argv[1:]])
     if several:
         _finished_series(series.start(resolved, several, draft.stem, out, made_by, tell), as_json)
         return
-    run = engine.start(resolved, draft.stem, out, made_by, tell, ranks)
+    run = starts.start(resolved, draft.stem, out, made_by, tell, ranks)
     if ranks.first:
         _finished(run, as_json)
 
@@ -97,11 +95,11 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
         _finished_series(series.resume(several, made_by, tell, data_root), as_json)
         return
     chosen = Run.open(named)
-    from okdc.training import engine
+    from okdc.training import starts
 
     whole = owner(chosen)
     with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
-        engine.resume(chosen, tell, data_root, ranks)
+        starts.resume(chosen, tell, data_root, ranks)
     if ranks.first:
         _finished(chosen, as_json)
 

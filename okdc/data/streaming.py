@@ -7,8 +7,6 @@ number of workers, or none, gives the same pixels, and any step of an epoch can 
 from __future__ import annotations
 
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -21,6 +19,7 @@ from torch.utils import data as loading
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as F
 
+from okdc.data import workers
 from okdc.data.batches import Normalise, order, part_of_batch
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, to_rgb, wary
@@ -152,16 +151,5 @@ class _Decoder(loading.Dataset[Any]):
 
 
 def _on_its_own(worker: int) -> None:  # noqa: ARG001
-    """Signals are for the loop, which stops its workers when it has saved: a worker obeys nobody else.
-
-    Ctrl-C, `timeout` and batch systems signal the whole process group. torch has set one thread by now.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
-
-
-def _obey(parent: int) -> None:
-    while True:
-        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
-            os._exit(128 + signal.SIGTERM)
+    """As any worker that decodes. torch has set one thread by now."""
+    workers.on_its_own(os.getppid())

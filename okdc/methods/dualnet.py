@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from okdc.blocks import pooled
 from okdc.cohort import Cohort
 from okdc.methods.method import Config, Method, Step, at_least_two, full_precision, students
 
@@ -43,8 +44,8 @@ class DualNet(Method):
     def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
         maps = self.cohort(images)
         z = self.cohort.logits(maps)
-        pooled = torch.stack([own[-1].mean((2, 3)) for own in maps])  # n, N, C
-        z_f = self.fc(pooled.sum(0)).float()
+        h = torch.stack([pooled(own[-1]) for own in maps])  # n, N, C
+        z_f = self.fc(h.sum(0)).float()
         with full_precision(images):
             losses = {f"ce_student{k}": F.cross_entropy(z_k, labels) for k, z_k in enumerate(z)}
             losses["ce_fused"] = F.cross_entropy(z_f, labels)

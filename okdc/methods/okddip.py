@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
+from okdc.blocks import pooled
 from okdc.cohort import Cohort
 from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, kl, ramp, students
 
@@ -57,7 +58,7 @@ class OKDDip(Method):
     def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
         maps = self.cohort(images)
         *z, z_leader = self.cohort.logits(maps)
-        h = torch.stack([own[-1].mean((2, 3)) for own in maps[:-1]], 1)  # N, peers, C
+        h = torch.stack([pooled(own[-1]) for own in maps[:-1]], 1)  # N, peers, C
         attention = (self.query(h) @ self.key(h).transpose(1, 2)).float().softmax(2)  # N, peers, peers
         with full_precision(images):
             t = attention @ torch.stack(z, 1)  # N, peers, K

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from okdc.blocks import pooled
 from okdc.cohort import Cohort
 from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, kl, ramp, students
 
@@ -30,7 +31,7 @@ class Gate(nn.Module):
         self.bn = nn.BatchNorm1d(branches)  # a training batch of one image would have no statistics
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.linear(x.mean((2, 3))))).float().softmax(1)
+        return F.relu(self.bn(self.linear(pooled(x)))).float().softmax(1)
 
 
 class ONE(Method):

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from okdc.data.workers import cores
 from okdc.errors import DeviceError
 from okdc.machine import processor
 from okdc.ranks import ALONE, Ranks
@@ -87,7 +88,7 @@ def choose(
     if engine.threads != "auto":
         threads, why = engine.threads, "as asked"
     reasons.append(f"threads {threads} ({why})")
-    workers, why = (max(1, _cores() // ranks.here), "cores") if streamed else (0, "")
+    workers, why = (max(1, cores() // ranks.here), "cores") if streamed else (0, "")
     if engine.workers != "auto":
         workers, why = engine.workers, "as asked"
     if streamed:
@@ -136,11 +137,6 @@ def _layout(device: str, dtype: str) -> tuple[str, str]:
     if dtype == "bfloat16":
         return "channels_last", "what bfloat16 convolutions want"
     return "contiguous", "no gain without bfloat16" if device == "cuda" else "no oneDNN"
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _dtype(device: str, image_size: int) -> tuple[str, str]:

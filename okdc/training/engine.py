@@ -1,43 +1,31 @@
-"""The one training loop. It knows `Method.forward` and nothing of any method.
+"""The one training loop: epochs of steps, validation, a checkpoint after each epoch and at a signal.
 
-    start()   a recipe becomes a run: data, cohort, method, a fresh directory, then train()
-    resume()  a run's directory becomes the same again, from its last checkpoint, then train()
-    train()   epochs of steps; validation; best and last kept; a checkpoint after each epoch and at a signal
-
-keep.py says what is kept, result.py reads the test split at the end, ends.py is how a training ends early.
-
-Order of a start, on which exactness rests: images, students (each from its own stream), method, device and memory
-format, optimiser, checkpoint. No global generator is read after the students are initialised.
+It knows `Method.forward` and nothing of any method. starts.py is how it begins, step.py what it repeats, keep.py what
+is kept, result.py reads the test split at the end, ends.py is how it ends early.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from okdc import build, kept, reopen
+from okdc import kept
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
-from okdc.data.datasets import Dataset
 from okdc.data.feed import batches_of
-from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.files import read_json, write_json
-from okdc.machine import differences
 from okdc.ranks import ALONE, Ranks
-from okdc.recipe import STREAMED, Engine, Recipe
-from okdc.run import Run, refuse_taken
+from okdc.recipe import Recipe
+from okdc.run import Run
 from okdc.talk import Listener
-from okdc.training import checkpoint, compiling, device, keep, optim, result
+from okdc.training import checkpoint, device, keep, optim, result
 from okdc.training.device import Settings
-from okdc.training.ends import StopRequest, attempt, continuable, fail, interrupt, stop_if_bad, until_asked
+from okdc.training.ends import StopRequest, attempt, fail, interrupt, stop_if_bad, until_asked
 from okdc.training.metrics import Summary, Totals, count
 from okdc.training.step import TrainStep
 
@@ -52,116 +40,6 @@ class Position:
     best: list[keep.Record] = field(default_factory=list)  # one a student, none before the first validation
     seconds: float = 0.0  # in training steps, over all starts
     log_rows: int = 0
-
-
-def start(
-    recipe: Recipe,
-    stem: str,
-    out: Path | None,
-    provenance: dict[str, Any],
-    tell: Listener,
-    ranks: Ranks = ALONE,
-) -> Run:
-    """Train a recipe from scratch in a new run directory. Returns the run, complete."""
-    settings = settings_of(recipe, recipe.engine, ranks)
-    with ranks.joined(settings.device):
-        ranks.first_does(lambda: refuse_taken(out))
-        for reason in settings.reasons:
-            tell.note(reason)
-
-        def read() -> Dataset:
-            with tell.reading() as progress:
-                return build.dataset(recipe, progress)
-
-        ranks.agree("the recipe's keys", recipe.sha256())
-        found = ranks.in_turn(read)
-        ranks.agree("the images", found.fingerprint)
-        job = build.job(recipe, found)
-        for note in job.notes:
-            tell.note(note)
-        settings = ranks.first_does(partial(compiling.decide, settings, job))
-        tell.note(settings.reasons[-1])
-        info = {
-            "schema": 1,
-            "recipe_sha256": job.recipe.sha256(),
-            "data_sha256": found.fingerprint,
-            "classes": list(found.classes),
-            "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "settings": settings.saved(),
-            "reasons": list(settings.reasons),
-            "processes": ranks.count,
-            **provenance,
-        }
-        run = ranks.first_does(lambda: Run.create(stem, job.recipe.text(), info, out))
-        tell.note(f"run {run.path}")
-        with _held(run, ranks), continuable(run):
-            train(job, run, settings, Position(), None, tell, ranks)
-    return run
-
-
-def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks = ALONE) -> Run:
-    """Continue a run to the bit, with the settings it was started with; what keeps it from being exact is said.
-
-    Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
-    device, DataError for other images.
-    """
-    if run.state == "complete":
-        tell.note(f"{run.path} is complete: nothing to do")
-        return run
-    if run.state == "failed":
-        why = run.facts().get("failed", "")
-        raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
-    facts = run.facts("settings")
-    recipe, notes = reopen.recipe_of(run, data_root)
-    try:
-        settings = settings_of(recipe, Engine(**facts["settings"]), ranks)
-    except DeviceError as error:
-        raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
-    with ranks.joined(settings.device), _held(run, ranks), continuable(run):
-        for note in notes:
-            tell.note(note)
-        tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
-        for difference in differences(facts):
-            tell.note(f"not exact to the bit: {difference}")
-        if (then := facts.get("processes", 1)) != ranks.count:
-            tell.note(f"not exact to the bit: {then} processes then, {ranks.count} now")
-        job = build.job(recipe, ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
-        settings = ranks.first_does(partial(compiling.decide, settings, job))
-        state, notes = ranks.first_does(lambda: checkpoint.load(run))
-        for note in notes:
-            tell.note(note)
-        position = Position()
-        if state is None:
-            tell.note(f"{run.path}: no checkpoint was written yet, it starts from its first step")
-        else:
-            totals = Totals.resumed(state["totals"], settings.torch_device, ranks) if state["totals"] else None
-            position = Position(
-                state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"]
-            )
-            tell.note(f"{run.path} continues at epoch {position.epoch + 1}, step {position.step + 1}")
-        ranks.first_does(lambda: run.keep_rows(position.log_rows))
-        train(job, run, settings, position, state, tell, ranks)
-    return run
-
-
-def settings_of(recipe: Recipe, engine: Engine, ranks: Ranks = ALONE) -> Settings:
-    """The choices that a recipe's training takes where `engine` says, or leaves to be chosen."""
-    batch = recipe.optim.batch_size
-    if batch % ranks.count or batch < 2 * ranks.count:
-        raise RecipeError(
-            f"optim.batch_size={batch} counts the images of all {ranks.count} processes: expected a multiple of "
-            f"{ranks.count}, two images each at least",
-            hint=f"for example: optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
-        )
-    return device.choose(engine, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED, ranks)
-
-
-@contextmanager
-def _held(run: Run, ranks: Ranks) -> Iterator[None]:
-    """The first process holds the run for all of them."""
-    with ExitStack() as stack:
-        ranks.first_does(lambda: stack.enter_context(run.held()))
-        yield
 
 
 def train(

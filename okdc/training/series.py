@@ -19,7 +19,7 @@ from okdc.recipe import Recipe, read
 from okdc.run import Run, refuse_taken
 from okdc.series import Series
 from okdc.talk import Listener
-from okdc.training import engine
+from okdc.training import starts
 
 ENDED = ("complete", "failed")  # what a failed seed would do again
 
@@ -29,7 +29,7 @@ def start(
 ) -> Series:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
 
-    Raises as `engine.start` does, but for a TrainingError, which ends its seed alone.
+    Raises as `starts.start` does, but for a TrainingError, which ends its seed alone.
     """
     refuse_taken(out)
     tell = _Once(tell)
@@ -90,9 +90,9 @@ def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Lis
                 try:
                     if state is None:
                         one = recipe.model_copy(update={"seed": seed, "method": recipe.method | _teacher(series)})
-                        engine.start(one, series.path.name, run.path, provenance, tell)
+                        starts.start(one, series.path.name, run.path, provenance, tell)
                     else:
-                        engine.resume(run, tell, data_root)
+                        starts.resume(run, tell, data_root)
                 except TrainingError as error:  # the run remembers it; other seeds may do better
                     tell.note(f"seed {seed} failed: {error.message}")
         except Interrupted as error:
@@ -151,7 +151,7 @@ def _terminable() -> Iterator[list[int]]:
 
 def _settings(recipe: Recipe) -> dict[str, str | int]:
     """What bears on the weights; how many processes decode images does not."""
-    chosen = engine.settings_of(recipe, recipe.engine).saved()
+    chosen = starts.settings_of(recipe, recipe.engine).saved()
     return {name: chosen[name] for name in ("device", "dtype", "memory_format", "threads")}
 
 

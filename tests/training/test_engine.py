@@ -47,7 +47,7 @@ from okdc.files import read_json
 from okdc.kept import logits_of
 from okdc.methods.method import Step
 from okdc.run import Run
-from okdc.training import checkpoint, engine, keep
+from okdc.training import checkpoint, keep, starts
 from okdc.training.metrics import Summary, top1_pct
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -687,5 +687,5 @@ class Watched(Quiet):
 @pytest.mark.gpu
 def test_the_loop_itself_never_makes_the_host_wait_within_an_epoch() -> None:
     words = ("engine.device=cuda", "engine.dtype=auto", "optim.clip=1.0")
-    run = engine.start(recipe(*words), "watched", None, {}, Watched())
+    run = starts.start(recipe(*words), "watched", None, {}, Watched())
     assert run.state == "complete"

@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.recipe import Engine
-from okdc.training import device, engine
+from okdc.training import device, starts
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, count
 from okdc.training.step import TrainStep
@@ -138,7 +138,7 @@ class Watched(Quiet):
 def test_the_whole_loop_never_waits_within_an_epoch_and_learns(compile: str) -> None:
     tell = Watched(25, WARM)
     words = ("engine.device=cuda", "engine.dtype=auto", f"engine.compile={compile}", "optim.epochs=4")
-    run = engine.start(recipe(*MORE, *words), "watched", None, {}, tell)
+    run = starts.start(recipe(*MORE, *words), "watched", None, {}, tell)
     assert run.state == "complete"
     assert tell.watched == 4 * (24 - WARM)
     losses = [row["loss"] for row in rows(run)]

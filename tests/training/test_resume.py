@@ -36,7 +36,7 @@ from okdc.methods.method import Method
 from okdc.recipe import Optim, load
 from okdc.resolve import resolve
 from okdc.run import Run
-from okdc.training import checkpoint, device, engine, optim
+from okdc.training import checkpoint, device, optim, starts
 from okdc.training.ends import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -363,6 +363,6 @@ def test_where_a_run_continues_is_said() -> None:
 def test_the_resolved_recipe_of_a_run_repeats_it() -> None:
     run = start("optim.lr=0.03", out=Path("first"))
     shutil.copy(run.recipe, "again.toml")
-    again = engine.start(resolve(load(["again.toml"]))[0], "again", None, {}, Quiet())
+    again = starts.start(resolve(load(["again.toml"]))[0], "again", None, {}, Quiet())
     assert outcome(again) == outcome(run)
     assert again.facts()["recipe_sha256"] == run.facts()["recipe_sha256"] != recipe().sha256()
