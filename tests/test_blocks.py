@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, fx, nn
 
-from okdc.blocks import ChannelAttention, DualAttention, OverallFusion, PatchConv, SpatialAttention, match
+from okdc.backbones.resnet import cifar_resnet
+from okdc.blocks import ChannelAttention, DualAttention, OverallFusion, PatchConv, SpatialAttention, match, pooled
 
 Array = npt.NDArray[np.float64]
 
@@ -133,8 +136,8 @@ def test_pool1x1_averages_before_it_mixes_channels() -> None:
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(bn, nn.BatchNorm2d)
     x = torch.randn(2, 3, 8, 8)
-    pooled = array(x).reshape(2, 3, 2, 4, 2, 4).mean((3, 5))
-    expected = np.maximum(normalised(convolved(pooled, array(conv.weight), (1, 1), 0), bn), 0)
+    averages = array(x).reshape(2, 3, 2, 4, 2, 4).mean((3, 5))
+    expected = np.maximum(normalised(convolved(averages, array(conv.weight), (1, 1), 0), bn), 0)
     np.testing.assert_allclose(array(module(x)), expected, atol=1e-5)
 
 
@@ -159,6 +162,58 @@ def test_an_unknown_matching_is_refused_with_what_there_is() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Pooling
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "some channels of a channels_last map": lambda x: torch.cat([x, x], 1).contiguous(
+        memory_format=torch.channels_last
+    )[:, : x.shape[1]],
+    "width and height exchanged": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [(4, 6, 5, 3), (4, 6, 1, 1), (1, 1, 4, 4)])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_pooling_and_its_gradient_are_those_of_a_mean(
+    layout: Callable[[Tensor], Tensor], size: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    values, given = torch.randn(size, dtype=dtype), torch.randn(size[:2], dtype=dtype)
+    x, plain = layout(values).requires_grad_(), values.requires_grad_()
+    found, expected = pooled(x), plain.mean((2, 3))
+    torch.testing.assert_close(found, expected)
+    (gradient,) = torch.autograd.grad(found, x, given)
+    assert torch.equal(gradient, *torch.autograd.grad(expected, plain, given))
+    if dtype == torch.float64:
+        assert torch.autograd.gradgradcheck(pooled, layout(values.detach()).requires_grad_())
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_the_gradient_of_pooling_lies_in_memory_as_the_map_does(layout: str) -> None:
+    x = LAYOUTS[layout](torch.randn(4, 6, 5, 3)).requires_grad_()
+    (gradient,) = torch.autograd.grad(pooled(x).sum(), x)
+    assert gradient.stride() == x.stride()
+
+
+def test_a_network_that_pools_is_read_as_a_graph_whatever_reads_it() -> None:
+    """torch.fx's stand-ins have no memory to look at, and torch.jit compares two traces operator by operator."""
+    network = cifar_resnet(8, 10).to(memory_format=torch.channels_last).eval()
+    x = LAYOUTS["channels_last"](torch.randn(2, 3, 8, 8))
+    torch.testing.assert_close(fx.symbolic_trace(network)(x), network(x))
+    exported = torch.export.export(network, (x,))
+    assert not [node for node in exported.graph.nodes if "permute" in node.name]
+    torch.testing.assert_close(exported.module()(x), network(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        traced = torch.jit.trace(network, x)  # with its own check on
+    assert "PythonOp" not in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), network(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Attention
 
 
@@ -174,8 +229,8 @@ def test_channel_attention_is_mfef_equations_5_and_6(channels: int, reduction: i
     expected = array(x)
     for n in range(2):
         total = np.zeros(channels)
-        for pooled in (expected[n].mean((1, 2)), expected[n].max((1, 2))):
-            between = np.maximum(array(first.weight) @ pooled + array(first.bias), 0)
+        for seen in (expected[n].mean((1, 2)), expected[n].max((1, 2))):
+            between = np.maximum(array(first.weight) @ seen + array(first.bias), 0)
             total += array(second.weight) @ between + array(second.bias)
         for c in range(channels):
             expected[n, c] *= sigmoid(total)[c]
@@ -187,8 +242,8 @@ def test_spatial_attention_is_mfef_equations_7_and_8(kernel: int) -> None:
     module = used(SpatialAttention(kernel), (6, 5, 4))
     assert isinstance(module, SpatialAttention)
     x = torch.randn(2, 6, 5, 4)
-    pooled = np.stack([array(x).mean(1), array(x).max(1)], 1)
-    weight = sigmoid(normalised(convolved(pooled, array(module.conv.weight), (1, 1), kernel // 2), module.bn))
+    seen = np.stack([array(x).mean(1), array(x).max(1)], 1)
+    weight = sigmoid(normalised(convolved(seen, array(module.conv.weight), (1, 1), kernel // 2), module.bn))
     np.testing.assert_allclose(array(module(x)), array(x) * weight, atol=1e-5)
 
 

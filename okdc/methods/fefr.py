@@ -62,7 +62,7 @@ def reconstruct(mode: str, f: Tensor, groups: int) -> Tensor:
         return (first + second) / 2
     g = f.chunk(groups, 1)  # p maps of N, C/p, H, W
     if mode == "loo":
-        whole = torch.stack(g).sum(0)
+        whole = sum(g[1:], g[0])  # a stack of them, or a sum over groups, leaves channels_last
         return torch.cat([(whole - own) / (groups - 1) for own in g], 1)
     pairs = [(i, (i + 1) % groups) for i in range(groups)]
     if mode == "cross":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -181,6 +182,27 @@ def test_normalise_is_the_formula_in_the_memory_format_asked_for(layout: torch.m
     assert found.shape == (3, 3, 6, 5)
     assert found.is_contiguous(memory_format=layout)
     assert np.abs(found.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalise_takes_pixels_of_any_strides_and_leaves_them_as_they_are(dtype: torch.dtype) -> None:
+    pixels = torch.randint(0, 256, (5, 4, 6, 3), dtype=torch.uint8).to(dtype)
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    expected = (pixels.float() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    views: dict[str, Callable[[Tensor], Tensor]] = {
+        "as they are": lambda x: x,
+        "transposed": lambda x: x.transpose(1, 2),
+        "every second column": lambda x: x[:, :, ::2],
+        "planes": lambda x: x.permute(3, 0, 1, 2).contiguous().permute(1, 2, 3, 0),
+        "one image": lambda x: x[:1].expand(5, -1, -1, -1),
+        "none": lambda x: x[:0],
+    }
+    for what, view in views.items():
+        before = pixels.clone()
+        found = Normalise(mean, std)(view(pixels))
+        assert torch.equal(found, view(expected).permute(0, 3, 1, 2)), what
+        assert found.is_contiguous()
+        assert torch.equal(pixels, before), what
 
 
 def test_normalise_gives_the_same_bits_in_either_memory_format() -> None:

@@ -308,6 +308,35 @@ def test_odd_groups_go_where_no_pairs_are_needed() -> None:
     torch.testing.assert_close(reconstruct("loo", f, 3), torch.cat([G[1] + G[2], G[0] + G[2], G[0] + G[1]], 1) / 2)
 
 
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", RECONSTRUCTIONS)
+def test_maps_and_their_gradients_stay_channels_last_through_the_side_paths(
+    mode: str, dtype: torch.dtype, attention: bool
+) -> None:
+    """One that does not makes every layer before it mix two formats: the step is slower and its values are right."""
+    images = torch.Size((3, 16, 16))
+    method = fefr(2, "low", images, reconstruct=mode, attention=attention).to(memory_format=torch.channels_last).train()
+    seen: list[tuple[str, Tensor]] = []
+
+    def watch(name: str, y: Any) -> None:
+        if isinstance(y, Tensor) and y.dim() == 4 and y.shape[1] > 1:
+            seen.append((name, y))
+            y.register_hook(lambda gradient: seen.append((f"gradient of {name}", gradient)))
+
+    for name, module in method.named_modules():
+        module.register_forward_hook(lambda _, __, y, name=name: watch(name, y))
+    x, labels = batch(images)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        losses = method(x.contiguous(memory_format=torch.channels_last), labels, torch.tensor(0.5)).losses
+    torch.stack(list(losses.values())).sum().backward()
+    # Of a map that is a part of another's channels, the others lie between its pixels.
+    assert not [(name, y.shape, y.stride()) for name, y in seen if y.stride(1) != 1]
+    assert {name.split(".")[0] for name, _ in seen} == {
+        f"{which}{part}" for which in ("", "gradient of ") for part in ("cohort", "paths", "fusion")
+    }
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The losses, written a second time
 
