@@ -47,6 +47,7 @@ def pool(files: int) -> Iterator[Executor]:
                 yield processes
             except BaseException:
                 stop[0] = 1
+                processes.shutdown(wait=False, cancel_futures=True)  # or each comes back, empty and of full size
                 raise
 
 

@@ -121,6 +121,21 @@ def test_memory_that_runs_out_in_a_worker_runs_out_in_the_parent(files: Paths, m
         decode(files, 8)
 
 
+def leave_a_trace(number: int) -> int:
+    Path(f"done-{number}").touch()
+    time.sleep(0.001)
+    return number
+
+
+@pytest.mark.usefixtures("processes")
+def test_what_waits_for_a_process_is_dropped_when_nobody_wants_it_any_more() -> None:
+    with pytest.raises(KeyboardInterrupt), workers.pool(100) as pool:
+        results = pool.map(leave_a_trace, range(2000))
+        assert next(results) == 0
+        raise KeyboardInterrupt
+    assert len(list(Path().glob("done-*"))) < 2000
+
+
 # --- signals
 
 SLOW = f"""
