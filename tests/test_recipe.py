@@ -129,6 +129,8 @@ OTHER: dict[str, object] = {
     "engine.memory_format": "contiguous",
     "engine.threads": 2,
     "engine.workers": 0,
+    "engine.compile": "off",
+    "engine.sync_batchnorm": True,
 }
 
 
@@ -162,8 +164,8 @@ def test_the_sha256_does_not_tell_where_the_images_lie(monkeypatch: pytest.Monke
 
 
 def test_auto_stays_auto_in_the_sha256() -> None:
-    keys = ("device", "dtype", "memory_format", "threads", "workers")
-    assert resolved().portable()["engine"] == dict.fromkeys(keys, "auto")
+    keys = ("device", "dtype", "memory_format", "threads", "workers", "compile")
+    assert resolved().portable()["engine"] == dict.fromkeys(keys, "auto") | {"sync_batchnorm": False}
 
 
 # --- which recipe

@@ -68,7 +68,7 @@ def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(ex
     for case, logits in zip(expected["cases"], told["logits"], strict=True):
         pixels = np.array(Image.open(exported / "sample" / case["image"]))
         assert pixels.shape == (8, 8, 3)
-        np.testing.assert_allclose(side.logits(pixels[None])[0], logits, atol=1e-6)
+        np.testing.assert_allclose(side.logits(pixels[None])[0], logits, rtol=1e-6, atol=1e-6)
     assert 1e-5 <= told["tolerance"] < 1e-3
 
 
