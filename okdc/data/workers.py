@@ -32,23 +32,25 @@ def forks(files: int) -> bool:
 
 @contextmanager
 def pool(files: int) -> Iterator[Executor]:
-    """Processes for many files, else threads."""
-    if not forks(files):
-        with ThreadPoolExecutor(cores()) as threads:
-            yield threads
-        return
-    context = multiprocessing.get_context("fork")  # no second import of the caller's script, and no start to wait for
+    """Processes for many files, else threads. Where an error comes, or Ctrl-C, what was not begun is dropped."""
     stop = mmap.mmap(-1, 1)
     with warnings.catch_warnings():
         # A process with threads forks: what the child runs takes no lock of theirs.
         warnings.simplefilter("ignore", DeprecationWarning)
-        with ProcessPoolExecutor(min(cores(), files), context, _begin, (os.getpid(), stop)) as processes:
+        with _executor(files, stop) as workers:
             try:
-                yield processes
+                yield workers
             except BaseException:
                 stop[0] = 1
-                processes.shutdown(wait=False, cancel_futures=True)  # or each comes back, empty and of full size
+                workers.shutdown(cancel_futures=True)  # or each comes back, empty and of full size
                 raise
+
+
+def _executor(files: int, stop: mmap.mmap) -> Executor:
+    if not forks(files):
+        return ThreadPoolExecutor(cores())
+    context = multiprocessing.get_context("fork")  # no second import of the caller's script, and no start to wait for
+    return ProcessPoolExecutor(min(cores(), files), context, _begin, (os.getpid(), stop))
 
 
 def stopped() -> bool:

@@ -56,7 +56,7 @@ def reconstruct(mode: str, f: Tensor, groups: int) -> Tensor:
     """
     if mode == "none":
         return f
-    # chunk, not slices: the gradient of a slice loses channels_last, and what comes after it is several times slower.
+    # chunk, not slices: the gradient of a slice leaves channels_last, and the layers before it would mix both formats.
     if mode == "skip":
         first, second = f.chunk(2, 1)  # all pairs at once: Gi and Gi+p/2 are in the same place of either half
         return (first + second) / 2

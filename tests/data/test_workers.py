@@ -128,8 +128,10 @@ def leave_a_trace(number: int) -> int:
 
 
 @pytest.mark.usefixtures("processes")
-def test_what_waits_for_a_process_is_dropped_when_nobody_wants_it_any_more() -> None:
-    with pytest.raises(KeyboardInterrupt), workers.pool(100) as pool:
+@pytest.mark.parametrize("files", [99, 100])
+def test_what_waits_for_a_worker_is_dropped_when_nobody_wants_it_any_more(files: int) -> None:
+    assert workers.forks(files) is (files == 100)
+    with pytest.raises(KeyboardInterrupt), workers.pool(files) as pool:
         results = pool.map(leave_a_trace, range(2000))
         assert next(results) == 0
         raise KeyboardInterrupt
