@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
 from harness import digest
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from okdc.backbones.mobilenet import mobilenetv2
 from okdc.training.depthwise import fast, out_of_bfloat16
@@ -89,6 +90,18 @@ def test_names_weights_and_copies_are_as_before() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not other.eval()(x).any()  # a copy runs with its own weights
         assert network.eval()(x).any()
+
+
+def test_it_is_pickled_exported_and_read_by_torch_fx_as_any_other() -> None:
+    network = mobilenetv2(10)
+    assert out_of_bfloat16(network) == 17
+    x = images(16, 3)
+    expected = network.eval()(x)
+    stored = pickle.loads(pickle.dumps(network))
+    for copied in (stored, fx.symbolic_trace(network), torch.export.export(network, (x,)).module()):
+        torch.testing.assert_close(copied(x), expected)
+    nn.init.zeros_(next(network.parameters()))
+    torch.testing.assert_close(stored(x), expected)  # it has weights of its own
 
 
 def test_it_is_traced_in_one_graph() -> None:
