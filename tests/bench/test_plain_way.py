@@ -11,9 +11,13 @@ import onnx
 import pytest
 import torch
 from harness import recipe
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from okdc import build
+from okdc.bench import pairings
 from okdc.bench.ours import MEAN, STD, Work, eval_batches_of, random_images
+from okdc.bench.pairings import Scale
 from okdc.bench.plain import PlainBatches, PlainImages, PlainStep, parts, to_onnx
 from okdc.data.batches import Normalise
 from okdc.methods.method import Method
@@ -29,8 +33,13 @@ def made(name: str, *words: str) -> Method:
     return build.method(recipe(f"method.name={name}", *words), torch.Size((3, 8, 8)), 10)[0]
 
 
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("words", [(), ("cohort.share=stem1",), ("optim.clip=0.5",)])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        *((name, ()) for name in METHODS),
+        *((name, ("cohort.share=stem1", "optim.clip=0.5")) for name in ("fefr", "ffl", "okddip")),
+    ],
+)
 def test_three_plain_steps_are_three_of_okdcs_in_float32(name: str, words: tuple[str, ...]) -> None:
     optim = recipe("optim.weight_decay=0.01", "optim.aux_weight_decay=0.05", *words).optim
     ours, theirs = made(name, *words), made(name, *words)
@@ -39,20 +48,22 @@ def test_three_plain_steps_are_three_of_okdcs_in_float32(name: str, words: tuple
     for images, labels in eval_batches_of(random_images(3 * 16, 8, 10), 16, Normalise(MEAN, STD)):
         step = fast(images, labels, 0.0)
         read = plain(images, labels, 0.0)
-        for term, loss in step.losses.items():
-            assert read[term] == pytest.approx(float(loss.detach()), rel=1e-4, abs=1e-6)
+        assert read["loss"] == pytest.approx(sum(float(term.detach()) for term in step.losses.values()), rel=1e-4)
+        for head, z in step.logits.items():
+            right = float((z.argmax(1) == labels).float().mean())
+            assert read[f"{head}_top1"] == pytest.approx(right, abs=1 / 16)  # a tie may be rounded either way
     for (key, mine), theirs_ in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
         torch.testing.assert_close(mine, theirs_, rtol=1e-4, atol=1e-5, msg=key)
     moved = [key for key, value in theirs.state_dict().items() if not torch.equal(value, before[key])]
     assert {name for name, _ in theirs.named_parameters()} <= set(moved)
 
 
-def test_a_plain_step_reads_every_loss_and_the_accuracy_of_every_head() -> None:
+def test_a_plain_step_reads_the_loss_and_the_accuracy_of_every_head_and_each_read_is_a_number() -> None:
     method = made("ffl")
     images, labels = next(eval_batches_of(random_images(16, 8, 10), 16, Normalise(MEAN, STD)))
     step = method(images, labels, torch.zeros(()))
     read = PlainStep(method, recipe().optim, CPU)(images, labels, 0.0)
-    assert set(read) == set(step.losses) | {f"{head}_top1" for head in step.logits}
+    assert set(read) == {"loss"} | {f"{head}_top1" for head in step.logits}
     assert all(isinstance(value, float) for value in read.values())
     assert all(0 <= value <= 1 for name, value in read.items() if name.endswith("_top1"))
 
@@ -68,6 +79,30 @@ def test_each_student_has_an_optimiser_and_so_has_what_is_discarded(name: str) -
     assert set(taken) == set(method.parameters())
     assert set(method.cohort.backbone(0).parameters()) == set(found[0][0])  # a trunk is with the first
     assert [decay for _, decay in found[len(method.cohort.students) :]] == [optim.aux_weight_decay] * bool(scaffolding)
+
+
+def test_a_plain_step_is_torch_as_it_comes() -> None:
+    """float32 in contiguous maps, forward and backward, and SGD with its own choice of kernels."""
+    found: list[tuple[str, Tensor]] = []
+
+    def seen(layer: nn.Module, _: object, out: Tensor) -> None:
+        if not isinstance(layer, nn.Conv2d | nn.BatchNorm2d):
+            return
+        found.append((type(layer).__name__, out))
+        out.register_hook(lambda gradient: found.append((f"gradient of {type(layer).__name__}", gradient)))
+
+    okdcs = Settings("cpu", "bfloat16", "channels_last", 1)
+    work = pairings.work(okdcs, Scale(batch_size=4), "cifar10_resnet20", "resnet8", 2)
+    side = work.plain()
+    with register_module_forward_hook(seen):
+        side.run()
+    assert {"Conv2d", "BatchNorm2d", "gradient of Conv2d"} <= {name for name, _ in found}
+    for name, tensor in found:
+        assert tensor.dtype == torch.float32, name
+        assert tensor.is_contiguous(), f"{name}: {tensor.shape} {tensor.stride()}"
+    for optimizer in PlainStep(made("fefr"), work.recipe.optim, CPU).optimizers:
+        assert type(optimizer) is torch.optim.SGD
+        assert not any(optimizer.defaults[key] for key in ("fused", "foreach"))
 
 
 @pytest.fixture
