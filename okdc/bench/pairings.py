@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -46,6 +45,7 @@ class Pair:
     first: Side
     second: Side
     ratio: Ratio
+    close: Callable[[], None] = lambda: None  # what it started
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,18 @@ def of_recipe(recipe: Recipe, engine: Engine) -> Work:
     return Work(recipe, sources.count_classes(recipe.data) or CLASSES, settings_of(engine, size))
 
 
-def data_path(settings: Settings, scale: Scale, stack: ExitStack) -> Pair:
+def data_path(settings: Settings, scale: Scale) -> Pair:
     dataset = ours.random_images(scale.images, SIZE, CLASSES)
     images = plain.PlainImages(dataset.images.numpy(), dataset.labels.tolist(), ours.MEAN, ours.STD)
     batches = plain.PlainBatches(images, scale.batch_size, scale.workers, settings.torch_device)
-    stack.callback(batches.close)
     second = Side("DataLoader", batches.next, scale.batch_size, batches.batches, batches.begin)
-    return Pair(ours.data_path(dataset, scale.batch_size, settings), second, times_as_fast)
+    return Pair(ours.data_path(dataset, scale.batch_size, settings), second, times_as_fast, batches.close)
 
 
 def data_share(settings: Settings, scale: Scale, baseline: Work) -> Pair:
     dataset = ours.random_images(scale.images, SIZE, CLASSES)
     first = ours.data_path(dataset, scale.batch_size, settings)
-    return Pair(first, baseline.training("baseline step"), share)
+    return Pair(first, baseline.training("baseline"), share)
 
 
 def beside_plain(work: Work) -> Pair:
@@ -94,7 +93,7 @@ def beside_plain(work: Work) -> Pair:
 
 def over_baseline(work: Callable[[int], Work]) -> Pair:
     two, one = work(2), work(1)
-    return Pair(two.training("okdc"), one.training("baseline step"), partial(over_macs, two.macs / one.macs))
+    return Pair(two.training("okdc"), one.training("baseline"), partial(over_macs, two.macs / one.macs))
 
 
 def further(work: Callable[[int], Work]) -> Pair:
@@ -104,7 +103,7 @@ def further(work: Callable[[int], Work]) -> Pair:
 
 
 def evaluation(work: Work) -> Pair:
-    training, method = work.trained("training step")
+    training, method = work.trained("training")
     return Pair(work.evaluation(method), training, times_as_fast)
 
 
@@ -118,6 +117,6 @@ def export(work: Work) -> Pair:
     first = partial(ours.export, student, student.architecture, work.size, work.classes)
     return Pair(
         Side("okdc", first, units=1),
-        Side("torch.onnx.export", partial(plain.to_onnx, student, work.size), units=1),
+        Side("torch.onnx", partial(plain.to_onnx, student, work.size), units=1),
         times_as_fast,
     )

@@ -40,6 +40,7 @@ class Taken:
     pairs: list[tuple[float, float]] = field(default_factory=list)
     warm_up_s: float = 0.0  # the first unit of each side: allocation, autotuning, compilation
     pair_s: float = 0.0  # of one pair with all that belongs to it, as far as it was measured
+    ready_s: float = 0.0  # until the first pair
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,19 @@ def measure(
     Where six pairs do not fit, a couple is taken, to tell how long each side takes; the rest of the time is others'.
     """
     taken = Taken()
-    began = watch.clock()
+    start = watch.clock()
     for side in (first, second):
         tick()
         watch.stretch(side, 1)
-    taken.warm_up_s = watch.clock() - began
-    until = began + seconds + (taken.warm_up_s if free else 0)
+    taken.warm_up_s = taken.ready_s = watch.clock() - start
+    until = start + seconds + (taken.warm_up_s if free else 0)
     taken.pair_s = 0 if free else taken.warm_up_s
     if watch.clock() >= until:
         return taken
     fitted = [_fitted(side, watch) for side in (first, second)]  # a second pair that is not counted
     units = [n for n, _ in fitted]
     taken.pair_s = sum(spent for _, spent in fitted)
+    taken.ready_s = watch.clock() - start
     count = min(MOST, int((until - watch.clock()) / max(taken.pair_s, 1e-9)))
     count = count // 2 * 2 if count >= FEWEST else min(COUPLE, count)  # as many AB as BA
     slowest = taken.pair_s
@@ -87,6 +89,7 @@ def measure(
         tick()
         began = watch.clock()
         if number % 2 == 0 and began + min(2, count - number) * slowest > until:  # the machine has become slower
+            taken.pair_s = slowest
             break
         turn = ((0, first), (1, second)) if number % 2 == 0 else ((1, second), (0, first))
         found = [0.0, 0.0]

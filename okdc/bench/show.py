@@ -6,19 +6,11 @@ from typing import Any
 
 from okdc import console
 
-# What a ratio is of, in a cell.
-MEANING = {
-    "data_path_ratio": "× as fast",
-    "data_path_share": "of its time",
-    "ffl_step_ratio": "× as fast",
-    "fefr_step_over_macs": "× time / MACs",
-    "eval_over_train": "× as fast",
-    "step_ratio": "× as fast",
-    "compile_gain": "× as fast",
-    "fefr32_step_over_macs": "× time / MACs",
-    "further_student_over_macs": "× added time / MACs",
-    "export_ratio": "× as fast",
-}
+LEGEND = """\
+ratio: the median of n pairs taken in turn [its 95 % interval, by order statistics]:
+  how many times as fast as what stands beside it; but
+  / step: its time as a share of the step's
+  / MACs: times as long, over times as many multiply-adds; of a third student: what it adds"""
 
 
 def show(facts: dict[str, Any]) -> None:
@@ -27,17 +19,15 @@ def show(facts: dict[str, Any]) -> None:
         console.out(line)
     console.out("")
     console.table(
-        ["what", "images/s", "beside", "images/s", "ratio [95 %]", "n", ""],
+        ["what", "images/s", "beside, images/s", "ratio", "n"],
         [_row(facts, key, what) for key, what in facts["what"].items()],
     )
     console.out("")
     for key, what in facts["what"].items():
         if facts[key] is None:
             console.out(f"{what}: no ratio: {facts['reasons'][key]}")
-    console.out(
-        f"{facts['seconds']:,.0f} s; n pairs, taken in turn; the median of their ratios and its 95 % interval by order "
-        "statistics"
-    )
+    console.out(LEGEND)
+    console.out(f"measured in {facts['seconds']:,.0f} s")
 
 
 def _where(facts: dict[str, Any]) -> list[str]:
@@ -68,14 +58,22 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _row(facts: dict[str, Any], key: str, what: str) -> list[str]:
     found = facts[key]
-    ratio = ["-", "", ""]
-    if found:
-        told = f"{found['median']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
-        ratio = [told, str(found["n"]), MEANING[key]]
+    ratio = [_interval(found, key == "data_path_share"), str(found["n"])] if found else ["-", ""]
     exports = key == "export_ratio"
     speeds = facts["exports_per_s"] if exports else facts["images_per_s"].get(key)
     if not speeds:
-        return [what, "", "", "", *ratio]
+        return [what, "", "", *ratio]
     (_, first), (beside, second) = speeds.items()
-    cells = [f"{1 / speed:.2f} s each" if exports else f"{speed:,.0f}" for speed in (first, second)]
-    return [what, cells[0], beside, cells[1], *ratio]
+    cells = [f"{1 / speed:.2f} s" if exports else f"{speed:,.0f}" for speed in (first, second)]
+    return [what, cells[0], f"{beside} {cells[1]}", *ratio]
+
+
+def _interval(found: dict[str, float], share: bool) -> str:
+    """2.50 [2.41, 2.66], or 1.20 % [1.12, 1.31]."""
+    median, low, high = (_digits(found[key] * (100 if share else 1)) for key in ("median", "low", "high"))
+    return f"{median}{' %' if share else ''} [{low}, {high}]"
+
+
+def _digits(value: float) -> str:
+    """Three of them, zeros at the end included."""
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:,.0f}"

@@ -11,7 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -40,7 +40,7 @@ class Measurement:
     group: str
     what: str
     needs: float
-    build: Callable[[ExitStack], Pair]
+    build: Callable[[], Pair]
 
 
 def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> list[Measurement]:
@@ -49,32 +49,28 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
     small = partial(pairings.work, settings, scale, "cifar10_resnet20", a)
     large = partial(pairings.work, settings, scale, "cifar10_resnet20", b)
     ffl = partial(pairings.work, settings, scale, "cifar100_resnet32", b, 2, "method.name=ffl")
-    step = f"{asked.recipe.method['name']} step of {asked.name}" if asked.recipe else ""
+    step = f"{asked.recipe.method['name']} of {asked.name}" if asked.recipe else f"FEFR, {a} ×2"
     found = [
-        Measurement("data_path_ratio", "data", "data path", 18, partial(pairings.data_path, settings, scale)),
+        Measurement("data_path_ratio", "data", "data path", 18, lambda: pairings.data_path(settings, scale)),
         Measurement(
-            "data_path_share", "data", f"data path in a step of {a}", 10,
-            lambda _: pairings.data_share(settings, scale, small(1)),
+            "data_path_share", "data", f"data path / {a} step", 10,
+            lambda: pairings.data_share(settings, scale, small(1)),
         ),
-        Measurement(
-            "ffl_step_ratio", "ffl", f"FFL step, {b} ×2, 100 classes", 35, lambda _: pairings.beside_plain(ffl())
-        ),
-        Measurement("fefr_step_over_macs", "fefr", f"FEFR step, {a} ×2", 25, lambda _: pairings.over_baseline(small)),
-        Measurement(
-            "eval_over_train", "eval", f"every head of FEFR, {a} ×2", 14, lambda _: pairings.evaluation(small(2))
-        ),
+        Measurement("ffl_step_ratio", "ffl", f"FFL step, {b} ×2", 35, lambda: pairings.beside_plain(ffl())),
+        Measurement("fefr_step_over_macs", "fefr", f"FEFR / MACs, {a} ×2", 25, lambda: pairings.over_baseline(small)),
+        Measurement("eval_over_train", "eval", f"evaluation, {a} ×2", 14, lambda: pairings.evaluation(small(2))),
     ]  # fmt: skip
     if own:
-        found.append(Measurement("step_ratio", "recipe", step, 30, lambda _: pairings.beside_plain(own)))
+        found.append(Measurement("step_ratio", "recipe", step, 30, lambda: pairings.beside_plain(own)))
     if settings.compiled:
-        named = f"{step if own else f'FEFR step, {a} ×2'}, compiled"
-        found.append(Measurement("compile_gain", "compile", named, 20, lambda _: pairings.compiled(own or small(2))))
+        group, named = "recipe" if own else "fefr", f"compiled {step}"
+        found.append(Measurement("compile_gain", group, named, 20, lambda: pairings.compiled(own or small(2))))
     found += [
-        Measurement("fefr32_step_over_macs", "fefr", f"FEFR step, {b} ×2", 20, lambda _: pairings.over_baseline(large)),
-        Measurement("further_student_over_macs", "fefr", f"FEFR step, {a} ×3", 25, lambda _: pairings.further(small)),
-        Measurement("export_ratio", "export", f"ONNX export, {a}", 50, lambda _: pairings.export(small(1))),
+        Measurement("fefr32_step_over_macs", "fefr", f"FEFR / MACs, {b} ×2", 20, lambda: pairings.over_baseline(large)),
+        Measurement("further_student_over_macs", "fefr", f"third {a} / its MACs", 25, lambda: pairings.further(small)),
+        Measurement("export_ratio", "export", f"ONNX export, {a}", 50, lambda: pairings.export(small(1))),
     ]
-    return [m for m in found if m.group in (*asked.only, "compile")]
+    return [m for m in found if m.group in asked.only]
 
 
 def run(
@@ -91,7 +87,9 @@ def run(
     todo = plan(asked, settings, scale, own)
     watch, total = Watch(clock, ours.waiting(settings)), math.ceil(asked.seconds)
     ratios: dict[str, dict[str, Any] | None] = dict.fromkeys((*ALWAYS, *OPTIONAL))
-    reasons = dict.fromkeys(ratios, "not asked for") | {"compile_gain": "nothing was compiled (--compile on does)"}
+    reasons = dict.fromkeys(ratios, "not asked for")
+    if not settings.compiled:
+        reasons["compile_gain"] = "nothing was compiled (--compile on does)"
     if not own:
         reasons["step_ratio"] = "no recipe was given"
     speeds: dict[str, dict[str, float]] = {what.key: {} for what in todo}
@@ -108,13 +106,15 @@ def run(
             update(min(int(clock() - began), total - 1), total, text)
 
         tick()
-        with ExitStack() as stack:
-            pair = what.build(stack)
-            taken = measure(pair.first, pair.second, share - (clock() - started), watch, tick, free=settings.compiled)
-        compiling_s += taken.warm_up_s if settings.compiled else 0
+        with closing(what.build()) as pair:
+            built = clock() - started
+            taken = measure(pair.first, pair.second, share - built, watch, tick, free=settings.compiled)
+        compiled_s = taken.warm_up_s if settings.compiled else 0.0
+        compiling_s += compiled_s
         ratios[what.key], reasons[what.key] = judged([pair.ratio(a, b) for a, b in taken.pairs])
         if len(taken.pairs) < FEWEST:
-            reasons[what.key] += f": one takes {taken.pair_s:.1f} s, the share was {share:.1f} s; more --seconds"
+            begun = f"{built + taken.ready_s - compiled_s:.1f} s of {share:.1f} were used to begin"
+            reasons[what.key] += f": one takes {taken.pair_s:.1f} s, {begun}; more --seconds"
         speeds[what.key] = _speeds(pair, taken)
         del pair
         gc.collect()  # methods are full of cycles, and the next ones want their memory

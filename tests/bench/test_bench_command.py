@@ -17,12 +17,12 @@ import pytest
 import torch
 from asking import ask
 
-from okdc.bench import GROUPS, pairings, pairs, suite
+from okdc.bench import GROUPS, here, pairings, pairs, suite
 from okdc.bench.asked import asked
 from okdc.bench.here import settings_of
 from okdc.bench.pairings import Scale
 from okdc.bench.pairs import STRETCH_S, Taken
-from okdc.bench.show import MEANING, show
+from okdc.bench.show import show
 from okdc.deploy.count import count
 from okdc.errors import UsageError
 from okdc.methods.method import Method
@@ -32,7 +32,7 @@ from okdc.training import compiling, step
 Captured = pytest.CaptureFixture[str]
 TINY = Scale(small="resnet8", large="resnet8", batch_size=2, images=64, workers=1)
 QUICK = ("--device", "cpu", "--threads", "1")
-OWN = ("digits_resnet8", "optim.batch_size=8", "--only", "recipe", "--seconds", "2")
+OWN = ("digits_resnet8", "optim.batch_size=8", "--only", "recipe", "--seconds", "1")
 
 
 def facts_of(only: str | None, seconds: float, *words: str) -> dict[str, Any]:
@@ -64,7 +64,6 @@ def test_the_schema_of_the_facts(everything: dict[str, Any]) -> None:
     assert facts["load"] is None or len(facts["load"]) == 3
     assert facts["seconds"] > 0
     keys = (*suite.ALWAYS, *suite.OPTIONAL)
-    assert set(MEANING) == set(keys)
     for key in keys:
         if facts[key] is None:
             assert facts["reasons"][key]
@@ -73,7 +72,8 @@ def test_the_schema_of_the_facts(everything: dict[str, Any]) -> None:
             assert set(facts[key]) == {"median", "low", "high", "n"}
             assert facts[key]["low"] <= facts[key]["median"] <= facts[key]["high"]
             assert facts[key]["n"] >= 6
-    assert {key for key in keys if facts[key]} >= {*suite.ALWAYS, "step_ratio", "fefr32_step_over_macs"}
+    promised = {"data_path_ratio", "data_path_share", "ffl_step_ratio", "fefr_step_over_macs", "eval_over_train"}
+    assert {key for key in keys if facts[key]} >= promised | {"step_ratio", "fefr32_step_over_macs"}
     assert set(facts["reasons"]) == {key for key in keys if not facts[key]}
     assert facts["recipe"]["settings"]["dtype"] == "float32"  # 8×8 images, whatever the others get
 
@@ -107,9 +107,10 @@ def test_too_little_time_for_six_pairs_says_how_long_one_takes() -> None:
     assert facts["ffl_step_ratio"] is None
     reason = facts["reasons"]["ffl_step_ratio"]
     assert reason.startswith("2 pairs in its share of the time, an interval needs 6: ")
-    found = re.search(r": one takes (.+) s, the share was (.+) s; more --seconds$", reason)
+    found = re.search(r": one takes (.+) s, (.+) s of (.+) were used to begin; more --seconds$", reason)
     assert found
-    assert 6 * float(found[1]) > float(found[2]) - 2
+    pair, begun, share = map(float, found.groups())
+    assert begun + 6 * pair > share
 
 
 def test_the_time_is_shared_by_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +148,7 @@ def test_macs_are_of_the_whole_method() -> None:
 def test_the_command_prints_a_line_a_pair_and_what_it_was_measured_on(capsys: Captured) -> None:
     answer = ask(capsys, "bench", *OWN, *QUICK)
     assert answer.code == 0, answer.err
-    assert "fefr step of digits_resnet8" in answer.out
+    assert "fefr of digits_resnet8" in answer.out
     assert "no data set was read" in answer.out
     assert "threads 1" in answer.out
     assert "torch " in answer.out
@@ -160,7 +161,7 @@ def test_json_is_the_facts_and_nothing_else(capsys: Captured) -> None:
     answer = ask(capsys, "bench", *OWN, *QUICK, "--json")
     assert answer.code == 0, answer.err
     facts = json.loads(answer.out)
-    assert facts["what"] == {"step_ratio": "fefr step of digits_resnet8"}
+    assert facts["what"] == {"step_ratio": "fefr of digits_resnet8"}
     assert facts["recipe"]["batch_size"] == 8
     assert "next:" not in answer.err
 
@@ -171,15 +172,40 @@ def test_a_ratio_that_does_not_tell_is_explained_in_a_line(capsys: Captured, eve
     noisy |= {key: quiet for key in everything["what"] if key != "ffl_step_ratio"}
     show(noisy)
     out = capsys.readouterr().out
-    assert "FFL step, resnet8 ×2, 100 classes: no ratio: too noisy: it was" in out
-    assert out.count("2.5 [2.4, 2.6]") == len(everything["what"]) - 1
+    assert "FFL step, resnet8 ×2: no ratio: too noisy: it was" in out
+    assert out.count("2.50 [2.40, 2.60]") == len(everything["what"]) - 2
+    assert "250 % [240, 260]" in out  # of the one that is a share
+
+
+def test_the_table_fits_80_columns(capsys: Captured) -> None:
+    """Of all that is measured by default, with a recipe's own step, where speeds and ratios are long."""
+    wanted = asked(["cifar100_resnet32"], ["engine.device=cpu"])
+    settings = settings_of(wanted.engine, 32)
+    assert wanted.recipe
+    own = pairings.of_recipe(wanted.recipe, wanted.engine)
+    what = {m.key: m.what for m in suite.plan(wanted, settings, Scale(), own)}
+    beside = dict.fromkeys(what, "two students") | {"data_path_ratio": "DataLoader", "export_ratio": "torch.onnx"}
+    speeds = {key: {"okdc": 123456.0, name: 999.0} for key, name in beside.items()}
+    ratio = {"median": 1.1342, "low": 1.0113, "high": 1.2204, "n": 60}
+    facts = dict.fromkeys((*suite.ALWAYS, *suite.OPTIONAL), ratio) | {
+        "data_path_share": {key: value / 50 if key != "n" else value for key, value in ratio.items()},
+        **here.facts(settings), "settings": settings.saved(), "load": None, "seconds": 200.0, "data": "random images",
+        "image_size": 32, "batch_size": 128, "workers": 2, "recipe": None, "what": what, "images_per_s": speeds,
+        "exports_per_s": {"okdc": 0.0812, "torch.onnx": 0.0712},
+    }  # fmt: skip
+    show(facts)
+    out = capsys.readouterr().out
+    table = [line.rstrip() for line in out.split("\n\n")[1].splitlines()]
+    assert len(table) == 1 + len(what)
+    assert max(map(len, table)) <= 80
+    assert "2.27 % [2.02, 2.44]" in table[2]
 
 
 @pytest.mark.parametrize(
     ("words", "kind", "said"),
     [
-        (["--only", "fferr"], "usage", "--only fferr: expected some of data, ffl, fefr, eval, export, recipe (did you"),
-        (["--only", ""], "usage", "--only : expected some of"),
+        (["--only", "fferr"], "usage", "data, ffl, fefr, eval, export, recipe, found 'fferr' (did you mean"),
+        (["--only", ""], "usage", "--only: expected some of data, ffl, fefr, eval, export, recipe, found ''"),
         (["--only", "recipe"], "usage", "--only recipe: no recipe was given"),
         (["--seconds", "0"], "usage", "--seconds"),
         (["--seconds", "soon"], "usage", "--seconds"),
@@ -238,6 +264,25 @@ def test_a_compiled_step_is_measured_beside_the_eager_one(monkeypatch: pytest.Mo
     assert len(compiled) == 2  # okdc's side of the one pair, and of the other
     assert facts["compile_gain"]
     assert facts["settings"]["compile"] == facts["recipe"]["settings"]["compile"] == "on"
+
+
+@pytest.mark.parametrize(
+    ("words", "only", "there"),
+    [
+        ([], "data", False),
+        ([], "fefr", True),
+        (["digits_resnet8"], "fefr", False),
+        (["digits_resnet8"], "recipe", True),
+    ],
+)
+def test_what_compiling_gains_is_measured_with_the_step_that_it_is_about(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], only: str, there: bool
+) -> None:
+    monkeypatch.setattr(compiling, "without_compiler", lambda _: "")
+    wanted = asked(words, ["engine.device=cpu", "engine.compile=on"], only)
+    own = pairings.of_recipe(wanted.recipe, wanted.engine) if wanted.recipe else None
+    found = [m.key for m in suite.plan(wanted, settings_of(wanted.engine, 32), TINY, own)]
+    assert ("compile_gain" in found) is there
 
 
 def test_to_compile_without_a_compiler_is_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,7 @@ def test_a_machine_that_becomes_slower_ends_the_pairs_in_time() -> None:
     taken = world.measure(world.side("a", 1.0), world.side("b", 1.0), 30)
     assert 3 <= len(taken.pairs) <= 8
     assert len(taken.pairs) % 2 == 0
+    assert taken.pair_s == 6  # why there are so few
     assert world.now <= 30 + 8  # two pairs were begun before anybody knew
 
 
