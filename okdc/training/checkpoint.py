@@ -11,7 +11,7 @@ from okdc.errors import RunError
 from okdc.files import write, writing
 from okdc.run import Run
 
-VERSION = 2  # since 2, `best` is a list: the best epoch of each student
+VERSION = 3  # since 2, `best` is a list: the best epoch of each student; since 3, `totals`: the counts of each process
 
 
 def save(run: Run, state: dict[str, Any]) -> None:

@@ -112,13 +112,13 @@ def test_a_checkpoint_runs_no_code(run: Run) -> None:
     assert not Path("owned").exists()
 
 
-@pytest.mark.parametrize("version", [1, 99])
+@pytest.mark.parametrize("version", [1, 2, 99])
 def test_another_format_is_named_and_not_taken_for_damage(run: Run, version: int) -> None:
     """Though a checkpoint of this one lies before it: to go back would lose what the other okdc has trained."""
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
     torch.save(state(2) | {"version": version}, run.checkpoint)
-    with pytest.raises(RunError, match=f"checkpoint format {version}, this okdc reads 2") as caught:
+    with pytest.raises(RunError, match=f"checkpoint format {version}, this okdc reads 3") as caught:
         checkpoint.load(run)
     assert f"okdc distill {run.recipe}" in caught.value.hint
 
