@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
@@ -23,6 +24,7 @@ from okdc.errors import Interrupted, OkdcError, RunError, ToldElsewhere, UsageEr
 
 PATIENCE = timedelta(days=1)  # one decodes a data set while the others wait; a process that dies is noticed at once
 LOST = "another process of this training died"
+HERE, FAILED = "okdc: processes here", "okdc: processes failed"  # counters that they share
 
 T = TypeVar("T")
 
@@ -38,24 +40,25 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> Ranks:
-        """As torchrun says. Raises UsageError where it says something else than who and where."""
-        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        """As torchrun says. Raises UsageError where it says something else than who and where.
+
+        Batch systems say WORLD_SIZE=1 to one process, with a LOCAL_RANK that counts those of other jobs.
+        """
+        if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        found = [os.environ.get(name, default) for name, default in zip(names, "0101", strict=True)]
-        told = " ".join(f"{name}={text}" for name, text in zip(names, found, strict=True))
-        right = all(text.isdecimal() for text in found)
-        if right:
-            rank, count, local, here = map(int, found)
-            right = rank < count and local < here <= count
-        if right and int(found[1]) > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-            right, told = False, f"{told}, without MASTER_ADDR and MASTER_PORT"
-        if not right:
-            raise UsageError(
-                f"the environment describes no group of processes: {told}",
-                hint="torchrun sets these; for one process, unset RANK and WORLD_SIZE",
-            )
-        return cls(rank, count, local, here)
+        found = {name: os.environ.get(name, default) for name, default in zip(names, "0101", strict=True)}
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        with suppress(ValueError):
+            rank, count, local, here = map(int, found.values())
+            if 0 <= rank < count and 0 <= local < here <= count and not missing:
+                return cls(rank, count, local, here)
+        told = " ".join(f"{name}={text}" for name, text in found.items())
+        raise UsageError(
+            f"the environment describes no group of processes: {told}"
+            + (f", without {' and '.join(missing)}" if missing else ""),
+            hint="torchrun sets these; for one process, unset RANK and WORLD_SIZE",
+        )
 
     @property
     def first(self) -> bool:
@@ -78,11 +81,16 @@ class Ranks:
             return
         import torch
         from torch import distributed
-        from torch.distributed.rendezvous import rendezvous
 
         gpu = torch.device("cuda", self.local) if device == "cuda" else None
+        if gpu:
+            torch.cuda.set_device(gpu)  # what is said to lie on "cuda" lies on this one, a checkpoint's counts too
         backends = "cpu:gloo,cuda:nccl" if gpu else "gloo"
-        store, _, _ = next(rendezvous("env://"))
+        store, _, _ = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
+        # Waited for here: within the next call no signal would be heard, if one of them never came.
+        store.add(HERE, 1)
+        while store.add(HERE, 0) < self.count:
+            time.sleep(0.01)
         distributed.init_process_group(
             backends, store=store, rank=self.rank, world_size=self.count, timeout=PATIENCE, device_id=gpu
         )
@@ -141,39 +149,30 @@ class Ranks:
         import torch
         from torch import distributed
 
-        error: OkdcError | None = None
-        found: list[Any] = [None, 0]  # what `work` gave, an exit code
-        if self.first:
-            try:
-                found = [work(), 0]
-            except OkdcError as caught:
-                error, found = caught, [None, caught.exit_code]
+        found: list[Any] = [self._some_do(work, self.first)]
         distributed.broadcast_object_list(found, 0, device=torch.device("cpu"))
-        if error:
-            raise error
-        if found[1]:
-            raise ToldElsewhere(found[1])
         result: T = found[0]
         return result
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """`work`, by one process of each machine, and then by the others there, for whom it has filled the cache."""
-        if self.alone:
-            return work()
+        turns = [self._some_do(work, mine) for mine in (self.local == 0, self.local > 0)]
+        return turns[min(self.local, 1)]  # type: ignore[return-value]
+
+    def _some_do(self, work: Callable[[], T], mine: bool) -> T | None:
+        """What `work` gives this process where it is one of those that do it. What it raises in any ends them all."""
         found: T | None = None
-        for turn in (True, False):
-            error: OkdcError | None = None
-            if (self.local == 0) is turn:
-                try:
-                    found = work()
-                except OkdcError as caught:
-                    error = caught
-            worst = self.largest(error.exit_code if error else 0)
-            if error:
-                raise error
-            if worst:
-                raise ToldElsewhere(worst)
-        return found  # type: ignore[return-value]
+        error: OkdcError | None = None
+        try:
+            found = work() if mine else None
+        except OkdcError as caught:
+            error = caught
+        worst = self.largest(error.exit_code if error else 0)
+        if error:
+            raise error
+        if worst:
+            raise ToldElsewhere(worst)
+        return found
 
     def agree(self, what: str, fact: str) -> None:
         """Raises UsageError where a process brings another `fact` than the first one: each node has its own command."""
@@ -203,7 +202,7 @@ def lost(error: BaseException) -> bool:
 def _before_all_others(store: Any) -> bool:
     """Whether this process is the first to ask."""
     try:
-        return bool(store.add("okdc: one failed", 1) == 1)
+        return bool(store.add(FAILED, 1) == 1)
     except RuntimeError:  # who kept the store is gone
         return True
 

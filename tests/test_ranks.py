@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import signal
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import write_imagenet
 from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
@@ -24,7 +26,8 @@ from okdc.data.imagenet import imagenet
 from okdc.data.streaming import StreamBatches
 from okdc.errors import RecipeError, UsageError
 from okdc.methods.method import Step
-from okdc.ranks import ALONE, Ranks
+from okdc.ranks import ALONE, HERE, Ranks
+from okdc.run import Run
 from okdc.training import starts
 from okdc.training.metrics import Totals
 
@@ -169,6 +172,14 @@ def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.Monk
     assert named(monkeypatch, RANK="0", WORLD_SIZE="1") == ALONE
 
 
+def test_one_process_of_a_batch_system_is_alone_whatever_its_number_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert named(monkeypatch, RANK="0", WORLD_SIZE="1", LOCAL_RANK="3", LOCAL_WORLD_SIZE="4") == ALONE
+    monkeypatch.delenv("MASTER_ADDR")
+    assert Ranks.of_environment() == ALONE
+
+
 def test_torchrun_says_who_is_who(monkeypatch: pytest.MonkeyPatch) -> None:
     found = named(monkeypatch, RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4")
     assert found == Ranks(5, 8, 1, 4)
@@ -227,3 +238,41 @@ def test_a_series_is_no_business_of_several_processes(
     assert answer.code == 2
     assert answer.err.count("--seeds under torchrun") == (1 if rank == 0 else 0)
     assert bool(answer.err) is (rank == 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nor_is_a_run_of_a_series(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """Whoever trains it holds the series, which only one of them could."""
+    run = Run.create("x", recipe().text(), {"settings": {}}, Path("series") / "seed0")
+    Path("series", "series.json").write_text("{}", encoding="utf-8")
+    named(monkeypatch, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    monkeypatch.setattr(Ranks, "joined", lambda *_: pytest.fail("it waits for the others"))
+    answer = ask(capsys, "resume", str(run.path))
+    assert answer.code == 2
+    assert answer.err.count("belongs to a series, trained by one process") == (1 if rank == 0 else 0)
+    assert bool(answer.err) is (rank == 0)
+
+
+def test_each_process_takes_its_own_gpu_before_anything_is_put_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's counts are, before the training begins. The machine of this test may have none: none is asked."""
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    store = HashStore()
+    store.add(HERE, 3)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([(store, 3, 4)]))
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    with Ranks(3, 4, 1, 2).joined("cuda"):
+        found = list(taken)
+    assert found == [torch.device("cuda", 1)]
+
+
+def test_ctrl_c_is_heard_while_the_others_have_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that failed before they were connected never comes."""
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([(HashStore(), 0, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("it waits there"))
+    monkeypatch.setattr("time.sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), Ranks(0, 2, 0, 2).joined("cpu"):
+        pass

@@ -98,6 +98,8 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
     from okdc.training import starts
 
     whole = owner(chosen)
+    if whole and not ranks.alone:
+        raise UsageError(f"{named} belongs to a series, trained by one process", hint=f"okdc resume {whole.path}")
     with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
         starts.resume(chosen, tell, data_root, ranks)
     if ranks.first:

@@ -9,6 +9,7 @@ format, optimiser, checkpoint. No global generator is read after the students ar
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -95,6 +96,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks 
     except DeviceError as error:
         raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
     with ranks.joined(settings.device), _held(run, ranks), continuable(run):
+        ranks.agree("the run's facts", json.dumps(facts, sort_keys=True))
         for note in notes:
             tell.note(note)
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
@@ -128,7 +130,8 @@ def settings_of(recipe: Recipe, chosen: Engine, ranks: Ranks = ALONE) -> Setting
         raise RecipeError(
             f"optim.batch_size={batch} counts the images of all {ranks.count} processes: expected a multiple of "
             f"{ranks.count}, two images each at least",
-            hint=f"for example: optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
+            hint="as many processes as divide it; or, in a new run, "
+            f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
         )
     return device.choose(chosen, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED, ranks)
 

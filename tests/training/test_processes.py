@@ -301,6 +301,10 @@ def test_what_all_find_wrong_is_said_by_one(tmp_path: Path) -> None:
     nowhere = ("data.name=folder", f"data.root={tmp_path / 'nowhere'}", "data.image_size=8")
     once(together(2, asked, "distill", *nowhere), "nowhere")
     once(together(2, asked, "resume", str(tmp_path / "nowhere")), "no such run")
+    for k in range(2):
+        facts = {"started_at": str(k), "settings": {"device": "cpu"}}
+        Run.create("tiny", recipe().text(), facts, tmp_path / f"rank{k}" / "run")
+    once(together(2, asked, "resume", "run"), "the run's facts: process 1 of 2 has others than the first one")
     assert not any((tmp_path / f"rank{k}" / "runs").exists() for k in range(2))
 
 
@@ -449,7 +453,7 @@ def stopped(how: Callable[[int, list[int]], None], out: Path) -> tuple[subproces
     return parent, err
 
 
-def test_ctrl_c_in_torchruns_terminal_saves_once_and_torchrun_continues_to_the_bit(
+def test_ctrl_c_in_torchruns_terminal_saves_once_and_two_processes_continue_to_the_bit(
     pair: tuple[Run, list[Told]], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -459,12 +463,10 @@ def test_ctrl_c_in_torchruns_terminal_saves_once_and_torchrun_continues_to_the_b
     for line in ("2 processes, batch normalisation", f"run {out}", "epoch 1/3"):
         assert err.count(line) == 1, line
 
-    parent = torchrun("okdc", "resume", str(out))
-    told, err = parent.communicate()
-    assert parent.returncode == 0, err
-    assert err.count("continues at epoch 2, step 3") == err.count("judging on the 797 test images") == 1
-    assert told.count("kept student") == 1
-    assert err.count("next: okdc profile") == 1
+    first, second = together(2, asked, "resume", str(out))
+    assert first.err.count("continues at epoch 2, step 3") == first.err.count("judging on the 797 test images") == 1
+    assert first.out.count("kept student") == first.err.count("next: okdc profile") == 1
+    assert (first.code, second) == (0, Answer(0, "", ""))
     assert outcome(Run(out)) == outcome(pair[0])
 
 
