@@ -99,7 +99,7 @@ class Ranks:
         except (Exception, KeyboardInterrupt) as error:
             _deaf()
             told = self._told(error, store)
-            if not gpu:  # there it might wait for what the others never finish; the end of the process ends it
+            if not gpu:  # on one it might wait for what the others never finish; the end of the process ends it
                 distributed.destroy_process_group()
             if told is error:
                 raise
