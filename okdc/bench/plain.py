@@ -115,7 +115,9 @@ class PlainBatches:
     def __init__(self, images: PlainImages, batch_size: int, workers: int, device: torch.device) -> None:
         self.device = device
         self.lead = PREFETCH * workers
-        self.batches = max(16, 4 * workers)  # that are timed
+        # That are timed: of two workers a quarter of a second. Of what a worker has at hand when a stretch begins, and
+        # what it waits for at its end, one batch at most is counted, an eighth of its part.
+        self.batches = max(32, 8 * workers)
         count = batch_size * (self.lead + self.batches)
         self._loader: loading.DataLoader[Any] | None = loading.DataLoader(
             images,

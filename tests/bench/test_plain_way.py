@@ -126,6 +126,15 @@ def test_plain_batches_are_crops_mirrored_and_normalised_and_a_stretch_ends_the_
             batches.next()
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than this machine has cores
+@pytest.mark.parametrize("workers", [1, 2, 64])
+def test_what_was_begun_before_a_stretch_is_little_of_it(workers: int) -> None:
+    images = random_images(8, 8, 10)
+    plain = PlainImages(images.images.numpy(), images.labels.tolist(), MEAN, STD)
+    batches = PlainBatches(plain, 4, workers, CPU)  # starts none before its first stretch
+    assert batches.batches >= max(32, 8 * workers)
+
+
 def test_workers_end_with_the_batches(batches: PlainBatches) -> None:
     batches.begin()
     running = multiprocessing.active_children()
