@@ -9,7 +9,7 @@ from typing import Any
 
 CONFIDENCE = 0.95
 FEWEST = 6  # pairs: of five, the smallest and the largest hold the median with 93.75 % only
-WIDEST = 0.25  # of the median: an interval that is wider says too little
+WIDEST = 0.5  # of the median: an interval that is wider says too little
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -34,7 +34,7 @@ def judged(ratios: Sequence[float]) -> tuple[dict[str, Any] | None, str]:
     median, (low, high) = statistics.median(ratios), interval
     if not high - low <= WIDEST * abs(median):  # also where something is not a number
         told = f"the median is {median:.3g}, its 95 % interval {low:.3g} to {high:.3g}"
-        return None, f"too noisy: {told}, wider than a quarter of it (n = {n})"
+        return None, f"too noisy: {told}, wider than half of it (n = {n})"
     return {"median": rounded(median), "low": rounded(low), "high": rounded(high), "n": n}, ""
 
 

@@ -62,7 +62,7 @@ def test_few_pairs_tell_nothing_and_how_many_there_were_is_said() -> None:
 
 @given(values)
 @tried
-def test_an_interval_wider_than_a_quarter_of_the_median_is_too_noisy(ratios: list[float]) -> None:
+def test_an_interval_wider_than_half_of_the_median_is_too_noisy(ratios: list[float]) -> None:
     low, high = median_interval(ratios) or (math.nan, math.nan)
     found, why = judged(ratios)
     assert (found is None) == (high - low > WIDEST * statistics.median(ratios))
