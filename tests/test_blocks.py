@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -299,3 +300,39 @@ def test_the_loops_above_convolve_as_torch_does() -> None:
     x, w = torch.randn(2, 4, 7, 6), torch.randn(6, 2, 3, 3)
     expected = F.conv2d(x.double(), w.double(), stride=2, padding=1, groups=2)
     np.testing.assert_allclose(convolved(array(x), array(w), (2, 2), 1, 2), expected.numpy(), atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [((6, 8, 12), (10, 2, 3)), ((5, 25, 25), (4, 13, 13)), ((7, 3, 3), (2, 3, 3))]
+)
+def test_patches_as_a_matrix_product_are_the_convolution(
+    source: tuple[int, int, int], target: tuple[int, int, int]
+) -> None:
+    """Values, gradients and how they lie in memory, on which the fused optimiser depends."""
+    block = PatchConv(torch.Size(source), torch.Size(target)).to(memory_format=torch.channels_last)
+    rows, columns = block.conv.kernel_size
+    x = torch.randn(4, source[0], rows * target[1], columns * target[2]).to(memory_format=torch.channels_last)
+    found = []
+    for way in (block._product, block.conv):
+        leaf = x.clone().requires_grad_()
+        block.zero_grad()
+        y = way(leaf)
+        (y * torch.arange(y.numel()).view(y.shape).sin()).sum().backward()
+        weight = block.conv.weight
+        assert leaf.grad is not None
+        assert weight.grad is not None
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert weight.grad.stride() == weight.stride()
+        found.append((y, leaf.grad, weight.grad.clone()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
+
+
+def test_patches_are_a_matrix_product_in_bfloat16_alone() -> None:
+    block = PatchConv(torch.Size((6, 8, 8)), torch.Size((4, 2, 2)))
+    with mock.patch.object(block, "_product", wraps=block._product) as product:
+        assert block(torch.randn(2, 6, 8, 8)).dtype == torch.float32
+        assert not product.called
+        with torch.autocast("cpu"):
+            assert block(torch.randn(2, 6, 8, 8).to(torch.bfloat16)).dtype == torch.bfloat16
+        assert product.called
