@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.utils import data as loading
 
 from okdc.cohort import Backbone
-from okdc.data.workers import on_its_own
+from okdc.data.workers import end, forking, of_loader
 from okdc.methods.method import Method
 from okdc.precision.tools import quiet
 from okdc.recipe import Optim
@@ -126,16 +126,14 @@ class PlainBatches:
             num_workers=workers,
             prefetch_factor=PREFETCH,
             persistent_workers=True,
-            worker_init_fn=partial(_begin, os.getpid()),
+            worker_init_fn=partial(of_loader, os.getpid()),
         )
         self._epoch: Iterator[tuple[Tensor, Tensor]] = iter(())
 
     def begin(self) -> None:
         """Start a stretch: take what is prefetched out of the way."""
         assert self._loader is not None
-        with warnings.catch_warnings(), _whole():
-            # A process with threads forks: what the child runs takes no lock of theirs.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with forking(), _whole():
             self._epoch = iter(self._loader)
         for _ in range(self.lead):
             next(self._epoch)
@@ -147,21 +145,14 @@ class PlainBatches:
     def close(self) -> None:
         """End the workers and wait for them."""
         loader, self._loader = self._loader, None
-        # It ends its workers when it is collected, but the traceback of an error may hold it until the process ends.
-        running = getattr(loader, "_iterator", None)
-        if running is not None:
-            running._shutdown_workers()
-
-
-def _begin(parent: int, worker: int) -> None:  # noqa: ARG001
-    on_its_own(parent)
+        end(loader)
 
 
 @contextmanager
 def _whole() -> Iterator[None]:
     """Start workers, or none: a signal waits until all are there, here and in them.
 
-    torch complains of a loader that was half built, and a worker that has not got to `_begin` would die of a signal.
+    torch complains of a loader that was half built, and a worker that has not got to `of_loader` would die of a signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,7 @@ class StreamBatches:
                     "multiprocessing_context": "fork",
                     "persistent_workers": True,
                     "prefetch_factor": AHEAD,
-                    "worker_init_fn": _on_its_own,
+                    "worker_init_fn": partial(workers.of_loader, os.getpid()),
                 }
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # more workers than cores, where it was asked for
@@ -113,18 +114,13 @@ class StreamBatches:
                     generator=generator(self.seed, "workers"),  # or it reads the global one
                     **several,
                 )
-        with warnings.catch_warnings():
-            # A process with threads forks: what the child runs takes no lock of theirs.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with workers.forking():
             return iter(self._loader)
 
     def close(self) -> None:
         """End the workers and wait for them. Another epoch starts new ones."""
         loader, self._loader = self._loader, None
-        # It ends its workers when it is collected, but the traceback of an error may hold it until the process ends.
-        running = getattr(loader, "_iterator", None)
-        if running is not None:
-            running._shutdown_workers()
+        workers.end(loader)
 
 
 class _Decoder(loading.Dataset[Any]):
@@ -148,8 +144,3 @@ class _Decoder(loading.Dataset[Any]):
             except UnreadableError as error:
                 return str(error)
         return torch.from_numpy(pixels)
-
-
-def _on_its_own(worker: int) -> None:  # noqa: ARG001
-    """As any worker that decodes. torch has set one thread by now."""
-    workers.on_its_own(os.getppid())

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 MANY = 1000  # files from which processes are worth their start
 _stop: mmap.mmap | None = None  # of a worker process: one byte that its parent sets when nobody waits for it any more
@@ -34,9 +35,7 @@ def forks(files: int) -> bool:
 def pool(files: int) -> Iterator[Executor]:
     """Processes for many files, else threads. Where an error comes, or Ctrl-C, what was not begun is dropped."""
     stop = mmap.mmap(-1, 1)
-    with warnings.catch_warnings():
-        # A process with threads forks: what the child runs takes no lock of theirs.
-        warnings.simplefilter("ignore", DeprecationWarning)
+    with forking():
         with _executor(files, stop) as workers:
             try:
                 yield workers
@@ -62,6 +61,29 @@ def _begin(parent: int, stop: mmap.mmap) -> None:
     global _stop
     _stop = stop
     on_its_own(parent)
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """A process with threads forks, and is not warned: what the child runs takes no lock of theirs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def of_loader(parent: int, worker: int) -> None:  # noqa: ARG001
+    """What a worker of a DataLoader begins with. torch has set one thread by now."""
+    on_its_own(parent)
+
+
+def end(loader: Any) -> None:
+    """End the workers of a DataLoader and wait for them.
+
+    It ends them itself when it is collected, but the traceback of an error may hold it until the process ends.
+    """
+    running = getattr(loader, "_iterator", None)
+    if running is not None:
+        running._shutdown_workers()
 
 
 def on_its_own(parent: int) -> None:
