@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from okdc import build, cost
+from okdc import build
 from okdc import teacher as teachers
 from okdc.bench.pairs import Side
 from okdc.bench.plain import PlainStep
 from okdc.cohort import Backbone
-from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches
+from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, in_order
 from okdc.data.datasets import Dataset
 from okdc.deploy import onnx
 from okdc.kept import square
 from okdc.methods.method import Method
 from okdc.recipe import Recipe
+from okdc.training.compiling import forward_macs
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, count
 from okdc.training.step import TrainStep
@@ -94,9 +95,7 @@ class Work:
     @cached_property
     def macs(self) -> int:
         """Multiply-adds of one image through the whole method, what is discarded included."""
-        with torch.inference_mode():
-            method, image = self.method().eval(), torch.zeros(1, *square(self.size))
-            return cost.macs(method, image, torch.zeros(1, dtype=torch.int64), torch.ones(()))
+        return forward_macs(self.method(), square(self.size))
 
     def method(self) -> Method:
         """On the CPU, with the weights that the recipe's seed gives."""
@@ -147,13 +146,7 @@ class Work:
         """The same batches again and again, ready on the device: a step is measured, not what feeds it."""
         batches = max(1, min(BATCHES, PIXELS // (self.batch_size * self.size**2)))
         dataset = random_images(batches * self.batch_size, self.size, self.classes).to(settings.torch_device)
-        return itertools.cycle(list(eval_batches_of(dataset, self.batch_size, _normalise(settings))))
-
-
-def eval_batches_of(dataset: Dataset, batch_size: int, normalise: Normalise) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images NCHW float32, labels N), of the batch size that was asked for whatever the size of the images."""
-    for picked in dataset.train.split(batch_size):
-        yield normalise(dataset.pixels(picked)), dataset.labels[picked.to(dataset.labels.device)]
+        return itertools.cycle(list(in_order(dataset, dataset.train, _normalise(settings), self.batch_size)))
 
 
 def _normalise(settings: Settings) -> Normalise:

@@ -171,11 +171,17 @@ def _crop_by_gather(images: Tensor, batch: Epoch, padding: int) -> Tensor:
 def eval_batches(
     dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images NCHW float32, labels N) in the order of `rows`, the last batch partial. Of large images fewer at a time.
+    """`in_order`, of large images fewer at a time."""
+    return in_order(dataset, rows, normalise, min(batch_size, eval_batch(*dataset.size[1:])), ranks)
+
+
+def in_order(
+    dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int, ranks: Ranks = ALONE
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images NCHW float32, labels N) in the order of `rows`, the last batch partial.
 
     Several processes take them in turn: the batches are those that one would have.
     Raises DataError where images come from files and one is damaged.
     """
-    height, width = dataset.size[1:]
-    for picked in rows.split(min(batch_size, eval_batch(height, width)))[ranks.rank :: ranks.count]:
+    for picked in rows.split(batch_size)[ranks.rank :: ranks.count]:
         yield normalise(dataset.pixels(picked)), dataset.labels[picked.to(dataset.labels.device)]

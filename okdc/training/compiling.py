@@ -15,6 +15,7 @@ import torch
 from okdc import cost
 from okdc.build import Job
 from okdc.errors import DeviceError
+from okdc.methods.method import Method
 from okdc.training.device import Settings
 
 # The eager training in float32 and contiguous maps from which on a compiled one is through earlier, in multiply-adds of
@@ -49,16 +50,19 @@ def _choose(settings: Settings, job: Job) -> tuple[str, str]:
         return ("on" if steps >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"
     if settings.dtype == "bfloat16" or settings.memory_format == "channels_last":
         return "off", f"gains too little over {settings.dtype} in {settings.memory_format} on a CPU"
-    gmacs = steps * batch * forward_macs(job) / 1e9
+    gmacs = steps * batch * forward_macs(job.method, job.dataset.size) / 1e9
     bar, told = ENOUGH_GMACS_A_THREAD * settings.threads, f"{steps:,} steps of {gmacs:,.0f} GMACs in all"
     return ("on" if gmacs >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"
 
 
 @torch.inference_mode()
-def forward_macs(job: Job) -> int:
-    """Multiply-adds of one image through the whole method, what is discarded included. Leaves it in eval mode."""
-    image, done = torch.zeros(1, *job.dataset.size), torch.ones(())
-    return cost.macs(job.method.eval(), image, torch.zeros(1, dtype=torch.int64), done)
+def forward_macs(method: Method, images: torch.Size) -> int:
+    """Multiply-adds of one image of CHW size `images` through the whole method, what is discarded included.
+
+    The method is on the CPU; it is left in eval mode.
+    """
+    image, done = torch.zeros(1, *images), torch.ones(())
+    return cost.macs(method.eval(), image, torch.zeros(1, dtype=torch.int64), done)
 
 
 def without_compiler(device: str) -> str:

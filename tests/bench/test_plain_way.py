@@ -16,10 +16,11 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from okdc import build
 from okdc.bench import pairings
-from okdc.bench.ours import MEAN, STD, Work, eval_batches_of, random_images
+from okdc.bench.ours import MEAN, STD, Work, random_images
 from okdc.bench.pairings import Scale
 from okdc.bench.plain import PlainBatches, PlainImages, PlainStep, parts, to_onnx
-from okdc.data.batches import Normalise
+from okdc.data.batches import Normalise, in_order
+from okdc.data.datasets import Dataset
 from okdc.methods.method import Method
 from okdc.training.device import Settings
 from okdc.training.step import TrainStep
@@ -27,6 +28,11 @@ from okdc.training.step import TrainStep
 CPU = torch.device("cpu")
 FLOAT32 = Settings("cpu", "float32", "contiguous", 1)
 METHODS = ["fefr", "ffl", "mfef", "one", "okddip", "dml", "dualnet", "kdcl", "baseline"]
+
+
+def ready(dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images in batches of 16."""
+    return in_order(dataset, dataset.train, Normalise(MEAN, STD), 16)
 
 
 def made(name: str, *words: str) -> Method:
@@ -45,7 +51,7 @@ def test_three_plain_steps_are_three_of_okdcs_in_float32(name: str, words: tuple
     ours, theirs = made(name, *words), made(name, *words)
     fast, plain = TrainStep(ours, optim, FLOAT32), PlainStep(theirs, optim, CPU)
     before = {key: value.clone() for key, value in theirs.state_dict().items()}
-    for images, labels in eval_batches_of(random_images(3 * 16, 8, 10), 16, Normalise(MEAN, STD)):
+    for images, labels in ready(random_images(3 * 16, 8, 10)):
         step = fast(images, labels, 0.0)
         read = plain(images, labels, 0.0)
         assert read["loss"] == pytest.approx(sum(float(term.detach()) for term in step.losses.values()), rel=1e-4)
@@ -60,7 +66,7 @@ def test_three_plain_steps_are_three_of_okdcs_in_float32(name: str, words: tuple
 
 def test_a_plain_step_reads_the_loss_and_the_accuracy_of_every_head_and_each_read_is_a_number() -> None:
     method = made("ffl")
-    images, labels = next(eval_batches_of(random_images(16, 8, 10), 16, Normalise(MEAN, STD)))
+    images, labels = next(ready(random_images(16, 8, 10)))
     step = method(images, labels, torch.zeros(()))
     read = PlainStep(method, recipe().optim, CPU)(images, labels, 0.0)
     assert set(read) == {"loss"} | {f"{head}_top1" for head in step.logits}

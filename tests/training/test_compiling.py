@@ -50,7 +50,9 @@ def epochs_to_pay() -> int:
     """How many epochs of the recipe it takes, on one thread."""
     made = job()
     images = 3 * 16
-    return math.ceil(compiling.ENOUGH_GMACS_A_THREAD * 1e9 / (images * compiling.forward_macs(made)))
+    return math.ceil(
+        compiling.ENOUGH_GMACS_A_THREAD * 1e9 / (images * compiling.forward_macs(made.method, made.dataset.size))
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -95,7 +97,7 @@ def test_a_gpu_counts_steps_alone() -> None:
 def test_counting_the_work_moves_no_weight_and_no_statistics() -> None:
     made = job()
     before = digest(made.method.state_dict())
-    assert compiling.forward_macs(made) > 1e6 / 8
+    assert compiling.forward_macs(made.method, made.dataset.size) > 1e6 / 8
     assert digest(made.method.state_dict()) == before
 
 
