@@ -103,13 +103,12 @@ def choose(
     return Settings(device, dtype, layout, threads, workers, engine.compile, engine.sync_batchnorm, tuple(reasons))
 
 
-def apply(settings: Settings, deterministic: bool, ranks: Ranks = ALONE) -> None:
+def apply(settings: Settings, deterministic: bool) -> None:
     """Make the process run as chosen. Called once, before the first tensor of the training."""
     torch.set_num_threads(settings.threads)
     if settings.device == "cpu":
         keep_memory()
     if settings.device == "cuda":
-        torch.cuda.set_device(ranks.local)  # "cuda" is this one from here on
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.allow_tf32 = settings.dtype != "float32"  # who asks for float32 gets its 24 bits
         if deterministic:

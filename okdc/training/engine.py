@@ -56,7 +56,7 @@ def train(
     Of several processes each comes here with its rank; the first one writes.
     """
     recipe = job.recipe
-    device.apply(settings, recipe.deterministic, ranks)
+    device.apply(settings, recipe.deterministic)
     train_step = TrainStep(job.method, recipe.optim, settings, ranks)
     if state is not None:
         train_step.load(state)
