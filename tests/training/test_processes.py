@@ -24,7 +24,7 @@ import processes
 import pytest
 from asking import Answer
 from harness import EPOCHS, STEPS, Quiet, outcome, recipe, result, resume, rows, start, write_recipe
-from pictures import write_imagenet
+from pictures import streamed, write_imagenet
 from processes import Learned, Told, asked, broken, damaged, stepped, together, training
 
 from okdc import build
@@ -357,20 +357,8 @@ def tree(tmp_path: Path) -> Path:
     return write_imagenet(tmp_path / "imagenet")
 
 
-def streamed(root: Path) -> tuple[str, ...]:
-    return (
-        "data.name=imagenet",
-        f"data.root={root}",
-        "data.image_size=32",
-        "data.shorter_side=36",
-        "data.val_fraction=0.2",
-        "data.train_images=32",
-        "data.crop_padding=0",
-        "optim.epochs=1",
-        "optim.batch_size=8",
-        "method.name=baseline",
-        "engine.workers=1",
-    )
+def one_epoch(root: Path) -> tuple[str, ...]:
+    return streamed(root, "optim.epochs=1", "engine.workers=1")
 
 
 def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_continue_when_it_is_restored(
@@ -378,16 +366,16 @@ def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_c
 ) -> None:
     """Of the second process's part of the third batch."""
     whole, out = tmp_path / "whole", tmp_path / "run"
-    together(2, training, whole, streamed(tree))
+    together(2, training, whole, one_epoch(tree))
 
     monkeypatch.setattr(ondemand, "PROBE", 1)
-    found = build.dataset(recipe(*streamed(tree)))
+    found = build.dataset(recipe(*one_epoch(tree)))
     assert found.files is not None
     row = int(order(found.train, 0, 0)[part_of_batch(2, 8, Ranks(1, 2))][1])
     path = found.files.path(row)
     content = path.read_bytes()
     path.write_bytes(b"\0" * len(content))
-    answers = together(2, damaged, out, (str(tmp_path / "tiny.toml"), *streamed(tree)))
+    answers = together(2, damaged, out, (str(tmp_path / "tiny.toml"), *one_epoch(tree)))
     told = once(answers, path.name)
     assert told is answers[1]
     assert f"okdc resume {out}" in told.err

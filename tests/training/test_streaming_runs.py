@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from asking import ask
 from harness import Quiet, digest, recipe, result, resume, rows, signalled, start
-from pictures import write_imagenet
+from pictures import streamed, write_imagenet
 from PIL import Image
 
 from okdc import catalog, kept
@@ -45,20 +45,7 @@ def own_tree(tree: Path, tmp_path: Path) -> Path:
 
 
 def words(root: Path, *more: str) -> tuple[str, ...]:
-    return (
-        "data.name=imagenet",
-        f"data.root={root}",
-        "data.image_size=32",
-        "data.shorter_side=36",
-        "data.val_fraction=0.2",
-        "data.train_images=32",
-        "data.crop_padding=0",
-        "optim.epochs=2",
-        "optim.batch_size=8",
-        "method.name=baseline",
-        "engine.workers=0",
-        *more,
-    )
+    return streamed(root, "optim.epochs=2", "engine.workers=0", *more)
 
 
 def trained(run: Run) -> dict[str, Any]:
