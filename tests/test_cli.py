@@ -116,7 +116,7 @@ def test_the_default_run_is_made_kept_and_tells_the_next_command(capsys: Capture
     assert run.state == "complete"
     assert "no recipe named: digits_resnet8" in answer.err
     assert "next: okdc profile runs/digits_resnet8-1" in answer.err
-    for choice in ("device cpu (", "dtype float32 (", "memory format ", "threads 1 ("):
+    for choice in ("device cpu (", "dtype float32 (", "memory format channels_last (", "threads 1 ("):
         assert choice in answer.err  # each automatic choice with its reason
     assert "epoch 2/2" in answer.err
     top1 = read_json(run.result)["kept"]["top1_pct"]
