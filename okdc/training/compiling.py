@@ -1,8 +1,8 @@
 """Whether a training compiles its step: what it gains, against the minute that it costs, from facts and no timing.
 
-One thread of a processor with AVX512 (okdc/bench/README.md has the table) compiles a step in 25 to 100 s. For ResNet-20 that
-gains 1.4 times over float32 in contiguous maps. Most of it channels_last has at once: over that, compilation gains 0.93
-to 1.07 times in float32 and 0.9 to 1.15 times in bfloat16.
+One thread of a processor with AVX512 compiles a step in 25 to 100 s (okdc/bench/README.md has the table). For ResNet-20
+that gains 1.4 times over float32 in contiguous maps. Most of it channels_last has at once: over that, compilation gains
+0.93 to 1.07 times in float32 and 0.9 to 1.15 times in bfloat16.
 """
 
 from __future__ import annotations
