@@ -133,19 +133,19 @@ def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 kept = device.keep_memory()
-pages()
-print(kept, min(pages() for _ in range(3)))
+calls = [pages() for _ in range(24)]  # the heap grows at first, where something small lies in what was freed
+print(kept, min(calls[12:]), max(calls))
 """
 
 
 def test_memory_of_maps_that_were_freed_is_not_fetched_again_page_by_page() -> None:
-    """In a process of its own, as a training is: the heap of one that ran other tests may have no room to grow."""
+    """In a process of its own, as a training is. The heap grew for six calls in 12 of 180 of them, for more in none."""
     pytest.importorskip("resource")
     done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
-    kept, pages = done.stdout.split()
+    kept, later, most = done.stdout.split()
     if kept == "False":
         pytest.skip("no glibc")
-    assert int(pages) < 1_000
+    assert int(later) < 1_000 < int(most)
 
 
 @pytest.mark.gpu
