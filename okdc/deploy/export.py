@@ -23,6 +23,7 @@ from okdc.deploy import measured, onnx, parity, recorded, reduced, sides
 from okdc.deploy.reduced import Judges, Reduced, Wanted
 from okdc.errors import CheckFailed, OkdcError
 from okdc.files import write, write_json
+from okdc.precision.gate import Float32
 from okdc.run import Run
 from okdc.talk import Listener
 
@@ -64,8 +65,8 @@ def export(
                 tell.note(note)
             dataset = reopen.data_of(run, recipe, tell)
             judges = _judges(dataset, facts, tell)
-            blob, report = _float32(folder, target, network, facts, judges, expected_pct, tell)
-            made, errors = reduced.make(blob, dataset, judges, wanted or Wanted(), tell)
+            float32, report = _float32(folder, target, network, facts, judges, expected_pct, tell)
+            made, errors = reduced.make(float32, dataset, judges, wanted or Wanted(), tell)
             passed = [one for one in made if one.report["passed"]]
             for one in passed:
                 layout.write_model(folder, one.precision, one.blob)
@@ -77,7 +78,7 @@ def export(
             samples |= {one.precision: one.samples for one in passed}
             layout.write_samples(folder, judges.samples, judges.labels[_shown(judges.images)].tolist(), samples)
             tell.note("measuring how long each file takes")
-            models = {FLOAT32: blob} | {one.precision: one.blob for one in passed}
+            models = {FLOAT32: float32.blob} | {one.precision: one.blob for one in passed}
             costs = measured.facts(network, facts["preprocessing"]["size"], models)
             write_json(folder / layout.PROFILE, costs)
             counts = {"train": len(dataset.train), "validation": len(dataset.val), "test": len(dataset.test)}
@@ -119,14 +120,14 @@ def _float32(
     judges: Judges,
     expected_pct: float,
     tell: Listener,
-) -> tuple[bytes, dict[str, Any]]:
-    """model.onnx in `folder`, and how it was proven equal to the student. Raises CheckFailed where it is not."""
+) -> tuple[Float32, dict[str, Any]]:
+    """model.onnx in `folder` with its answers, and how it was proven equal to the student, or CheckFailed."""
     tell.note("exporting to ONNX")
     path = layout.write_model(folder, FLOAT32, onnx.to_onnx(network, facts))
     blob = path.read_bytes()
     check_structure(blob, facts)
     tell.note(f"checking parity on {len(judges.images):,} {judges.split} images")
-    report = parity.check(path, network, facts, judges.images, judges.labels, expected_pct, judges.split)
+    report, logits = parity.check(path, network, facts, judges.images, judges.labels, expected_pct, judges.split)
     if not report["passed"]:
         write_json(folder / layout.PARITY, {"schema": layout.SCHEMA, FLOAT32: report})
         raise CheckFailed(
@@ -135,7 +136,7 @@ def _float32(
             hint=f"likely cause: {report['cause']}",
             details=[*report["failures"][1:], f"report: {layout.rejected(target) / layout.PARITY}"],
         )
-    return blob, report
+    return Float32(blob, logits), report
 
 
 def _origin(dataset: Dataset, result: dict[str, Any], costs: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:

@@ -56,8 +56,10 @@ def check(
     labels: npt.NDArray[np.int64],
     recorded_pct: float,
     split: str,
-) -> dict[str, Any]:
-    """Compare the file at `path` with the student. Returns parity.json: `passed`, and if not `failures` and `cause`.
+) -> tuple[dict[str, Any], Floats]:
+    """Compare the file at `path` with the student. Returns parity.json and the file's N×K logits of the images.
+
+    parity.json says `passed`, and if not `failures` and `cause`.
 
     `images` may be decoded as they are read: no more than a batch of them is held, each is read once, and those that
     are computed again some more times.
@@ -115,7 +117,7 @@ def check(
     why, made = None, made_on()
     if failures:
         why = cause.find(path, Evidence(images[: cause.LOOKED_AT], side, z_torch, z_onnx, bound), coupling)
-    return {
+    report = {
         "schema": 1,
         "passed": not failures,
         "failures": failures,
@@ -148,6 +150,7 @@ def check(
         **made,
         "versions": {"torch": torch.__version__, **made["versions"]},
     }
+    return report, z_onnx
 
 
 def _answers(side: Torch, session: Session, images: Images, proof: Digest) -> tuple[Floats, Floats, Floats]:

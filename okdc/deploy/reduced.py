@@ -23,6 +23,7 @@ from okdc.data.datasets import Dataset
 from okdc.deploy import sides
 from okdc.errors import CheckFailed, DataError, OkdcError
 from okdc.precision import calibration, diagnose, gate, half, quantize
+from okdc.precision.gate import Float32
 from okdc.talk import Listener
 
 SEED = 0  # of the calibration images: two exports of one run on one machine are the same bytes
@@ -65,7 +66,7 @@ class Judges:
 
 
 def make(
-    float32: bytes, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Listener
+    float32: Float32, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Listener
 ) -> tuple[list[Reduced], list[OkdcError]]:
     """Every reduced file that is wanted, passed or not, and why the others could not be made.
 
@@ -78,7 +79,9 @@ def make(
     for precision in (kind for kind, is_wanted in kinds if is_wanted):
         try:
             blob, facts = (
-                _int8(float32, dataset, judges.split, wanted, tell) if precision == "int8" else (half.half(float32), {})
+                _int8(float32.blob, dataset, judges.split, wanted, tell)
+                if precision == "int8"
+                else (half.half(float32.blob), {})
             )
             found.append(_judged(precision, float32, blob, facts, judges, wanted, tell))
         except CheckFailed as error:
@@ -142,7 +145,7 @@ def _searched_on(dataset: Dataset, calibrated: npt.NDArray[np.int64], judged_on:
 
 def _judged(
     precision: gate.Kind,
-    float32: bytes,
+    float32: Float32,
     blob: bytes,
     facts: dict[str, Any],
     judges: Judges,

@@ -47,9 +47,17 @@ class Gates:
 GATES: dict[Kind, Gates] = {"int8": Gates(1.0, 97.0, 5.0), "float16": Gates(0.2, 99.5, 2.0)}
 
 
+@dataclass(frozen=True)
+class Float32:
+    """The float32 file, and the N×K logits that it gives the images that judge: asked once, for all reduced files."""
+
+    blob: bytes
+    logits: Floats
+
+
 def judge(
     kind: Kind,
-    float32: bytes,
+    float32: Float32,
     reduced: bytes,
     images: Images,
     labels: Labels,
@@ -61,11 +69,11 @@ def judge(
 
     Each image is read once, a batch at a time. `tolerance` is what the file's logits may differ by on another machine.
 
-    Raises CheckFailed ("parity" or "counting") where onnxruntime cannot run one of the files or it lacks its sizes.
+    Raises CheckFailed ("parity" or "counting") where onnxruntime cannot run the file or one of both lacks its sizes.
     """
-    gates = gates or GATES[kind]
-    z, found, p, first = _run(Session(float32), Session(reduced), images)
-    failures = _interface(float32, reduced)
+    gates, size = gates or GATES[kind], len(float32.blob)
+    z, (found, p, first) = float32.logits, _run(Session(reduced), images)
+    failures = _interface(float32.blob, reduced)
     finite = bool(np.isfinite(found).all() and np.isfinite(p).all())
     if not finite:
         failures.append("the file gives logits or probabilities that are not finite")
@@ -122,23 +130,21 @@ def judge(
         "finite": finite,
         "probabilities_max_abs": number(wrong),
         "invariance_max_abs": {which: number(value) for which, value in coupling.items()},
-        "bytes": {"float32": len(float32), kind: len(reduced), "ratio": round(len(reduced) / len(float32), 4)},
+        "bytes": {"float32": size, kind: len(reduced), "ratio": round(len(reduced) / size, 4)},
         **made_on(),
     }
 
 
-def _run(float32: Session, reduced: Session, images: Images) -> tuple[Floats, Floats, Floats, Pixels]:
-    """(float32 logits, reduced logits, reduced probabilities) of all images, and the first 135 or more of them."""
-    of_float32, of_reduced, probabilities = [], [], []
+def _run(session: Session, images: Images) -> tuple[Floats, Floats, Pixels]:
+    """(logits, probabilities) of all images, and the first 135 or more of them."""
+    found = []
     first: list[Pixels] = []
     for part in parts(images, BATCH):
-        of_float32.append(float32(part)[0])
-        logits, p = reduced(part)
-        of_reduced.append(logits)
-        probabilities.append(p)
+        found.append(session(part))
         if len(first) * BATCH < PROBE:
             first.append(part)
-    return np.concatenate(of_float32), np.concatenate(of_reduced), np.concatenate(probabilities), np.concatenate(first)
+    logits, probabilities = (np.concatenate(rows) for rows in zip(*found, strict=True))
+    return logits, probabilities, np.concatenate(first)
 
 
 def _interface(float32: bytes, reduced: bytes) -> list[str]:

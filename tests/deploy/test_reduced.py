@@ -21,6 +21,7 @@ from okdc.deploy import latency, onnx, reduced
 from okdc.errors import CheckFailed, DataError
 from okdc.files import read_json
 from okdc.precision import half, quantize
+from okdc.precision.gate import Float32
 from okdc.recipe import load
 from okdc.resolve import resolve
 from okdc.run import Run
@@ -226,7 +227,8 @@ def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
     monkeypatch.setattr(quantize, "search", taken)
     judging = dataset.images[dataset.test].numpy()
     judges = reduced.Judges(judging, dataset.labels[dataset.test].numpy(), list(dataset.classes), "test", judging[:2])
-    (made,), _ = reduced.make(blob, dataset, judges, replace(reduced.Wanted(), int8=True), Quiet())
+    float32 = Float32(blob, Session(blob)(judging)[0])
+    (made,), _ = reduced.make(float32, dataset, judges, replace(reduced.Wanted(), int8=True), Quiet())
     rows = {image.tobytes(): i for i, image in enumerate(dataset.images.numpy())}
     calibrated, chose = ({rows[image.tobytes()] for image in found} for found in (taken.calibration, taken.images))
     assert not calibrated & chose
@@ -247,7 +249,8 @@ def test_images_that_judge_do_not_choose_where_there_is_no_test_split(
     judging = dataset.images[rows].numpy()
     judges = reduced.Judges(judging, dataset.labels[rows].numpy(), list(dataset.classes), split, judging[:2])
     wanted = reduced.Wanted(int8=True, calibration_images=64)
-    (made,), _ = reduced.make(blob, dataset, judges, wanted, Quiet())
+    float32 = Float32(blob, Session(blob)(judging)[0])
+    (made,), _ = reduced.make(float32, dataset, judges, wanted, Quiet())
     assert made.report["split"] == "validation"
     assert made.report["searched_on"] == {"split": "training", "images": 300 - 64}
     shown = {image.tobytes() for image in judging}

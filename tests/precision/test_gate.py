@@ -14,9 +14,9 @@ import pytest
 from graphs import Graph, Pixels
 from onnx import ModelProto, helper, numpy_helper
 
-from okdc.bundle.session import Session
+from okdc.bundle.session import Images, Session
 from okdc.precision import gate, quantize
-from okdc.precision.gate import GATES, Gates
+from okdc.precision.gate import GATES, Float32, Gates, Kind
 from okdc.precision.half import half
 
 Labels = npt.NDArray[np.int64]
@@ -32,6 +32,11 @@ def judging() -> tuple[Pixels, Labels]:
 @pytest.fixture(scope="module")
 def int8(blob: bytes) -> bytes:
     return quantize.quantize(blob, graphs.digits()[0][:256], quantize.SETTINGS[0])
+
+
+def judged(kind: Kind, blob: bytes, reduced: bytes, images: Images, *others: Any) -> dict[str, Any]:
+    """The report on a reduced file, the float32 one being asked here."""
+    return gate.judge(kind, Float32(blob, Session(blob)(images[:], 64)[0]), reduced, images, *others)
 
 
 def changed(blob: bytes, change: Callable[[ModelProto], None]) -> bytes:
@@ -56,7 +61,7 @@ def test_a_sound_int8_file_passes_and_the_report_says_how_close_it_is(
     blob: bytes, int8: bytes, judging: tuple[Pixels, Labels]
 ) -> None:
     images, labels = judging
-    report = gate.judge("int8", blob, int8, images, labels, CLASSES, "test")
+    report = judged("int8", blob, int8, images, labels, CLASSES, "test")
     assert report["passed"], report["failures"]
     z, found = Session(blob)(images, 64)[0], Session(int8)(images, 64)[0]
     right, still = z.argmax(1) == labels, found.argmax(1) == labels
@@ -78,7 +83,7 @@ def test_a_sound_int8_file_passes_and_the_report_says_how_close_it_is(
 
 
 def test_float16_passes_its_own_tighter_gate(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    report = gate.judge("float16", blob, half(blob), *judging, CLASSES, "test")
+    report = judged("float16", blob, half(blob), *judging, CLASSES, "test")
     assert report["passed"], report["failures"]
     assert report["gates"] == {"max_drop": 0.2, "min_agreement": 99.5, "max_class_drop": 2.0}
     assert 0 < report["logits"]["max_abs"] < report["tolerance"] < 0.2
@@ -86,7 +91,7 @@ def test_float16_passes_its_own_tighter_gate(blob: bytes, judging: tuple[Pixels,
 
 def test_int8_calibrated_on_black_images_is_refused(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
     broken = quantize.quantize(blob, np.zeros((64, 8, 8, 3), np.uint8), quantize.SETTINGS[0])
-    report = gate.judge("int8", blob, broken, *judging, CLASSES, "test")
+    report = judged("int8", blob, broken, *judging, CLASSES, "test")
     assert not report["passed"]
     said = "\n".join(report["failures"])
     assert "top-1 falls by" in said
@@ -105,7 +110,7 @@ def test_a_loss_in_one_class_alone_is_found_where_the_whole_does_not_show_it(
     lost = np.sort(margin[(labels == 3) & (margin > 0)])
     add = np.zeros(10, np.float32)
     add[3] = -(lost[5] + lost[6]) / 2  # six images of some eighty: 7.5 points of the class, 0.75 of all
-    report = gate.judge("int8", blob, changed(blob, bias(add)), images, labels, CLASSES, "test")
+    report = judged("int8", blob, changed(blob, bias(add)), images, labels, CLASSES, "test")
     assert len(report["failures"]) == 1
     assert report["failures"][0].startswith("class '3' falls by ")
     assert report["failures"][0].endswith("(allowed 5.00, at least one image)")
@@ -126,7 +131,7 @@ def test_one_image_of_a_small_class_is_allowed_and_two_are_not(blob: bytes, judg
         add = np.zeros(10, np.float32)
         add[3] = -(margin[threes[flips - 1]] + margin[threes[flips]]) / 2
         file = changed(blob, bias(add))
-        report = gate.judge("float16", blob, file, images[rows], labels[rows], CLASSES, "test", Gates(9, 9, 2.0))
+        report = judged("float16", blob, file, images[rows], labels[rows], CLASSES, "test", Gates(9, 9, 2.0))
         assert report["passed"] == passes, report["failures"]
         assert report["worst_class"] == {
             "class": "3",
@@ -145,7 +150,7 @@ def test_one_flip_among_few_images_fails_no_gate(blob: bytes, judging: tuple[Pix
     rows = np.array([close, *sure])
     add = np.zeros(10, np.float32)
     add[labels[close]] = -margin[close] * 1.01
-    report = gate.judge("int8", blob, changed(blob, bias(add)), images[rows], labels[rows], CLASSES, "test")
+    report = judged("int8", blob, changed(blob, bias(add)), images[rows], labels[rows], CLASSES, "test")
     assert report["predictions_that_differ"] == 1
     assert report["drop_points"] == 5.0
     assert report["passed"], report["failures"]
@@ -156,8 +161,8 @@ def test_gates_are_what_they_are_set_to(blob: bytes, judging: tuple[Pixels, Labe
     add = np.zeros(10, np.float32)
     add[:5] += 0.5
     file = changed(blob, bias(add))
-    strict = gate.judge("int8", blob, file, *judging, CLASSES, "test", Gates(0.0, 100.0, 0.0))
-    lenient = gate.judge("int8", blob, file, *judging, CLASSES, "test", Gates(100.0, 0.0, 100.0))
+    strict = judged("int8", blob, file, *judging, CLASSES, "test", Gates(0.0, 100.0, 0.0))
+    lenient = judged("int8", blob, file, *judging, CLASSES, "test", Gates(100.0, 0.0, 100.0))
     assert not strict["passed"]
     assert lenient["passed"], lenient["failures"]
 
@@ -219,7 +224,7 @@ def test_a_planted_defect_is_named(
     change: Callable[[ModelProto], None], said: str, blob: bytes, judging: tuple[Pixels, Labels]
 ) -> None:
     images, labels = judging
-    report = gate.judge("int8", blob, changed(blob, change), images[:200], labels[:200], CLASSES, "test")
+    report = judged("int8", blob, changed(blob, change), images[:200], labels[:200], CLASSES, "test")
     assert not report["passed"]
     assert any(said in failure for failure in report["failures"]), report["failures"]
     json.dumps(report, allow_nan=False)
@@ -228,7 +233,7 @@ def test_a_planted_defect_is_named(
 def test_a_weight_beyond_float16_is_found_in_the_logits_and_nothing_is_warned_of() -> None:
     images, labels = graphs.digits()
     blob = changed(Graph(graphs.mobilenet).blob(), bias(np.array([1e6] + 9 * [0], np.float32)))
-    report = gate.judge("float16", blob, half(blob), images[:100], labels[:100], CLASSES, "test")
+    report = judged("float16", blob, half(blob), images[:100], labels[:100], CLASSES, "test")
     assert not report["passed"]
     assert "not finite" in report["failures"][0]
     assert report["tolerance"] is None
@@ -250,14 +255,22 @@ def test_every_image_is_read_once(blob: bytes, int8: bytes, judging: tuple[Pixel
             part: Pixels = images[rows]
             return part
 
-    gate.judge("int8", blob, int8, OnDemand(), labels, CLASSES, "test")
+    float32 = Float32(blob, Session(blob)(images, 64)[0])
+    gate.judge("int8", float32, int8, OnDemand(), labels, CLASSES, "test")
     assert read == list(range(len(images)))
+
+
+def test_the_float32_file_is_not_asked_again(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    images, labels = judging
+    others = np.roll(Session(blob)(images, 64)[0], 1, axis=1)
+    report = gate.judge("float16", Float32(blob, others), half(blob), images, labels, CLASSES, "test")
+    assert report["predictions_that_differ"] == len(images)
 
 
 def test_fewer_images_than_a_batch_are_enough() -> None:
     images, labels = graphs.digits()
     blob = Graph(graphs.mobilenet).blob()
     for count in (1, 3):
-        report = gate.judge("float16", blob, half(blob), images[:count], labels[:count], CLASSES, "validation")
+        report = judged("float16", blob, half(blob), images[:count], labels[:count], CLASSES, "validation")
         assert report["passed"], report["failures"]
         assert report["images"] == count

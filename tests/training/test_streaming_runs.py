@@ -240,13 +240,15 @@ def test_parity_holds_no_more_images_than_a_batch_at_a_time_and_finds_the_same(
     labels = sides.Torch(network, facts).logits(pixels).argmax(1)
     asked = Asked(pixels)
     path = bundle[0] / "model.onnx"
-    report = parity.check(path, network, facts, asked, labels, 100.0, "test")
+    report, logits = parity.check(path, network, facts, asked, labels, 100.0, "test")
     assert report["passed"], report["failures"]
     assert report["images"] == 400
     assert max(asked.counts) == soundness.PROBE
     assert asked.counts.count(50) == 400 / 50, "each once for both sides"
     assert sum(asked.counts) == 400 + 10 + soundness.PROBE + 4, "and some for float64, the batches, the second engine"
-    assert report == parity.check(path, network, facts, pixels, labels, 100.0, "test")
+    again, at_once = parity.check(path, network, facts, pixels, labels, 100.0, "test")
+    assert report == again
+    np.testing.assert_array_equal(logits, at_once)
 
 
 def test_an_export_reads_the_split_from_its_files_in_parts(bundle: tuple[Path, list[int]]) -> None:
