@@ -121,7 +121,7 @@ def keep_memory() -> bool:
 
     It hands back every map of megabytes and gets it again page by page, each zeroed. One thread's evaluation in
     bfloat16, batches of 500, without and with this: MobileNetV2 194-263 and 699-726 images/s, ResNet-20 2,111-2,320 and
-    2,224-3,211. Training and its peak of memory stay as they were within the noise.
+    2,224-3,211. A training step of FFL with two ResNet-32 takes a tenth less; its peak of memory stays.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
