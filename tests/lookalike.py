@@ -6,7 +6,7 @@ import hashlib
 import io
 import pickle
 import tarfile
-import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from asking import write_tree
-from torchvision import datasets as published
+from torchvision import datasets
 
+from okdc.data import published
 from okdc.data.cinic import CLASSES, SPLITS
 
-KINDS: dict[str, Any] = {"cifar10": published.CIFAR10, "cifar100": published.CIFAR100}
+# As torchvision knows them, to compare with.
+KINDS: dict[str, Any] = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 
 
 class _OldDtype:
@@ -26,13 +28,6 @@ class _OldDtype:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return np.dtype, ("u1", 0, 1), (3, "|", None, None, None, -1, -1, 0)
-
-
-class _Warning:
-    """Warns when it is unpickled, as numpy 2.4.0 to 2.4.4 do of a dtype so old."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return warnings.warn, ("dtype(): align should be passed as Python or NumPy boolean", UserWarning)
 
 
 class _OldArray:
@@ -45,7 +40,7 @@ class _OldArray:
 
 
 def write_cifar(root: Path, patch: pytest.MonkeyPatch, name: str = "cifar10", train: int = 40, test: int = 20) -> Path:
-    """Random images in torchvision's layout, so many in each file, and torchvision told that these are the published.
+    """Random images in the published layout, so many in each file; okdc and torchvision take these for the published.
 
     Labels go round the classes in each file.
     """
@@ -63,12 +58,14 @@ def write_cifar(root: Path, patch: pytest.MonkeyPatch, name: str = "cifar10", tr
 
     def batch(count: int) -> dict[str, Any]:
         pixels = random.integers(0, 256, (count, 3072), dtype=np.uint8)
-        return {"data": _OldArray(pixels), labels_key: [i % classes for i in range(count)], "batch_label": _Warning()}
+        return {"data": _OldArray(pixels), labels_key: [i % classes for i in range(count)], "batch_label": "a batch"}
 
     meta = write(kind.meta["filename"], {kind.meta["key"]: [f"class{c:02}" for c in range(classes)]})
     patch.setattr(kind, "meta", kind.meta | {"md5": meta[1]})
     patch.setattr(kind, "train_list", [write(file, batch(train)) for file, _ in kind.train_list])
     patch.setattr(kind, "test_list", [write(file, batch(test)) for file, _ in kind.test_list])
+    parts = {"train": dict(kind.train_list), "test": dict(kind.test_list)}
+    patch.setitem(published.CIFAR, name, replace(published.CIFAR[name], parts=parts, meta=dict([meta])))
     return root
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from okdc import __version__, catalog, locks
-from okdc.data import cifar, cinic
+from okdc.data import cinic, published
 from okdc.errors import DataError, DiskError, RunError, UsageError, nearest
 from okdc.files import writing
 from okdc.recipe import DATASETS, ROOTS, read
@@ -55,9 +55,8 @@ def archive(name: str) -> Archive:
     """Raises UsageError for a name that has none, with what to do instead."""
     if name == "cinic10":
         return Archive(name, CINIC_URL, CINIC_MD5, BYTES[name], cinic.SPLITS)
-    if name in ("cifar10", "cifar100"):
-        kind = cifar.source(name)
-        return Archive(name, kind.url, kind.tgz_md5, BYTES[name], (kind.base_folder,))
+    if of := published.CIFAR.get(name):
+        return Archive(name, of.url, of.md5, BYTES[name], (of.folder,))
     if name == "imagenet":
         raise UsageError(
             "imagenet is given to who registers, not to programs: it has to be fetched by hand",
@@ -114,7 +113,7 @@ def download(name: str, data_root: str | None, url: str | None, progress: Progre
 def is_whole(name: str, root: Path) -> bool:
     if name == "cinic10":
         return set(cinic.count(root).values()) == {cinic.PER_SPLIT}
-    return not cifar.damage(name, root)
+    return not published.damage(name, root)
 
 
 @contextlib.contextmanager

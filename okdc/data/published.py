@@ -1,7 +1,7 @@
 """Published images that are read without torch: scikit-learn's digits, and the pickles of CIFAR-10 and CIFAR-100.
 
 A file of CIFAR is opened only after its MD5 was found to be the published one, and by an unpickler that knows nothing
-but arrays. `okdc.data.cifar` reads the same files with torchvision.
+but arrays: torchvision's opens all that a pickle names.
 """
 
 from __future__ import annotations
@@ -48,17 +48,25 @@ def digits() -> tuple[Pixels, Labels]:
 
 @dataclass(frozen=True)
 class Cifar:
-    """Where the files of one of the two lie below a root, and their MD5."""
+    """One of the two: its archive, and where its files lie below a root, with their MD5."""
 
+    url: str
+    md5: str  # of the archive
     folder: str
     parts: dict[str, dict[str, str]]  # the files of each split, in order, with their MD5
     meta: dict[str, str]
     labels: str  # the key in each file
     names: str  # the key in the meta file
 
+    @property
+    def files(self) -> dict[str, str]:
+        return self.parts["train"] | self.parts["test"] | self.meta
+
 
 CIFAR = {
     "cifar10": Cifar(
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        md5="c58f30108f718f92721af3b95e74349a",
         folder="cifar-10-batches-py",
         parts={
             "train": {
@@ -75,6 +83,8 @@ CIFAR = {
         names="label_names",
     ),
     "cifar100": Cifar(
+        url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        md5="eb9058c3a382ffc7106e4002c42a8d85",
         folder="cifar-100-python",
         parts={
             "train": {"train": "16019d7e3df5f24257cddd939b257f8d"},
@@ -104,14 +114,35 @@ def cifar(name: str, root: Path, part: str) -> tuple[tuple[str, ...], Pixels, La
     return tuple(names), np.ascontiguousarray(np.concatenate(pixels)), np.asarray(labels, np.int64)
 
 
-def _unpickled(path: Path, md5: str) -> Any:
+def damage(name: str, root: Path) -> list[str]:
+    """One line for each file that is missing or not the published one; none: the data set is whole."""
+    of, lines = CIFAR[name], []
+    for file, md5 in of.files.items():
+        path = root / of.folder / file
+        if not path.is_file():
+            lines.append(f"{path.absolute()}: missing")
+            continue
+        try:
+            _read(path, md5)
+        except DataError as error:
+            lines.append(error.message)
+    return lines
+
+
+def _read(path: Path, md5: str) -> bytes:
+    """The published bytes, or DataError."""
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        raise DataError(f"{path.absolute()}: cannot be read: {error.strerror}") from None
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != md5:
         raise DataError(f"{path.absolute()}: expected MD5 {md5}, found {found}")
+    return content
+
+
+def _unpickled(path: Path, md5: str) -> Any:
+    content = _read(path, md5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # numpy 2.4.0 to 2.4.4, of pickles this old: github.com/numpy/numpy/pull/29301
         try:

@@ -10,17 +10,17 @@ import socket
 import tarfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import ask
-from lookalike import KINDS, packed, write_cifar, write_cinic
+from lookalike import packed, write_cifar, write_cinic
 
 from okdc import locks
-from okdc.data import cinic, download
+from okdc.data import cinic, download, published
 from okdc.data.cifar import cifar
 from okdc.data.download import is_whole
 from okdc.errors import DataError, DiskError, UsageError
@@ -83,8 +83,7 @@ def publish(content: bytes, name: str, server: Server, patch: pytest.MonkeyPatch
         patch.setattr(download, "CINIC_MD5", md5)
         patch.setattr(download, "CINIC_URL", server.url)
     else:
-        patch.setattr(KINDS[name], "tgz_md5", md5)
-        patch.setattr(KINDS[name], "url", server.url)
+        patch.setitem(published.CIFAR, name, replace(published.CIFAR[name], md5=md5, url=server.url))
 
 
 @pytest.fixture
@@ -184,9 +183,9 @@ def test_a_mirror_is_asked_instead_and_its_file_checked_all_the_same(
     cifar10: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror, url = cifar10.url, "http://127.0.0.1:9/elsewhere"
-    monkeypatch.setattr(KINDS["cifar10"], "url", url)
+    monkeypatch.setitem(published.CIFAR, "cifar10", replace(published.CIFAR["cifar10"], url=url))
     cifar10.content = cifar10.content[:-1] + b"?"
-    refused(DataError, f"{mirror}: expected MD5 {KINDS['cifar10'].tgz_md5}, found ", url=mirror)
+    refused(DataError, f"{mirror}: expected MD5 {published.CIFAR['cifar10'].md5}, found ", url=mirror)
     cifar10.content = packed(Path("made"))
     publish(cifar10.content, "cifar10", cifar10, monkeypatch)
     assert get("cifar10", url=mirror)["url"] == mirror
