@@ -16,7 +16,7 @@ import typer
 
 from okdc import console
 from okdc.errors import OkdcError, ToldElsewhere, UsageError
-from okdc.ranks import ALONE, Ranks
+from okdc.ranks import ALONE, Ranks, leave
 
 
 class UnforeseenError(OkdcError):
@@ -125,4 +125,4 @@ def _in_words(error: Exception) -> OkdcError:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

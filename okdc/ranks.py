@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -99,7 +100,7 @@ class Ranks:
         except (Exception, KeyboardInterrupt) as error:
             _deaf()
             told = self._told(error, store)
-            if not gpu:  # on one it might wait for what the others never finish; the end of the process ends it
+            if not gpu:  # on one it might wait for what the others never finish: `leave`
                 distributed.destroy_process_group()
             if told is error:
                 raise
@@ -197,6 +198,19 @@ def lost(error: BaseException) -> bool:
     return isinstance(error, distributed.DistError) or (
         isinstance(error, RuntimeError) and "gloo/transport" in str(error)
     )
+
+
+def leave(code: int) -> NoReturn:
+    """End the program. Where an error left processes connected (`Ranks.joined`), nothing is taken down in order: that
+    could wait for what the others never finish, and they notice the end by its connections.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _before_all_others(store: Any) -> bool:

@@ -60,6 +60,16 @@ def built(resolved: Recipe) -> Job:
     return build.job(resolved, build.dataset(resolved))
 
 
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """torch raises where the host would wait for the GPU."""
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 class Quiet:
     """Keeps the notes and what the progress bar was told; `at(call)` is called then, with the number of the call."""
 

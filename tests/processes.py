@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import compilers
 import numpy.typing as npt
 import torch
 from asking import Answer
@@ -119,6 +120,7 @@ class Told:
     code: int = 0
     notes: tuple[str, ...] = field(default=(), compare=False)
     calls: int = field(default=0, compare=False)  # of the progress bar
+    threads: int = field(default=0, compare=False)  # that it had in the end
 
 
 def training(
@@ -137,7 +139,7 @@ def training(
         error = caught
     notes, calls = tuple(tell.notes), len(tell.counts)
     if error is None:
-        return Told(notes=notes, calls=calls)
+        return Told(notes=notes, calls=calls, threads=torch.get_num_threads())
     return Told(type(error).__name__, error.message, error.hint, error.exit_code, notes, calls)
 
 
@@ -213,6 +215,15 @@ def stepped(cases: dict[str, tuple[str, ...]], steps: int = 3) -> dict[str, Lear
     ranks = Ranks.of_environment()
     with ranks.joined("cpu"):
         return {name: _learned(words, steps, ranks) for name, words in cases.items()}
+
+
+def traced(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
+    """The same, compiled by the tracer alone."""
+    from okdc.training import step
+
+    step.compiled = compilers.traced  # type: ignore[assignment]
+    compiling.without_compiler = lambda device: ""  # noqa: ARG005
+    return stepped({name: (*words, "engine.compile=on") for name, words in cases.items()})
 
 
 def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -276,3 +278,22 @@ def test_ctrl_c_is_heard_while_the_others_have_not_come(monkeypatch: pytest.Monk
     monkeypatch.setattr("time.sleep", lambda _: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt), Ranks(0, 2, 0, 2).joined("cpu"):
         pass
+
+
+LEFT = """
+import atexit
+from torch import distributed
+from okdc.ranks import leave
+
+if {connected}:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+atexit.register(print, "took down")
+print("said", end=" ")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("connected", "out"), [(False, "said took down\n"), (True, "said ")])
+def test_the_program_ends_at_once_where_it_is_still_connected(connected: bool, out: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT.format(connected=connected)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, out), done.stderr

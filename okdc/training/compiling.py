@@ -76,8 +76,8 @@ def without_compiler(device: str) -> str:
 
 
 def failed(error: RuntimeError) -> bool:
-    """Whether an error is the compiler's own: of a step that would have run without it."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
+    """Whether an error is the compiler's own, or one of recording launches: of a step that would have run without."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "captur" in str(error)
 
 
 def in_a_line(error: Exception) -> str:

@@ -18,6 +18,7 @@ from okdc import kept
 from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
 from okdc.data.feed import batches_of
+from okdc.data.workers import cores
 from okdc.files import read_json, write_json
 from okdc.ranks import ALONE, Ranks
 from okdc.recipe import Recipe
@@ -142,7 +143,9 @@ def train(
             if asked := stop.asked():
                 leave(asked)
 
-    if ranks.first:  # the others have nothing to add
+    if ranks.first:  # the others have nothing to add, and leave it their cores
+        if not ranks.alone and recipe.engine.threads == "auto":
+            torch.set_num_threads(max(settings.threads, cores()))  # torchrun gives each process one
         _finish(job, run, batches, at, tell)
 
 

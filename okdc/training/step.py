@@ -19,6 +19,8 @@ from okdc.recipe import Optim
 from okdc.training import compiling, depthwise, optim, synced
 from okdc.training.device import Settings
 
+FIRST = 3  # steps: the first is compiled, a GPU records its launches in the next ones
+
 
 class TrainStep:
     """A method on its device, its optimiser, and the step that both take together."""
@@ -28,7 +30,7 @@ class TrainStep:
         memory.
         """
         if settings.sync_batchnorm and not ranks.alone:
-            synced.convert(method, settings.device)
+            synced.convert(method)
         if settings.device == "cpu" and settings.dtype == "bfloat16":
             depthwise.out_of_bfloat16(method)
         self.method = method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)
@@ -37,7 +39,7 @@ class TrainStep:
         self.recipe, self.settings, self.ranks = recipe, settings, ranks
         self.progress = torch.zeros((), device=settings.torch_device)
         self._run: nn.Module | None = None
-        self._checked = False
+        self._taken = 0
 
     def state(self) -> dict[str, Any]:
         """Every tensor that the next step depends on."""
@@ -52,19 +54,24 @@ class TrainStep:
     def __call__(self, images: Tensor, labels: Tensor, done: float) -> Step:
         """Learn from NCHW images and their N labels, when the fraction `done` of the training is over.
 
-        Raises DeviceError where the first step cannot be compiled.
+        Raises DeviceError where the first steps show that it cannot be compiled, or lacks a deterministic kernel.
         """
-        if self._checked or not self.settings.compiled:
+        if self._taken >= FIRST:
             return self._learn(images, labels, done)
         try:
             return self._learn(images, labels, done)
         except RuntimeError as error:
-            if not compiling.failed(error):
-                raise
-            raise DeviceError(
-                f"the training step cannot be compiled: {compiling.in_a_line(error)}",
-                hint="a new run with --compile off trains without",
-            ) from error
+            if self.settings.compiled and compiling.failed(error):
+                raise DeviceError(
+                    f"the training step cannot be compiled: {compiling.in_a_line(error)}",
+                    hint="a new run with --compile off trains without",
+                ) from error
+            what, lacks, _ = str(error).partition(" does not have a deterministic implementation")
+            if lacks:
+                raise DeviceError(
+                    f"deterministic=true: {what}{lacks}", hint="a new run without it, or other students"
+                ) from error
+            raise
 
     def _learn(self, images: Tensor, labels: Tensor, done: float) -> Step:
         self.progress.fill_(done)
@@ -80,10 +87,10 @@ class TrainStep:
         loss.backward()
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
-        if not self._checked:
+        if not self._taken:
             optim.assert_same_strides(self.optimizer)
-            self._checked = True
         self.optimizer.step()
+        self._taken += 1
         return step
 
     def _runner(self) -> nn.Module:

@@ -1,8 +1,9 @@
 """What the processes of one training exchange within a step: batch statistics, as one process would have them, and
 gradients.
 
-On a GPU torch.nn.SyncBatchNorm does the first, which refuses a CPU; there the same is written out, in float32, and
-gradients are added in an order that can be repeated. Shapes: R processes, C channels.
+torch.nn.SyncBatchNorm is not used for the first: it refuses a CPU, and on a GPU it drops processes without an image by
+a mask, for which the host waits in every layer (github.com/pytorch/pytorch/issues/78549), and where a compiled step
+breaks. Here no process is without one. Shapes: R processes, C channels.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _gathered(own: Tensor) -> Tensor:
     return found
 
 
-def convert(method: nn.Module, device: str) -> None:
+def convert(method: nn.Module) -> None:
     """Let every batch normalisation below `method` see all processes; weights, statistics and names stay.
 
     Raises DeviceError for a layer that is more than a batch normalisation.
@@ -88,9 +89,6 @@ def convert(method: nn.Module, device: str) -> None:
             f"engine.sync_batchnorm: {', '.join(other)} does more than normalise, and would keep to its own process",
             hint="engine.sync_batchnorm=false",
         )
-    if device == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(method)
-        return
     made = {id(norm): _like(norm) for norm in found}  # one that two owners share stays one
     for owner in list(method.modules()):
         for name, inner in list(owner.named_children()):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from asking import tried
 from byhand import POSITIONS, Array, agrees, array, batch, cross_entropy, divergence, hold, make, names, reached, spread
+from harness import no_waiting
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize, nnls
@@ -209,11 +210,8 @@ def test_losses_and_logits_are_float32_under_autocast(kind: str) -> None:
 def test_a_teacher_is_made_on_a_gpu_without_waiting_for_it(kind: str) -> None:
     z, labels = spread(3, 16).cuda(), labels_of(16).cuda()
     teacher_logits(kind, z, labels)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         found = teacher_logits(kind, z, labels)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(found.cpu(), teacher_logits(kind, z.cpu(), labels.cpu()), rtol=1e-3, atol=1e-3)
 
 

@@ -8,8 +8,7 @@ import os
 import random
 import signal
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from harness import (
     Quiet,
     built,
     digest,
+    no_waiting,
     outcome,
     recipe,
     result,
@@ -47,7 +47,7 @@ from okdc.files import read_json
 from okdc.kept import logits_of
 from okdc.methods.method import Step
 from okdc.run import Run
-from okdc.training import checkpoint, keep, starts
+from okdc.training import checkpoint, keep
 from okdc.training.metrics import Summary, top1_pct
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -651,11 +651,8 @@ def test_data_lives_on_the_gpu_and_its_batches_are_those_of_a_cpu() -> None:
 def test_drawing_batches_on_the_gpu_never_waits_for_it() -> None:
     batches = iter(gpu_batches("cuda")[0].epoch(0))
     next(batches)  # the draws of the epoch cross over here
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         left = len(list(batches))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert left == STEPS - 1
 
 
@@ -667,25 +664,3 @@ def test_a_deterministic_run_on_the_gpu_is_equal_to_the_bit(monkeypatch: pytest.
         assert outcome(start(*words)) == outcome(start(*words))
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-class Watched(Quiet):
-    """Forbids the host to wait for the GPU from an epoch's second step to the one before its last."""
-
-    @contextmanager
-    def training(self) -> Iterator[Callable[[int, int, str], None]]:
-        def update(done: int, total: int, text: str) -> None:  # noqa: ARG001
-            inside = 0 < done % STEPS < STEPS - 1
-            torch.cuda.set_sync_debug_mode("error" if inside else "default")
-
-        try:
-            yield update
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-def test_the_loop_itself_never_makes_the_host_wait_within_an_epoch() -> None:
-    words = ("engine.device=cuda", "engine.dtype=auto", "optim.clip=1.0")
-    run = starts.start(recipe(*words), "watched", None, {}, Watched())
-    assert run.state == "complete"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from harness import Quiet, built, outcome, recipe, rows
+from harness import Quiet, built, no_waiting, outcome, recipe, rows
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -27,17 +27,15 @@ pytestmark = pytest.mark.gpu
 
 GPU = "cuda"
 MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
+THREE = 'cohort.students=["resnet8", "resnet8", "resnet8"]'
+CASES = {
+    "fefr, clipped": ("optim.clip=1.0",),
+    "baseline": ("method.name=baseline", 'cohort.students=["resnet8"]'),
+    "kdcl, linear, three": ("method.name=kdcl", "method.teacher=linear", "cohort.share=none", THREE),
+    **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one")},
+    **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl")},
+}
 WARM = 4  # steps: kernels are chosen, graphs of launches recorded; the first one is compiled
-
-
-@contextmanager
-def no_waiting() -> Iterator[None]:
-    """torch raises where the host would wait for the GPU."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +94,9 @@ def test_maps_have_the_chosen_type_and_layout_and_weights_and_losses_stay_float3
 
 
 @pytest.mark.parametrize("compile", ["off", "on"])
-@pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: str, clip: float) -> None:
-    step, batches, _ = made(settings("auto", compile), f"optim.clip={clip}")
+@pytest.mark.parametrize("case", CASES)
+def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: str, case: str) -> None:
+    step, batches, _ = made(settings("auto", compile), *CASES[case])
     totals = Totals(torch.device(GPU))
     drawn = batches.epoch(0)
     for number in range(WARM):
@@ -137,7 +135,7 @@ class Watched(Quiet):
 @pytest.mark.parametrize("compile", ["off", "on"])
 def test_the_whole_loop_never_waits_within_an_epoch_and_learns(compile: str) -> None:
     tell = Watched(25, WARM)
-    words = ("engine.device=cuda", "engine.dtype=auto", f"engine.compile={compile}", "optim.epochs=4")
+    words = ("engine.device=cuda", "engine.dtype=auto", f"engine.compile={compile}", "optim.epochs=4", "optim.clip=1.0")
     run = starts.start(recipe(*MORE, *words), "watched", None, {}, tell)
     assert run.state == "complete"
     assert tell.watched == 4 * (24 - WARM)

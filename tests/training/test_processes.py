@@ -25,11 +25,12 @@ import pytest
 from asking import Answer
 from harness import EPOCHS, STEPS, Quiet, outcome, recipe, result, resume, rows, start, write_recipe
 from pictures import streamed, write_imagenet
-from processes import Learned, Told, asked, broken, damaged, stepped, together, training
+from processes import Learned, Told, asked, broken, damaged, stepped, together, traced, training
 
 from okdc import build
 from okdc.data import ondemand
 from okdc.data.batches import order, part_of_batch
+from okdc.data.workers import cores
 from okdc.errors import Interrupted
 from okdc.files import read_json
 from okdc.ranks import LOST, Ranks
@@ -135,6 +136,14 @@ def test_all_processes_hold_the_same_weights_momenta_and_statistics_to_the_bit(
     assert a.losses == b.losses
 
 
+def test_compiled_steps_of_two_processes_are_eager_ones_but_for_rounding(steps: dict[str, list[Learned]]) -> None:
+    """The wrapper cuts the graph where its buckets of gradients end."""
+    names = ("fefr, one trunk", "fefr, local", "plain, clipped")
+    for found in together(2, traced, {name: CASES[name] for name in names}):
+        for name in names:
+            assert max(differences(found[name], steps[name][1])) < 1e-5
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_come_back_in_the_layout_of_the_weights(steps: dict[str, list[Learned]], case: str) -> None:
     one, *two = steps[case]
@@ -220,6 +229,14 @@ def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(pair
     normalise = Normalise(job.recipe.data.mean, job.recipe.data.std)
     read = evaluate(job.method, eval_batches(job.dataset, job.dataset.val, normalise, 500), torch.device("cpu"))
     assert rows(run)[-1]["val_top1_pct"] == read.top1_pct
+
+
+@pytest.mark.parametrize("asked", [(), ("engine.threads=auto",)], ids=["as asked", "auto"])
+def test_the_process_that_judges_takes_the_cores_of_those_that_are_through(
+    tmp_path: Path, asked: tuple[str, ...]
+) -> None:
+    told = together(2, training, tmp_path / "run", (*asked, "optim.epochs=1"))
+    assert [of.threads for of in told] == [cores() if asked else 1, 1]
 
 
 def test_images_per_second_are_those_of_all_processes(pair: tuple[Run, list[Told]]) -> None:

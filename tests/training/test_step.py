@@ -114,6 +114,40 @@ def test_a_step_that_cannot_be_compiled_is_told_in_a_line_with_the_way_out(monke
     assert digest(step.state()["method"]) == before
 
 
+@pytest.mark.parametrize(
+    ("settings", "report", "told"),
+    [
+        (
+            COMPILED,
+            "CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might be ...",
+            "the training step cannot be compiled: RuntimeError: CUDA error: operation not permitted when stream is "
+            "capturing",
+        ),
+        (
+            PLAIN,
+            "adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation, but you set ...",
+            "deterministic=true: adaptive_avg_pool2d_backward_cuda does not have a deterministic implementation",
+        ),
+    ],
+    ids=["recording", "determinism"],
+)
+def test_what_only_a_gpu_refuses_is_told_in_a_line_when_its_launches_are_recorded_in_the_second_step(
+    settings: Settings, report: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "compiled", lambda method, *_: method)
+    step = train_step(settings)
+    step(*batch(), 0.0)
+
+    def refused(*_: object) -> None:
+        raise RuntimeError(report)
+
+    monkeypatch.setattr(step, "_run", refused)
+    with pytest.raises(DeviceError) as caught:
+        step(*batch(), 0.0)
+    assert caught.value.message == told
+    assert caught.value.hint
+
+
 @pytest.mark.parametrize("settings", [PLAIN, COMPILED], ids=["eager", "compiled"])
 def test_what_is_no_fault_of_the_compiler_is_raised_as_it_is(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
