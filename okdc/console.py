@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -13,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.segment import Segments
 from rich.table import Table
 
 from okdc.errors import Interrupted, OkdcError
@@ -123,20 +126,62 @@ def out_line(facts: Any) -> bool:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on stdout; columns whose cells are numbers are set right. Whole even where stdout is a pipe."""
-    drawn = Table(title=escape(title) or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for i, header in enumerate(headers):
-        numeric = any(row[i][:1].isdigit() for row in rows if row[i])
-        # Folded where a terminal is too narrow: a number or a path that ends in dots is none.
-        drawn.add_column(
-            escape(header), justify="right" if numeric else "left", no_wrap=not _out.is_terminal, overflow="fold"
-        )
-    for row in rows:
-        drawn.add_row(*(escape(cell) for cell in row))
-    if _out.is_terminal:
-        _out.print(drawn)
-    else:
-        _Console(width=1000).print(drawn)
+    """A table on stdout; columns whose cells are numbers are set right. Whole even where stdout is a pipe.
+
+    A terminal that is too narrow never splits a word or a number, which could then neither be read nor copied: words
+    are wrapped, those of the last column first, and columns without room follow below, with the first one again.
+    """
+    columns = [tuple(column) for column in zip(headers, *rows, strict=True)]
+    for i, block in enumerate(_blocks(columns, _out.width if _out.is_terminal else None)):
+        drawn = Table(box=None, pad_edge=False, header_style="bold")
+        if title and i == 0:
+            _out.print(escape(title), style="italic")
+        for number, width in block:
+            header, *cells = columns[number]
+            numeric = any(cell[:1].isdigit() for cell in cells)
+            drawn.add_column(escape(header), justify="right" if numeric else "left", width=width, overflow="fold")
+        for row in rows:
+            drawn.add_row(*(escape(row[number]) for number, _ in block))
+        if i:
+            _out.print()
+        # Rendered as wide as it is: where even two columns have no room, the terminal wraps, and copies whole lines.
+        wide = _Console(width=sum(width + GAP for _, width in block))
+        segments = list(wide.render(drawn))
+        if _out.is_terminal:
+            _out.print(Segments(segments), end="")
+        else:  # what pads the last column there would be part of the file
+            lines = "".join(segment.text for segment in segments).splitlines()
+            _out.print("\n".join(line.rstrip() for line in lines), markup=False)
+
+
+GAP = 2  # columns of a terminal between two of a table
+_NUMBER = re.compile(r"[-+≥]?\s*\d")
+
+
+def _blocks(columns: Sequence[Sequence[str]], room: int | None) -> list[list[tuple[int, int]]]:
+    """Which columns stand side by side, with the width of each: one block where `room` is enough, or not limited."""
+    natural = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    least = [max(map(_unbroken, column)) for column in columns]
+    blocks: list[list[int]] = [[0]]
+    for i in range(1, len(columns)):
+        if room is not None and len(blocks[-1]) > 1 and sum(least[k] + GAP for k in (*blocks[-1], i)) - GAP > room:
+            blocks.append([0])
+        blocks[-1].append(i)
+    found = []
+    for block in blocks:
+        excess = sum(natural[i] + GAP for i in block) - GAP - room if room is not None else 0
+        widths = {i: natural[i] for i in block}
+        for i in reversed(block):
+            given = min(max(excess, 0), natural[i] - least[i])
+            widths[i] -= given
+            excess -= given
+        found.append(list(widths.items()))
+    return found
+
+
+def _unbroken(cell: str) -> int:
+    """The width of what must stay in one line: a number with its error or its interval, else the longest word."""
+    return cell_len(cell) if _NUMBER.match(cell) else max(map(cell_len, cell.split()), default=0)
 
 
 @contextmanager

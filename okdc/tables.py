@@ -195,7 +195,7 @@ def _costs(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     several_sizes = len({tuple(row["input"]) for row in rows}) > 1
     splits = {row["judged_on"] for row in rows if row["judged_on"]}
     columns: dict[str, list[str]] = {
-        # The marks in the cell of the name: where a terminal is narrow, it is the one that folds.
+        # The marks in the cell of the name, after a space: where a terminal is narrow, they are what goes below.
         "": [f"{_row_name(row)} {'*' * row['kept']}{'+' * bool(row['front'])}".rstrip() for row in rows],
         "input": ["×".join(map(str, row["input"])) if several_sizes else "" for row in rows],
         "val %": [f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "" for row in rows],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -69,6 +70,51 @@ def test_numbers_are_set_right_and_words_left(capsys: Captured) -> None:
     assert first.startswith("a ")
     assert len(first) == len(second)
     assert first.endswith("    5")
+
+
+def of_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Let stdout be a terminal."""
+    drawn = console._Console(soft_wrap=True, width=width, force_terminal=True, no_color=True)
+    monkeypatch.setattr(console, "_out", drawn)
+
+
+SAID = "baseline 26.30, mfef attention=false 23.54, mfef 23.37"
+
+
+@pytest.mark.parametrize("width", [40, 46, 50, 60, 80])
+def test_no_name_and_no_number_is_split_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, width: int
+) -> None:
+    of_width(monkeypatch, width)
+    name = "cifar100_resnet110_ablation"
+    console.table(["recipe", "top-1 % on test", "n", "paper"], [[name, "63.93 ± 0.09", "5", SAID]])
+    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert re.search(rf"^{name} ", out, re.MULTILINE)
+    assert "63.93 ± 0.09" in out
+    assert set(SAID.split()) <= set(out.split())
+    assert max(len(line.rstrip()) for line in out.splitlines()) <= max(width, len(name) + 2 + len("attention=false"))
+
+
+def test_the_last_column_that_has_words_is_wrapped_first(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    of_width(monkeypatch, 60)
+    console.table(["what", "n", "paper"], [["a name of words", "12", SAID]])
+    _, first, second = capsys.readouterr().out.splitlines()
+    assert first.split() == ["a", "name", "of", "words", "12", *SAID.split()[:4]]
+    assert second.split() == SAID.split()[4:]
+
+
+def test_columns_without_room_follow_below_with_the_names_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    of_width(monkeypatch, 30)
+    console.table(["name", "kept", "last"], [["abcdefgh", "63.93 ± 0.09", "60.00 ± 1.09"]])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1::3] == [["abcdefgh", "63.93", "±", "0.09"], ["abcdefgh", "60.00", "±", "1.09"]]
+
+
+def test_no_line_of_a_table_in_a_pipe_ends_in_spaces(capsys: Captured) -> None:
+    console.table(["name", "notes"], [["a", "short"], ["bbbb", "much longer"], ["c", ""]], title="of three")
+    assert capsys.readouterr().out == "of three\nname  notes\na     short\nbbbb  much longer\nc\n"
 
 
 def test_json_goes_to_stdout_alone_and_keeps_its_letters(capsys: Captured) -> None:
