@@ -43,7 +43,7 @@ class _Termination:
 
     def _stop(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.came = True
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("SIGTERM")
 
     def __exit__(self, *_: object) -> None:
         if self._main and signal.getsignal(signal.SIGTERM) == self._stop:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,13 +143,25 @@ class Run:
         """run.json. Raises RunError where it is damaged or lacks one of `keys`."""
         return read_json(self.info, *keys)
 
+    @property
+    def go_on(self) -> str:
+        """The command that continues it, by as many processes as it had last: with others it is not exact."""
+        count = here = 1
+        with contextlib.suppress(RunError):
+            count, here = (self.facts().get(key, 1) for key in ("processes", "processes_here"))
+        command = f"okdc resume {shlex.quote(str(self.path))}"
+        if count == 1:
+            return command
+        nodes = "--standalone" if count == here else f"--nnodes={count // here} ..."
+        return f"torchrun {nodes} --nproc-per-node={here} -m {command}"
+
     def note(self, **facts: Any) -> None:
         """Add facts to run.json."""
         write_json(self.info, self.facts() | facts)
 
     def append(self, row: dict[str, Any]) -> None:
         """One line of log.jsonl, on disk when this returns."""
-        hint = f"free some space, then: okdc resume {self.path}"
+        hint = f"free some space, then: {self.go_on}"
         with writing(self.log, hint=hint), self.log.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(row) + "\n")
             stream.flush()
@@ -213,7 +226,9 @@ def refuse_taken(out: Path | None) -> None:
     if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if (out / "run.json").exists():
-        raise RunError(f"{out} already holds a run", hint=f"choose another -o, or continue it: okdc resume {out}")
+        run, hint = Run(out), "choose another -o"
+        more = f", or continue it: {run.go_on}" if run.state == "resumable" else ""
+        raise RunError(f"{out} already holds a run, which is {run.state}", hint=hint + more)
     if (out / SERIES).exists():
         raise RunError(f"{out} already holds a series", hint=f"choose another -o, or continue it: okdc resume {out}")
     raise RunError(f"{out} is not an empty folder", hint="choose another -o")

@@ -165,8 +165,15 @@ def test_images_that_changed_stop_a_resume_and_the_run_stays_resumable(
 def test_a_directory_that_holds_a_run_is_left_as_it_is(capsys: Captured) -> None:
     assert ask(capsys, "distill", *SHORT, "-o", "here").code == 0
     before = {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()}
-    refused(ask(capsys, "distill", "-o", "here"), "run", "here already holds a run", "okdc resume here")
+    refused(
+        ask(capsys, "distill", "-o", "here"),
+        "run",
+        "here already holds a run, which is complete",
+        "choose another -o\n",
+    )
     assert {path: path.read_bytes() for path in Path("here").rglob("*") if path.is_file()} == before
+    Path("here/result.json").unlink()
+    refused(ask(capsys, "distill", "-o", "here"), "run", "which is resumable", "or continue it: okdc resume here")
 
 
 @pytest.mark.parametrize("out", ["/dev/null/x", "/proc/okdc", "file/x", "file"])

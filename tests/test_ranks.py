@@ -257,6 +257,23 @@ def test_nor_is_a_run_of_a_series(
     assert bool(answer.err) is (rank == 0)
 
 
+@pytest.mark.parametrize("command", ["profile", "export", "evaluate", "download", "bench"])
+def test_nor_is_what_follows_a_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Two exports would write one bundle."""
+    named(monkeypatch, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2")
+    answer = ask(capsys, command, "cifar10") if command == "download" else ask(capsys, command)
+    assert answer.code == 2
+    assert f"{command} under torchrun: expected one process" in answer.err
+    assert ask(capsys, "runs").code == 0
+
+
+def test_several_machines_are_in_the_command_that_continues() -> None:
+    run = Run.create("x", "", {"processes": 16, "processes_here": 8}, Path("a b"))
+    assert run.go_on == "torchrun --nnodes=2 ... --nproc-per-node=8 -m okdc resume 'a b'"
+
+
 def test_each_process_takes_its_own_gpu_before_anything_is_put_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint's counts are, before the training begins. The machine of this test may have none: none is asked."""
     taken: list[torch.device] = []

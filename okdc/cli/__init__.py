@@ -17,8 +17,12 @@ from okdc.cli.bench import bench
 from okdc.cli.look import compare, download, recipes, runs
 from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.train import distill, resume
+from okdc.errors import UsageError
+from okdc.ranks import Ranks
 
 __all__ = ["app"]
+
+BY_ONE = ("profile", "export", "evaluate", "download", "bench")  # two of them would write one file or slow each other
 
 app = typer.Typer(
     name="okdc",
@@ -37,10 +41,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,  # noqa: ARG001
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
 ) -> None:
     """Compress image classifiers by online knowledge distillation, and ship the student."""
+    command = context.invoked_subcommand
+    if command in BY_ONE and not Ranks.of_environment().alone:
+        raise UsageError(f"{command} under torchrun: expected one process", hint=f"okdc {command}")
 
 
 for command in (distill, resume, profile, export, evaluate, verify, predict, download, recipes, runs, compare, bench):

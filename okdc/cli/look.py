@@ -72,10 +72,11 @@ def runs(as_json: Json = False) -> None:
     if unfinished and (not found or whole in unfinished):
         console.next_step("okdc resume", (whole or unfinished[-1]).path)
         return
-    known = {"complete": "okdc profile", "resumable": "okdc resume"}
     state = rows[-1]["state"] if rows else None
-    if state in known:
-        console.next_step(known[state], Path(rows[-1]["run"]))
+    if state == "complete":
+        console.next_step("okdc profile", found[-1].path)
+    elif state == "resumable":
+        console.next_step(found[-1].go_on)
     else:
         console.next_step("okdc distill")
 

@@ -37,7 +37,7 @@ def student(
 def complete(run: Run, purpose: str) -> None:
     """Raises RunError for a run that is not complete: it has no student to `purpose`."""
     if run.state != "complete":
-        hint = f"okdc resume {run.path}" if run.state == "resumable" else "start another run: okdc distill"
+        hint = run.go_on if run.state == "resumable" else "start another run: okdc distill"
         raise RunError(f"{run.path} is {run.state}, not complete: there is no student to {purpose}", hint=hint)
 
 

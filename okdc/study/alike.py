@@ -96,6 +96,10 @@ def notes(runs: Sequence[Finished]) -> list[str]:
     found = []
     for key in ("device", "dtype"):
         found += _differing(f"engine {key}", [(run, run.info.settings.get(key)) for run in runs])
+    found += _differing(
+        "the number of processes, each of which normalises its own images,",
+        [(run, run.info.trained_by) for run in runs if not run.info.settings.get("sync_batchnorm")],
+    )
     found += _differing("torch", [(run, run.info.versions.get("torch")) for run in runs])
     machines = [(run, (run.info.processor, run.info.settings.get("threads"))) for run in runs]
     if _differing("", machines):

@@ -71,6 +71,13 @@ class Info(Facts):
     settings: dict[str, Any]
     versions: dict[str, str] = {}
     processor: str = ""
+    processes: int = 1
+    processes_before: list[int] = []
+
+    @property
+    def trained_by(self) -> str:
+        """How many processes, and how many after a resume."""
+        return ", then ".join(map(str, (*self.processes_before, self.processes)))
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ def load(path: Path) -> Finished:
     state = run.state
     if state != "complete":
         why = f": {run.facts().get('failed')}" if state == "failed" else ""  # raises where run.json is damaged
-        hint = {"resumable": f"okdc resume {path}", "running": "wait for it"}.get(state, "start another run")
+        hint = {"resumable": run.go_on, "running": "wait for it"}.get(state, "start another run")
         raise RunError(f"{path} is not complete: {state}{why}", hint=hint)
     recipe, problems = check(Draft(run.recipe, read(run.recipe)))
     if recipe is None:

@@ -33,7 +33,9 @@ class StopRequest:
     who does not end. So they stay deaf where an error leaves the loop.
     """
 
-    def __init__(self, ranks: Ranks = ALONE) -> None:
+    def __init__(self, ranks: Ranks = ALONE, say: Callable[[str], None] | None = None) -> None:
+        """`say`: what to tell at once that a signal came, where a step may take a minute."""
+        self.say = say
         self.signal: signal.Signals | None = None  # that came to this process
         self.ranks = ranks
         self._before: dict[signal.Signals, Any] = {}
@@ -50,8 +52,17 @@ class StopRequest:
 
     def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         self.signal = signal.Signals(number)
+        again = ""
         if self.ranks.alone:
             self._restore()
+            again = "; another one stops at once"
+        if self.say:
+            self.say(f"{self.signal.name}: stopping after this step, which may still be compiling{again}")
+
+    def heard(self) -> None:
+        """Raises KeyboardInterrupt if a signal came: what failed just now, it may have killed in the middle."""
+        if self.signal:
+            raise KeyboardInterrupt(self.signal.name) from None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None or self.ranks.alone:
@@ -67,21 +78,24 @@ def continuable(run: Run) -> Iterator[None]:
     """Whatever ends a training from outside, its last checkpoint stands: say how to go on from it."""
     try:
         yield
-    except KeyboardInterrupt:  # before the first step, while judging, or a second Ctrl-C
+    except KeyboardInterrupt as error:  # before the first step, while judging or compiling, or a second Ctrl-C
+        name = str(error) or "SIGINT"
         raise Interrupted(
-            f"SIGINT: {run.path} is as its last checkpoint left it", exit_code=130, hint=f"okdc resume {run.path}"
+            f"{name}: {run.path} is as its last checkpoint left it",
+            exit_code=128 + signal.Signals[name],
+            hint=run.go_on,
         ) from None
     except RuntimeError as error:
         if lost(error):
-            raise RunError(LOST, hint=f"torchrun's report names it; then: okdc resume {run.path}") from None
+            raise RunError(LOST, hint=f"torchrun's report names it; then: {run.go_on}") from None
         if not str(error).startswith("DataLoader worker"):  # torch's words, raised wherever the loop happens to be
             raise
         raise DataError(
             f"a process that decodes images died: {str(error).splitlines()[0]}",
-            hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; okdc resume {run.path}",
+            hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; {run.go_on}",
         ) from None
     except DiskError as error:
-        raise DiskError(error.message, hint=f"free some space, then: okdc resume {run.path}") from error
+        raise DiskError(error.message, hint=f"free some space, then: {run.go_on}") from error
 
 
 def until_asked(
@@ -117,7 +131,7 @@ def attempt(work: Callable[[], T], stop: StopRequest, run: Run, pause: Callable[
         pause()
         if error is None:
             raise ToldElsewhere(DataError.exit_code)
-        hint = f"{error.hint}, then: okdc resume {run.path}"
+        hint = f"{error.hint}, then: {run.go_on}"
         raise DataError(error.message, hint=hint, details=error.details)
     return found, asked  # type: ignore[return-value]
 
@@ -128,7 +142,7 @@ def interrupt(number: int, run: Run, epoch: int, step: int, ranks: Ranks) -> NoR
         Interrupted(
             f"{signal.Signals(number).name} after epoch {epoch}, step {step}: saved in {run.path}",
             exit_code=128 + number,
-            hint=f"okdc resume {run.path}",
+            hint=run.go_on,
         )
     )
 

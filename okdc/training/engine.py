@@ -19,6 +19,7 @@ from okdc.build import Job
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
 from okdc.data.feed import batches_of
 from okdc.data.workers import cores
+from okdc.errors import DeviceError
 from okdc.files import read_json, write_json
 from okdc.ranks import ALONE, Ranks
 from okdc.recipe import Recipe
@@ -103,7 +104,7 @@ def train(
         interrupt(number, run, at.epoch, at.step, ranks)
 
     text = ""
-    with StopRequest(ranks) as stop, tell.training() as bar, closing(batches):
+    with StopRequest(ranks, tell.note if settings.compiled else None) as stop, tell.training() as bar, closing(batches):
         while at.epoch < epochs:
             # One epoch. Training mode is set anew each time: validation left eval mode behind.
             method.train()
@@ -113,7 +114,12 @@ def train(
             reading = batches.epoch(at.epoch, at.step)
             for images, labels in until_asked(reading, stop, run, partial(pause, totals, began), leave):
                 done = at.epoch * steps + at.step
-                totals.add(train_step(images, labels, done / whole), labels, done)
+                try:
+                    step = train_step(images, labels, done / whole)
+                except DeviceError:  # Ctrl-C in a terminal ends the compiler too
+                    stop.heard()
+                    raise
+                totals.add(step, labels, done)
                 at.step += 1
                 bar(done + 1, whole, text)
             number = at.epoch + 1

@@ -140,7 +140,7 @@ def _terminable() -> Iterator[list[int]]:
 
     def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         taken.append(number)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("SIGTERM")
 
     before = signal.signal(signal.SIGTERM, take)
     try:

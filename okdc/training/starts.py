@@ -68,6 +68,7 @@ def start(
             "settings": settings.saved(),
             "reasons": list(settings.reasons),
             "processes": ranks.count,
+            "processes_here": ranks.here,
             **provenance,
         }
         run = ranks.first_does(lambda: Run.create(stem, job.recipe.text(), info, out))
@@ -103,7 +104,10 @@ def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks 
         for difference in differences(facts):
             tell.note(f"not exact to the bit: {difference}")
         if (then := facts.get("processes", 1)) != ranks.count:
-            tell.note(f"not exact to the bit: {then} processes then, {ranks.count} now")
+            tell.note(f"not exact to the bit: {then} process{'es' if then > 1 else ''} then, {ranks.count} now")
+            before = [*facts.get("processes_before", ()), then]
+            now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
+            ranks.first_does(lambda: run.note(**now))
         job = build.job(recipe, ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
         settings = ranks.first_does(partial(compiling.decide, settings, job))
         state, notes = ranks.first_does(lambda: checkpoint.load(run))

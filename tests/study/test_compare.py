@@ -336,6 +336,8 @@ def test_the_same_run_named_twice_is_one_run() -> None:
     ("more", "said"),
     [
         ({"info": {"settings": {"device": "cpu", "dtype": "bfloat16", "threads": 1}}}, "engine dtype differs: "),
+        ({"info": {"processes": 2}}, "own images, differs: 1 in runs/a; 2 in runs/b"),
+        ({"info": {"processes": 2, "processes_before": [1]}}, "own images, differs: 1 in runs/a; 1, then 2 in runs/b"),
         ({"info": {"settings": {"device": "cuda", "dtype": "float32", "threads": 1}}}, "engine device differs: "),
         ({"info": {"versions": {"torch": "9.9"}}}, "torch differs: 2.14.1 in runs/a; 9.9 in runs/b"),
         ({"info": {"processor": "another"}}, "their seconds do not compare"),

@@ -42,6 +42,8 @@ SYNC = "engine.sync_batchnorm=true"
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
 THREE = ("optim.batch_size=12",)  # for three processes
 
+TOGETHER = "torchrun --standalone --nproc-per-node=2 -m okdc resume"
+
 QUIET = Told("ToldElsewhere", "another process of this training says why")
 
 
@@ -265,7 +267,7 @@ def test_a_signal_to_any_process_stops_all_and_they_continue_to_the_bit(
     first, second = together(2, training, out, (), signals)
     assert (first.error, first.code) == ("Interrupted", code)
     assert re.search(r"SIG(INT|TERM) after epoch \d, step \d: saved in ", first.message)
-    assert first.hint == f"okdc resume {out}"
+    assert first.hint == f"{TOGETHER} {out}"
     assert second == quiet(code)
     assert Run(out).state == "resumable"
     told = together(2, training, out)
@@ -290,7 +292,11 @@ def test_another_number_of_processes_continues_and_says_that_it_is_not_exact(tmp
     with pytest.raises(Interrupted, match="SIGINT after epoch 1, step 2"):
         resume(out, tell)
     assert "not exact to the bit: 2 processes then, 1 now" in tell.notes
+    assert Run(out).go_on == f"okdc resume {out}"
     told = together(2, training, out)
+    assert "not exact to the bit: 1 process then, 2 now" in told[0].notes
+    facts = Run(out).facts()
+    assert (facts["processes_before"], facts["processes"]) == ([2, 1], 2)
     assert [one.error for one in told] == ["", ""]
     assert [row["epoch"] for row in rows(Run(out))] == [1, 2, 3]
     assert all(0 <= value <= 100 for row in rows(Run(out)) for value in row["train_top1_pct"].values())
@@ -360,7 +366,7 @@ def test_a_process_that_is_killed_ends_the_others_who_say_so_and_the_run_goes_on
     told = together(2, training, out, (), {1: (STEPS + 3, signal.SIGKILL)})
     assert told[1] == -signal.SIGKILL
     assert (told[0].error, told[0].message, told[0].code) == ("RunError", LOST, 2)
-    assert told[0].hint.endswith(f"okdc resume {out}")
+    assert told[0].hint.endswith(f"then: {TOGETHER} {out}")
     assert Run(out).state == "resumable"
     together(2, training, out)
     assert outcome(Run(out)) == outcome(pair[0])
@@ -395,7 +401,7 @@ def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_c
     answers = together(2, damaged, out, (str(tmp_path / "tiny.toml"), *one_epoch(tree)))
     told = once(answers, path.name)
     assert told is answers[1]
-    assert f"okdc resume {out}" in told.err
+    assert f"{TOGETHER} {out}" in told.err
     state, _ = checkpoint.load(Run(out))
     assert state is not None
     assert (state["epoch"], state["step"]) == (0, 2)
@@ -465,7 +471,7 @@ def test_ctrl_c_in_torchruns_terminal_saves_once_and_two_processes_continue_to_t
     out = tmp_path / "run"
     _, err = stopped(lambda parent, _: os.killpg(parent, signal.SIGINT), out)
     saved = f"interrupted: SIGINT after epoch 1, step 2: saved in {out}"
-    assert err.count(saved) == err.count(f"hint: okdc resume {out}") == 1
+    assert err.count(saved) == err.count(f"hint: {TOGETHER} {out}") == 1
     for line in ("2 processes, batch normalisation", f"run {out}", "epoch 1/3"):
         assert err.count(line) == 1, line
 
@@ -480,6 +486,6 @@ def test_a_killed_process_ends_torchrun_and_leaves_none_behind(tmp_path: Path) -
     out = tmp_path / "run"
     _, err = stopped(lambda _, children: os.kill(children[1], signal.SIGKILL), out)
     assert err.count(f"error[run]: {LOST}") == 1
-    assert err.count(f"okdc resume {out}") == 1
+    assert err.count(f"{TOGETHER} {out}") == 1
     assert "SIGKILL" in err, "torchrun's report"
     assert Run(out).state == "resumable"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from asking import write_tree
+from asking import ask, write_tree
 from harness import (
     CALLS,
     STEPS,
@@ -36,7 +36,7 @@ from okdc.methods.method import Method
 from okdc.recipe import Optim, load
 from okdc.resolve import resolve
 from okdc.run import Run
-from okdc.training import checkpoint, device, optim, starts
+from okdc.training import checkpoint, compiling, device, engine, optim, starts, step
 from okdc.training.ends import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -52,6 +52,39 @@ def interrupted(call: int, *words: str, number: signal.Signals = signal.SIGINT, 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Signals
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_ends_the_compiler_too_is_no_failure_of_it(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C in a terminal goes to all that runs there."""
+
+    def killed(*_: object) -> None:
+        os.kill(os.getpid(), number)
+        raise RuntimeError("C++ compile error")
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "without_compiler", lambda _: "")
+    monkeypatch.setattr(step, "compiled", lambda method, *_: torch.compile(method, backend=killed))
+    tell = Quiet()
+    with pytest.raises(Interrupted) as caught:
+        start("engine.compile=on", tell=tell, out=Path("run"))
+    assert caught.value.exit_code == code
+    assert caught.value.message == f"{number.name}: run is as its last checkpoint left it"
+    assert caught.value.hint == "okdc resume run"
+    said = f"{number.name}: stopping after this step, which may still be compiling; another one stops at once"
+    assert tell.notes[-1] == said
+    assert Run.open(Path("run")).state == "resumable"
+
+
+def test_sigterm_before_the_first_step_is_called_by_its_name(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "TrainStep", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    answer = ask(capsys, "distill", str(write_recipe()), "-o", "run")
+    assert answer.code == 143
+    assert "interrupted: SIGTERM: run is as its last checkpoint left it" in answer.err
 
 
 @pytest.mark.parametrize("call", range(1, CALLS + 1))
