@@ -164,6 +164,7 @@ class Draft:
     problems: tuple[str, ...] = ()  # what was already wrong with the overrides
     notes: tuple[str, ...] = field(default=())  # what was chosen on the user's behalf
     replaced: str | None = None  # the file's own method, where an override names another
+    named: bool = True  # by the user; else it is the default, and what is wrong are the overrides
 
     @property
     def stem(self) -> str:
@@ -197,7 +198,7 @@ def load(words: Sequence[str]) -> Draft:
             overridden.add(key.strip())
             problems += _override(tables, key.strip(), value)
     replaced = own if isinstance(own, str) and "method.name" in overridden else None
-    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), replaced)
+    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), replaced, bool(named))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -34,7 +35,7 @@ def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[
     if isinstance(method, dict) and isinstance(method.get("name"), str):
         tables["method"], dropped, problems = _method_table(method, draft)
         notes += dropped
-    draft = Draft(draft.path, tables, draft.overridden, draft.problems, replaced=draft.replaced)
+    draft = replace(draft, tables=tables)
     recipe, found = check(draft)
     problems = found + problems
     students = tables.get("cohort", {}).get("students", []) if isinstance(tables.get("cohort"), dict) else []
@@ -51,7 +52,8 @@ def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[
         problems = _trial(recipe)
     if recipe is None or problems:
         problems = list(dict.fromkeys(problems))
-        raise RecipeError(f"{draft.path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
+        place = draft.path if draft.named else "what was given as KEY=VALUE"
+        raise RecipeError(f"{place}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
     return recipe, notes
 
 

@@ -454,7 +454,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         "optim.lr.z",
     }
     assert len(told) == len(caught.value.details)
-    assert caught.value.message.endswith(f"digits_resnet8.toml: {len(told)} problems")
+    assert caught.value.message == f"what was given as KEY=VALUE: {len(told)} problems"
     assert told["optim.epoch"].startswith("optim.epoch: unknown key (did you mean 'epochs'?); [optim] has epochs, ")
     assert told["optim.lr"] == "optim.lr: expected greater than 0, found -1"
     assert told["optim.batch_size"] == "optim.batch_size: expected an integer, found 1.5"
@@ -503,6 +503,13 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
 def test_one_problem_is_one_line_in_the_users_words(word: str, said: str) -> None:
     (problem,) = problems(word)
     assert problem.startswith(said)
+
+
+def test_of_a_default_that_nobody_named_the_keys_that_were_given_are_told_alone() -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolved("optim.epochs=0")
+    assert caught.value.message == "what was given as KEY=VALUE: 1 problem"
+    assert caught.value.details == ("optim.epochs: expected greater than or equal to 1, found 0",)
 
 
 def test_an_empty_recipe_lacks_three_tables() -> None:

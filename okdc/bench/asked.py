@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from okdc.bench import GROUPS, SECONDS
 from okdc.errors import UsageError, nearest
-from okdc.recipe import Engine, Recipe, load
+from okdc.recipe import Engine, Recipe, check, load
 
 STANDARD = "cifar10_resnet20"  # whose settings are taken where no recipe is named
 
@@ -32,6 +32,7 @@ def asked(words: Sequence[str], flags: Sequence[str], only: str | None = None, s
             raise UsageError(f"--only: expected some of {', '.join(GROUPS)}, found '{group}'{nearest(group, GROUPS)}")
     if only is not None and "recipe" in groups and not words:
         raise UsageError("--only recipe: no recipe was given", hint="okdc bench digits_resnet8 --only recipe")
+    _check(flags)
     draft = load([*(words or [STANDARD]), *flags])
     from okdc.resolve import resolve
 
@@ -39,3 +40,12 @@ def asked(words: Sequence[str], flags: Sequence[str], only: str | None = None, s
     if not words:
         return Asked(found.engine, only=groups, seconds=seconds)
     return Asked(found.engine, found, draft.stem, groups, seconds, tuple(notes))
+
+
+def _check(flags: Sequence[str]) -> None:
+    """What a flag says is no matter of any recipe: raises UsageError, in which it is called as the user called it."""
+    problems = [problem.replace("engine.", "--", 1) for problem in check(load([STANDARD, *flags]))[1]]
+    if len(problems) == 1:
+        raise UsageError(problems[0])
+    if problems:
+        raise UsageError(f"{len(problems)} flags are wrong", details=problems)

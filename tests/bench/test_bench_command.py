@@ -212,9 +212,17 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
         (["--seconds", "nan"], "usage", "--seconds"),
         (["digits_resnet"], "recipe", "did you mean 'digits_resnet8'?"),
         (["digits_resnet8", "folder_resnet20"], "usage", "two recipes were given"),
-        (["optim.epoch=3"], "recipe", "optim.epoch: unknown key"),
-        (["--device", "gpu"], "recipe", "engine.device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
-        (["--compile", "maybe"], "recipe", "engine.compile: expected"),
+        (["optim.epoch=3"], "recipe", "error[recipe]: what was given as KEY=VALUE: 1 problem\n  optim.epoch: "),
+        (["--device", "gpu"], "usage", "error[usage]: --device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
+        (["--dtype", "int8"], "usage", "error[usage]: --dtype: expected 'auto', 'float32' or 'bfloat16', found 'int8'"),
+        (
+            ["--threads", "0"],
+            "usage",
+            "error[usage]: --threads: expected 'auto' or greater than or equal to 1, found 0",
+        ),
+        (["--compile", "maybe"], "usage", "error[usage]: --compile: expected 'auto', 'on' or 'off', found 'maybe'"),
+        (["digits_resnet8", "--device", "gpu"], "usage", "error[usage]: --device: expected"),
+        (["--device", "gpu", "--threads", "0"], "usage", "error[usage]: 2 flags are wrong\n  --device: expected"),
     ],
 )
 def test_what_makes_no_sense_is_refused(capsys: Captured, words: list[str], kind: str, said: str) -> None:
@@ -223,6 +231,7 @@ def test_what_makes_no_sense_is_refused(capsys: Captured, words: list[str], kind
     assert answer.out == ""
     assert f"error[{kind}]: " in answer.err
     assert said in answer.err
+    assert ".toml: " not in answer.err, "no file is named that the user did not name"
 
 
 def test_several_processes_are_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
