@@ -21,7 +21,8 @@ def result(facts: dict[str, Any]) -> None:
     if split != "test":
         console.warn("the data has no test split: this number was also used to choose, and flatters")
     epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] > 1 else ''}"
-    console.out(f"trained {epochs} in {facts['seconds']:.1f} s, {facts['images_per_s']:,.0f} images/s")
+    compiled = ", compilation included" if facts.get("compiled") else ""
+    console.out(f"trained {epochs} in {facts['seconds']:.1f} s, {facts['images_per_s']:,.0f} images/s{compiled}")
 
 
 def _with_error(top1_pct: float, images: int) -> str:

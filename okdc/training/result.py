@@ -54,7 +54,8 @@ def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any
         "data_sha256": job.dataset.fingerprint,
         "weights_sha256": chosen["weights_sha256"],
         "epochs": epochs,
-        "seconds": round(seconds, 3),
+        "seconds": round(seconds, 3),  # of all steps, the first one's compilation too
+        "compiled": run.facts("settings")["settings"]["compile"] == "on",
         "images_per_s": round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
     }
 

@@ -150,6 +150,7 @@ def test_the_command_line_decides_and_the_run_keeps_it(
         assert answer.code == 0
         assert f"compile {word} (as asked)" in answer.err
         assert read_json(Path(word, "run.json"))["settings"]["compile"] == word
+        assert ("images/s, compilation included" in answer.out) is (word == "on")
     assert ask(capsys, "distill", str(write_recipe()), "--compile", "maybe").code == 2
 
 

@@ -428,6 +428,7 @@ def test_result_json_holds_these_facts() -> None:
         "weights_sha256",
         "epochs",
         "seconds",
+        "compiled",
         "images_per_s",
     }
     assert set(found["kept"]) == {
