@@ -36,11 +36,15 @@ def _where(facts: dict[str, Any]) -> list[str]:
     load = f", load {facts['load'][0]:.2f} before" if facts["load"] else ""
     lines = [
         f"{facts['processor']}{flags}, {facts['cores']} cores{load}",
-        f"device {facts['device_name'] or facts['device']}, threads {facts['threads']}, {_settings(settings)}",
+        f"device {facts['device_name'] or facts['device']}, threads {facts['threads']}",
         ", ".join(f"{name} {version}" for name, version in versions.items()),
         f"{facts['data']}; no data set was read",
-        f"{size}×{size} pixels, batch {facts['batch_size']}; workers of the DataLoader: {facts['workers']}",
     ]
+    parts = [f"{size}×{size} pixels"] if size else []
+    parts += [f"batch {facts['batch_size']}", _settings(settings)] if settings else []
+    parts += [f"workers of the DataLoader: {facts['workers']}"] if facts["workers"] else []
+    if parts:
+        lines.append(", ".join(parts))
     if recipe := facts["recipe"]:
         taken = "" if recipe["classes_known"] else " (taken: nobody knows before the images are read)"
         lines.append(

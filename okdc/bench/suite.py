@@ -73,6 +73,11 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
     return [m for m in found if m.group in asked.only]
 
 
+def standard(asked: Asked) -> bool:
+    """Whether any pair is measured that is the same whatever recipe is named: its settings then say something."""
+    return asked.recipe is None or any(group != "recipe" for group in asked.only)
+
+
 def run(
     asked: Asked,
     settings: Settings,
@@ -124,13 +129,10 @@ def run(
     return {
         "schema": 1,
         **here.facts(settings),
-        "settings": settings.saved(),
+        **_of_standard(todo, settings, scale),
         "load": load,
         "seconds": round(clock() - began, 1),
         "data": "random images: how long a step takes does not depend on what is in them",
-        "image_size": pairings.SIZE,
-        "batch_size": scale.batch_size,
-        "workers": scale.workers,
         "recipe": _own(asked, own),
         "what": {m.key: m.what for m in todo},
         "images_per_s": {key: found for key, found in speeds.items() if key != "export_ratio"},
@@ -146,6 +148,18 @@ def _speeds(pair: Pair, taken: Taken) -> dict[str, float]:
         return {}
     sides = zip((pair.first, pair.second), zip(*taken.pairs, strict=True), strict=True)
     return {side.name: rounded(1 / statistics.median(seconds)) for side, seconds in sides}
+
+
+def _of_standard(todo: list[Measurement], settings: Settings, scale: Scale) -> dict[str, Any]:
+    """What the standard pairs were measured with; null is what none of those that were measured has."""
+    groups = {what.group for what in todo} - {"recipe"}
+    batches = bool(groups - {"export"})  # an export is of one image, in float32
+    return {
+        "settings": settings.saved() if batches else None,
+        "image_size": pairings.SIZE if groups else None,
+        "batch_size": scale.batch_size if batches else None,
+        "workers": scale.workers if "data" in groups else None,
+    }
 
 
 def _own(asked: Asked, work: Work | None) -> dict[str, Any] | None:

@@ -40,7 +40,8 @@ def bench(
         console.note(note)
     from okdc.bench import here, pairings, suite
 
-    settings = here.settings_of(wanted.engine, pairings.SIZE)
+    size = wanted.recipe.data.image_size if wanted.recipe and not suite.standard(wanted) else pairings.SIZE
+    settings = here.settings_of(wanted.engine, size)
     for reason in settings.reasons:
         console.note(reason)
     with console.progress("measuring, second") as update:

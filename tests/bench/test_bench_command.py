@@ -86,6 +86,30 @@ def test_each_pair_that_was_taken_says_how_fast_its_two_sides_are(everything: di
         assert all(speed > 0 for speed in speeds.values())
 
 
+@pytest.mark.parametrize(
+    ("only", "found", "missing"),
+    [
+        ("data", ["32×32 pixels, batch 128", "DataLoader: "], []),
+        ("ffl", ["32×32 pixels, batch 128"], ["DataLoader: "]),
+        ("export", ["32×32 pixels\n"], ["DataLoader: ", "batch 128", "eager"]),
+        ("ffl,recipe", ["32×32 pixels, batch 128", "batch 32, 8×8", "float32 channels_last eager"], ["DataLoader: "]),
+    ],
+)
+def test_the_header_is_of_what_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured, only: str, found: list[str], missing: list[str]
+) -> None:
+    monkeypatch.setattr(suite, "measure", lambda *_, **__: Taken())
+    side = pairs.Side("nothing", pairs.nothing)
+    for name in ("data_path", "beside_plain", "export"):
+        monkeypatch.setattr(pairings, name, lambda *_: pairings.Pair(side, side, pairings.share))
+    words = ["digits_resnet8"] if "recipe" in only else []
+    wanted = asked(words, ["engine.device=cpu"], only, 10)
+    show(suite.run(wanted, settings_of(wanted.engine, 32)))
+    header = capsys.readouterr().out.split("\n\n")[0] + "\n"
+    assert [part for part in found if part not in header] == []
+    assert [part for part in missing if part in header] == []
+
+
 def test_what_was_not_asked_for_is_null_and_says_so() -> None:
     facts = facts_of("eval", 1)
     assert list(facts["what"]) == ["eval_over_train"]
@@ -153,6 +177,11 @@ def test_the_command_prints_a_line_a_pair_and_what_it_was_measured_on(capsys: Ca
     assert "threads 1" in answer.out
     assert "torch " in answer.out
     assert "compile off (" in answer.err
+    assert "32×32" not in answer.out
+    assert "batch 128" not in answer.out
+    assert "bfloat16" not in answer.out, "nothing was measured in it"
+    assert "dtype float32 (" in answer.err
+    assert "DataLoader" not in answer.out
     assert "next: okdc distill digits_resnet8 optim.batch_size=8" in answer.err
     assert list(Path.cwd().iterdir()) == []
 
@@ -163,6 +192,7 @@ def test_json_is_the_facts_and_nothing_else(capsys: Captured) -> None:
     facts = json.loads(answer.out)
     assert facts["what"] == {"step_ratio": "fefr of digits_resnet8"}
     assert facts["recipe"]["batch_size"] == 8
+    assert [facts[key] for key in ("settings", "image_size", "batch_size", "workers")] == [None] * 4
     assert "next:" not in answer.err
 
 
@@ -272,7 +302,8 @@ def test_a_compiled_step_is_measured_beside_the_eager_one(monkeypatch: pytest.Mo
     assert set(facts["images_per_s"]["compile_gain"]) == {"compiled", "eager"}
     assert len(compiled) == 2  # okdc's side of the one pair, and of the other
     assert facts["compile_gain"]
-    assert facts["settings"]["compile"] == facts["recipe"]["settings"]["compile"] == "on"
+    assert facts["recipe"]["settings"]["compile"] == "on"
+    assert facts["settings"] is None, "no standard pair was measured"
 
 
 @pytest.mark.parametrize(
