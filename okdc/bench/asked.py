@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from okdc.bench import GROUPS, SECONDS
 from okdc.errors import UsageError, nearest
@@ -32,12 +32,21 @@ def asked(words: Sequence[str], flags: Sequence[str], only: str | None = None, s
             raise UsageError(f"--only: expected some of {', '.join(GROUPS)}, found '{group}'{nearest(group, GROUPS)}")
     if only is not None and "recipe" in groups and not words:
         raise UsageError("--only recipe: no recipe was given", hint="okdc bench digits_resnet8 --only recipe")
+    own = [word for word in words if not word.startswith("engine.")]  # those are of the standard pairs too
+    if own and "recipe" not in groups:
+        raise UsageError(
+            f"--only {','.join(groups)}: nothing of it is changed by {own[0]!r}, which is of a recipe's own step",
+            hint=f"--only {','.join(groups)},recipe measures that step too; or leave out {' '.join(own)}",
+        )
     _check(flags)
-    draft = load([*(words or [STANDARD]), *flags])
+    named = words if "recipe" in groups else ()
+    draft = load([*(named or [STANDARD, *words]), *flags])
+    if not named:
+        draft = replace(draft, named=False)  # by the user
     from okdc.resolve import resolve
 
     found, notes = resolve(draft, needs_data=False)
-    if not words:
+    if not named:
         return Asked(found.engine, only=groups, seconds=seconds)
     return Asked(found.engine, found, draft.stem, groups, seconds, tuple(notes))
 

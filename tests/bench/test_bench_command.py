@@ -237,6 +237,8 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
         (["--only", "fferr"], "usage", "data, ffl, fefr, eval, export, recipe, found 'fferr' (did you mean"),
         (["--only", ""], "usage", "--only: expected some of data, ffl, fefr, eval, export, recipe, found ''"),
         (["--only", "recipe"], "usage", "--only recipe: no recipe was given"),
+        (["optim.epochs=3", "--only", "data"], "usage", "--only data: nothing of it is changed by 'optim.epochs=3'"),
+        (["digits_resnet8", "--only", "ffl,data"], "usage", "--only ffl,data,recipe measures that step too"),
         (["--seconds", "0"], "usage", "--seconds"),
         (["--seconds", "soon"], "usage", "--seconds"),
         (["--seconds", "nan"], "usage", "--seconds"),
@@ -250,6 +252,7 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
             "usage",
             "error[usage]: --threads: expected 'auto' or greater than or equal to 1, found 0",
         ),
+        (["engine.dtype=int8", "--only", "data"], "recipe", "KEY=VALUE: 1 problem\n  engine.dtype: expected 'auto'"),
         (["--compile", "maybe"], "usage", "error[usage]: --compile: expected 'auto', 'on' or 'off', found 'maybe'"),
         (["digits_resnet8", "--device", "gpu"], "usage", "error[usage]: --device: expected"),
         (["--device", "gpu", "--threads", "0"], "usage", "error[usage]: 2 flags are wrong\n  --device: expected"),
@@ -262,6 +265,13 @@ def test_what_makes_no_sense_is_refused(capsys: Captured, words: list[str], kind
     assert f"error[{kind}]: " in answer.err
     assert said in answer.err
     assert ".toml: " not in answer.err, "no file is named that the user did not name"
+
+
+def test_the_engine_of_the_standard_pairs_can_be_given_in_words() -> None:
+    wanted = asked(["engine.dtype=float32"], [], "data")
+    assert wanted.engine.dtype == "float32"
+    assert wanted.recipe is None
+    assert wanted.notes == ()
 
 
 def test_several_processes_are_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +321,7 @@ def test_a_compiled_step_is_measured_beside_the_eager_one(monkeypatch: pytest.Mo
     [
         ([], "data", False),
         ([], "fefr", True),
-        (["digits_resnet8"], "fefr", False),
+        (["engine.threads=1"], "fefr", True),
         (["digits_resnet8"], "recipe", True),
     ],
 )
