@@ -29,6 +29,7 @@ from okdc.training import device
 from okdc.training.device import Settings
 
 ALWAYS = ("data_path_ratio", "data_path_share", "ffl_step_ratio", "fefr_step_over_macs", "eval_over_train")
+SPARE = 2  # pairs beyond the fewest, where it is said how long those take: one that is not counted, one to be slower
 OPTIONAL = ("step_ratio", "fefr32_step_over_macs", "further_student_over_macs", "export_ratio", "compile_gain")
 
 
@@ -119,7 +120,11 @@ def run(
         ratios[what.key], reasons[what.key] = judged([pair.ratio(a, b) for a, b in taken.pairs])
         if len(taken.pairs) < FEWEST:
             begun = f"{built + taken.ready_s - compiled_s:.1f} s of {share:.1f} were used to begin"
-            reasons[what.key] += f": one takes {taken.pair_s:.1f} s, {begun}; more --seconds"
+            needed = built + taken.ready_s - compiled_s + (FEWEST + SPARE) * taken.pair_s
+            # What others left of theirs, they may take of a longer time: only its own part is sure to be there.
+            parts = max(sum(m.needs for m in todo) / what.needs, asked.seconds / share)
+            enough = _enough(needed * parts)
+            reasons[what.key] += f": one takes {taken.pair_s:.1f} s, {begun}; --seconds {enough} would do, about"
         speeds[what.key] = _speeds(pair, taken)
         del pair
         gc.collect()  # methods are full of cycles, and the next ones want their memory
@@ -140,6 +145,12 @@ def run(
         **ratios,
         "reasons": {key: why for key, why in reasons.items() if ratios[key] is None},
     }
+
+
+def _enough(seconds: float) -> int:
+    """Upwards to two digits: more are not known."""
+    unit: int = 10 ** max(0, len(str(int(seconds))) - 2)
+    return math.ceil(seconds / unit) * unit
 
 
 def _speeds(pair: Pair, taken: Taken) -> dict[str, float]:

@@ -131,10 +131,30 @@ def test_too_little_time_for_six_pairs_says_how_long_one_takes() -> None:
     assert facts["ffl_step_ratio"] is None
     reason = facts["reasons"]["ffl_step_ratio"]
     assert reason.startswith("2 pairs in its share of the time, an interval needs 6: ")
-    found = re.search(r": one takes (.+) s, (.+) s of (.+) were used to begin; more --seconds$", reason)
+    found = re.search(
+        r": one takes (.+) s, (.+) s of (.+) were used to begin; --seconds (\d+) would do, about$", reason
+    )
     assert found
-    pair, begun, share = map(float, found.groups())
+    pair, begun, share, enough = map(float, found.groups())
     assert begun + 6 * pair > share
+    assert 10 < enough < 100
+
+
+@pytest.mark.parametrize(("only", "seconds"), [("ffl", 1), ("ffl", 10), ("eval,ffl", 12), ("data,eval", 3)])
+def test_the_seconds_that_are_said_to_do_do(only: str, seconds: float) -> None:
+    """Of all rows that say it, the most; of one that was not begun nobody knows."""
+    reasons = facts_of(only, seconds)["reasons"]
+    told = {key: int(found[1]) for key, why in reasons.items() if (found := re.search(r"--seconds (\d+) would", why))}
+    assert told
+    again = facts_of(only, max(told.values()))
+    assert all(again[key] for key in told), again["reasons"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.3, 1), (7.2, 8), (41.2, 42), (99.5, 100), (100.0, 100), (101.0, 110), (1234.0, 1300)]
+)
+def test_seconds_are_said_upwards_in_two_digits(seconds: float, said: int) -> None:
+    assert suite._enough(seconds) == said
 
 
 def test_the_time_is_shared_by_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
