@@ -29,7 +29,10 @@ def asked(words: Sequence[str], flags: Sequence[str], only: str | None = None, s
     groups = GROUPS if only is None else tuple(dict.fromkeys(word.strip() for word in only.split(",")))
     for group in groups:
         if group not in GROUPS:
-            raise UsageError(f"--only: expected some of {', '.join(GROUPS)}, found '{group}'{nearest(group, GROUPS)}")
+            raise UsageError(
+                f"--only: expected some of {', '.join(GROUPS)}, found '{group}'{nearest(group, GROUPS)}",
+                hint="okdc bench --only data,eval; without --only all are measured",
+            )
     if only is not None and "recipe" in groups and not words:
         raise UsageError("--only recipe: no recipe was given", hint="okdc bench digits_resnet8 --only recipe")
     own = [word for word in words if not word.startswith("engine.")]  # those are of the standard pairs too

@@ -256,6 +256,8 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
     [
         (["--only", "fferr"], "usage", "data, ffl, fefr, eval, export, recipe, found 'fferr' (did you mean"),
         (["--only", ""], "usage", "--only: expected some of data, ffl, fefr, eval, export, recipe, found ''"),
+        (["--only", ""], "usage", "\n\nhint: okdc bench --only data,eval; without --only all are measured\n"),
+        (["--only", "data,"], "usage", "\n\nhint: okdc bench --only data,eval; without --only all are measured\n"),
         (["--only", "recipe"], "usage", "--only recipe: no recipe was given"),
         (["optim.epochs=3", "--only", "data"], "usage", "--only data: nothing of it is changed by 'optim.epochs=3'"),
         (["digits_resnet8", "--only", "ffl,data"], "usage", "--only ffl,data,recipe measures that step too"),
