@@ -224,7 +224,7 @@ def _find(word: str) -> tuple[Path, list[str]]:
         what = f"is a folder, expected a .toml file{inside}" if path.is_dir() else "no such recipe file"
         raise RecipeError(
             f"{word}: {what}{nearest(path.stem, known)}",
-            hint="a path to a .toml file, or one that ships with okdc: " + ", ".join(known),
+            hint="a path to a .toml file, or one that ships with okdc: okdc recipes lists them",
         )
     return shipped, [f"no file {word}: the shipped recipe {shipped.stem} is used"]
 
