@@ -125,6 +125,10 @@ def out_line(facts: Any) -> bool:
     return True
 
 
+GAP = 2  # columns of a terminal between two of a table
+_NUMBER = re.compile(r"[-+≥]?\s*\d")
+
+
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
     """A table on stdout; columns whose cells are numbers are set right. Whole even where stdout is a pipe.
 
@@ -152,10 +156,6 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
         else:  # what pads the last column there would be part of the file
             lines = "".join(segment.text for segment in segments).splitlines()
             _out.print("\n".join(line.rstrip() for line in lines), markup=False)
-
-
-GAP = 2  # columns of a terminal between two of a table
-_NUMBER = re.compile(r"[-+≥]?\s*\d")
 
 
 def _blocks(columns: Sequence[Sequence[str]], room: int | None) -> list[list[tuple[int, int]]]:

@@ -9,8 +9,6 @@ import typer
 from okdc import console
 from okdc.bench import GROUPS, SECONDS
 from okdc.cli.options import Compile, Device, Dtype, Json, Threads
-from okdc.errors import UsageError
-from okdc.ranks import Ranks
 
 
 def bench(
@@ -29,8 +27,6 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure how fast okdc is here, beside the plain way."""
-    if not Ranks.of_environment().alone:
-        raise UsageError("bench under torchrun: expected one process", hint="okdc bench")
     keys = {"device": device, "dtype": dtype, "threads": threads, "compile": compile_step}
     flags = [f"engine.{key}={value}" for key, value in keys.items() if value is not None]
     from okdc.bench.asked import asked
