@@ -161,11 +161,13 @@ class Run:
 
     def append(self, row: dict[str, Any]) -> None:
         """One line of log.jsonl, on disk when this returns."""
-        hint = f"free some space, then: {self.go_on}"
-        with writing(self.log, hint=hint), self.log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        try:
+            with writing(self.log), self.log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except DiskError as error:
+            raise DiskError(error.message, hint=f"free some space, then: {self.go_on}") from error
 
     def rows(self) -> list[dict[str, Any]]:
         """log.jsonl, without a last line that was cut short."""

@@ -73,17 +73,21 @@ class StopRequest:
             signal.signal(number, handler)
 
 
+def name_and_code(stop: KeyboardInterrupt) -> tuple[str, int]:
+    """Which signal it was, and the exit code: Python's own, of Ctrl-C, bears no name."""
+    number = signal.SIGTERM if str(stop) == signal.SIGTERM.name else signal.SIGINT
+    return number.name, 128 + number
+
+
 @contextmanager
 def continuable(run: Run) -> Iterator[None]:
     """Whatever ends a training from outside, its last checkpoint stands: say how to go on from it."""
     try:
         yield
     except KeyboardInterrupt as error:  # before the first step, while judging or compiling, or a second Ctrl-C
-        name = str(error) or "SIGINT"
+        name, code = name_and_code(error)
         raise Interrupted(
-            f"{name}: {run.path} is as its last checkpoint left it",
-            exit_code=128 + signal.Signals[name],
-            hint=run.go_on,
+            f"{name}: {run.path} is as its last checkpoint left it", exit_code=code, hint=run.go_on
         ) from None
     except RuntimeError as error:
         if lost(error):

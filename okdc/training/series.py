@@ -20,6 +20,7 @@ from okdc.run import Run, refuse_taken
 from okdc.series import Series
 from okdc.talk import Listener
 from okdc.training import starts
+from okdc.training.ends import name_and_code
 
 ENDED = ("complete", "failed")  # what a failed seed would do again
 
@@ -79,7 +80,7 @@ def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root
 def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Listener, data_root: str | None) -> None:
     """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
     go_on = f"okdc resume {series.path}"
-    with _terminable() as terminated:
+    with _terminable():
         try:
             for number, seed in enumerate(series.seeds, 1):
                 series.discard_half(seed)
@@ -96,10 +97,9 @@ def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Lis
                 except TrainingError as error:  # the run remembers it; other seeds may do better
                     tell.note(f"seed {seed} failed: {error.message}")
         except Interrupted as error:
-            code = 143 if terminated else error.exit_code
-            raise Interrupted(error.message, exit_code=code, hint=go_on) from None
-        except KeyboardInterrupt:  # between two trainings: nothing of either is lost
-            name, code = ("SIGTERM", 143) if terminated else ("SIGINT", 130)
+            raise Interrupted(error.message, exit_code=error.exit_code, hint=go_on) from None
+        except KeyboardInterrupt as error:  # between two trainings: nothing of either is lost
+            name, code = name_and_code(error)
             raise Interrupted(f"{name}: {series.path} can be continued", exit_code=code, hint=go_on) from None
         except DiskError as error:
             raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
@@ -128,23 +128,21 @@ class _Once:
 
 
 @contextmanager
-def _terminable() -> Iterator[list[int]]:
-    """SIGTERM ends whatever is done between two trainings as Ctrl-C does; then the list that this yields is not empty.
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends whatever is done between two trainings as Ctrl-C does.
 
     The loop takes both signals itself while it trains, and gives them back.
     """
-    taken: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield taken
+        yield
         return
 
     def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        taken.append(number)
         raise KeyboardInterrupt("SIGTERM")
 
     before = signal.signal(signal.SIGTERM, take)
     try:
-        yield taken
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
