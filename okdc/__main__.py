@@ -14,9 +14,9 @@ from typing import Any
 
 import typer
 
-from okdc import console
+from okdc.cli import console
+from okdc.distributed import ALONE, Ranks, leave
 from okdc.errors import OkdcError, ToldElsewhere, UsageError
-from okdc.ranks import ALONE, Ranks, leave
 
 
 class UnforeseenError(OkdcError):

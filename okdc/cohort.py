@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 SHARING = ("low", "stem1", "none")
 
@@ -127,3 +128,22 @@ def _layout(student: Backbone, count: int) -> tuple[object, ...]:
     """What students that share `count` stages have in common: ResNet-8 and -20 differ in their layers alone."""
     tensors = student.stages[:count].state_dict().items()
     return student.channels, student.strides, [(name, tensor.shape) for name, tensor in tensors]
+
+
+def count_params(module: nn.Module) -> int:
+    """Numbers in the module's parameters, each shared one once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+@torch.no_grad()
+def count_macs(module: nn.Module, *inputs: Tensor) -> int:
+    """Multiply-adds of convolutions and linear layers, by torch's own counter: cheap enough for the end of every run.
+
+    `okdc.deploy.count` is the thorough form, which checks this number against fvcore's. `module` is in eval mode:
+    training would move its statistics.
+    """
+    assert not module.training
+    with FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    total: int = counter.get_total_flops()
+    return total // 2

@@ -17,13 +17,13 @@ from PIL import Image
 
 from okdc.__main__ import main
 from okdc.bundle import layout
-from okdc.bundle.judged import Digest, Labels
 from okdc.bundle.session import Images, Session
+from okdc.bundle.test_images import Digest, Labels
 from okdc.data import published
 from okdc.data.datasets import digits
 from okdc.deploy import onnx as exporter
-from okdc.files import read_json, write_json
-from okdc.run import Run
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
 
 
 def of_digits(finished: Run, blob: bytes, folder: Path) -> Path:

@@ -15,9 +15,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from okdc import backbones, build
-from okdc.methods.method import Method, Step
-from okdc.recipe import Recipe
+from okdc import backbones
+from okdc.build import job as build
+from okdc.methods.base import Method, Step
+from okdc.recipe.schema import Recipe
 from okdc.seeds import seeded
 
 Array = npt.NDArray[np.float64]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from okdc.methods.method import Method
+from okdc.methods.base import Method
 
 
 def traced(method: Method, *_: object) -> nn.Module:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from okdc.run import Run
+    from okdc.runs.run import Run
 
 torch.set_num_threads(1)
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run on the digits; tests that write into it take `run` instead."""
     from okdc.__main__ import main
-    from okdc.run import Run
+    from okdc.runs.run import Run
 
     path = tmp_path_factory.mktemp("finished") / "run"
     assert main(["distill", "optim.epochs=8", "-o", str(path)]) == 0
@@ -66,7 +66,7 @@ def run(finished: Run, tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def blob(finished: Run) -> bytes:
     """The run's student as an ONNX file: an export takes seconds, so there is one."""
-    from okdc import kept
+    from okdc.build import student as kept
     from okdc.deploy import onnx
 
     return onnx.to_onnx(*kept.load(finished))

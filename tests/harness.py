@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 
-from okdc import build
-from okdc.build import Job
-from okdc.files import read_json
-from okdc.recipe import Recipe, load
-from okdc.resolve import resolve
-from okdc.run import Run
-from okdc.series import Series
-from okdc.training import checkpoint, compiling, device, engine, starts
+from okdc.build import job as build
+from okdc.build.job import Job
+from okdc.build.resolve import resolve
+from okdc.recipe.schema import Recipe, load
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
+from okdc.runs.series import Series
+from okdc.training import checkpoint, compiling, device
+from okdc.training import loop as engine
 from okdc.training import series as training
-from okdc.training.engine import Position
+from okdc.training import start as starts
+from okdc.training.loop import Position
 
 TEXT = """
 [data]

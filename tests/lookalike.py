@@ -17,7 +17,7 @@ from asking import write_tree
 from torchvision import datasets
 
 from okdc.data import published
-from okdc.data.cinic import CLASSES, SPLITS
+from okdc.data.cinic10 import CLASSES, SPLITS
 
 # As torchvision knows them, to compare with.
 KINDS: dict[str, Any] = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}

@@ -8,7 +8,7 @@ from typing import Any
 
 import tomli_w
 
-from okdc.files import write_json
+from okdc.runs.files import write_json
 
 IMAGES = 10_000  # an accuracy of two decimals is then a whole number of images
 

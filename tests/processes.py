@@ -30,15 +30,16 @@ from harness import STEPS, Quiet, built, recipe, signalled
 from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from okdc import build
 from okdc.__main__ import main
+from okdc.build import job as build
 from okdc.data.batches import Normalise, TrainBatches
+from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError
-from okdc.methods.method import Step
-from okdc.ranks import Ranks
-from okdc.run import Run
-from okdc.training import checkpoint, compiling, device, starts
-from okdc.training.ends import StopRequest
+from okdc.methods.base import Step
+from okdc.runs.run import Run
+from okdc.training import checkpoint, compiling, device
+from okdc.training import start as starts
+from okdc.training.interrupts import StopRequest
 from okdc.training.metrics import Totals
 from okdc.training.step import TrainStep
 

@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from okdc import catalog
 from okdc.bundle.layout import MODELS
-from okdc.files import read_json, write_json
+from okdc.recipe import catalog
+from okdc.runs.files import read_json, write_json
 
 EXPORT = catalog.folder("export")
 PYTHON, NODE, WEB = EXPORT / "python" / "run.py", EXPORT / "node" / "run.mjs", EXPORT / "web"

@@ -13,10 +13,11 @@ import torch
 from byhand import batch, make, table
 from torch import Tensor
 
-from okdc import backbones, catalog, methods
+from okdc import backbones, methods
+from okdc.build.resolve import resolve
 from okdc.cohort import Backbone
-from okdc.recipe import load
-from okdc.resolve import resolve
+from okdc.recipe import catalog
+from okdc.recipe.schema import load
 from okdc.training.optim import sgd
 
 # One of each kind of block and of joining that torchvision has, as small as it comes.

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from okdc import cost
 from okdc.blocks import HierarchicalSplit
+from okdc.cohort import count_macs, count_params
 
 
 def conv(module: HierarchicalSplit, i: int) -> nn.Conv2d:
@@ -47,8 +47,8 @@ def test_it_equals_a_slow_transcription(training: bool, channels: int, groups: i
 def test_64_channels_in_4_groups_cost_what_the_table_says() -> None:
     """14,680 parameters (3·3·(16² + 24² + 28²) and two for each of the 68 BatchNorm channels), 0.93 M MACs at 8×8."""
     module = HierarchicalSplit(64, 4).eval()
-    assert cost.params(module) == 14_680 == 9 * (16**2 + 24**2 + 28**2) + 2 * (16 + 24 + 28)
-    assert cost.macs(module, torch.zeros(1, 64, 8, 8)) == 930_816
+    assert count_params(module) == 14_680 == 9 * (16**2 + 24**2 + 28**2) + 2 * (16 + 24 + 28)
+    assert count_macs(module, torch.zeros(1, 64, 8, 8)) == 930_816
 
 
 @pytest.mark.parametrize(

@@ -12,20 +12,20 @@ import pytest
 from asking import ask
 
 import okdc
-from okdc.run import Run
+from okdc.runs.run import Run
 
 HEAVY = ("torch", "numpy", "onnxruntime", "onnx", "sklearn", "torchvision", "fvcore", "PIL")
 
 # Each of these without torch; the second says what else it does without.
 LIGHT = {
     "okdc.errors": HEAVY,
-    "okdc.catalog": HEAVY,
-    "okdc.recipe": HEAVY,
-    "okdc.run": HEAVY,
-    "okdc.series": HEAVY,
-    "okdc.locks": HEAVY,
-    "okdc.console": HEAVY,
-    "okdc.talk": HEAVY,
+    "okdc.recipe.catalog": HEAVY,
+    "okdc.recipe.schema": HEAVY,
+    "okdc.runs.run": HEAVY,
+    "okdc.runs.series": HEAVY,
+    "okdc.runs.locks": HEAVY,
+    "okdc.cli.console": HEAVY,
+    "okdc.progress": HEAVY,
     "okdc.cli": HEAVY,
     "okdc.__main__": HEAVY,
     "okdc.methods": HEAVY,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from okdc.files import read_json
+from okdc.runs.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -10,12 +10,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 from okdc.errors import RecipeError, nearest
-from okdc.names import MSFE
 
 if TYPE_CHECKING:
     import torch
 
     from okdc.cohort import Backbone
+
+# A network with MFEF's extraction in its path: with dual attention behind it, and without.
+MSFE = {True: "+msfe", False: "+msfe-da"}
 
 # name -> "module:function", and what the function is called with before the number of classes
 ZOO: dict[str, tuple[str, tuple[int, ...]]] = {

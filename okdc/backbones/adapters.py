@@ -15,9 +15,9 @@ from okdc.backbones.cutting import Cut, clone_first, cut, out_of_place
 from okdc.backbones.maps import Plan
 from okdc.backbones.outside import PREFIXES, bare_network, check
 from okdc.backbones.tracing import CannotCut, trace
-from okdc.callables import said
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError
+from okdc.plugins import said
 
 __all__ = ["PREFIXES", "Adapted", "adapt", "check", "describe"]
 

@@ -7,8 +7,8 @@ import warnings
 
 from torch import nn
 
-from okdc.callables import find, here_first, said
 from okdc.errors import RecipeError, nearest
+from okdc.plugins import find, here_first, said
 
 PREFIXES = ("torchvision:", "timm:")
 

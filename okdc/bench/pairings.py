@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from okdc.bench import ours, plain
-from okdc.bench.here import settings_of
-from okdc.bench.ours import Work
+from okdc.bench import okdc_step as ours
+from okdc.bench import plain_step as plain
+from okdc.bench.machine import settings_of
+from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
+from okdc.build.resolve import resolve
 from okdc.data import sources
 from okdc.data.workers import cores
-from okdc.recipe import Engine, Recipe, load
-from okdc.resolve import resolve
+from okdc.recipe.schema import Engine, Recipe, load
 from okdc.training.device import Settings
 
 SIZE = 32  # of CIFAR's images, which the standard pairs are about

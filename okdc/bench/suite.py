@@ -18,11 +18,13 @@ from typing import Any
 
 import torch
 
-from okdc.bench import here, ours, pairings
-from okdc.bench.asked import Asked
-from okdc.bench.ours import Work
+from okdc.bench import machine as here
+from okdc.bench import okdc_step as ours
+from okdc.bench import pairings
+from okdc.bench.okdc_step import Work
 from okdc.bench.pairings import Pair, Scale
 from okdc.bench.pairs import Taken, Watch, measure
+from okdc.bench.request import Asked
 from okdc.bench.stats import FEWEST, judged, rounded
 from okdc.data import sources
 from okdc.training import device

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from okdc.bundle import known
+from okdc.bundle import card_texts as known
 from okdc.bundle.frontmatter import front_matter
 from okdc.bundle.layout import FLOAT16, FLOAT32, INT8, MODELS
 

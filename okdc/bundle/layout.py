@@ -22,7 +22,7 @@ from PIL import Image
 
 from okdc import __version__
 from okdc.errors import CheckFailed, RunError
-from okdc.files import write, write_json, writing
+from okdc.runs.files import write, write_json, writing
 
 MANIFEST, PARITY, PROFILE, CARD, CLIENT = "manifest.json", "parity.json", "profile.json", "README.md", "infer.py"
 SAMPLE, EXPECTED = "sample", "sample/expected.json"

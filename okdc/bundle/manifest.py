@@ -16,7 +16,7 @@ from okdc.bundle.layout import FLOAT32, MODELS, MOST_BYTES, SCHEMA
 from okdc.bundle.words import quoted
 from okdc.data.images import RESIZE, RESIZE_LARGER
 from okdc.errors import RunError
-from okdc.files import read_json
+from okdc.runs.files import read_json
 
 LARGEST = 4096  # sides of a model's input, and of an image before its centre is cut out
 MOST_FILES = 1000  # each is hashed

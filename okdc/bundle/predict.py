@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import FLOAT32
-from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Pixels, Session, answers
 from okdc.data import images
 from okdc.errors import DataError

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from okdc.bundle.bundle import Bundle
+from okdc.bundle.checks import BATCH, FLOOR, largest, number, probabilities_off
 from okdc.bundle.layout import EXPECTED, INT8, PARITY, SAMPLE
-from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Pixels, Session, answers
-from okdc.bundle.soundness import BATCH, FLOOR, largest, number, probabilities_off
 from okdc.data import images as image_files
 from okdc.errors import CheckFailed
-from okdc.machine import processor
+from okdc.runs.provenance import processor
 
 MOST_CASES = BATCH  # which are decoded and answered at once
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import onnxruntime
 
-from okdc.bundle import judged, samples
-from okdc.bundle.judged import SAME_PCT, Judged, NotHereError
+from okdc.bundle import samples
+from okdc.bundle import test_images as judged
+from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import MANIFEST
-from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Session, answers
+from okdc.bundle.test_images import SAME_PCT, Judged, NotHereError
 from okdc.errors import CheckFailed, DataError
-from okdc.machine import processor
-from okdc.talk import Listener
+from okdc.progress import Listener
+from okdc.runs.provenance import processor
 
 THREADS = min(4, os.cpu_count() or 1)
 NAMED = 5  # files without a place in the manifest that a note names

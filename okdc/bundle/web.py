@@ -8,11 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from okdc import catalog
+from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import MANIFEST, whole
-from okdc.bundle.opened import Bundle
 from okdc.errors import UsageError
-from okdc.files import write, write_json, writing
+from okdc.recipe import catalog
+from okdc.runs.files import write, write_json, writing
 
 PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")

@@ -12,13 +12,14 @@ from typing import Annotated
 
 import typer
 
-from okdc import __version__, console
+from okdc import __version__
+from okdc.cli import console
 from okdc.cli.bench import bench
 from okdc.cli.look import compare, download, recipes, runs
 from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.train import distill, resume
+from okdc.distributed import Ranks
 from okdc.errors import UsageError
-from okdc.ranks import Ranks
 
 __all__ = ["app"]
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from okdc import console
 from okdc.bench import GROUPS, SECONDS
+from okdc.cli import console
 from okdc.cli.options import Compile, Device, Dtype, Json, Threads
 
 
@@ -29,12 +29,13 @@ def bench(
     """Measure how fast okdc is here, beside the plain way."""
     keys = {"device": device, "dtype": dtype, "threads": threads, "compile": compile_step}
     flags = [f"engine.{key}={value}" for key, value in keys.items() if value is not None]
-    from okdc.bench.asked import asked
+    from okdc.bench.request import asked
 
     wanted = asked(words or [], flags, only, seconds)
     for note in wanted.notes:
         console.note(note)
-    from okdc.bench import here, pairings, suite
+    from okdc.bench import machine as here
+    from okdc.bench import pairings, suite
 
     size = wanted.recipe.data.image_size if wanted.recipe and not suite.standard(wanted) else pairings.SIZE
     settings = here.settings_of(wanted.engine, size)
@@ -45,7 +46,7 @@ def bench(
     if as_json:
         console.out_json(facts)
         return
-    from okdc.bench.show import show
+    from okdc.cli.bench_tables import show
 
     show(facts)
     console.next_step("okdc distill", *(words or []))

@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import typer
 
-from okdc import console
+from okdc.cli import console
 from okdc.errors import OkdcError
 
 

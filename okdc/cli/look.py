@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from okdc import catalog, console, tables
+from okdc.cli import console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json
 from okdc.errors import CheckFailed, OkdcError, UsageError
+from okdc.recipe import catalog
 
 if TYPE_CHECKING:
-    from okdc.run import Run
+    from okdc.runs.run import Run
 
 
 def download(
@@ -37,7 +38,7 @@ def download(
 
 def recipes(as_json: Json = False) -> None:
     """List the recipes that ship with okdc."""
-    from okdc import recipe
+    from okdc.recipe import schema as recipe
 
     rows = []
     for name, path in catalog.recipes().items():
@@ -53,8 +54,8 @@ def recipes(as_json: Json = False) -> None:
 
 def runs(as_json: Json = False) -> None:
     """List the runs below ./runs and their states."""
-    from okdc import run as runs_
-    from okdc.series import all_series, owner
+    from okdc.runs import run as runs_
+    from okdc.runs.series import all_series, owner
 
     found = runs_.runs()
     rows = [_summary(run) for run in found]
@@ -99,9 +100,9 @@ def compare(
     """Compare finished runs: means over seeds, paired differences."""
     if markdown and as_json:
         raise UsageError("--md and --json are two ways to print the same", hint="one of them")
+    from okdc.cli.comparison import show
     from okdc.study import compare as study
     from okdc.study.require import check
-    from okdc.study.show import show
 
     facts = study.compare(paths or [], baseline, require or [])
     if as_json:

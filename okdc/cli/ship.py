@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc import console, tables
+from okdc.cli import console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json
 from okdc.errors import CheckFailed, UsageError, nearest
 
 if TYPE_CHECKING:
-    from okdc.run import Run
+    from okdc.runs.run import Run
 
 
 def profile(
@@ -28,11 +28,11 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Count parameters and MACs side by side; measure latency."""
-    from okdc.run import refuse_series
+    from okdc.runs.run import refuse_series
 
     for thing in things or []:
         refuse_series(Path(thing))
-    from okdc.deploy.profile import profile as measure
+    from okdc.profiling.report import profile as measure
 
     report = measure(things or [], export_names=onnx, threads=threads, tell=console.Talk())
     if as_json:
@@ -112,15 +112,15 @@ def export(
             raise UsageError(f"{thing} is a bundle: it was exported", hint=again)
         _finished_page(thing, out or thing.with_name("web"), runtime, as_json)
         return
-    from okdc.run import Run
+    from okdc.runs.run import Run
 
     chosen = Run.open(thing) if thing else Run.newest("complete")
     if thing is None:
         console.note(f"no run named: {chosen.path} is the newest complete one")
-    from okdc.deploy import budget as budgets
     from okdc.deploy import export as deploy
-    from okdc.deploy import students
     from okdc.deploy.reduced import Wanted
+    from okdc.profiling import budget as budgets
+    from okdc.profiling import students
 
     talk, index = console.Talk(), None
     if student is not None or budget is not None:
@@ -154,7 +154,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Read the test split again: accuracy class by class."""
-    from okdc.run import Run
+    from okdc.runs.run import Run
 
     chosen = thing or Run.newest("complete").path
     if thing is None:
@@ -205,7 +205,7 @@ def predict(
 ) -> None:
     """Classify images with a bundle: one JSON line an image. Without torch."""
     from okdc.bundle import predict as answers
-    from okdc.bundle.opened import Bundle
+    from okdc.bundle.bundle import Bundle
 
     opened = Bundle.open(bundle)
     files = answers.listed(images)
@@ -219,8 +219,8 @@ def predict(
 
 def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]:
     """What a bundle does not say: where this machine has the images that judged it. Nothing where verify knows."""
-    from okdc import reopen
-    from okdc.recipe import ROOTS
+    from okdc.build import reopen
+    from okdc.recipe.schema import ROOTS
 
     data = reopen.recipe_of(run, data_root)[0].data
     return () if data.root in (None, ROOTS.get(data.name)) else ("--data-root", Path(data.root))

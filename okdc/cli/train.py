@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc import console, tables
+from okdc.cli import console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads
+from okdc.distributed import Ranks
 from okdc.errors import UsageError
-from okdc.ranks import Ranks
-from okdc.talk import Nobody
+from okdc.progress import Nobody
 
 if TYPE_CHECKING:
-    from okdc.run import Run
-    from okdc.series import Series
+    from okdc.runs.run import Run
+    from okdc.runs.series import Series
 
 
 def distill(
@@ -38,8 +38,8 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a cohort from a recipe and keep one student."""
-    from okdc import recipe
-    from okdc.series import parse_seeds
+    from okdc.recipe import schema as recipe
+    from okdc.runs.series import parse_seeds
 
     ranks = Ranks.of_environment()
     several = parse_seeds(seeds) if seeds is not None else None
@@ -58,14 +58,15 @@ def distill(
         raise UsageError("--seeds under torchrun: expected one seed a command", hint="seed=0, then seed=1, ...")
     if several and "seed" in draft.overridden:
         raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
-    from okdc.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
+    from okdc.build.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
     resolved, notes = resolve(draft)
     tell = console.Talk() if ranks.first else Nobody()
     for text in notes:
         tell.note(text)
-    from okdc.machine import provenance
-    from okdc.training import series, starts
+    from okdc.runs.provenance import provenance
+    from okdc.training import series
+    from okdc.training import start as starts
 
     made_by = provenance(["okdc", *sys.argv[1:]])
     if several:
@@ -78,9 +79,9 @@ def distill(
 
 def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
     """Continue an interrupted run, or a series of runs, to the bit."""
-    from okdc.machine import provenance
-    from okdc.run import Run
-    from okdc.series import Series, newest_resumable, owner
+    from okdc.runs.provenance import provenance
+    from okdc.runs.run import Run
+    from okdc.runs.series import Series, newest_resumable, owner
 
     ranks = Ranks.of_environment()
     tell = console.Talk() if ranks.first else Nobody()
@@ -95,7 +96,7 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
         _finished_series(series.resume(several, made_by, tell, data_root), as_json)
         return
     chosen = Run.open(named)
-    from okdc.training import starts
+    from okdc.training import start as starts
 
     whole = owner(chosen)
     if whole and not ranks.alone:
@@ -107,7 +108,7 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
 
 
 def _finished(run: Run, as_json: bool) -> None:
-    from okdc.files import read_json
+    from okdc.runs.files import read_json
 
     facts = read_json(run.result)
     if as_json:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from okdc.data.datasets import Dataset
-from okdc.ranks import ALONE, Ranks
+from okdc.distributed import ALONE, Ranks
 from okdc.seeds import generator
 
 EVAL_BATCH = 500  # of every evaluation; part of what a recorded accuracy means, so parity takes the same

@@ -24,11 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from okdc import __version__, catalog, locks
-from okdc.data import cinic, published
+from okdc import __version__
+from okdc.data import cinic10 as cinic
+from okdc.data import published
 from okdc.errors import DataError, DiskError, RunError, UsageError, nearest
-from okdc.files import writing
-from okdc.recipe import DATASETS, ROOTS, read
+from okdc.recipe import catalog
+from okdc.recipe.schema import DATASETS, ROOTS, read
+from okdc.runs import locks
+from okdc.runs.files import writing
 
 Progress = Callable[[int, int, str], None]  # megabytes done, megabytes in all, in words
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from okdc.data.batches import Batches, Normalise, TrainBatches
 from okdc.data.datasets import Dataset
-from okdc.ranks import ALONE, Ranks
-from okdc.recipe import Data
+from okdc.distributed import ALONE, Ranks
+from okdc.recipe.schema import Data
 
 
 def batches_of(

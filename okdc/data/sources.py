@@ -10,7 +10,7 @@ from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress, class_names
 from okdc.errors import DataError
-from okdc.recipe import STREAMED, Data
+from okdc.recipe.schema import STREAMED, Data
 
 
 def _digits(data: Data, progress: Progress | None) -> Dataset:  # noqa: ARG001
@@ -30,7 +30,7 @@ def _cifar(data: Data, progress: Progress | None) -> Dataset:  # noqa: ARG001
 
 
 def _cinic(data: Data, progress: Progress | None) -> Dataset:
-    from okdc.data.cinic import cinic
+    from okdc.data.cinic10 import cinic
 
     assert data.root is not None
     return cinic(Path(data.root).expanduser(), data.image_size, progress)
@@ -44,7 +44,7 @@ def _imagenet(data: Data, progress: Progress | None) -> Dataset:
 
 
 def _yours(data: Data, progress: Progress | None) -> Dataset:  # noqa: ARG001
-    from okdc.data.yours import yours
+    from okdc.data.custom import yours
 
     return yours(data.name, data.root, data.image_size)
 

@@ -25,8 +25,8 @@ from okdc.data.batches import Normalise, order, part_of_batch
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, to_rgb, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
+from okdc.distributed import ALONE, Ranks
 from okdc.errors import DataError
-from okdc.ranks import ALONE, Ranks
 from okdc.seeds import generator, seeded
 
 SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of the crop: share of the area, width to height

@@ -14,10 +14,10 @@ import onnx
 import torch
 from onnx import numpy_helper
 
+from okdc.bundle.checks import largest
 from okdc.bundle.session import Floats, Pixels
-from okdc.bundle.soundness import largest
 from okdc.deploy.onnx import constants
-from okdc.deploy.sides import Torch
+from okdc.deploy.torch_reference import Torch
 
 LOOKED_AT = 256  # images that a suspicion runs through a network again
 

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from okdc import cost
-from okdc.cohort import Backbone
-from okdc.deploy.plain import plain
+from okdc.cohort import Backbone, count_macs, count_params
+from okdc.deploy.lowering import plain
 from okdc.errors import CheckFailed
 
 with warnings.catch_warnings():
@@ -74,7 +73,7 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
             raise CheckFailed(
                 "counting", f"fvcore cannot count this network: {type(error).__name__}: {error}"
             ) from error
-        second = cost.macs(module, *inputs)
+        second = count_macs(module, *inputs)
     modules = {
         name: round(sum(n for operator, n in counter.items() if operator in PRODUCTS))
         for name, counter in by_module.items()
@@ -87,7 +86,7 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
             hint=f"operators fvcore has no count for: {', '.join(sorted(unsupported)) or 'none'}",
         )
     return Counts(
-        params=cost.params(module),
+        params=count_params(module),
         params_trainable=sum(p.numel() for p in module.parameters() if p.requires_grad),
         buffers=sum(b.numel() for b in module.buffers()),
         macs=macs,
@@ -103,7 +102,7 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
 def exported_macs(network: Backbone, example: torch.Tensor) -> int:
     """MACs of the network as it is exported: where `plain` turns pooling into a matrix product, that counts as well."""
     network = copy.deepcopy(network).cpu().float().eval()
-    return cost.macs(plain(network, example), example)
+    return count_macs(plain(network, example), example)
 
 
 def check_graph(expected: int, graph: int, name: str, lower_bound: bool = False) -> None:

@@ -16,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from okdc import kept, reopen
-from okdc.bundle import judged
-from okdc.bundle.judged import SAME_PCT, NotHereError
+from okdc.build import recorded, reopen
+from okdc.build import student as kept
+from okdc.bundle import test_images as judged
+from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import FLOAT32, MANIFEST
-from okdc.bundle.opened import Bundle
 from okdc.bundle.session import Session, answers
+from okdc.bundle.test_images import SAME_PCT, NotHereError
 from okdc.data.datasets import Dataset
-from okdc.deploy import recorded
 from okdc.errors import CheckFailed, DataError
-from okdc.run import Run
-from okdc.talk import Listener
+from okdc.progress import Listener
+from okdc.runs.run import Run
 
 MOST_PAIRS = 10  # confused pairs that are named
 Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # NK logits, N labels

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from okdc import catalog, reopen
+from okdc.build import recorded, reopen
 from okdc.bundle import layout
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
@@ -19,13 +19,16 @@ from okdc.bundle.session import Images
 from okdc.bundle.structure import OPSET, check_structure
 from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
-from okdc.deploy import measured, onnx, parity, recorded, reduced, sides
+from okdc.deploy import bundle_profile as measured
+from okdc.deploy import onnx, parity, reduced
+from okdc.deploy import torch_reference as sides
 from okdc.deploy.reduced import Judges, Reduced, Wanted
 from okdc.errors import CheckFailed, OkdcError
-from okdc.files import write, write_json
 from okdc.precision.gate import Float32
-from okdc.run import Run
-from okdc.talk import Listener
+from okdc.progress import Listener
+from okdc.recipe import catalog
+from okdc.runs.files import write, write_json
+from okdc.runs.run import Run
 
 SAMPLES = 5
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from okdc import __version__
 from okdc.bundle.structure import INPUT, LOGITS, OPSET, PROBABILITIES, properties
 from okdc.cohort import Backbone
-from okdc.deploy.plain import plain
+from okdc.deploy.lowering import plain
 from okdc.errors import CheckFailed
 from okdc.precision.tools import quiet
 

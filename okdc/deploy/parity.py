@@ -21,9 +21,7 @@ import numpy.typing as npt
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from okdc.bundle.judged import SAME_PCT, Digest
-from okdc.bundle.session import Floats, Images, Pixels, Session
-from okdc.bundle.soundness import (
+from okdc.bundle.checks import (
     BATCH,
     FLOOR,
     PROBE,
@@ -35,11 +33,13 @@ from okdc.bundle.soundness import (
     probabilities_off,
     probe,
 )
+from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
+from okdc.bundle.test_images import SAME_PCT, Digest
 from okdc.cohort import Backbone
 from okdc.deploy import cause
 from okdc.deploy.cause import Evidence
-from okdc.deploy.sides import Torch, batches
+from okdc.deploy.torch_reference import Torch, batches
 from okdc.errors import CheckFailed
 
 FACTOR = 16

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.data.datasets import Dataset
-from okdc.deploy import sides
+from okdc.deploy import torch_reference as sides
 from okdc.errors import CheckFailed, DataError, OkdcError
 from okdc.precision import calibration, diagnose, gate, half, quantize
 from okdc.precision.gate import Float32
-from okdc.talk import Listener
+from okdc.progress import Listener
 
 SEED = 0  # of the calibration images: two exports of one run on one machine are the same bytes
 MOST_VALIDATION = 5000  # images that six settings are tried on

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from okdc.errors import nearest
 
 if TYPE_CHECKING:
-    from okdc.methods.method import Method
+    from okdc.methods.base import Method
 
 METHODS = {
     "baseline": "okdc.methods.baseline:Baseline",

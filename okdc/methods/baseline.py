@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from okdc.methods.method import Config, Method, Step, full_precision
+from okdc.methods.base import Config, Method, Step, full_precision
 
 
 class BaselineConfig(Config):

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from okdc.cohort import Cohort
-from okdc.methods.method import Config, Method, Step, at_least_two, full_precision, kl, students
+from okdc.methods.base import Config, Method, Step, at_least_two, full_precision, kl, students
 
 
 class DMLConfig(Config):

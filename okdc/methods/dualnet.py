@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from okdc.blocks import pooled
 from okdc.cohort import Cohort
-from okdc.methods.method import Config, Method, Step, at_least_two, full_precision, students
+from okdc.methods.base import Config, Method, Step, at_least_two, full_precision, students
 
 
 class DualNetConfig(Config):

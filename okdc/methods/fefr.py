@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from okdc.blocks import DualAttention, OverallFusion, match, written
 from okdc.cohort import Backbone, Cohort
-from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, mutual, ramp
+from okdc.methods.base import Method, RampedConfig, Step, at_least_two, full_precision, mutual, ramp
 
 
 class FEFRConfig(RampedConfig):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from okdc.blocks import OverallFusion
 from okdc.cohort import Cohort
-from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, mutual, ramp
+from okdc.methods.base import Method, RampedConfig, Step, at_least_two, full_precision, mutual, ramp
 
 
 class FFLConfig(RampedConfig):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from okdc.cohort import Cohort
-from okdc.methods.method import Config, Method, Step, Temperature, full_precision, kl
+from okdc.methods.base import Config, Method, Step, Temperature, full_precision, kl
 
 
 class KDConfig(Config):

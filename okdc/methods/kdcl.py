@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from okdc.cohort import Cohort
-from okdc.methods.method import Config, Method, Step, Temperature, at_least_two, full_precision, kl, students
+from okdc.methods.base import Config, Method, Step, Temperature, at_least_two, full_precision, kl, students
 
 # Of `linear`. With these numbers the cross-entropy is within 4e-6 of the least, for three and four students and random
 # logits up to 50 (sequential quadratic programming in float64 as the reference).

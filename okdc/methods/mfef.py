@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from okdc.backbones import MSFE
 from okdc.blocks import DualAttention, HierarchicalSplit, OverallFusion
 from okdc.cohort import Cohort
-from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, kl, mutual, ramp, students
-from okdc.names import MSFE
+from okdc.methods.base import Method, RampedConfig, Step, at_least_two, full_precision, kl, mutual, ramp, students
 
 
 class MFEFConfig(RampedConfig):

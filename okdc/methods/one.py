@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from okdc.blocks import pooled
 from okdc.cohort import Cohort
-from okdc.methods.method import Method, RampedConfig, Step, at_least_two, full_precision, kl, ramp, students
+from okdc.methods.base import Method, RampedConfig, Step, at_least_two, full_precision, kl, ramp, students
 
 
 class ONEConfig(RampedConfig):

@@ -16,9 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from okdc.bundle.macs import macs
-from okdc.bundle.session import Floats, Images, Pixels, Session, parts
-from okdc.bundle.soundness import (
+from okdc.bundle.checks import (
     BATCH,
     FLOOR,
     PROBE,
@@ -30,6 +28,8 @@ from okdc.bundle.soundness import (
     probabilities_off,
     probe,
 )
+from okdc.bundle.macs import macs
+from okdc.bundle.session import Floats, Images, Pixels, Session, parts
 
 Kind = Literal["int8", "float16"]
 Labels = npt.NDArray[np.int64]

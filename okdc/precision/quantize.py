@@ -21,8 +21,8 @@ import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, save_tensors_data
 
+from okdc.bundle.checks import BATCH
 from okdc.bundle.session import Images, Session
-from okdc.bundle.soundness import BATCH
 from okdc.errors import CheckFailed
 from okdc.precision import ranges, regions
 from okdc.precision.tools import quiet, refusals

@@ -6,16 +6,17 @@ is what ships; the heads are read at the last epoch. Every number is of the spli
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from okdc.console import quoted
-from okdc.recipe import Paper
-from okdc.run import SERIES
-from okdc.study import alike, stats
+from okdc.recipe.schema import Paper
+from okdc.runs.run import SERIES
+from okdc.study import comparable as alike
+from okdc.study import stats
 from okdc.study.finished import find
 from okdc.study.require import judged, parse
 from okdc.study.rows import KEPT, STUDENT, Row, called, grouped
@@ -68,10 +69,11 @@ def next_step(facts: Mapping[str, Any]) -> str:
             folder = folder.parent
         recipe = folder / "recipe.toml"
         beside = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
-        return f"okdc distill {quoted(recipe)} --seeds {','.join(map(str, missing))} -o {quoted(beside)}"
+        seeds = ",".join(map(str, missing))
+        return f"okdc distill {shlex.quote(str(recipe))} --seeds {seeds} -o {shlex.quote(str(beside))}"
     # By validation: the test accuracies of this table would choose on the test split.
     run = max((run for row in rows for run in row["runs"]), key=lambda run: run["kept"]["val_top1_pct"] or 0.0)
-    return f"okdc export {quoted(Path(run['run']))} --onnx"
+    return f"okdc export {shlex.quote(run['run'])} --onnx"
 
 
 def _baseline(rows: Sequence[Row], asked: str | None, notes: list[str]) -> Row | None:

@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from okdc import run as runs_
 from okdc.errors import OkdcError, RunError
-from okdc.files import read_json
-from okdc.recipe import Draft, Recipe, check, explain, read
-from okdc.run import Run
+from okdc.recipe.schema import Draft, Recipe, check, explain, read
+from okdc.runs import run as runs_
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 
 DEPTH = 2  # a folder of runs, or a folder of series of runs
 

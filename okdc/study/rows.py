@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from okdc.errors import UsageError, nearest
-from okdc.study.alike import refuse_doubles
+from okdc.study.comparable import refuse_doubles
 from okdc.study.finished import Finished
 
 # Keys of Finished.top1_pct that are not heads: what is kept, and one student whom no choice has made better, the first

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from okdc.errors import RunError
-from okdc.files import write, writing
-from okdc.run import Run
+from okdc.runs.files import write, writing
+from okdc.runs.run import Run
 
 VERSION = 3  # since 2, `best` is a list: the best epoch of each student; since 3, `totals`: the counts of each process
 

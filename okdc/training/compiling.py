@@ -12,10 +12,10 @@ from dataclasses import replace
 
 import torch
 
-from okdc import cost
-from okdc.build import Job
+from okdc.build.job import Job
+from okdc.cohort import count_macs
 from okdc.errors import DeviceError
-from okdc.methods.method import Method
+from okdc.methods.base import Method
 from okdc.training.device import Settings
 
 # The eager training in float32 and contiguous maps from which on a compiled one is through earlier, in multiply-adds of
@@ -62,7 +62,7 @@ def forward_macs(method: Method, images: torch.Size) -> int:
     The method is on the CPU; it is left in eval mode.
     """
     image, done = torch.zeros(1, *images), torch.ones(())
-    return cost.macs(method.eval(), image, torch.zeros(1, dtype=torch.int64), done)
+    return count_macs(method.eval(), image, torch.zeros(1, dtype=torch.int64), done)
 
 
 def without_compiler(device: str) -> str:

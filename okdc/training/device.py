@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass
 import torch
 
 from okdc.data.workers import cores
+from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
-from okdc.machine import processor
-from okdc.ranks import ALONE, Ranks
-from okdc.recipe import Engine
+from okdc.recipe.schema import Engine
+from okdc.runs.provenance import processor
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from okdc.methods.method import Method, Step
-from okdc.ranks import ALONE, Ranks
+from okdc.distributed import ALONE, Ranks
+from okdc.methods.base import Method, Step
 
 
 @dataclass(frozen=True)

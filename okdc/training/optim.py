@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from okdc.methods.method import Method
-from okdc.recipe import Optim
+from okdc.methods.base import Method
+from okdc.recipe.schema import Optim
 
 
 def sgd(method: Method, optim: Optim) -> torch.optim.SGD:

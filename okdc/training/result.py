@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from okdc import cost, kept
-from okdc.build import Job
-from okdc.cohort import Backbone
+from okdc.build import student as kept
+from okdc.build.job import Job
+from okdc.cohort import Backbone, count_macs, count_params
 from okdc.data.batches import EVAL_BATCH, Batches, eval_batches
-from okdc.files import read_json
-from okdc.run import Run
-from okdc.training.ends import fail
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
+from okdc.training.interrupts import fail
 from okdc.training.metrics import evaluate
 
 
@@ -67,7 +67,7 @@ def _student(network: Backbone, facts: dict[str, Any], accuracy: float, job: Job
         "epoch": facts["epoch"],
         "val_top1_pct": facts["val_top1_pct"],
         "top1_pct": round(accuracy, 4),
-        "params": cost.params(network),
-        "macs": cost.macs(network, torch.zeros(1, *job.dataset.size)),
+        "params": count_params(network),
+        "macs": count_macs(network, torch.zeros(1, *job.dataset.size)),
         "weights_sha256": facts["weights_sha256"],
     }

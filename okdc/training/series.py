@@ -11,16 +11,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from okdc import reopen
+from okdc.build import reopen
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
-from okdc.machine import differences
-from okdc.names import TEACHER
-from okdc.recipe import Recipe, read
-from okdc.run import Run, refuse_taken
-from okdc.series import Series
-from okdc.talk import Listener
-from okdc.training import starts
-from okdc.training.ends import name_and_code
+from okdc.progress import Listener
+from okdc.recipe.schema import TEACHER, Recipe, read
+from okdc.runs.provenance import differences
+from okdc.runs.run import Run, refuse_taken
+from okdc.runs.series import Series
+from okdc.training import start as starts
+from okdc.training.interrupts import name_and_code
 
 ENDED = ("complete", "failed")  # what a failed seed would do again
 

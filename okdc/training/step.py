@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
-from okdc.methods.method import Method, Step
-from okdc.ranks import ALONE, Ranks
-from okdc.recipe import Optim
-from okdc.training import compiling, depthwise, optim, synced
+from okdc.methods.base import Method, Step
+from okdc.recipe.schema import Optim
+from okdc.training import compiling, depthwise, optim
+from okdc.training import synchronised as synced
 from okdc.training.device import Settings
 
 FIRST = 3  # steps: the first is compiled, a GPU records its launches in the next ones

@@ -15,15 +15,16 @@ from harness import start
 from safetensors.torch import load_file
 from torch import nn
 
-from okdc import backbones, cost, kept
+from okdc import backbones
 from okdc.backbones.msfe import with_extraction
 from okdc.backbones.parts import PoolLinear
-from okdc.cohort import Backbone, Cohort
+from okdc.build import student as kept
+from okdc.build.resolve import resolve
+from okdc.cohort import Backbone, Cohort, count_macs, count_params
 from okdc.errors import RecipeError
-from okdc.files import read_json
-from okdc.recipe import load
-from okdc.resolve import resolve
-from okdc.run import Run
+from okdc.recipe.schema import load
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 from okdc.seeds import seeded
 
 Captured = pytest.CaptureFixture[str]
@@ -50,7 +51,7 @@ def attention(channels: int) -> int:
 
 def test_64_channels_take_14680_parameters_of_extraction_and_680_of_attention() -> None:
     assert (extraction(64), attention(64)) == (14_680, 680)
-    sizes = {suffix: cost.params(backbones.build(f"resnet8{suffix}", 10, SMALL)) for suffix in ("", *VARIANTS)}
+    sizes = {suffix: count_params(backbones.build(f"resnet8{suffix}", 10, SMALL)) for suffix in ("", *VARIANTS)}
     assert sizes == {"": 78_042, "+msfe-da": 78_042 + 14_680, "+msfe": 78_042 + 14_680 + 680}
 
 
@@ -62,7 +63,7 @@ def test_every_network_of_the_zoo_takes_it(name: str, suffix: str) -> None:
         channels = WIDTHS.get(name, 64)
         assert plain.channels[-1] == channels
         more = extraction(channels) + (attention(channels) if VARIANTS[suffix] else 0)
-        assert cost.params(longer) == cost.params(plain) + more
+        assert count_params(longer) == count_params(plain) + more
         assert longer(torch.zeros(2, *CIFAR)).shape == (2, 10)
     assert longer.architecture == name + suffix
     assert (longer.channels, longer.strides) == (plain.channels, plain.strides)
@@ -98,7 +99,7 @@ def test_it_stands_between_the_last_stage_and_the_head(suffix: str) -> None:
 def test_a_network_from_outside_takes_it_too() -> None:
     images = torch.Size((3, 64, 64))
     plain, longer = (backbones.build(f"torchvision:resnet18{s}", 5, images) for s in ("", "+msfe"))
-    assert cost.params(longer) == cost.params(plain) + extraction(512) + attention(512)
+    assert count_params(longer) == count_params(plain) + extraction(512) + attention(512)
     assert longer.description == plain.description != ""
     assert longer.eval()(torch.zeros(1, *images)).shape == (1, 5)
 
@@ -172,7 +173,7 @@ def test_profile_counts_what_the_extraction_costs(in_path: Run, capsys: Captured
     assert kept_row["architecture"] == rows["student0"]["architecture"] == "resnet8+msfe"
     assert kept_row["params"] == rows["resnet8"]["params"] + 14_680 + 680
     # at 2×2 pixels: three convolutions, the perceptron for mean and maximum, a 7×7 convolution
-    plain = cost.macs(backbones.build("resnet8", 10, SMALL).eval(), torch.zeros(1, *SMALL))
+    plain = count_macs(backbones.build("resnet8", 10, SMALL).eval(), torch.zeros(1, *SMALL))
     assert kept_row["macs"] - plain == 9 * (16**2 + 24**2 + 28**2) * 4 + 2 * 2 * 64 * 4 + 7 * 7 * 2 * 4
 
 

@@ -17,16 +17,17 @@ import pytest
 import torch
 from asking import ask
 
-from okdc.bench import GROUPS, here, pairings, pairs, suite
-from okdc.bench.asked import asked
-from okdc.bench.here import settings_of
+from okdc.bench import GROUPS, pairings, pairs, suite
+from okdc.bench import machine as here
+from okdc.bench.machine import settings_of
 from okdc.bench.pairings import Scale
 from okdc.bench.pairs import STRETCH_S, Taken
-from okdc.bench.show import show
+from okdc.bench.request import asked
+from okdc.cli.bench_tables import show
 from okdc.deploy.count import count
 from okdc.errors import UsageError
-from okdc.methods.method import Method
-from okdc.recipe import Engine
+from okdc.methods.base import Method
+from okdc.recipe.schema import Engine
 from okdc.training import compiling, step
 
 Captured = pytest.CaptureFixture[str]

@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from okdc import methods
-from okdc.bundle import frontmatter, known
+from okdc.bundle import card_texts as known
+from okdc.bundle import frontmatter
 from okdc.bundle.card import Story, card
 from okdc.bundle.frontmatter import licence_facts, scalar
-from okdc.recipe import DATASETS
+from okdc.recipe.schema import DATASETS
 
 yaml: Any = importlib.import_module("yaml")  # fvcore brings it; it has no types
 
@@ -372,7 +373,7 @@ def test_what_is_known_of_a_data_set_is_said(name: str) -> None:
 
 
 def test_the_card_warns_of_cinic10_as_the_training_does() -> None:
-    from okdc.data import cinic
+    from okdc.data import cinic10 as cinic
 
     text = card(replace(PLAIN, student=_student(dataset="cinic10")))
     for fact in cinic.KNOWN:

@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import okdc
-from okdc.bundle.opened import Bundle
+from okdc.bundle.bundle import Bundle
 from okdc.errors import CheckFailed
-from okdc.files import read_json
-from okdc.run import Run
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 
 Captured = pytest.CaptureFixture[str]
 Json = dict[str, Any]
@@ -265,7 +265,7 @@ def test_files_larger_than_any_bundle_has_are_not_read(
         stream.truncate(2**31)
     edit(bundle / "manifest.json", lambda m: m["files"]["infer.py"].update(bytes=2**31))
     with monkeypatch.context() as patch:
-        patch.setattr("okdc.bundle.opened.hashlib.sha256", lambda _: pytest.fail("it was read"))
+        patch.setattr("okdc.bundle.bundle.hashlib.sha256", lambda _: pytest.fail("it was read"))
         with pytest.raises(CheckFailed, match="no file of a bundle has more than 2 GiB"):
             Bundle.open(bundle).content("infer.py")
     (bundle / "infer.py").unlink()

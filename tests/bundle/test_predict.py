@@ -18,14 +18,14 @@ from asking import ask, picture
 from bundles import add_model, bomb, edit, edit_model, of_digits
 from PIL import Image
 
-from okdc import catalog
 from okdc.bundle import predict as module
-from okdc.bundle.opened import Bundle
+from okdc.bundle.bundle import Bundle
 from okdc.bundle.session import Session
 from okdc.data import images
 from okdc.errors import DataError
 from okdc.precision import half
-from okdc.run import Run
+from okdc.recipe import catalog
+from okdc.runs.run import Run
 
 Captured = pytest.CaptureFixture[str]
 Line = dict[str, Any]

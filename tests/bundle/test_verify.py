@@ -19,16 +19,16 @@ from bundles import add_model, digest, edit, edit_model, of_digits, of_folder, s
 from lookalike import write_cifar
 from pictures import write_imagenet
 
-from okdc.bundle import judged
-from okdc.bundle.opened import Bundle
+from okdc.bundle import test_images as judged
+from okdc.bundle.bundle import Bundle
 from okdc.data import cifar
 from okdc.data.datasets import Dataset, digits, folder
 from okdc.data.imagenet import imagenet
-from okdc.deploy import sides
+from okdc.deploy import torch_reference as sides
 from okdc.errors import DataError
-from okdc.files import read_json
 from okdc.precision import half
-from okdc.run import Run
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 
 Captured = pytest.CaptureFixture[str]
 Json = dict[str, Any]

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from bundles import of_digits
 
-from okdc import catalog
 from okdc.bundle import web
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
-from okdc.files import read_json, write_json
-from okdc.run import Run
+from okdc.recipe import catalog
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
 
 
 @pytest.fixture

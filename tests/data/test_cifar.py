@@ -10,12 +10,12 @@ import torch
 from asking import ask
 from lookalike import KINDS, write_cifar
 
-from okdc import build
+from okdc.build import job as build
+from okdc.build.resolve import resolve
 from okdc.data.cifar import cifar
 from okdc.errors import DataError, RecipeError
-from okdc.recipe import load
-from okdc.resolve import resolve
-from okdc.run import Run
+from okdc.recipe.schema import load
+from okdc.runs.run import Run
 
 
 @pytest.mark.parametrize(("name", "batches", "classes"), [("cifar10", 5, 10), ("cifar100", 1, 100)])

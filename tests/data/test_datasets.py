@@ -15,12 +15,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from okdc import build
+from okdc.build import job as build
+from okdc.build.resolve import resolve
 from okdc.data import published
 from okdc.data.datasets import Dataset, digits, divide, folder, same_classes, stratified
 from okdc.errors import DataError
-from okdc.recipe import load
-from okdc.resolve import resolve
+from okdc.recipe.schema import load
 
 
 def dataset(sizes: list[int], seed: int = 0, test: int = 0) -> Dataset:

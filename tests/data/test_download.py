@@ -19,11 +19,12 @@ import pytest
 from asking import ask
 from lookalike import packed, write_cifar, write_cinic
 
-from okdc import locks
-from okdc.data import cinic, download, published
+from okdc.data import cinic10 as cinic
+from okdc.data import download, published
 from okdc.data.cifar import cifar
 from okdc.data.download import is_whole
 from okdc.errors import DataError, DiskError, UsageError
+from okdc.runs import locks
 
 
 @dataclass

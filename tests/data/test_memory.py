@@ -12,7 +12,7 @@ import pytest
 from asking import picture
 from PIL import Image
 
-from okdc.data.cinic import CLASSES, SPLITS
+from okdc.data.cinic10 import CLASSES, SPLITS
 
 EACH = 400  # of 10 classes in 3 splits: 37 MB
 BYTES = EACH * len(CLASSES) * len(SPLITS) * 32 * 32 * 3
@@ -20,9 +20,9 @@ BYTES = EACH * len(CLASSES) * len(SPLITS) * 32 * 32 * 3
 CHILD = """
 import json, sys
 from pathlib import Path
-from okdc import build
-from okdc.recipe import load
-from okdc.resolve import resolve
+from okdc.build import job as build
+from okdc.recipe.schema import load
+from okdc.build.resolve import resolve
 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":")) * 1024

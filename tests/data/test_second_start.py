@@ -13,13 +13,13 @@ from asking import write_tree
 from lookalike import write_cinic
 from PIL import Image
 
-from okdc import build
+from okdc.build import job as build
+from okdc.build.resolve import resolve
 from okdc.data.images import EXTENSIONS, listing, load
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
-from okdc.recipe import Recipe
-from okdc.recipe import load as read_recipe
-from okdc.resolve import resolve
+from okdc.recipe.schema import Recipe
+from okdc.recipe.schema import load as read_recipe
 
 
 def recipe_for(name: str, root: Path) -> Recipe:

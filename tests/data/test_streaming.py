@@ -27,7 +27,7 @@ from okdc.data.feed import batches_of
 from okdc.data.imagenet import imagenet
 from okdc.data.streaming import StreamBatches, augmented
 from okdc.errors import DataError
-from okdc.recipe import Data
+from okdc.recipe.schema import Data
 from okdc.seeds import seeded
 
 SIZE, SHORTER = 32, 36

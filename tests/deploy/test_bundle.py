@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from okdc import kept
 from okdc.__main__ import main
+from okdc.build import student as kept
 from okdc.bundle import layout, session
 from okdc.bundle.session import Session
 from okdc.cli import ship
 from okdc.data.images import RESIZE
-from okdc.deploy import cause, export, onnx, parity, sides
-from okdc.files import read_json
-from okdc.run import Run
+from okdc.deploy import cause, export, onnx, parity
+from okdc.deploy import torch_reference as sides
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 
 
 def test_a_bundle_holds_what_the_contract_names(exported: Path) -> None:

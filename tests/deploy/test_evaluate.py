@@ -16,13 +16,14 @@ from asking import ask, write_tree
 from pictures import write_imagenet
 from safetensors.torch import load_file, save_file
 
-from okdc import kept
 from okdc.__main__ import main
-from okdc.bundle import judged
+from okdc.build import student as kept
+from okdc.bundle import test_images as judged
 from okdc.data.datasets import digits
-from okdc.deploy import evaluate, onnx, sides
-from okdc.files import read_json, write_json
-from okdc.run import Run
+from okdc.deploy import evaluate, onnx
+from okdc.deploy import torch_reference as sides
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
 
 Captured = pytest.CaptureFixture[str]
 
@@ -134,7 +135,7 @@ def test_without_a_name_the_newest_complete_run_is_read_and_a_warning_given(
     assert "next: okdc export runs/x-1 --onnx" in answer.err
     top1 = read_json(finished.result)["kept"]["top1_pct"]
     assert f"{top1:.2f} % recorded (torch, float32, CPU)" in answer.out
-    monkeypatch.setattr("okdc.tables.WORST", 3)
+    monkeypatch.setattr("okdc.cli.tables.WORST", 3)
     few = ask(capsys, "evaluate")
     assert "the 3 worst of 10 classes" in few.err
     worst = sorted(facts_of(capsys)["classes"], key=lambda row: row["top1_pct"])[:3]

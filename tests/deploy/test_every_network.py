@@ -11,15 +11,15 @@ import torch
 
 from okdc import backbones
 from okdc.bundle import structure
+from okdc.bundle.checks import FLOOR, largest
 from okdc.bundle.macs import macs
 from okdc.bundle.session import Session
-from okdc.bundle.soundness import FLOOR, largest
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.deploy.count import count, exported_macs
 from okdc.deploy.parity import FACTOR
-from okdc.deploy.sides import Torch
+from okdc.deploy.torch_reference import Torch
 from okdc.seeds import seeded
 
 CLASSES = 10

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from okdc.__main__ import main
 from okdc.deploy import onnx
-from okdc.files import read_json, write_json
-from okdc.run import Run
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
 
 Array = npt.NDArray[Any]
 

@@ -17,13 +17,14 @@ import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from okdc import backbones, kept
+from okdc import backbones
+from okdc.build import student as kept
 from okdc.bundle import structure
 from okdc.bundle.session import Session
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.errors import CheckFailed
-from okdc.run import Run
+from okdc.runs.run import Run
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,7 @@ def test_no_path_and_no_source_line_is_in_the_file(blob: bytes) -> None:
 def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(blob: bytes, finished: Run, tmp_path: Path) -> None:
     code = (
         "import sys, hashlib; from pathlib import Path; from okdc import kept; from okdc.deploy import onnx;"
-        "from okdc.run import Run; file = onnx.to_onnx(*kept.load(Run.open(Path(sys.argv[1]))));"
+        "from okdc.runs.run import Run; file = onnx.to_onnx(*kept.load(Run.open(Path(sys.argv[1]))));"
         "print(hashlib.sha256(file).hexdigest())"
     )
     (tmp_path / "elsewhere").mkdir()

@@ -14,17 +14,17 @@ from asking import Answer, ask
 from harness import Quiet
 from PIL import Image
 
-from okdc import build
-from okdc.bundle.opened import Bundle
+from okdc.build import job as build
+from okdc.build.resolve import resolve
+from okdc.bundle.bundle import Bundle
 from okdc.bundle.session import Session
 from okdc.deploy import latency, onnx, reduced
 from okdc.errors import CheckFailed, DataError
-from okdc.files import read_json
 from okdc.precision import half, quantize
 from okdc.precision.gate import Float32
-from okdc.recipe import load
-from okdc.resolve import resolve
-from okdc.run import Run
+from okdc.recipe.schema import load
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 
 Captured = pytest.CaptureFixture[str]
 REDUCED = {"int8": "model.int8.onnx", "float16": "model.fp16.onnx"}

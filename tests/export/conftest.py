@@ -11,7 +11,7 @@ import pytest
 from runners import PYTHON
 
 from okdc.__main__ import main
-from okdc.run import Run
+from okdc.runs.run import Run
 
 
 @pytest.fixture(scope="session")

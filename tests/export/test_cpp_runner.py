@@ -29,7 +29,7 @@ from PIL import Image
 from runners import EXPORT, PYTHON, SPOILT, not_a_number, zoo
 
 from okdc.data import images
-from okdc.files import read_json, write_json
+from okdc.runs.files import read_json, write_json
 
 SOURCE = EXPORT / "cpp"
 UNITY = Path(

@@ -32,7 +32,7 @@ from runners import (
     zoo,
 )
 
-from okdc.files import read_json, write_json
+from okdc.runs.files import read_json, write_json
 
 pytestmark = needs_node
 

@@ -17,7 +17,7 @@ from PIL import Image
 from runners import PYTHON, SPOILT, add_model, external, nobody_reads, not_a_number, put, zoo
 
 from okdc.data import images
-from okdc.files import read_json, write_json
+from okdc.runs.files import read_json, write_json
 
 # None in sys.modules makes an import fail as if the package were not installed.
 WITHOUT_TORCH = (

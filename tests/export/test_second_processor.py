@@ -23,8 +23,8 @@ from runners import PYTHON, put
 from okdc.bundle.layout import EXPECTED, MODELS
 from okdc.bundle.session import Session
 from okdc.data import published
-from okdc.files import read_json, write_json
 from okdc.precision import half, quantize
+from okdc.runs.files import read_json, write_json
 
 QEMU = shutil.which("qemu-x86_64")
 # A Haswell (2013) has AVX2 and no VNNI. What qemu cannot emulate of it is left out, or it warns of each.

@@ -19,7 +19,7 @@ import pytest
 from runners import CHROMIUM, needs_chromium, needs_runtime, put, zoo
 
 from okdc.bundle import web
-from okdc.files import read_json, write_json
+from okdc.runs.files import read_json, write_json
 
 pytestmark = [needs_chromium, needs_runtime, pytest.mark.xdist_group("web page")]
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from okdc import build
 from okdc.backbones.resnet import cifar_resnet
+from okdc.build import job as build
 from okdc.cohort import Cohort
 from okdc.methods.baseline import Baseline, BaselineConfig
-from okdc.recipe import Recipe
+from okdc.recipe.schema import Recipe
 
 
 def baseline() -> Baseline:

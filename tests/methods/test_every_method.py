@@ -11,11 +11,13 @@ import torch
 from byhand import CIFAR, SMALL, batch, make, table, teacher
 from torch import Tensor, nn
 
-from okdc import build, cost, methods
+from okdc import methods
+from okdc.build import job as build
+from okdc.build.resolve import resolve
+from okdc.cohort import count_macs
 from okdc.errors import RecipeError
-from okdc.methods.method import Method
-from okdc.recipe import load
-from okdc.resolve import resolve
+from okdc.methods.base import Method
+from okdc.recipe.schema import load
 from okdc.training.optim import sgd
 
 BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip")  # made for a shared trunk
@@ -426,7 +428,7 @@ def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, 
     else:
         method = make(name, ["resnet20"] * n, share, CIFAR)
     images, labels = batch(CIFAR, 1)
-    assert cost.macs(method.eval(), images, labels, torch.tensor(0.5)) == macs
+    assert count_macs(method.eval(), images, labels, torch.tensor(0.5)) == macs
     assert macs / 1e6 == pytest.approx(millions, abs=0.06)
 
 

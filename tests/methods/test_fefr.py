@@ -13,13 +13,13 @@ import torch
 from harness import no_waiting
 from torch import Tensor, nn
 
-from okdc import build
 from okdc.backbones.parts import PoolLinear
 from okdc.backbones.resnet import cifar_resnet
+from okdc.build import job as build
 from okdc.cohort import Backbone, Cohort
+from okdc.methods.base import Step
 from okdc.methods.fefr import FEFR, FeaturePath, FEFRConfig, reconstruct
-from okdc.methods.method import Step
-from okdc.recipe import Recipe
+from okdc.recipe.schema import Recipe
 from okdc.seeds import seeded
 from okdc.training.optim import sgd
 

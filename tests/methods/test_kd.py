@@ -10,10 +10,10 @@ import torch
 from byhand import agrees, batch, cross_entropy, divergence, hold, make, names, reached, spread, table, teacher
 from torch import nn
 
-from okdc import build
+from okdc.build import job as build
+from okdc.methods.base import Method
 from okdc.methods.kd import KD, KDConfig
-from okdc.methods.method import Method
-from okdc.recipe import Recipe
+from okdc.recipe.schema import Recipe
 from okdc.training.optim import sgd
 
 

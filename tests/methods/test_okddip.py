@@ -28,9 +28,9 @@ from byhand import (
 from torch import Tensor
 
 from okdc.errors import RecipeError
-from okdc.files import read_json
 from okdc.methods.okddip import OKDDip, OKDDipConfig
-from okdc.training import keep
+from okdc.runs.files import read_json
+from okdc.training import selection as keep
 
 NS = pytest.mark.parametrize("n", [2, 3, 4])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from okdc.errors import DiskError, RunError
-from okdc.run import Run
+from okdc.runs.run import Run
 from okdc.training import checkpoint
 
 

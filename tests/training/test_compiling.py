@@ -18,11 +18,11 @@ from harness import Quiet, built, digest, outcome, recipe, resume, rows, signall
 from safetensors import safe_open
 from torch._dynamo.utils import counters
 
-from okdc import kept
-from okdc.build import Job
+from okdc.build import student as kept
+from okdc.build.job import Job
 from okdc.errors import DeviceError, Interrupted
-from okdc.files import read_json
-from okdc.run import Run
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 from okdc.training import checkpoint, compiling
 from okdc.training import step as steps
 from okdc.training.device import Settings

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from okdc.errors import DeviceError
-from okdc.recipe import Engine
+from okdc.recipe.schema import Engine
 from okdc.training import device
 from okdc.training.device import Settings, choose
 

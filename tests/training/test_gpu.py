@@ -15,10 +15,11 @@ from harness import Quiet, built, no_waiting, outcome, recipe, rows
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from okdc.build import Job
+from okdc.build.job import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
-from okdc.recipe import Engine
-from okdc.training import device, starts
+from okdc.recipe.schema import Engine
+from okdc.training import device
+from okdc.training import start as starts
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, count
 from okdc.training.step import TrainStep

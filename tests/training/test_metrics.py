@@ -7,9 +7,9 @@ import torch
 from harness import no_waiting, recipe
 from torch import Tensor, nn
 
-from okdc import build
-from okdc.kept import logits_of
-from okdc.methods.method import Method, Step
+from okdc.build import job as build
+from okdc.build.student import logits_of
+from okdc.methods.base import Method, Step
 from okdc.training.metrics import Totals, evaluate, top1_pct
 
 CPU = torch.device("cpu")

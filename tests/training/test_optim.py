@@ -5,9 +5,9 @@ import torch
 from harness import recipe
 from torch import nn
 
-from okdc import build
-from okdc.methods.method import Method
-from okdc.recipe import Optim
+from okdc.build import job as build
+from okdc.methods.base import Method
+from okdc.recipe.schema import Optim
 from okdc.training.optim import assert_same_strides, rate, sgd
 
 

@@ -27,14 +27,14 @@ from harness import EPOCHS, STEPS, Quiet, outcome, recipe, result, resume, rows,
 from pictures import streamed, write_imagenet
 from processes import Learned, Told, asked, broken, damaged, stepped, together, traced, training
 
-from okdc import build
+from okdc.build import job as build
 from okdc.data import ondemand
 from okdc.data.batches import order, part_of_batch
 from okdc.data.workers import cores
+from okdc.distributed import LOST, Ranks
 from okdc.errors import Interrupted
-from okdc.files import read_json
-from okdc.ranks import LOST, Ranks
-from okdc.run import Run
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 from okdc.training import checkpoint
 
 PLAIN = 'cohort.students=["processes:plain", "processes:plain"]'

@@ -30,14 +30,16 @@ from harness import (
     write_recipe,
 )
 
+from okdc.build.resolve import resolve
 from okdc.errors import DataError, DeviceError, Interrupted, RunError
-from okdc.files import read_json, write_json
-from okdc.methods.method import Method
-from okdc.recipe import Optim, load
-from okdc.resolve import resolve
-from okdc.run import Run
-from okdc.training import checkpoint, compiling, device, engine, optim, starts, step
-from okdc.training.ends import StopRequest
+from okdc.methods.base import Method
+from okdc.recipe.schema import Optim, load
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
+from okdc.training import checkpoint, compiling, device, optim, step
+from okdc.training import loop as engine
+from okdc.training import start as starts
+from okdc.training.interrupts import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")

@@ -16,12 +16,13 @@ import torch
 from asking import Answer, ask, write_tree
 from harness import CALLS, Quiet, outcome, series_in_child, signalled, uninterrupted, write_recipe
 
-from okdc import console
-from okdc.build import Job
-from okdc.files import read_json, write_json
-from okdc.run import Run
-from okdc.series import Series
-from okdc.training import engine, result
+from okdc.build.job import Job
+from okdc.cli import console
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
+from okdc.runs.series import Series
+from okdc.training import loop as engine
+from okdc.training import result
 
 Captured = pytest.CaptureFixture[str]
 SEEDS = (0, 1, 2)

@@ -19,15 +19,17 @@ from harness import Quiet, digest, recipe, result, resume, rows, signalled, star
 from pictures import streamed, write_imagenet
 from PIL import Image
 
-from okdc import catalog, kept
-from okdc.bundle import soundness
+from okdc.build import student as kept
+from okdc.bundle import checks as soundness
 from okdc.data import images, ondemand
 from okdc.data.imagenet import PUBLISHED
 from okdc.data.ondemand import OnDemand
-from okdc.deploy import parity, sides
+from okdc.deploy import parity
+from okdc.deploy import torch_reference as sides
 from okdc.errors import DataError, Interrupted, RecipeError
-from okdc.files import read_json
-from okdc.run import Run
+from okdc.recipe import catalog
+from okdc.runs.files import read_json
+from okdc.runs.run import Run
 from okdc.training import checkpoint
 
 EPOCHS, STEPS = 2, 4  # 40 training files: 8 validate, 32 are four batches of 8
@@ -119,7 +121,7 @@ def spoil(path: Path) -> bytes:
 def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_when_it_is_restored(
     own_tree: Path, whole: Run, monkeypatch: pytest.MonkeyPatch, split: str, workers: int
 ) -> None:
-    from okdc import build
+    from okdc.build import job as build
 
     monkeypatch.setattr(ondemand, "PROBE", 0)
     asked = words(own_tree, f"engine.workers={workers}")
@@ -188,7 +190,7 @@ def bundle(whole: Run) -> tuple[Path, list[int]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OnDemand, "__getitem__", counted)
-        patch.setattr("okdc.deploy.sides.eval_batch", lambda *_: 4)
+        patch.setattr("okdc.deploy.torch_reference.eval_batch", lambda *_: 4)
         done = export(whole, None, None, Quiet())
     assert done.parity["float32"]["passed"]
     return done.folder, counts

@@ -1,0 +1,181 @@
+"""The plain way: how the field's public code feeds and steps small images. It is the same mathematics (tested).
+
+mdistiller, RepDistiller, FFL's own code and most others: PIL images through torchvision's transforms, one by one, in
+the workers of a DataLoader; float32, NCHW, nothing compiled; torch's default SGD for each part; the loss and the
+accuracy of every head are read at every step, and each read waits for the device.
+
+It is not made worse than that. The networks and losses are okdc's own; the process is okdc's too, with its threads and
+the memory that it keeps from the system (okdc.training.device.keep_memory, a gain that the field's programs do not
+have). Nothing trains while the DataLoader is measured: its workers persist and have every core, while okdc's crops are
+one thread's. Where any of this matters the ratios are too low.
+
+Shapes: N images of a batch, HWC pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils import data as loading
+
+from okdc.cohort import Backbone
+from okdc.data.workers import end, forking, of_loader
+from okdc.methods.base import Method
+from okdc.precision.tools import quiet
+from okdc.recipe.schema import Optim
+
+PREFETCH = 2  # batches of each worker, as torch has it
+
+
+class PlainStep:
+    """A method in float32 and contiguous memory, with an optimiser for each part of it."""
+
+    def __init__(self, method: Method, recipe: Optim, device: torch.device) -> None:
+        self.method, self.recipe, self.device = method.to(device).train(), recipe, device
+        self.optimizers = [
+            torch.optim.SGD(part, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=True)
+            for part, decay in parts(method, recipe)
+        ]
+
+    def __call__(self, images: Tensor, labels: Tensor, done: float) -> dict[str, float]:
+        """Learn from NCHW images and their N labels; the loss and each head's accuracy, read on the spot.
+
+        FFL's own code reads the loss and three accuracies; most others one to four numbers, mmrazor every term.
+        """
+        step = self.method(images, labels, torch.full((), done, device=self.device))
+        loss = torch.stack(list(step.losses.values())).sum()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        if self.recipe.clip:
+            nn.utils.clip_grad_norm_([p for p in self.method.parameters() if p.requires_grad], self.recipe.clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        right = {f"{name}_top1": (z.argmax(1) == labels).float().mean().item() for name, z in step.logits.items()}
+        return {"loss": loss.item()} | right
+
+
+def parts(method: Method, recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
+    """What learns, with its decay: each student's own weights (a trunk's with the first), then the scaffolding."""
+    taken: set[int] = set()
+    found = []
+    for module in (*method.cohort.students, method):
+        mine = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+        taken |= {id(p) for p in mine}
+        if mine:
+            found.append((mine, recipe.aux_weight_decay if module is method else recipe.weight_decay))
+    return found
+
+
+class PlainImages(loading.Dataset[tuple[Tensor, int]]):
+    """Images one by one, as torchvision.datasets.CIFAR10 has them."""
+
+    def __init__(
+        self, pixels: npt.NDArray[np.uint8], labels: Sequence[int], mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        from torchvision import transforms
+
+        self.pixels, self.labels = pixels, labels  # NHWC
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(pixels.shape[1], padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(mean, std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.pixels[row])), self.labels[row]
+
+
+class PlainBatches:
+    """Stretches of batches from a DataLoader with persistent workers, on the device.
+
+    Workers prefetch. So the first batches of a stretch, which were begun before it, are not timed, and a stretch ends
+    with the epoch, when no worker is left at work: it neither gets batches for nothing nor slows what is measured next.
+    """
+
+    def __init__(self, images: PlainImages, batch_size: int, workers: int, device: torch.device) -> None:
+        self.device = device
+        self.lead = PREFETCH * workers
+        # That are timed: of two workers a quarter of a second. Of what a worker has at hand when a stretch begins, and
+        # what it waits for at its end, one batch at most is counted, an eighth of its part.
+        self.batches = max(32, 8 * workers)
+        count = batch_size * (self.lead + self.batches)
+        self._loader: loading.DataLoader[Any] | None = loading.DataLoader(
+            images,
+            batch_size,
+            sampler=loading.RandomSampler(images, num_samples=count),
+            num_workers=workers,
+            prefetch_factor=PREFETCH,
+            persistent_workers=True,
+            worker_init_fn=partial(of_loader, os.getpid()),
+        )
+        self._epoch: Iterator[tuple[Tensor, Tensor]] = iter(())
+
+    def begin(self) -> None:
+        """Start a stretch: take what is prefetched out of the way."""
+        assert self._loader is not None
+        with forking(), _whole():
+            self._epoch = iter(self._loader)
+        for _ in range(self.lead):
+            next(self._epoch)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        images, labels = next(self._epoch)
+        return images.to(self.device), labels.to(self.device)
+
+    def close(self) -> None:
+        """End the workers and wait for them."""
+        loader, self._loader = self._loader, None
+        end(loader)
+
+
+@contextmanager
+def _whole() -> Iterator[None]:
+    """Start workers, or none: a signal waits until all are there, here and in them.
+
+    torch complains of a loader that was half built, and a worker that has not got to `of_loader` would die of a signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # which they inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
+
+
+def to_onnx(network: Backbone, size: int) -> bytes:
+    """torch's own export with its defaults, to bytes."""
+    with warnings.catch_warnings(), quiet(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(network.eval(), (torch.zeros(1, 3, size, size),), dynamo=True, verbose=False)
+    assert program is not None
+    blob: bytes = program.model_proto.SerializeToString()
+    return blob

@@ -1,0 +1,83 @@
+"""What `okdc bench` prints of its facts: where it was measured, a line a pair, what does not tell and why. No torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from okdc.cli import console
+
+LEGEND = """\
+ratio: the median of n pairs taken in turn [its 95 % interval, by order statistics]:
+  how many times as fast as what stands beside it; but
+  / step: its time as a share of the step's
+  / MACs: times as long, over times as many multiply-adds; of a third student: what it adds"""
+
+
+def show(facts: dict[str, Any]) -> None:
+    """The machine, the table, the reasons."""
+    for line in _where(facts):
+        console.out(line)
+    console.out("")
+    console.table(
+        ["what", "images/s", "beside, images/s", "ratio", "n"],
+        [_row(facts, key, what) for key, what in facts["what"].items()],
+    )
+    console.out("")
+    for key, what in facts["what"].items():
+        if facts[key] is None:
+            console.out(f"{what}: no ratio: {facts['reasons'][key]}")
+    console.out(LEGEND)
+    console.out(f"measured in {facts['seconds']:,.0f} s")
+
+
+def _where(facts: dict[str, Any]) -> list[str]:
+    settings, versions, size = facts["settings"], facts["versions"], facts["image_size"]
+    flags = f" ({' '.join(facts['flags'])})" if facts["flags"] else ""
+    load = f", load {facts['load'][0]:.2f} before" if facts["load"] else ""
+    lines = [
+        f"{facts['processor']}{flags}, {facts['cores']} cores{load}",
+        f"device {facts['device_name'] or facts['device']}, threads {facts['threads']}",
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        f"{facts['data']}; no data set was read",
+    ]
+    parts = [f"{size}×{size} pixels"] if size else []
+    parts += [f"batch {facts['batch_size']}", _settings(settings)] if settings else []
+    parts += [f"workers of the DataLoader: {facts['workers']}"] if facts["workers"] else []
+    if parts:
+        lines.append(", ".join(parts))
+    if recipe := facts["recipe"]:
+        taken = "" if recipe["classes_known"] else " (taken: nobody knows before the images are read)"
+        lines.append(
+            f"{recipe['name']}: {recipe['method']}, {', '.join(recipe['students'])}, batch {recipe['batch_size']}, "
+            f"{recipe['image_size']}×{recipe['image_size']}, {recipe['classes']} classes{taken}, "
+            f"{_settings(recipe['settings'])}"
+        )
+    return lines
+
+
+def _settings(settings: dict[str, Any]) -> str:
+    compiled = "compiled" if settings["compile"] == "on" else "eager"
+    return f"{settings['dtype']} {settings['memory_format']} {compiled}"
+
+
+def _row(facts: dict[str, Any], key: str, what: str) -> list[str]:
+    found = facts[key]
+    ratio = [_interval(found, key == "data_path_share"), str(found["n"])] if found else ["-", ""]
+    exports = key == "export_ratio"
+    speeds = facts["exports_per_s"] if exports else facts["images_per_s"].get(key)
+    if not speeds:
+        return [what, "", "", *ratio]
+    (_, first), (beside, second) = speeds.items()
+    cells = [f"{1 / speed:.2f} s" if exports else f"{speed:,.0f}" for speed in (first, second)]
+    return [what, cells[0], f"{beside} {cells[1]}", *ratio]
+
+
+def _interval(found: dict[str, float], share: bool) -> str:
+    """2.50 [2.41, 2.66], or 1.20 % [1.12, 1.31]."""
+    median, low, high = (_digits(found[key] * (100 if share else 1)) for key in ("median", "low", "high"))
+    return f"{median}{' %' if share else ''} [{low}, {high}]"
+
+
+def _digits(value: float) -> str:
+    """Three of them, zeros at the end included."""
+    return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:,.0f}"

@@ -1,0 +1,173 @@
+"""What `okdc compare` prints of its facts: tables on stdout, each number with what it is; notes on stderr."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from okdc.cli import console
+
+Drawn = tuple[list[str], list[list[str]]]  # headers, rows
+
+
+def show(facts: dict[str, Any], markdown: bool = False) -> None:
+    """One row a variant in each table: accuracy, differences, cost, what a paper prints; below, what the numbers are.
+
+    In tables of their own they fit a terminal of 100 columns.
+    """
+    draw = _markdown if markdown else console.table
+    draw(*_compared(facts))
+    for table in (_differences(facts), _costs(facts), _beside_paper(facts)):
+        if table[1]:
+            console.out("")
+            draw(*table)
+    console.out("")
+    for line in _what_it_says(facts):
+        console.out(f"- {line}" if markdown else line)
+    for line in facts["notes"]:  # beside a table that is copied elsewhere they belong to it
+        console.out(f"- {line}") if markdown else console.note(line)
+    for run in facts["left_out"]:
+        console.note(f"left out: {run['why']}")
+    if facts["judged_on"] != "test":
+        console.warn("the data has no test split: these numbers were also used to choose, and flatter")
+
+
+def _compared(facts: dict[str, Any]) -> Drawn:
+    rows, split = facts["rows"], facts["judged_on"]
+    heads = [head for head in ("fused", "ensemble") if any(head in r["heads_last_epoch"] for r in rows)]
+    headers = [f"top-1 % on {split}", "n", "seeds", "kept", "student last", *(f"{head} last" for head in heads)]
+    return headers, [
+        [
+            row["name"],
+            str(row["n"]),
+            _ranges(row["seeds"]),
+            _mean(row["kept"]),
+            _mean(row["student_last_epoch"]),
+            *(_mean(row["heads_last_epoch"].get(head)) for head in heads),
+        ]
+        for row in rows
+    ]
+
+
+def _costs(facts: dict[str, Any]) -> Drawn:
+    return ["kept student", "params", "MACs", "training s (mean)"], [
+        [row["name"], _range(row["params"]), _range(row["macs"]), f"{row['seconds_mean']:,.1f}"]
+        for row in facts["rows"]
+    ]
+
+
+def _differences(facts: dict[str, Any]) -> Drawn:
+    def cells(found: dict[str, Any] | None) -> list[str]:
+        return [_points(found), found["verdict"] if found else "no seed in common"]
+
+    headers = [f"minus {facts['baseline']}, points", "pairs", "kept (95 % interval)", "", "student last", ""]
+    return headers, [
+        [
+            row["name"],
+            str(found["kept"]["n"] if found["kept"] else 0),
+            *cells(found["kept"]),
+            *cells(found["student_last_epoch"]),
+        ]
+        for row in facts["rows"]
+        if (found := row["difference"])
+    ]
+
+
+def _beside_paper(facts: dict[str, Any]) -> Drawn:
+    """Errors, as papers print them, so that nobody subtracts in the head. ONE's fused one is of its gated ensemble."""
+    return ["top-1 error %", "kept, here", "student, paper", "fused, here", "fused, paper"], [
+        [
+            row["name"],
+            _mean(row["kept"], error=True),
+            _printed(paper["student_error_pct"]),
+            _mean(row["heads_last_epoch"].get("fused") or row["heads_last_epoch"].get("gated"), error=True),
+            _printed(paper["fused_error_pct"]),
+        ]
+        for row in facts["rows"]
+        if (paper := row["paper"])
+    ]
+
+
+def _what_it_says(facts: dict[str, Any]) -> list[str]:
+    """Below the tables: what kept means, where the numbers are from, how sure they are."""
+    rows, images = facts["rows"], f"{facts['images']:,} {facts['judged_on']} images"
+    seeds = _ranges(sorted({seed for row in rows for seed in row["seeds"]}))
+    ends = [pick(row["kept_standard_error_pct"] for row in rows) for pick in (min, max)]
+    error = " to ".join(dict.fromkeys(f"{end:.2f}" for end in ends))
+    found = [
+        f"kept: {_how_kept(facts)}: what is exported; last: at the last epoch, of the "
+        "students the first, or the leader where there is one; "
+        "± is the standard deviation over n seeds, one training each",
+        f"{facts['dataset']}, {facts['epochs']} epochs, seeds {seeds}, all judged on the same {images}: one accuracy "
+        f"on them has a standard error of {error} points (binomial), which more seeds do not make smaller",
+    ]
+    if any(row["difference"] for row in rows):
+        found.append(
+            f"differences are paired by seed; Student's {facts['confidence_pct']:g} % interval of each row by itself, "
+            "not corrected for there being several"
+        )
+    for row in rows:
+        students = row["students"]
+        shown = r"fused|ensemble|student" + (r"\d+" if len(set(students)) == 1 else "0")  # different ones: each counts
+        networks = {f"student{k}": f" ({name})" for k, name in enumerate(students)}
+        heads = row["heads_last_epoch"].items()
+        others = [f"{h}{networks.get(h, '')} {_mean(of)}" for h, of in heads if not re.fullmatch(shown, h)]
+        if others:
+            found.append(f"{row['name']}, other heads at the last epoch: {', '.join(others)}")
+    if sharing := [f"{row['name']} {row['share']}" for row in rows if row["share"] != "none"]:
+        found.append(f"stages that students share (cohort.share): {', '.join(sharing)}; none in other rows")
+    chosen = "none chosen on the test set" if facts["judged_on"] == "test" else "chosen on the same images"
+    for paper in {row["paper"]["source"]: row["paper"] for row in rows if row["paper"]}.values():
+        found.append(
+            f"paper: {paper['source']}: {paper['epochs']} epochs, the best of three runs, chosen on the test set; "
+            f"here: {facts['epochs']} epochs, the mean of all runs, {chosen}"
+        )
+    return found
+
+
+def _how_kept(facts: dict[str, Any]) -> str:
+    rule = {"best": "the student and epoch that did best", "smallest": "the smallest student at its best epoch"}
+    chosen = rule.get(facts["keep"][0], "the student that the recipe names, at its best epoch")
+    if len(facts["keep"]) > 1:
+        chosen = "the student that cohort.keep chooses, at its best epoch"
+    return f"{chosen}, on validation images" + ("" if facts["validated"] else " (the last epoch where there are none)")
+
+
+def _mean(sample: dict[str, Any] | None, error: bool = False) -> str:
+    if sample is None:
+        return ""
+    centre = 100 - sample["mean_top1_pct"] if error else sample["mean_top1_pct"]
+    return f"{centre:.2f}" + (f" ± {sample['sd_top1_pct']:.2f}" if sample["sd_top1_pct"] is not None else "")
+
+
+def _points(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return ""
+    interval = found["interval_points"]
+    return f"{found['mean_points']:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+
+
+def _printed(error: float | list[float] | None) -> str:
+    return "" if error is None else " / ".join(map(str, error)) if isinstance(error, list) else str(error)
+
+
+def _range(ends: Sequence[int]) -> str:
+    return " to ".join(f"{end:,}" for end in dict.fromkeys(ends))
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """0, 1, 2, 5 -> `0-2, 5`."""
+    parts: list[list[int]] = []
+    for seed in seeds:
+        if parts and seed == parts[-1][-1] + 1:
+            parts[-1].append(seed)
+        else:
+            parts.append([seed])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
+
+
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table as GitHub draws it."""
+    for cells in (headers, ["---"] * len(headers), *rows):
+        console.out("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

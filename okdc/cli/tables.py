@@ -1,0 +1,341 @@
+"""What the commands print of their facts. Each function takes what `--json` would have printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from okdc.cli import console
+
+
+def result(facts: dict[str, Any]) -> None:
+    """A finished run: every head at the last epoch, the kept student, how sure the number is."""
+    kept, n, split = facts["kept"], facts["images"], facts["judged_on"]
+    rows = [[name, _with_error(value, n), "last"] for name, value in facts["heads_last_epoch_top1_pct"].items()]
+    rows.append([f"kept: student{kept['student']}", _with_error(kept["top1_pct"], n), str(kept["epoch"])])
+    console.table(["head", f"top-1 % on {split}", "epoch"], rows)
+    console.out(
+        f"kept student{kept['student']} ({kept['architecture']}): {_with_error(kept['top1_pct'], n)} % on {n} {split} "
+        f"images (± standard error), seed {facts['seed']}, one run"
+    )
+    if split != "test":
+        console.warn("the data has no test split: this number was also used to choose, and flatters")
+    epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] > 1 else ''}"
+    compiled = ", compilation included" if facts.get("compiled") else ""
+    console.out(f"trained {epochs} in {facts['seconds']:.1f} s, {facts['images_per_s']:,.0f} images/s{compiled}")
+
+
+def _with_error(top1_pct: float, images: int) -> str:
+    """A share of n images with its binomial standard error, in percent."""
+    share = top1_pct / 100
+    return f"{top1_pct:.2f} ± {100 * (share * (1 - share) / images) ** 0.5:.2f}"
+
+
+def series(facts: dict[str, Any]) -> None:
+    """One row a seed, and the kept students' accuracy over the seeds that are complete."""
+    split, n = facts["judged_on"], facts["n"]
+    console.table(
+        ["seed", "state", "kept", "epoch", "validation %", f"top-1 % on {split}" if split else "top-1 %"],
+        [
+            [
+                str(row["seed"]),
+                row["state"],
+                f"student{row['student']} ({row['architecture']})" if row["architecture"] else "",
+                str(row["epoch"] or ""),
+                f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "",
+                _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "",
+            ]
+            for row in facts["runs"]
+        ],
+    )
+    if not n:
+        return
+    mean, sd = facts["top1_pct_mean"], facts["top1_pct_sd"]
+    spread = f"{mean:.2f} ± {sd:.2f} % (mean ± standard deviation)" if sd is not None else f"{mean:.2f} %"
+    seeds = f"n = {n} seeds" if n > 1 else "n = 1 seed: its spread is unknown"
+    console.out(f"{facts['method']}, kept student: {spread} on {facts['images']} {split} images, {seeds}")
+    if split != "test":
+        console.warn("the data has no test split: these numbers were also used to choose, and flatter")
+
+
+WORST = 20  # classes that are shown of many; --json has all
+
+
+def evaluation(report: dict[str, Any]) -> None:
+    """Accuracy by class (of many the worst), the pairs that are confused, the number and its record."""
+    classes = report["classes"]
+    if len(classes) > WORST:
+        found = [row for row in classes if row["images"]]
+        classes = sorted(found, key=lambda row: row["top1_pct"])[:WORST]
+        console.note(f"the {len(classes)} worst of {len(report['classes'])} classes; --json has all")
+    console.table(
+        ["class", "images", "right", "top-1 %"],
+        [
+            [
+                row["class"],
+                str(row["images"]),
+                str(row["right"]),
+                f"{row['top1_pct']:.2f}" if row["images"] else "",
+            ]
+            for row in classes
+        ],
+    )
+    if report["confused"]:
+        console.out("")
+        console.table(
+            ["class", "taken for", "images"],
+            [[row["class"], row["taken_for"], str(row["images"])] for row in report["confused"]],
+        )
+    console.out("")
+    top5 = f", top-5 {report['top5_pct']:.2f} %" if report["top5_pct"] is not None else ""
+    console.out(
+        f"{report['architecture']}: {_with_error(report['top1_pct'], report['images'])} % on {report['images']} "
+        f"{report['split']} images (± standard error){top5}; {report['recorded_top1_pct']:.2f} % recorded "
+        f"({report['engine']})"
+    )
+
+
+def runs(rows: Sequence[dict[str, Any]]) -> None:
+    """The runs, oldest first."""
+    console.table(
+        ["run", "state", "method", "epoch", "kept", "top-1 %", "on"],
+        [
+            [
+                row["run"],
+                row["state"],
+                row["method"],
+                f"{row['epoch']}/{row['epochs']}",
+                row["kept"] or "",
+                _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "",
+                row["judged_on"] or "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def recipes(rows: Sequence[dict[str, Any]]) -> None:
+    """The shipped recipes, with what a paper prints for the cell."""
+    console.table(
+        ["recipe", "students", "method", "epochs", "paper's student error, %"],
+        [
+            [
+                row["name"],
+                _counted(row["cohort"]["students"]),
+                row["method"]["name"],
+                str(row["optim"]["epochs"]),
+                _paper(row["about"].get("paper")),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _counted(names: Sequence[str]) -> str:
+    """resnet20 ×2; resnet32, wrn16_2"""
+    counts = {name: names.count(name) for name in names}
+    return ", ".join(f"{name} ×{count}" if count > 1 else name for name, count in counts.items())
+
+
+def _paper(paper: dict[str, Any] | None) -> str:
+    """`baseline 7.32, mfef 6.38`: one number a student where the paper tells them apart."""
+    errors = paper["student_error"] if paper else {}
+    return ", ".join(
+        f"{method} {' / '.join(f'{e:.2f}' for e in error) if isinstance(error, list) else f'{error:.2f}'}"
+        for method, error in errors.items()
+    )
+
+
+def profile(report: dict[str, Any]) -> None:
+    """Rows side by side, what was kept and what is a good choice, a table of stages for each network."""
+    rows = report["rows"]
+    if len({row["run"] for row in rows if row["run"]}) > 1:  # student0 of which?
+        rows = [row | {"name": f"{row['run']}: {row['name']}"} if row["run"] else row for row in rows]
+    console.table(*_costs(rows))
+    for row in rows:
+        if row["kept"]:
+            console.out(f"* kept: {_row_name(row)}")
+    if front := [_row_name(row) for row in rows if row["front"]]:
+        console.out(f"+ Pareto front: {', '.join(front)} (no other is better in one thing and as good in the rest)")
+    for network in report["stages"]:
+        name = f"{network['architecture']}, {'×'.join(map(str, network['input']))}"
+        console.out("")
+        console.table(
+            [name, "output", "params", "MACs"],
+            [
+                [s["stage"], "×".join(map(str, s["output"])), f"{s['params']:,}", f"{s['macs']:,}"]
+                for s in network["stages"]
+            ],
+        )
+    console.out("")
+    for row in report["rows"]:
+        if row["uncounted"]:
+            console.warn(f"{row['name']}: no counter knows {', '.join(row['uncounted'])}; its MACs are a lower bound")
+    if shrink := report["shrink"]:
+        console.out(
+            f"kept of what was trained: 1/{shrink['params']:.1f} of the parameters, 1/{shrink['macs']:.1f} of the MACs"
+        )
+    how = report["latency"]
+    judged = {(row["judged_on"], row["images"]) for row in rows if row["judged_on"]}
+    sure = "".join(f"{split} %: ± standard error, {n:,} images. " for split, n in sorted(judged))
+    console.note(
+        f"{sure}MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs. "
+        "ms: p50 of one image in torch and in onnxruntime (ORT), "
+        f"{how['threads']} thread{'s' if how['threads'] > 1 else ''}, {how['processor']}. "
+        "--json has p90, activations and fvcore's total"
+    )
+
+
+def _costs(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells; a column that no row has anything for is left out. 80 columns hold the rows of a small run."""
+
+    def p50(row: dict[str, Any], engine: str) -> str:
+        found = row[f"latency_ms_p50_{engine}"]
+        return "" if found is None else f"{found:.2f}"
+
+    several_sizes = len({tuple(row["input"]) for row in rows}) > 1
+    splits = {row["judged_on"] for row in rows if row["judged_on"]}
+    columns: dict[str, list[str]] = {
+        # The marks in the cell of the name, after a space: where a terminal is narrow, they are what goes below.
+        "": [f"{_row_name(row)} {'*' * row['kept']}{'+' * bool(row['front'])}".rstrip() for row in rows],
+        "input": ["×".join(map(str, row["input"])) if several_sizes else "" for row in rows],
+        "val %": [f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "" for row in rows],
+        f"{'/'.join(sorted(splits))} %": [
+            _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "" for row in rows
+        ],
+        "params": [f"{row['params']:,}" for row in rows],
+        "MACs": [("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}" for row in rows],
+        "ONNX\nkB": [f"{row['onnx_bytes'] / 1000:,.0f}" if row["onnx_bytes"] else "" for row in rows],
+        "torch\nms": [p50(row, "torch") for row in rows],
+        "ORT\nms": [p50(row, "onnxruntime") for row in rows],
+    }
+    shown = {header: cells for header, cells in columns.items() if any(cells)}
+    return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]
+
+
+def _row_name(row: dict[str, Any]) -> str:
+    return f"{row['name']} {row['architecture']}" if row["student"] is not None else str(row["name"])
+
+
+def parity(reports: dict[str, Any]) -> None:
+    """What was compared, found and allowed: the float32 file against the student, then the reduced ones against it."""
+    report = reports["float32"]
+    logits, top1, allowed = report["logits"], report["top1_pct"], report["logits"]["allowed"]
+    console.table(
+        ["parity", "found", "allowed"],
+        [
+            [f"images of the {report['split']} split", f"{report['images']:,}", ""],
+            ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
+            ["top-1 %, onnxruntime", f"{top1['onnx']:.2f}", f"{top1['torch']:.2f}"],
+            ["predictions that differ", str(report["predictions_that_differ"]), "0 beyond rounding"],
+            *[
+                [
+                    f"logits, max |d|, {name.replace('_', ' ')}",
+                    f"{value:.1e}",
+                    f"{allowed.get(name, allowed['images']):.1e}",
+                ]
+                for name, value in logits["max_abs"].items()
+            ],
+            [
+                "batches 1 to 135, threads 1 and 2",
+                f"{max(report['invariance_max_abs'].values()):.1e}",
+                f"{allowed['images']:.1e}",
+            ],
+            ["second engine (onnx.reference)", f"{report['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
+        ],
+    )
+    for precision in ("int8", "float16"):
+        if precision in reports:
+            console.out("")
+            _reduced(precision, reports[precision])
+
+
+def _reduced(precision: str, report: dict[str, Any]) -> None:
+    """A reduced file: the settings that were tried, then what it was judged by."""
+    if table := report.get("search"):
+        chosen, on = report["setting"], report["searched_on"]
+        console.table(
+            [f"{precision}, weights", "calibration", f"agreement % on {on['split']}", "top-1 %", "mean |d|", ""],
+            [
+                [
+                    row["weights"],
+                    row["calibration"],
+                    *(
+                        [row["error"], "", "", ""]
+                        if "error" in row
+                        else [
+                            f"{row['agreement_pct']:.2f}",
+                            f"{row['top1_pct']:.2f}",
+                            f"{row['mean_abs']:.1e}",
+                            "chosen" if {key: row[key] for key in chosen} == chosen else "",
+                        ]
+                    ),
+                ]
+                for row in table
+            ],
+        )
+        console.out("")
+    top1, gates, worst = report["top1_pct"], report["gates"], report["worst_class"]
+    one = 100 / report["images"]  # no gate is finer than one image
+    console.table(
+        [precision, "found", "allowed"],
+        [
+            [f"images of the {report['split']} split", f"{report['images']:,}", ""],
+            [
+                f"top-1 %, float32 → {precision}",
+                f"{top1['float32']:.2f} → {top1[precision]:.2f}",
+                f"{max(gates['max_drop'], one):.2f} points less",
+            ],
+            [
+                "predictions that agree, %",
+                f"{report['agreement_pct']:.2f}",
+                f"{min(gates['min_agreement'], 100 - one):.2f} at least",
+            ],
+            [
+                f"worst class ({worst['class']}), points",
+                f"{worst['change_pct']:+.2f}",
+                f"-{worst['allowed_pct']:.2f}",
+            ],
+            ["logits, max |d|", f"{report['logits']['max_abs']:.1e}", ""],
+            [
+                "file",
+                f"{report['bytes'][precision] / 1000:,.0f} kB",
+                f"float32 {report['bytes']['float32'] / 1000:,.0f} kB",
+            ],
+        ],
+    )
+    if layers := report.get("worst_layers"):
+        console.out("")
+        console.table(
+            ["worst layers", "operator", "signal to error, dB", "weights"],
+            [
+                [row["node"], row["operator"], f"{row['sqnr_db']:.1f}", (row["weight"] or "").removeprefix("network.")]
+                for row in layers
+            ],
+        )
+
+
+def verification(report: dict[str, Any]) -> None:
+    """What of a bundle was looked at: files, then each model's structure, cases and accuracy."""
+    rows = []
+    for name, facts in report["models"].items():
+        samples, here, recorded = facts["samples"], facts["top1_pct"], facts["recorded_top1_pct"]
+        cases = "not checked"
+        if samples:
+            found = f"{samples['max_abs']:.1e}" if samples["max_abs"] is not None else "not finite"
+            cases = f"{found} (allowed {samples['allowed']:.1e})"
+        rows.append(
+            [
+                name,
+                "as stated" if facts["structure"] else "not as stated",
+                cases,
+                f"{here:.2f}" if here is not None else "not checked",
+                f"{recorded:.2f}",
+            ]
+        )
+    console.table(["model", "structure", "own cases, max |d|", "top-1 % here", "recorded"], rows)
+    failed = len(report["failures"])
+    state = f"{failed} check{'s' if failed > 1 else ''} failed" if failed else "all is as stated"
+    judged = {facts["images"] for facts in report["models"].values()} - {None}
+    images = "".join(f"top-1 on {n:,} {report['split']} images, " for n in judged)
+    console.out(f"{report['architecture']}, {report['files']} files, {images}on {report['processor']}: {state}")

@@ -1,0 +1,1 @@
+"""Recipes: what may be written in one, and where they are found. No torch."""

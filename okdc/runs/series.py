@@ -1,0 +1,277 @@
+"""A series is one recipe with several seeds: a folder of runs that is begun, continued and summed up as one.
+
+    runs/<recipe>-<n>/  series.json  recipe.toml  seed0/  seed1/  seed2/
+
+series.json is written first and never again. Each seed<k> is a run like any other, equal to that of
+`okdc distill RECIPE seed=k`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import statistics
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from okdc.runs import locks
+from okdc.errors import DiskError, OkdcError, RunError, TrainingError, UsageError
+from okdc.runs.files import read_json, write, write_json
+from okdc.recipe.schema import Recipe, read
+from okdc.runs.run import ROOT, SERIES, Run, State, best, new_folder, runs
+
+MOST = 1000  # seeds of one series: more is a slip of the keyboard
+LARGEST = 2**63 - 1  # seed that a recipe takes
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0,1,2` or `0-4`, or both joined by commas. Raises UsageError for anything else, and for a seed named twice."""
+
+    def refuse(why: str) -> UsageError:
+        return UsageError(f"--seeds {text!r}: {why}", hint="distinct seeds, as in --seeds 0,1,2 or --seeds 0-4")
+
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", part.strip())
+        if not found:
+            raise refuse(f"expected integers from 0 on, found {part.strip()!r}")
+        first, last = int(found[1]), int(found[2] or found[1])
+        if last < first:
+            raise refuse(f"expected a range that rises, found {part.strip()!r}")
+        if last > LARGEST:
+            raise refuse(f"expected at most {LARGEST}, found {last}")
+        if len(seeds) + last - first >= MOST:
+            raise refuse(f"expected at most {MOST} seeds")
+        seeds += range(first, last + 1)
+    twice = [seed for i, seed in enumerate(seeds) if seed in seeds[:i]]
+    if twice:
+        raise refuse(f"seed {twice[0]} is named twice")
+    return tuple(seeds)
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series' directory. `create` makes a new one, `open` takes one that exists."""
+
+    path: Path
+
+    @property
+    def info(self) -> Path:
+        return self.path / SERIES
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, without a seed."""
+        return self.path / "recipe.toml"
+
+    @classmethod
+    def create(
+        cls, stem: str, recipe: Recipe, seeds: tuple[int, ...], info: dict[str, Any], out: Path | None = None
+    ) -> Series:
+        """A new directory: `out`, else runs/<stem>-<n>. Raises as `Run.create`."""
+        series = cls(new_folder(stem, out))
+        tables = recipe.model_dump(exclude_none=True)
+        del tables["seed"]
+        text = tomli_w.dumps(tables)
+        facts = {"schema": 1, "seeds": list(seeds), "recipe_sha256": _sha256(tomllib.loads(text))}
+        try:
+            # In this order: a series without its recipe could not go on alone, and series.json is what makes it one.
+            write(series.recipe, text.encode())
+            write_json(series.info, facts | info)
+        except DiskError:
+            series.discard()
+            raise
+        return series
+
+    @classmethod
+    def open(cls, path: Path) -> Series:
+        """Raises RunError where series.json is damaged, or the recipe is not the one that the series began with."""
+        series = cls(path)
+        facts = series.facts()
+        if _sha256(read(series.recipe)) != facts["recipe_sha256"]:
+            raise RunError(
+                f"{series.recipe} is not the recipe that the series began with: its runs would not be comparable",
+                hint="restore it, or start another series",
+            )
+        return series
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        return (path / SERIES).is_file()
+
+    def facts(self) -> dict[str, Any]:
+        """series.json. Raises RunError where it is damaged."""
+        facts = read_json(self.info, "seeds", "recipe_sha256", "settings")
+        if not isinstance(facts["seeds"], list) or not all(type(seed) is int and seed >= 0 for seed in facts["seeds"]):
+            raise RunError(f"{self.info} is damaged: seeds: expected a list of integers, found {facts['seeds']!r}")
+        return facts
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(self.facts()["seeds"])
+
+    def run(self, seed: int) -> Run:
+        """Where the run of a seed is, whether it was begun or not."""
+        return Run(self.path / f"seed{seed}")
+
+    def state_of(self, seed: int) -> State | None:
+        """None: not begun."""
+        run = self.run(seed)
+        return run.state if run.info.is_file() and run.recipe.is_file() else None
+
+    @property
+    def state(self) -> State:
+        """Running while it is held, resumable while a seed is left to train, else failed if one failed."""
+        if locks.is_held(self.path):
+            return "running"
+        try:
+            if self.left:
+                return "resumable"
+        except RunError:  # a damaged series.json: nothing can continue from it
+            return "failed"
+        states = [self.state_of(seed) for seed in self.seeds]
+        return next((state for state in ("running", "failed") if state in states), "complete")
+
+    @property
+    def left(self) -> list[int]:
+        """The seeds that are not begun or not at their end. Raises RunError where series.json is damaged."""
+        return [seed for seed in self.seeds if self.state_of(seed) in (None, "resumable")]
+
+    def failure(self) -> TrainingError | None:
+        """What is to be said where seeds failed: which, and why."""
+        failed = [seed for seed in self.seeds if self.state_of(seed) == "failed"]
+        if not failed:
+            return None
+        return TrainingError(
+            f"{len(failed)} of {len(self.seeds)} seeds of {self.path} failed: {', '.join(map(str, failed))}",
+            hint="a lower optim.lr, or optim.clip=1.0",
+            details=[f"seed {seed}: {self._why(seed)}" for seed in failed],
+        )
+
+    def _why(self, seed: int) -> str:
+        try:
+            return str(self.run(seed).facts()["failed"])
+        except RunError as error:  # run.json is damaged
+            return error.message
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else trains this series while it is held. Raises RunError where another process holds it."""
+        with locks.held(self.path):
+            yield
+
+    def discard_half(self, seed: int) -> None:
+        """Remove a seed's folder that a kill left between its first files: nothing was trained in it."""
+        folder = self.run(seed).path
+        begun = {"recipe.toml", "run.json", ".recipe.toml.new", ".run.json.new"}
+        if self.state_of(seed) is None and folder.is_dir() and {path.name for path in folder.iterdir()} <= begun:
+            shutil.rmtree(folder)
+
+    def discard(self) -> None:
+        """Remove a series that came to nothing before its first run."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def summary(self) -> dict[str, Any]:
+        """What `okdc distill --seeds --json` prints: a row a seed, and the kept students' top-1 over the complete ones.
+
+        `top1_pct_sd` is the standard deviation of the sample (n - 1), None below two. Raises RunError where files are
+        damaged.
+        """
+        rows = [self._row(seed) for seed in self.seeds]
+        done = [row for row in rows if row["state"] == "complete"]
+        found = [row["top1_pct"] for row in done]
+        return {
+            "series": str(self.path),
+            "state": self.state,
+            "method": read(self.recipe)["method"]["name"],
+            "judged_on": done[0]["judged_on"] if done else None,
+            "images": done[0]["images"] if done else None,
+            "runs": rows,
+            "n": len(found),
+            "top1_pct_mean": round(statistics.fmean(found), 4) if found else None,
+            "top1_pct_sd": round(statistics.stdev(found), 4) if len(found) > 1 else None,
+        }
+
+    @property
+    def next_step(self) -> str:
+        """The command after a series: methods side by side where several share its setting, else its best run."""
+        mine, methods, folders, others = _setting(read(self.recipe)), set(), [], 0
+        trained: list[tuple[str, int]] = []
+        for run in runs(self.path.parent):
+            with contextlib.suppress(OkdcError):  # a damaged run beside it is no reason to stop here
+                if run.state != "complete":
+                    continue
+                tables, whole = read(run.recipe), owner(run)
+                if _setting(tables) == mine:
+                    methods.add(tables.get("method", {}).get("name"))
+                    trained.append((json.dumps(tables.get("method"), sort_keys=True), tables.get("seed", 0)))
+                    folders.append(str(whole.path if whole else run.path))
+                else:
+                    others += 1
+        if len(methods) > 1 and len(set(trained)) == len(trained):  # of two runs of one seed a comparison takes neither
+            return f"okdc compare {shlex.join(dict.fromkeys(folders)) if others else shlex.quote(str(self.path.parent))}"
+        chosen = best(self.path)
+        return f"okdc profile {shlex.quote(str(chosen.path))}" if chosen else "okdc distill"
+
+    def _row(self, seed: int) -> dict[str, Any]:
+        run, state = self.run(seed), self.state_of(seed)
+        row: dict[str, Any] = {"seed": seed, "run": str(run.path), "state": state or "not begun"}
+        row["failed"] = self._why(seed) if state == "failed" else None
+        result = read_json(run.result, "kept", "judged_on", "images", "weights_sha256") if state == "complete" else {}
+        kept = result.get("kept", {})
+        row |= {key: kept.get(key) for key in ("student", "architecture", "epoch", "val_top1_pct", "top1_pct")}
+        return row | {key: result.get(key) for key in ("judged_on", "images", "weights_sha256")}
+
+
+def _sha256(tables: dict[str, Any]) -> str:
+    """Of a recipe's tables as they are written down, without the seed and without where the images are."""
+    tables = {name: table for name, table in tables.items() if name != "seed"}
+    if isinstance(tables.get("data"), dict):
+        tables["data"] = {key: value for key, value in tables["data"].items() if key != "root"}
+    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
+
+
+def _setting(tables: dict[str, Any]) -> dict[str, Any]:
+    """What runs have in common that are compared: a recipe but for its method, its seed and what follows from them."""
+    left_out = ("root", "mean", "std")
+    data = {key: value for key, value in tables.get("data", {}).items() if key not in left_out}
+    return {"data": data, "students": tables.get("cohort", {}).get("students"), "optim": tables.get("optim")}
+
+
+def all_series(root: Path = ROOT) -> list[Series]:
+    """All series below `root`."""
+    return [Series(path) for path in sorted(root.iterdir()) if Series.is_at(path)] if root.is_dir() else []
+
+
+def owner(run: Run) -> Series | None:
+    """The series that a run is part of."""
+    parent = run.path.parent
+    return Series(parent) if Series.is_at(parent) else None
+
+
+def newest_resumable(root: Path = ROOT) -> Run | Series:
+    """The run or the series that was begun or worked on last, of those that can be continued.
+
+    A run of a series counts for its series, unless series.json is damaged. Raises RunError where there is none.
+    """
+    found: list[tuple[str, Run | Series]] = []
+    for run in runs(root):
+        whole = owner(run)
+        if run.state == "resumable" and (whole is None or whole.state == "failed"):
+            found.append((run.started_at, run))
+    for series in all_series(root):
+        if series.state == "resumable":
+            begun = str(series.facts().get("started_at", ""))
+            found.append((max([begun, *(run.started_at for run in runs(series.path))]), series))
+    if not found:
+        raise RunError(f"no resumable run in {root.absolute()}", hint="start one: okdc distill")
+    return max(found, key=lambda pair: (pair[0], str(pair[1].path)))[1]

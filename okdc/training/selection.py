@@ -1,0 +1,109 @@
+"""What remains of the students: the best epoch of each, and which one is kept. Validation chooses both, never the test.
+
+The kept student is written whenever it is chosen, the others once, at the end of the training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save as to_safetensors
+
+from okdc.build.job import Job
+from okdc.cohort import Backbone, count_params
+from okdc.data.images import rule
+from okdc.runs.files import write, write_json, writing
+from okdc.runs.run import Run
+from okdc.training.metrics import Summary
+
+Record = dict[str, Any]  # epoch, student, val_top1_pct, weights
+
+
+def candidates(job: Job) -> list[int]:
+    """The students that may be kept."""
+    keep, cohort = job.recipe.cohort.keep, job.method.cohort
+    count = len(cohort.students)
+    if keep == "best":
+        return list(range(count)) if job.method.leader is None else [job.method.leader]
+    if keep == "smallest":
+        return [min(range(count), key=lambda k: (count_params(cohort.backbone(k)), k != job.method.leader))]
+    return [keep]
+
+
+def best(job: Job, epoch: int, validated: Summary | None, before: Sequence[Record]) -> list[Record]:
+    """One record a student: its best epoch so far, this one or that of `before`; the later of two equal ones, which
+    has trained longer. Without validation it is this one.
+    """
+    found = []
+    for k, student in enumerate(job.method.cohort.backbones()):
+        accuracy = validated.top1_pct[f"student{k}"] if validated else None
+        if before and accuracy is not None and accuracy < before[k]["val_top1_pct"]:
+            found.append(before[k])
+        else:
+            found.append(record(epoch, k, accuracy, student))
+    return found
+
+
+def chosen(job: Job, records: Sequence[Record]) -> Record:
+    """The kept one of the records: the candidate that is best on validation; of equal ones that of the later epoch,
+    and of one epoch the first. Without validation there is one candidate.
+    """
+    among = [records[k] for k in candidates(job)]
+    return max(among, key=lambda r: (r["val_top1_pct"], r["epoch"], -r["student"]))
+
+
+def record(epoch: int, k: int, accuracy: float | None, student: Backbone) -> Record:
+    """A student as a checkpoint remembers it: where it comes from, and a copy of its weights."""
+    weights = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.weights().items()
+    }  # contiguous: safetensors refuses channels_last
+    return {"epoch": epoch, "student": k, "val_top1_pct": accuracy, "weights": weights}
+
+
+def write_kept(run: Run, job: Job, records: Sequence[Record]) -> None:
+    """student.safetensors and student.json."""
+    _write_student((run.weights, run.student), job, chosen(job, records))
+
+
+def write_all(run: Run, job: Job, records: Sequence[Record]) -> None:
+    """The kept student, whose file may be ahead of the checkpoint, and every other in students/."""
+    write_kept(run, job, records)
+    kept = chosen(job, records)
+    if len(records) > 1:
+        with writing(run.students):
+            run.students.mkdir(exist_ok=True)
+            for path in run.files_of_other(kept["student"]):  # of an end that came otherwise and was not reached
+                path.unlink(missing_ok=True)
+    for one in records:
+        if one is not kept:
+            _write_student(run.files_of_other(one["student"]), job, one)
+
+
+def _write_student(files: tuple[Path, Path], job: Job, best: Record) -> None:
+    """Weights with the plain backbone's own keys, and JSON that says what they are."""
+    weights = to_safetensors(best["weights"])
+    recipe = job.recipe
+    write(files[0], weights)
+    write_json(
+        files[1],
+        {
+            "schema": 1,
+            "architecture": job.method.cohort.backbone(best["student"]).architecture,
+            "classes": list(job.dataset.classes),
+            "preprocessing": {
+                **rule(recipe.data.image_size, recipe.data.shorter_side),
+                "mean": list(recipe.data.mean or ()),
+                "std": list(recipe.data.std or ()),
+            },
+            "student": best["student"],
+            "epoch": best["epoch"],
+            "val_top1_pct": best["val_top1_pct"],
+            "method": recipe.method["name"],
+            "dataset": recipe.data.name,
+            "recipe_sha256": recipe.sha256(),
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        },
+    )

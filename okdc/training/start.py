@@ -1,0 +1,150 @@
+"""How a training begins: with a recipe, or where a run was interrupted.
+
+    start()   a recipe becomes a run: data, cohort, method, a fresh directory, then the loop
+    resume()  a run's directory becomes the same again, from its last checkpoint, then the loop
+
+Order of a start, on which exactness rests: images, students (each from its own stream), method, device and memory
+format, optimiser, checkpoint. No global generator is read after the students are initialised.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from okdc.build import job as build
+from okdc.build import reopen
+from okdc.data.datasets import Dataset
+from okdc.distributed import ALONE, Ranks
+from okdc.errors import DeviceError, RecipeError, RunError
+from okdc.progress import Listener
+from okdc.recipe.schema import STREAMED, Engine, Recipe
+from okdc.runs.provenance import differences
+from okdc.runs.run import Run, refuse_taken
+from okdc.training import checkpoint, compiling, device
+from okdc.training import loop as engine
+from okdc.training.device import Settings
+from okdc.training.interrupts import continuable
+from okdc.training.loop import Position
+from okdc.training.metrics import Totals
+
+
+def start(
+    recipe: Recipe,
+    stem: str,
+    out: Path | None,
+    provenance: dict[str, Any],
+    tell: Listener,
+    ranks: Ranks = ALONE,
+) -> Run:
+    """Train a recipe from scratch in a new run directory. Returns the run, complete."""
+    settings = settings_of(recipe, recipe.engine, ranks)
+    with ranks.joined(settings.device):
+        ranks.first_does(lambda: refuse_taken(out))
+        for reason in settings.reasons:
+            tell.note(reason)
+
+        def read() -> Dataset:
+            with tell.reading() as progress:
+                return build.dataset(recipe, progress)
+
+        ranks.agree("the recipe's keys", recipe.sha256())
+        found = ranks.in_turn(read)
+        ranks.agree("the images", found.fingerprint)
+        job = build.job(recipe, found)
+        for note in job.notes:
+            tell.note(note)
+        settings = ranks.first_does(partial(compiling.decide, settings, job))
+        tell.note(settings.reasons[-1])
+        info = {
+            "schema": 1,
+            "recipe_sha256": job.recipe.sha256(),
+            "data_sha256": found.fingerprint,
+            "classes": list(found.classes),
+            "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "settings": settings.saved(),
+            "reasons": list(settings.reasons),
+            "processes": ranks.count,
+            "processes_here": ranks.here,
+            **provenance,
+        }
+        run = ranks.first_does(lambda: Run.create(stem, job.recipe.text(), info, out))
+        tell.note(f"run {run.path}")
+        with _held(run, ranks), continuable(run):
+            engine.train(job, run, settings, Position(), None, tell, ranks)
+    return run
+
+
+def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks = ALONE) -> Run:
+    """Continue a run to the bit, with the settings it was started with; what keeps it from being exact is said.
+
+    Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
+    device, DataError for other images.
+    """
+    if run.state == "complete":
+        tell.note(f"{run.path} is complete: nothing to do")
+        return run
+    if run.state == "failed":
+        why = run.facts().get("failed", "")
+        raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
+    facts = run.facts("settings")
+    recipe, notes = reopen.recipe_of(run, data_root)
+    try:
+        settings = settings_of(recipe, Engine(**facts["settings"]), ranks)
+    except DeviceError as error:
+        raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
+    with ranks.joined(settings.device), _held(run, ranks), continuable(run):
+        ranks.agree("the run's facts", json.dumps(facts, sort_keys=True))
+        for note in notes:
+            tell.note(note)
+        tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
+        for difference in differences(facts):
+            tell.note(f"not exact to the bit: {difference}")
+        if (then := facts.get("processes", 1)) != ranks.count:
+            tell.note(f"not exact to the bit: {then} process{'es' if then > 1 else ''} then, {ranks.count} now")
+            before = [*facts.get("processes_before", ()), then]
+            now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
+            ranks.first_does(lambda: run.note(**now))
+        job = build.job(recipe, ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
+        settings = ranks.first_does(partial(compiling.decide, settings, job))
+        state, notes = ranks.first_does(lambda: checkpoint.load(run))
+        for note in notes:
+            tell.note(note)
+        position = Position()
+        if state is None:
+            tell.note(f"{run.path}: no checkpoint was written yet, it starts from its first step")
+        else:
+            totals = Totals.resumed(state["totals"], settings.torch_device, ranks) if state["totals"] else None
+            position = Position(
+                state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"]
+            )
+            tell.note(f"{run.path} continues at epoch {position.epoch + 1}, step {position.step + 1}")
+        ranks.first_does(lambda: run.keep_rows(position.log_rows))
+        engine.train(job, run, settings, position, state, tell, ranks)
+    return run
+
+
+def settings_of(recipe: Recipe, chosen: Engine, ranks: Ranks = ALONE) -> Settings:
+    """The choices that a recipe's training takes where `chosen` says, or leaves to be chosen."""
+    batch = recipe.optim.batch_size
+    if batch % ranks.count or batch < 2 * ranks.count:
+        raise RecipeError(
+            f"optim.batch_size={batch} counts the images of all {ranks.count} processes: expected a multiple of "
+            f"{ranks.count}, two images each at least",
+            hint="as many processes as divide it; or, in a new run, "
+            f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
+        )
+    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED, ranks)
+
+
+@contextmanager
+def _held(run: Run, ranks: Ranks) -> Iterator[None]:
+    """The first process holds the run for all of them."""
+    with ExitStack() as stack:
+        ranks.first_does(lambda: stack.enter_context(run.held()))
+        yield

@@ -1,0 +1,126 @@
+"""What the processes of one training exchange within a step: batch statistics, as one process would have them, and
+gradients.
+
+torch.nn.SyncBatchNorm is not used for the first: it refuses a CPU, and on a GPU it drops processes without an image by
+a mask, for which the host waits in every layer (github.com/pytorch/pytorch/issues/78549), and where a compiled step
+breaks. Here no process is without one. Shapes: R processes, C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed, nn
+from torch.futures import Future
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from okdc.distributed import Ranks
+from okdc.errors import DeviceError
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """nn.BatchNorm whose training statistics are those of all processes. NC or NC×space, any device.
+
+    Every process brings as many images: means of means are then the mean.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of dimensions."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (self.training and distributed.is_initialized()):
+            return super().forward(input)
+        assert self.track_running_stats
+        assert self.momentum is not None
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        over = [d for d in range(input.dim()) if d != 1]
+        shape = [1, -1] + [1] * (input.dim() - 2)
+        x = input.float()
+        own_var, own_mean = torch.var_mean(x, over, correction=0)
+        means_RC, vars_RC = _gathered(torch.stack([own_mean, own_var])).unbind(1)
+        mean = means_RC.mean(0)
+        var = (vars_RC + (means_RC - mean).square()).mean(0)  # E[x²] - E[x]² loses the digits of a large mean
+        with torch.no_grad():
+            n = len(means_RC) * x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * (n / max(n - 1, 1)), self.momentum)
+            self.num_batches_tracked.add_(1)
+        normed: Tensor = (x - mean.view(shape)) * torch.rsqrt(var + self.eps).view(shape)
+        if self.affine:
+            normed = normed * self.weight.view(shape) + self.bias.view(shape)
+        return normed.to(input.dtype)
+
+
+class _Gather(torch.autograd.Function):
+    """R×… of what each process brings; the gradient of a part is what all processes have for it, summed."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:  # noqa: ARG004
+        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, own.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
+        (gradient,) = gradients
+        whole = gradient.contiguous()
+        distributed.all_reduce(whole)
+        return whole[distributed.get_rank()]
+
+
+def _gathered(own: Tensor) -> Tensor:
+    found: Tensor = _Gather.apply(own)
+    return found
+
+
+def convert(method: nn.Module) -> None:
+    """Let every batch normalisation below `method` see all processes; weights, statistics and names stay.
+
+    Raises DeviceError for a layer that is more than a batch normalisation.
+    """
+    found = [m for m in method.modules() if isinstance(m, _BatchNorm)]
+    other = sorted({type(m).__name__ for m in found} - {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d"})
+    if other:
+        raise DeviceError(
+            f"engine.sync_batchnorm: {', '.join(other)} does more than normalise, and would keep to its own process",
+            hint="engine.sync_batchnorm=false",
+        )
+    made = {id(norm): _like(norm) for norm in found}  # one that two owners share stays one
+    for owner in list(method.modules()):
+        for name, inner in list(owner.named_children()):
+            if id(inner) in made:
+                setattr(owner, name, made[id(inner)])
+
+
+def _like(norm: _BatchNorm) -> SyncedBatchNorm:
+    """With the same tensors."""
+    made = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    made.weight, made.bias = norm.weight, norm.bias
+    for name, buffer in norm.named_buffers():
+        setattr(made, name, buffer)
+    return made.train(norm.training)
+
+
+def mean_in_order(ranks: Ranks, bucket: Any) -> Future[Tensor]:
+    """The mean of a bucket of gradients over the processes, each of them added in their order: a hook of the wrapper.
+
+    Its own ring adds a gradient in an order that follows from its place in the bucket, and it moves the places after
+    the first step of a start: three processes that went on were then off by a rounding (measured). Each process adds
+    up its part of the bucket for all of them, which moves as many bytes as a ring does.
+    """
+    flat = bucket.buffer()
+    part = -(-flat.numel() // ranks.count)
+    sent = F.pad(flat, (0, part * ranks.count - flat.numel()))
+    got = torch.empty_like(sent)
+    distributed.all_to_all_single(got, sent)
+    first, *others = got.view(ranks.count, part)
+    for other in others:
+        first += other
+    distributed.all_gather(list(sent.view(ranks.count, part)), first / ranks.count)
+    done: Future[Tensor] = Future()
+    done.set_result(sent[: flat.numel()])
+    return done

@@ -1,0 +1,47 @@
+"""Is a file sound in itself: what is compared, and what counts as infinitely far."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from okdc.bundle import checks as soundness
+from okdc.bundle.checks import largest, number, per_class, probabilities_off, probe
+
+LOGITS = np.array([[2.0, 0.0, -1.0], [0.5, 0.5, 90.0]], np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype(np.float64) - 90)
+    found: np.ndarray = (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_infinitely_far_even_from_itself(strange: float) -> None:
+    assert largest(np.array([1.0, strange]), np.array([1.0, strange])) == np.inf
+    assert largest(np.array([1.0, strange]), np.array([1.0, 2.0])) == np.inf
+    logits = LOGITS.copy()
+    logits[0, 0] = strange
+    assert probabilities_off(logits, softmax(LOGITS)) > 0.1
+
+
+def test_probabilities_are_those_of_the_logits_and_sum_to_one() -> None:
+    assert probabilities_off(LOGITS, softmax(LOGITS)) < 1e-6
+    assert probabilities_off(LOGITS, softmax(LOGITS) + np.float32(0.25)) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("count", [1, 134, 135, 1000])
+def test_the_probe_is_the_first_images_repeated_where_they_are_few(count: int) -> None:
+    images = np.arange(count * 3, dtype=np.uint8).reshape(count, 1, 1, 3)
+    assert np.array_equal(probe(images), np.resize(images, (soundness.PROBE, 1, 1, 3)))
+
+
+def test_classes_without_images_are_no_row() -> None:
+    labels, before, after = np.array([0, 0, 2, 2]), np.array([1, 1, 0, 1]), np.array([1, 0, 1, 1])
+    rows = per_class(["a", "b", "c"], labels, before.astype(bool), after.astype(bool))
+    assert rows == [{"class": "a", "images": 2, "change_pct": -50.0}, {"class": "c", "images": 2, "change_pct": 50.0}]
+
+
+def test_json_is_given_no_infinity() -> None:
+    assert [number(value) for value in (np.inf, np.nan, np.float32(0.5))] == [None, None, 0.5]

@@ -1,0 +1,122 @@
+"""The one divergence and the one ramp-up, against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from okdc import methods
+from okdc.methods.base import kl, ramp
+
+ALPHA = 80 / 300
+
+
+def test_kl_is_the_teachers_expectation_by_hand() -> None:
+    """KL((3/4, 1/4) ‖ (1/2, 1/2)) = 3/4 ln 3/2 + 1/4 ln 1/2; the other order would be 0.1438."""
+    teacher, student = torch.tensor([[math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    assert kl(teacher, student, 1.0).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5))
+    assert kl(student, teacher, 1.0).item() == pytest.approx(0.5 * math.log(2 / 3) + 0.5 * math.log(2))
+
+
+def test_kl_with_a_temperature_is_scaled_by_its_square() -> None:
+    teacher, student = torch.tensor([[3 * math.log(3.0), 0.0]]), torch.zeros(1, 2)
+    assert kl(teacher, student, 3.0).item() == pytest.approx(9 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)))
+
+
+def test_kl_is_summed_over_classes_and_averaged_over_the_batch() -> None:
+    """reduction='mean' would divide by the number of classes too."""
+    rows = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]]), torch.zeros(2, 2)
+    assert kl(*rows, 1.0).item() == pytest.approx((0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2)
+    torch.manual_seed(0)
+    z, y = torch.randn(5, 7), torch.randn(5, 7)
+    assert kl(z.repeat(3, 1), y.repeat(3, 1), 2.0).item() == pytest.approx(kl(z, y, 2.0).item(), rel=1e-5)
+
+
+def test_kl_equals_a_loop_over_images_and_classes() -> None:
+    torch.manual_seed(0)
+    z, y, T = 4 * torch.randn(6, 9), 4 * torch.randn(6, 9), 3.0
+    total = 0.0
+    for n in range(6):
+        p = np.exp(z[n].double().numpy() / T)
+        q = np.exp(y[n].double().numpy() / T)
+        p, q = p / p.sum(), q / q.sum()
+        for m in range(9):
+            total += p[m] * math.log(p[m] / q[m])
+    assert kl(z, y, T).item() == pytest.approx(T**2 * total / 6, rel=1e-5)
+
+
+def test_kl_sends_its_teacher_no_gradient() -> None:
+    """kl_div is a composite operation: a target that is not detached would receive one."""
+    teacher, student = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    kl(teacher, student, 2.0).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert student.grad.abs().sum() > 0
+
+
+def test_kl_of_bfloat16_logits_is_computed_in_float32() -> None:
+    z, y = torch.randn(4, 10).bfloat16(), torch.randn(4, 10).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = kl(z, y, 3.0)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, kl(z.float(), y.float(), 3.0))
+
+
+def test_kl_stays_finite_where_a_class_has_no_chance() -> None:
+    z = torch.tensor([[0.0, -1e4]])
+    assert math.isfinite(kl(z, -z, 1.0).item())
+    assert kl(z, z, 1.0).item() == 0
+
+
+def test_the_ramp_starts_at_e_to_the_minus_5_and_is_1_from_its_length_on() -> None:
+    assert ramp(torch.tensor(0.0), ALPHA).item() == pytest.approx(math.exp(-5))
+    for t in (ALPHA, ALPHA + 1e-3, 0.6, 1.0):
+        assert ramp(torch.tensor(t), ALPHA).item() == pytest.approx(1, abs=1e-6)
+    assert ramp(torch.tensor(ALPHA / 2), ALPHA).item() == pytest.approx(math.exp(-1.25))
+
+
+def test_the_ramp_has_the_values_of_80_epochs_in_300() -> None:
+    for epoch, weight in ((10, 0.022), (20, 0.060), (40, 0.287), (60, 0.732)):
+        assert ramp(torch.tensor(epoch / 300), ALPHA).item() == pytest.approx(weight, abs=6e-4)
+
+
+@pytest.mark.parametrize("length", [ALPHA, 0.01, 1.0])
+def test_the_ramp_never_falls(length: float) -> None:
+    weights = ramp(torch.linspace(0, 1, 1001), length)
+    assert (weights.diff() >= 0).all()
+    assert (weights[: int(1000 * length)].diff() > 0).all()
+
+
+def test_a_ramp_of_length_0_is_none() -> None:
+    assert [ramp(torch.tensor(t), 0.0).item() for t in (0.0, 0.5, 1.0)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("epochs", [20, 30, 60, 300])
+def test_the_mean_weight_of_a_run_does_not_depend_on_its_epochs(epochs: int) -> None:
+    """With 80 epochs whatever the run, thirty of them would have a mean of 0.05: no distillation."""
+    steps = 5 * epochs
+    weights = ramp(torch.arange(steps) / steps, ALPHA)
+    assert weights.mean().item() == pytest.approx(0.837, abs=0.005)
+
+
+def test_the_ramp_is_a_tensor_so_that_no_step_waits_for_the_device() -> None:
+    found = ramp(torch.tensor(0.1), ALPHA)
+    assert isinstance(found, torch.Tensor)
+    assert found.shape == ()
+
+
+def test_every_name_leads_to_a_method_whose_table_asks_for_that_name() -> None:
+    for name in methods.METHODS:
+        config = methods.find(name).Config
+        table = {"name": name} | ({"teacher": "runs/x"} if name == "kd" else {})
+        assert config.model_validate(table).model_dump()["name"] == name
+        with pytest.raises(ValueError, match="name"):
+            config.model_validate(table | {"name": "other"})
+
+
+def test_an_unknown_method_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"did you mean 'fefr'\?.*baseline"):
+        methods.find("feffr")

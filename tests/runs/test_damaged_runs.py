@@ -1,0 +1,41 @@
+"""A run that was damaged from outside is named, and hides no other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from okdc.__main__ import main
+from okdc.runs.run import Run
+
+
+@pytest.fixture
+def three() -> list[Run]:
+    """One good run, one whose run.json is cut, one whose recipe is not TOML."""
+    made = [Run.create("x", "[method]\nname = 'fefr'\n[optim]\nepochs = 7\n", {"started_at": str(n)}) for n in range(3)]
+    made[1].info.write_text('{"started_at": "1", ')
+    made[2].recipe.write_text("not = = toml")
+    return made
+
+
+def test_runs_lists_the_good_and_the_damaged(three: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--json"]) == 0
+    said = capsys.readouterr()
+    states = {row["run"]: row["state"] for row in json.loads(said.out)}
+    assert states == {str(three[0].path): "resumable", str(three[1].path): "failed", str(three[2].path): "failed"}
+    assert str(three[2].recipe) in said.err
+
+
+def test_the_newest_of_the_good_is_found(three: list[Run]) -> None:
+    assert Run.newest("resumable").path in (three[0].path, three[2].path)
+    assert Run.newest("failed").path == three[1].path
+
+
+def test_resuming_a_damaged_run_says_what_is_damaged(three: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["resume", str(three[1].path)]) == 2
+    said = capsys.readouterr().err
+    assert "run.json" in said
+    assert "Traceback" not in said
+    assert Path(three[1].info).read_text().startswith("{"), "left as it was"

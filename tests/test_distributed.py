@@ -1,0 +1,316 @@
+"""What each of several processes gets of the images, and what they make of what each of them brings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from asking import ask, tried
+from harness import recipe
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import write_imagenet
+from torch import Tensor
+from torch.distributed import HashStore  # type: ignore[attr-defined]
+
+from okdc.data.batches import Normalise, TrainBatches, eval_batches
+from okdc.data.datasets import Dataset
+from okdc.data.imagenet import imagenet
+from okdc.data.streaming import StreamBatches
+from okdc.distributed import ALONE, HERE, Ranks
+from okdc.errors import RecipeError, UsageError
+from okdc.methods.base import Step
+from okdc.runs.run import Run
+from okdc.training import start as starts
+from okdc.training.metrics import Totals
+
+CPU = torch.device("cpu")
+RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
+Batch = tuple[Tensor, Tensor]
+
+
+def group(count: int) -> list[Ranks]:
+    return [Ranks(rank, count, rank, count) for rank in range(count)]
+
+
+def dataset(n: int) -> Dataset:
+    """Random pixels; the label of an image is its row."""
+    rows = torch.arange(n)
+    return Dataset(
+        name="made",
+        classes=("a", "b"),
+        images=torch.randint(1, 256, (n, 5, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+        labels=rows.clone(),
+        train=rows,
+        val=torch.empty(0, dtype=torch.int64),
+        test=torch.empty(0, dtype=torch.int64),
+        fingerprint="",
+    )
+
+
+def joined(parts: list[Iterator[Batch]]) -> list[Batch]:
+    """The batches of several processes, each put together in their order."""
+    return [(torch.cat([x for x, _ in batch]), torch.cat([y for _, y in batch])) for batch in zip(*parts, strict=True)]
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+    )
+
+
+# --- images
+
+
+@given(
+    n=st.integers(0, 60),
+    part=st.integers(1, 5),
+    count=st.sampled_from([1, 2, 3, 4]),
+    epoch=st.integers(0, 3),
+    data=st.data(),
+)
+@tried
+def test_the_parts_of_all_processes_are_the_batches_of_one_from_any_step_on(
+    n: int, part: int, count: int, epoch: int, data: st.DataObject
+) -> None:
+    one = TrainBatches(dataset(n), part * count, 1, True, RAW, 7)
+    start = data.draw(st.integers(0, one.steps))
+    found = joined([replace(one, ranks=ranks).epoch(epoch, start) for ranks in group(count)])
+    assert same(found, list(one.epoch(epoch))[start:])
+    shown = [row for _, labels in found for row in labels.tolist()]
+    assert len(set(shown)) == len(shown) == part * count * (one.steps - start)
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_imagenet(tmp_path_factory.mktemp("imagenet"))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("start", [0, 3])
+def test_images_in_files_are_divided_in_the_same_way(tree: Path, count: int, start: int) -> None:
+    found = imagenet(tree, 32, 36)
+    with closing(StreamBatches(found, 8, True, RAW, 0, 0)) as one:
+        expected = list(one.epoch(1, start))
+    each = [StreamBatches(found, 8, True, RAW, 0, ranks.rank % 2, ranks) for ranks in group(count)]
+    try:
+        assert same(joined([batches.epoch(1, start) for batches in each]), expected)
+    finally:
+        for batches in each:
+            batches.close()
+
+
+@given(n=st.integers(0, 40), batch_size=st.integers(1, 9), count=st.sampled_from([1, 2, 3, 4]))
+@tried
+def test_evaluation_gives_each_process_whole_batches_of_one_and_each_image_once(
+    n: int, batch_size: int, count: int
+) -> None:
+    of = dataset(n)
+    one = list(eval_batches(of, of.train, RAW, batch_size))
+    parts = [list(eval_batches(of, of.train, RAW, batch_size, ranks)) for ranks in group(count)]
+    taken = [batch for turn in itertools.zip_longest(*parts) for batch in turn if batch is not None]
+    assert same(taken, one)
+
+
+# --- counts
+
+
+def counted(steps: range, bad: int | None = None) -> Totals:
+    totals = Totals(CPU)
+    for number in steps:
+        labels = torch.zeros(4, dtype=torch.int64)
+        z = torch.eye(2)[[0, 1, 0, number % 2]]
+        loss = math.nan if number == bad else 1.0 + number
+        totals.add(Step({"ce": torch.tensor(loss)}, {"student0": z}), labels, number)
+    return totals
+
+
+def test_counts_of_several_processes_add_up_and_one_without_a_batch_changes_nothing() -> None:
+    parts = [counted(range(3)), Totals(CPU), counted(range(3, 5))]
+    found = Totals.together([part.state() for part in parts]).read()
+    whole = counted(range(5)).read()
+    assert found == whole
+    assert Totals.together([Totals(CPU).state()] * 2).read().top1_pct == {}
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_the_first_step_that_is_not_finite_in_any_process_is_named(turn: int) -> None:
+    parts = [counted(range(10, 20), bad=14), counted(range(10, 20), bad=12), counted(range(10, 20))]
+    assert Totals.together([part.state() for part in parts[::turn]]).read().bad == (12, "ce")
+
+
+@pytest.mark.parametrize("now", [1, 2, 3])
+def test_counts_that_were_saved_go_on_in_any_number_of_processes(now: int) -> None:
+    """Each to its own process where there are as many as before; else the sum to the first."""
+    saved = [counted(range(3)).state(), counted(range(3, 5)).state()]
+    parts = [Totals.resumed(saved, CPU, ranks) for ranks in group(now)]
+    if now == 2:
+        assert [part.steps for part in parts] == [3, 2]
+    assert Totals.together([part.state() for part in parts]).read() == counted(range(5)).read()
+
+
+# --- who is who
+
+
+def named(patch: pytest.MonkeyPatch, **environment: str) -> Ranks:
+    patch.setenv("MASTER_ADDR", "127.0.0.1")
+    patch.setenv("MASTER_PORT", "1")
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    return Ranks.of_environment()
+
+
+def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Ranks.of_environment() == ALONE
+    assert named(monkeypatch, RANK="0", WORLD_SIZE="1") == ALONE
+
+
+def test_one_process_of_a_batch_system_is_alone_whatever_its_number_on_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert named(monkeypatch, RANK="0", WORLD_SIZE="1", LOCAL_RANK="3", LOCAL_WORLD_SIZE="4") == ALONE
+    monkeypatch.delenv("MASTER_ADDR")
+    assert Ranks.of_environment() == ALONE
+
+
+def test_torchrun_says_who_is_who(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = named(monkeypatch, RANK="5", WORLD_SIZE="8", LOCAL_RANK="1", LOCAL_WORLD_SIZE="4")
+    assert found == Ranks(5, 8, 1, 4)
+    assert not found.first
+    assert not found.alone
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": "two"},
+        {"RANK": "", "WORLD_SIZE": "2"},
+        {"RANK": "²", "WORLD_SIZE": "4"},
+        {"RANK": "0", "WORLD_SIZE": "0"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "1"},
+        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "3"},
+    ],
+)
+def test_an_environment_that_makes_no_sense_is_an_error_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    with pytest.raises(UsageError, match="describes no group of processes") as caught:
+        named(monkeypatch, **environment)
+    assert f"RANK={environment['RANK']} WORLD_SIZE={environment['WORLD_SIZE']}" in caught.value.message
+
+
+def test_processes_that_are_not_told_where_to_meet_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UsageError, match="without MASTER_ADDR and MASTER_PORT"):
+        Ranks.of_environment()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "count", "instead"), [(16, 3, "optim.batch_size=15"), (6, 4, "optim.batch_size=8")]
+)
+def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers_and_another_size(
+    batch_size: int, count: int, instead: str
+) -> None:
+    asked = recipe(f"optim.batch_size={batch_size}")
+    with pytest.raises(RecipeError, match=rf"batch_size={batch_size} .* all {count} processes") as caught:
+        starts.settings_of(asked, asked.engine, group(count)[0])
+    assert instead in caught.value.hint
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_series_is_no_business_of_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """Refused before anybody waits for anybody, and told by one."""
+    named(monkeypatch, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    answer = ask(capsys, "distill", "--seeds", "0,1")
+    assert answer.code == 2
+    assert answer.err.count("--seeds under torchrun") == (1 if rank == 0 else 0)
+    assert bool(answer.err) is (rank == 0)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_nor_is_a_run_of_a_series(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
+) -> None:
+    """Whoever trains it holds the series, which only one of them could."""
+    run = Run.create("x", recipe().text(), {"settings": {}}, Path("series") / "seed0")
+    Path("series", "series.json").write_text("{}", encoding="utf-8")
+    named(monkeypatch, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
+    monkeypatch.setattr(Ranks, "joined", lambda *_: pytest.fail("it waits for the others"))
+    answer = ask(capsys, "resume", str(run.path))
+    assert answer.code == 2
+    assert answer.err.count("belongs to a series, trained by one process") == (1 if rank == 0 else 0)
+    assert bool(answer.err) is (rank == 0)
+
+
+@pytest.mark.parametrize("command", ["profile", "export", "evaluate", "download", "bench"])
+def test_nor_is_what_follows_a_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Two exports would write one bundle."""
+    named(monkeypatch, RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", LOCAL_WORLD_SIZE="2")
+    answer = ask(capsys, command, "cifar10") if command == "download" else ask(capsys, command)
+    assert answer.code == 2
+    assert f"{command} under torchrun: expected one process" in answer.err
+    assert ask(capsys, "runs").code == 0
+
+
+def test_several_machines_are_in_the_command_that_continues() -> None:
+    run = Run.create("x", "", {"processes": 16, "processes_here": 8}, Path("a b"))
+    assert run.go_on == "torchrun --nnodes=2 ... --nproc-per-node=8 -m okdc resume 'a b'"
+
+
+def test_each_process_takes_its_own_gpu_before_anything_is_put_on_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint's counts are, before the training begins. The machine of this test may have none: none is asked."""
+    taken: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    store = HashStore()
+    store.add(HERE, 3)
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([(store, 3, 4)]))
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, **__: None)
+    with Ranks(3, 4, 1, 2).joined("cuda"):
+        found = list(taken)
+    assert found == [torch.device("cuda", 1)]
+
+
+def test_ctrl_c_is_heard_while_the_others_have_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that failed before they were connected never comes."""
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _: iter([(HashStore(), 0, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *_, **__: pytest.fail("it waits there"))
+    monkeypatch.setattr("time.sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt), Ranks(0, 2, 0, 2).joined("cpu"):
+        pass
+
+
+LEFT = """
+import atexit
+from torch import distributed
+from okdc.distributed import leave
+
+if {connected}:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+atexit.register(print, "took down")
+print("said", end=" ")
+leave(3)
+"""
+
+
+@pytest.mark.parametrize(("connected", "out"), [(False, "said took down\n"), (True, "said ")])
+def test_the_program_ends_at_once_where_it_is_still_connected(connected: bool, out: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT.format(connected=connected)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (3, out), done.stderr
