@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.build import job as build
+from okdc.assembly import job as build
 from okdc.methods.base import Method, Step
 from okdc.recipe.schema import Recipe
 from okdc.seeds import seeded

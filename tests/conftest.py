@@ -66,7 +66,7 @@ def run(finished: Run, tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def blob(finished: Run) -> bytes:
     """The run's student as an ONNX file: an export takes seconds, so there is one."""
-    from okdc.build import student as kept
+    from okdc.assembly import student as kept
     from okdc.deploy import onnx
 
     return onnx.to_onnx(*kept.load(finished))

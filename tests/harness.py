@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from okdc.build import job as build
-from okdc.build.job import Job
-from okdc.build.resolve import resolve
+from okdc.assembly import job as build
+from okdc.assembly.job import Job
+from okdc.assembly.resolve import resolve
 from okdc.recipe.schema import Recipe, load
 from okdc.runs.files import read_json
 from okdc.runs.run import Run

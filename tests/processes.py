@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from okdc.__main__ import main
-from okdc.build import job as build
+from okdc.assembly import job as build
 from okdc.data.batches import Normalise, TrainBatches
 from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError

@@ -14,7 +14,7 @@ from byhand import batch, make, table
 from torch import Tensor
 
 from okdc import backbones, methods
-from okdc.build.resolve import resolve
+from okdc.assembly.resolve import resolve
 from okdc.cohort import Backbone
 from okdc.recipe import catalog
 from okdc.recipe.schema import load

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from okdc.assembly import job as build
+from okdc.assembly import teacher as teachers
+from okdc.assembly.student import square
 from okdc.bench.pairs import Side
 from okdc.bench.plain_step import PlainStep
-from okdc.build import job as build
-from okdc.build import teacher as teachers
-from okdc.build.student import square
 from okdc.cohort import Backbone
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, in_order
 from okdc.data.datasets import Dataset

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from okdc.assembly.resolve import resolve
 from okdc.bench import okdc_step as ours
 from okdc.bench import plain_step as plain
 from okdc.bench.machine import settings_of
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
-from okdc.build.resolve import resolve
 from okdc.data import sources
 from okdc.data.workers import cores
 from okdc.recipe.schema import Engine, Recipe, load

@@ -46,7 +46,7 @@ def asked(words: Sequence[str], flags: Sequence[str], only: str | None = None, s
     draft = load([*(named or [STANDARD, *words]), *flags])
     if not named:
         draft = replace(draft, named=False)  # by the user
-    from okdc.build.resolve import resolve
+    from okdc.assembly.resolve import resolve
 
     found, notes = resolve(draft, needs_data=False)
     if not named:

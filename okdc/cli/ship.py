@@ -219,7 +219,7 @@ def predict(
 
 def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]:
     """What a bundle does not say: where this machine has the images that judged it. Nothing where verify knows."""
-    from okdc.build import reopen
+    from okdc.assembly import reopen
     from okdc.recipe.schema import ROOTS
 
     data = reopen.recipe_of(run, data_root)[0].data

@@ -58,7 +58,7 @@ def distill(
         raise UsageError("--seeds under torchrun: expected one seed a command", hint="seed=0, then seed=1, ...")
     if several and "seed" in draft.overridden:
         raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
-    from okdc.build.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
+    from okdc.assembly.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
     resolved, notes = resolve(draft)
     tell = console.Talk() if ranks.first else Nobody()

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from okdc.build import recorded, reopen
-from okdc.build import student as kept
+from okdc.assembly import recorded, reopen
+from okdc.assembly import student as kept
 from okdc.bundle import test_images as judged
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import FLOAT32, MANIFEST

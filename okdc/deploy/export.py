@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from okdc.build import recorded, reopen
+from okdc.assembly import recorded, reopen
 from okdc.bundle import layout
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.build import job as build
-from okdc.build import reopen
-from okdc.build.resolve import resolve
-from okdc.build.student import square
+from okdc.assembly import job as build
+from okdc.assembly import reopen
+from okdc.assembly.resolve import resolve
+from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
 from okdc.data import sources
 from okdc.errors import RecipeError, RunError, UsageError, nearest

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from okdc.build import student as kept
-from okdc.build.recorded import complete
+from okdc.assembly import student as kept
+from okdc.assembly.recorded import complete
 from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS
 from okdc.errors import UsageError, nearest
 from okdc.profiling.measure import Subject
@@ -14,7 +14,7 @@ from okdc.runs.run import Run
 
 
 def recorded(run: Run) -> list[dict[str, Any]]:
-    """What result.json says of each student, in order (its keys: see `okdc.build.recorded.row`).
+    """What result.json says of each student, in order (its keys: see `okdc.assembly.recorded.row`).
 
     Raises RunError for a run that is not complete, or whose record is damaged.
     """

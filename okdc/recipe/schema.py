@@ -4,7 +4,7 @@
     recipe, problems = check(draft)                                     tables -> Recipe, or all that is wrong
 
 `[method]` stays a plain table here: its keys belong to the Config of the method that it names, which
-`okdc.build.resolve.resolve` checks, so that listing or reading recipes never imports torch.
+`okdc.assembly.resolve.resolve` checks, so that listing or reading recipes never imports torch.
 """
 
 from __future__ import annotations

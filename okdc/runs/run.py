@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from okdc.runs import locks
 from okdc.errors import DiskError, RunError
-from okdc.runs.files import read_json, write, write_json, writing
 from okdc.recipe.schema import read
+from okdc.runs import locks
+from okdc.runs.files import read_json, write, write_json, writing
 
 ROOT = Path("runs")
 SERIES = "series.json"  # what makes a folder of runs a series

@@ -23,10 +23,10 @@ from typing import Any
 
 import tomli_w
 
-from okdc.runs import locks
 from okdc.errors import DiskError, OkdcError, RunError, TrainingError, UsageError
-from okdc.runs.files import read_json, write, write_json
 from okdc.recipe.schema import Recipe, read
+from okdc.runs import locks
+from okdc.runs.files import read_json, write, write_json
 from okdc.runs.run import ROOT, SERIES, Run, State, best, new_folder, runs
 
 MOST = 1000  # seeds of one series: more is a slip of the keyboard
@@ -218,7 +218,9 @@ class Series:
                 else:
                     others += 1
         if len(methods) > 1 and len(set(trained)) == len(trained):  # of two runs of one seed a comparison takes neither
-            return f"okdc compare {shlex.join(dict.fromkeys(folders)) if others else shlex.quote(str(self.path.parent))}"
+            return (
+                f"okdc compare {shlex.join(dict.fromkeys(folders)) if others else shlex.quote(str(self.path.parent))}"
+            )
         chosen = best(self.path)
         return f"okdc profile {shlex.quote(str(chosen.path))}" if chosen else "okdc distill"
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from okdc.build.job import Job
+from okdc.assembly.job import Job
 from okdc.cohort import count_macs
 from okdc.errors import DeviceError
 from okdc.methods.base import Method

@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import torch
 
-from okdc.build import student as kept
-from okdc.build.job import Job
+from okdc.assembly import student as kept
+from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
 from okdc.data.feed import batches_of
 from okdc.data.workers import cores

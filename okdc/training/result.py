@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from okdc.build import student as kept
-from okdc.build.job import Job
+from okdc.assembly import student as kept
+from okdc.assembly.job import Job
 from okdc.cohort import Backbone, count_macs, count_params
 from okdc.data.batches import EVAL_BATCH, Batches, eval_batches
 from okdc.runs.files import read_json

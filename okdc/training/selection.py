@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import save as to_safetensors
 
-from okdc.build.job import Job
+from okdc.assembly.job import Job
 from okdc.cohort import Backbone, count_params
 from okdc.data.images import rule
 from okdc.runs.files import write, write_json, writing

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from okdc.build import reopen
+from okdc.assembly import reopen
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import Listener
 from okdc.recipe.schema import TEACHER, Recipe, read

@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from okdc.build import job as build
-from okdc.build import reopen
+from okdc.assembly import job as build
+from okdc.assembly import reopen
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from okdc import backbones
+from okdc.assembly import student as kept
+from okdc.assembly.resolve import resolve
 from okdc.backbones.msfe import with_extraction
 from okdc.backbones.parts import PoolLinear
-from okdc.build import student as kept
-from okdc.build.resolve import resolve
 from okdc.cohort import Backbone, Cohort, count_macs, count_params
 from okdc.errors import RecipeError
 from okdc.recipe.schema import load

@@ -14,11 +14,11 @@ from harness import recipe
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from okdc.assembly import job as build
 from okdc.bench import pairings
 from okdc.bench.okdc_step import MEAN, STD, Work, random_images
 from okdc.bench.pairings import Scale
 from okdc.bench.plain_step import PlainBatches, PlainImages, PlainStep, parts, to_onnx
-from okdc.build import job as build
 from okdc.data.batches import Normalise, in_order
 from okdc.data.datasets import Dataset
 from okdc.methods.base import Method

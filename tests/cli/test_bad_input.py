@@ -12,7 +12,7 @@ import torch
 from asking import Answer, ask, picture, write_tree
 from PIL import Image
 
-from okdc.build import job as build
+from okdc.assembly import job as build
 from okdc.runs.run import Run
 from okdc.training import loop as engine
 

@@ -10,8 +10,8 @@ import torch
 from asking import ask
 from lookalike import KINDS, write_cifar
 
-from okdc.build import job as build
-from okdc.build.resolve import resolve
+from okdc.assembly import job as build
+from okdc.assembly.resolve import resolve
 from okdc.data.cifar import cifar
 from okdc.errors import DataError, RecipeError
 from okdc.recipe.schema import load

@@ -8,8 +8,8 @@ from asking import write_tree
 from lookalike import write_cinic
 from PIL import Image
 
-from okdc.build import job as build
-from okdc.build.resolve import resolve
+from okdc.assembly import job as build
+from okdc.assembly.resolve import resolve
 from okdc.data import cinic10 as module
 from okdc.data.cinic10 import cinic
 from okdc.data.datasets import folder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from asking import ask, picture
 
-from okdc.build.resolve import resolve
+from okdc.assembly.resolve import resolve
 from okdc.data import sources
 from okdc.data.custom import yours
 from okdc.errors import DataError, RecipeError

@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from okdc.build import job as build
-from okdc.build.resolve import resolve
+from okdc.assembly import job as build
+from okdc.assembly.resolve import resolve
 from okdc.data import published
 from okdc.data.datasets import Dataset, digits, divide, folder, same_classes, stratified
 from okdc.errors import DataError

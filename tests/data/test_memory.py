@@ -20,9 +20,9 @@ BYTES = EACH * len(CLASSES) * len(SPLITS) * 32 * 32 * 3
 CHILD = """
 import json, sys
 from pathlib import Path
-from okdc.build import job as build
+from okdc.assembly import job as build
 from okdc.recipe.schema import load
-from okdc.build.resolve import resolve
+from okdc.assembly.resolve import resolve
 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":")) * 1024

@@ -13,8 +13,8 @@ from asking import write_tree
 from lookalike import write_cinic
 from PIL import Image
 
-from okdc.build import job as build
-from okdc.build.resolve import resolve
+from okdc.assembly import job as build
+from okdc.assembly.resolve import resolve
 from okdc.data.images import EXTENSIONS, listing, load
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError

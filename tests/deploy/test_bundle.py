@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from okdc.__main__ import main
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.bundle import layout, session
 from okdc.bundle.session import Session
 from okdc.cli import ship

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from okdc import backbones
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.bundle.macs import macs
 from okdc.deploy import bundle_profile as measured
 from okdc.deploy import latency

@@ -17,7 +17,7 @@ from pictures import write_imagenet
 from safetensors.torch import load_file, save_file
 
 from okdc.__main__ import main
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.bundle import test_images as judged
 from okdc.data.datasets import digits
 from okdc.deploy import evaluate, onnx

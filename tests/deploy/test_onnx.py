@@ -18,7 +18,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from okdc import backbones
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.bundle import structure
 from okdc.bundle.session import Session
 from okdc.data.batches import Normalise

@@ -14,8 +14,8 @@ from asking import Answer, ask
 from harness import Quiet
 from PIL import Image
 
-from okdc.build import job as build
-from okdc.build.resolve import resolve
+from okdc.assembly import job as build
+from okdc.assembly.resolve import resolve
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.session import Session
 from okdc.deploy import latency, onnx, reduced

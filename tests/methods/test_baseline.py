@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from okdc.assembly import job as build
 from okdc.backbones.resnet import cifar_resnet
-from okdc.build import job as build
 from okdc.cohort import Cohort
 from okdc.methods.baseline import Baseline, BaselineConfig
 from okdc.recipe.schema import Recipe

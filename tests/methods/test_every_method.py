@@ -12,8 +12,8 @@ from byhand import CIFAR, SMALL, batch, make, table, teacher
 from torch import Tensor, nn
 
 from okdc import methods
-from okdc.build import job as build
-from okdc.build.resolve import resolve
+from okdc.assembly import job as build
+from okdc.assembly.resolve import resolve
 from okdc.cohort import count_macs
 from okdc.errors import RecipeError
 from okdc.methods.base import Method

@@ -13,9 +13,9 @@ import torch
 from harness import no_waiting
 from torch import Tensor, nn
 
+from okdc.assembly import job as build
 from okdc.backbones.parts import PoolLinear
 from okdc.backbones.resnet import cifar_resnet
-from okdc.build import job as build
 from okdc.cohort import Backbone, Cohort
 from okdc.methods.base import Step
 from okdc.methods.fefr import FEFR, FeaturePath, FEFRConfig, reconstruct

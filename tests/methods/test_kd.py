@@ -10,7 +10,7 @@ import torch
 from byhand import agrees, batch, cross_entropy, divergence, hold, make, names, reached, spread, table, teacher
 from torch import nn
 
-from okdc.build import job as build
+from okdc.assembly import job as build
 from okdc.methods.base import Method
 from okdc.methods.kd import KD, KDConfig
 from okdc.recipe.schema import Recipe

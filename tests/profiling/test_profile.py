@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from okdc.__main__ import main
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.cli import console, tables
 from okdc.cohort import Backbone
 from okdc.deploy import onnx

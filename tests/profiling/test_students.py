@@ -8,7 +8,7 @@ import pytest
 import torch
 from making import make_run
 
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.errors import RunError, UsageError
 from okdc.profiling import students
 from okdc.profiling.students import by_name

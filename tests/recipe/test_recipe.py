@@ -12,7 +12,7 @@ from asking import tried
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from okdc.build.resolve import resolve
+from okdc.assembly.resolve import resolve
 from okdc.errors import OkdcError, RecipeError, UsageError
 from okdc.recipe import catalog
 from okdc.recipe.schema import Recipe, check, load, read

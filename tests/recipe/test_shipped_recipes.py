@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from okdc.build.resolve import resolve
+from okdc.assembly.resolve import resolve
 from okdc.recipe import catalog
 from okdc.recipe.schema import Recipe, check, load
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from harness import Quiet, outcome, recipe, result, start, uninterrupted
 
-from okdc.build import student as kept
-from okdc.runs import locks
+from okdc.assembly import student as kept
 from okdc.errors import Interrupted, RunError
+from okdc.runs import locks
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 from okdc.training import result as final

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from okdc.runs import run as run_module
 from okdc.errors import DiskError, RunError
+from okdc.runs import run as run_module
 from okdc.runs.files import read_json, write, write_json
 from okdc.runs.provenance import provenance
 from okdc.runs.run import Run, runs

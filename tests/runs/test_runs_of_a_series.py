@@ -11,10 +11,10 @@ from asking import ask, tried
 from hypothesis import given
 from hypothesis import strategies as st
 
-from okdc.runs import locks
 from okdc.errors import DiskError, RecipeError, RunError, UsageError
-from okdc.runs.files import read_json, write, write_json
 from okdc.recipe.schema import Recipe, check, load
+from okdc.runs import locks
+from okdc.runs.files import read_json, write, write_json
 from okdc.runs.run import Run, best, runs
 from okdc.runs.series import Series, all_series, newest_resumable, owner, parse_seeds
 

@@ -18,8 +18,8 @@ from harness import Quiet, built, digest, outcome, recipe, resume, rows, signall
 from safetensors import safe_open
 from torch._dynamo.utils import counters
 
-from okdc.build import student as kept
-from okdc.build.job import Job
+from okdc.assembly import student as kept
+from okdc.assembly.job import Job
 from okdc.errors import DeviceError, Interrupted
 from okdc.runs.files import read_json
 from okdc.runs.run import Run

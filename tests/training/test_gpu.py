@@ -15,7 +15,7 @@ from harness import Quiet, built, no_waiting, outcome, recipe, rows
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from okdc.build.job import Job
+from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.recipe.schema import Engine
 from okdc.training import device

@@ -38,10 +38,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from okdc.assembly import job as build
+from okdc.assembly import student as kept
+from okdc.assembly.student import logits_of
 from okdc.backbones.resnet import cifar_resnet
-from okdc.build import job as build
-from okdc.build import student as kept
-from okdc.build.student import logits_of
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError

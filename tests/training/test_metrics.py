@@ -7,8 +7,8 @@ import torch
 from harness import no_waiting, recipe
 from torch import Tensor, nn
 
-from okdc.build import job as build
-from okdc.build.student import logits_of
+from okdc.assembly import job as build
+from okdc.assembly.student import logits_of
 from okdc.methods.base import Method, Step
 from okdc.training.metrics import Totals, evaluate, top1_pct
 

@@ -5,7 +5,7 @@ import torch
 from harness import recipe
 from torch import nn
 
-from okdc.build import job as build
+from okdc.assembly import job as build
 from okdc.methods.base import Method
 from okdc.recipe.schema import Optim
 from okdc.training.optim import assert_same_strides, rate, sgd

@@ -27,7 +27,7 @@ from harness import EPOCHS, STEPS, Quiet, outcome, recipe, result, resume, rows,
 from pictures import streamed, write_imagenet
 from processes import Learned, Told, asked, broken, damaged, stepped, together, traced, training
 
-from okdc.build import job as build
+from okdc.assembly import job as build
 from okdc.data import ondemand
 from okdc.data.batches import order, part_of_batch
 from okdc.data.workers import cores

@@ -30,7 +30,7 @@ from harness import (
     write_recipe,
 )
 
-from okdc.build.resolve import resolve
+from okdc.assembly.resolve import resolve
 from okdc.errors import DataError, DeviceError, Interrupted, RunError
 from okdc.methods.base import Method
 from okdc.recipe.schema import Optim, load

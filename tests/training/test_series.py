@@ -16,7 +16,7 @@ import torch
 from asking import Answer, ask, write_tree
 from harness import CALLS, Quiet, outcome, series_in_child, signalled, uninterrupted, write_recipe
 
-from okdc.build.job import Job
+from okdc.assembly.job import Job
 from okdc.cli import console
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run

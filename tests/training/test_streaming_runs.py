@@ -19,7 +19,7 @@ from harness import Quiet, digest, recipe, result, resume, rows, signalled, star
 from pictures import streamed, write_imagenet
 from PIL import Image
 
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.bundle import checks as soundness
 from okdc.data import images, ondemand
 from okdc.data.imagenet import PUBLISHED
@@ -121,7 +121,7 @@ def spoil(path: Path) -> bytes:
 def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_when_it_is_restored(
     own_tree: Path, whole: Run, monkeypatch: pytest.MonkeyPatch, split: str, workers: int
 ) -> None:
-    from okdc.build import job as build
+    from okdc.assembly import job as build
 
     monkeypatch.setattr(ondemand, "PROBE", 0)
     asked = words(own_tree, f"engine.workers={workers}")

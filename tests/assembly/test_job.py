@@ -10,14 +10,14 @@ from harness import Quiet
 from PIL import Image
 from safetensors.torch import save_file
 
-from okdc.build import job as build
-from okdc.build import reopen
-from okdc.build import student as kept_student
+from okdc.assembly import job as build
+from okdc.assembly import reopen
+from okdc.assembly import student as kept_student
+from okdc.assembly.resolve import resolve
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError, OkdcError, RecipeError, RunError
-from okdc.runs.files import write_json
 from okdc.recipe.schema import Draft, Recipe, load, read
-from okdc.build.resolve import resolve
+from okdc.runs.files import write_json
 from okdc.runs.run import Run
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.cohort import Backbone
 from okdc.errors import CheckFailed, RunError
 from okdc.runs.files import read_json

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from okdc.build import student as kept
-from okdc.build import recorded
+from okdc.assembly import recorded
+from okdc.assembly import student as kept
 from okdc.errors import CheckFailed, RunError
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run

@@ -9,17 +9,16 @@ import torch
 from torch import nn
 
 from okdc import backbones, methods
-from okdc.build import teacher as teachers
+from okdc.assembly import teacher as teachers
+from okdc.assembly.teacher import Teacher
 from okdc.cohort import Cohort
 from okdc.data import datasets, sources
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Method
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES
-from okdc.recipe.schema import Recipe
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Recipe
 from okdc.seeds import seeded
-from okdc.build.teacher import Teacher
 
 
 @dataclass(frozen=True)

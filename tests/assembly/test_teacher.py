@@ -22,17 +22,17 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from okdc import backbones, methods
-from okdc.build import job as build
-from okdc.build import student as kept
-from okdc.build import teacher as teachers
+from okdc.assembly import job as build
+from okdc.assembly import student as kept
+from okdc.assembly import teacher as teachers
+from okdc.assembly.resolve import resolve
+from okdc.assembly.teacher import Renormalised
 from okdc.data.batches import Normalise
 from okdc.errors import Interrupted, OkdcError, RecipeError
-from okdc.runs.files import read_json, write_json
 from okdc.methods.kd import KD
 from okdc.recipe.schema import load, read
-from okdc.build.resolve import resolve
+from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
-from okdc.build.teacher import Renormalised
 
 Captured = pytest.CaptureFixture[str]
 ONCE = "optim.epochs=2"

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from okdc import backbones, methods
-from okdc.build import job as build
+from okdc.assembly import job as build
+from okdc.assembly.student import square
 from okdc.errors import RecipeError, RunError
-from okdc.build.student import square
 from okdc.recipe.schema import CROP_PADDING, ROOTS, STREAMED, Draft, Recipe, check, explain, salvage
 
 

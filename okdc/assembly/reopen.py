@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from okdc.build import job as build
+from okdc.assembly import job as build
+from okdc.assembly.resolve import resolve
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError
-from okdc.recipe.schema import Draft, Recipe, read
-from okdc.build.resolve import resolve
-from okdc.runs.run import Run
 from okdc.progress import Listener
+from okdc.recipe.schema import Draft, Recipe, read
+from okdc.runs.run import Run
 
 
 def recipe_of(run: Run, data_root: str | None = None) -> tuple[Recipe, list[str]]:

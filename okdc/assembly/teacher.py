@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.build import student as kept
+from okdc.assembly import student as kept
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, RunError
-from okdc.recipe.schema import TEACHER
-from okdc.recipe.schema import read
+from okdc.recipe.schema import TEACHER, read
 from okdc.runs.run import Run
 from okdc.runs.series import Series
 

@@ -1,0 +1,1 @@
+"""From a recipe or a run to the objects that it names."""
