@@ -62,6 +62,13 @@ def make_run(
         "schema": 1,
         "variant": variant,
         "method": method,
+        "method_card": {
+            "title": method,
+            "summary": f"Trained by {method}.",
+            "tags": [],
+            "fused_head": "gated" if method == "one" else "fused",
+            "reference": method == "baseline",
+        },
         "students": list(students),
         "share": share,
         "teacher": None,

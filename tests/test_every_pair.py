@@ -82,13 +82,13 @@ def grouped(networks: list[str]) -> list[object]:
     return [pytest.param(network, marks=pytest.mark.xdist_group(network)) for network in networks]
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS.own)
 @pytest.mark.parametrize("network", list(backbones.ZOO))
 def test_every_method_trains_every_network_of_the_zoo(network: str, method: str) -> None:
     trains(method, network, 16 if network in DEEP else 32)
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS.own)
 @pytest.mark.parametrize("network", grouped(OUTSIDE))
 def test_every_method_trains_networks_from_outside(network: str, method: str) -> None:
     trains(method, network, 64)
@@ -113,11 +113,11 @@ def words(recipe: str, method: str) -> list[str]:
 @pytest.mark.parametrize("name", catalog.recipes())
 def test_every_shipped_recipe_can_be_built_as_it_stands(name: str) -> None:
     recipe, notes = resolve(load([name]), needs_data=False)
-    assert recipe.method["name"] in methods.METHODS
+    assert recipe.method["name"] in methods.METHODS.own
     assert not [note for note in notes if "dropped" in note]
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", methods.METHODS.own)
 @pytest.mark.parametrize("name", ["digits_resnet8", "cifar10_resnet20", "folder_resnet20"])
 def test_a_shipped_recipe_takes_every_method(name: str, method: str) -> None:
     given = words(name, method)

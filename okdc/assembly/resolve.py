@@ -62,8 +62,8 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
     """The method's table with its defaults, notes on dropped keys, problems."""
     try:
         config = methods.find(table["name"]).Config
-    except ValueError as error:
-        return table, [], [f"method.name: {error}"]
+    except RecipeError as error:
+        return table, [], [f"method.name: {'; '.join(filter(None, (error.message, error.hint)))}"]
     notes = []
     if "method.name" in draft.overridden:  # the file's keys were meant for its own method
         known = {key for key in config.model_fields if _means_the_same(key, config, draft)}

@@ -17,7 +17,7 @@ from okdc.backbones.outside import PREFIXES, bare_network, check
 from okdc.backbones.tracing import CannotCut, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError
-from okdc.plugins import said
+from okdc.plugins import one_line
 
 __all__ = ["PREFIXES", "Adapted", "adapt", "check", "describe"]
 
@@ -88,7 +88,7 @@ def _check_output(name: str, net: nn.Module, classes: int, images: torch.Size) -
         logits = net.eval()(_probe(1, images))
     except Exception as error:
         raise RecipeError(
-            f"{name} does not take an image of {size}: {said(error)}",
+            f"{name} does not take an image of {size}: {one_line(error)}",
             hint=f"set data.image_size to what it was made for, or use {_CONVOLUTIONAL}",
         ) from error
     found = "×".join(map(str, logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
@@ -115,7 +115,7 @@ def _check_equal(net: nn.Module, adapted: Adapted, images: torch.Size) -> None:
         try:
             expected, _ = _pass(net, [net], x)
         except Exception as error:
-            raise CannotCut(f"in training it raised {said(error)}") from error
+            raise CannotCut(f"in training it raised {one_line(error)}") from error
         found, writing = _pass(net, parts, x)
         if writing:
             for i in writing:

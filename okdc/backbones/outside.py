@@ -8,7 +8,8 @@ import warnings
 from torch import nn
 
 from okdc.errors import RecipeError, nearest
-from okdc.plugins import find, here_first, said
+from okdc.plugins import load as load_object
+from okdc.plugins import one_line, working_directory_first
 
 PREFIXES = ("torchvision:", "timm:")
 
@@ -20,7 +21,7 @@ def check(name: str) -> None:
     elif name.startswith("timm:"):
         _check_timm(name.partition(":")[2])
     else:
-        find(name, RecipeError)
+        load_object(name, RecipeError)
 
 
 def _check_torchvision(name: str) -> None:
@@ -62,12 +63,12 @@ def bare_network(name: str, classes: int) -> nn.Module:
 
                 net = timm.create_model(rest, pretrained=False, num_classes=classes)
             else:
-                with here_first():  # it may import what lies beside it
-                    net = find(name, RecipeError)(classes)
+                with working_directory_first():  # it may import what lies beside it
+                    net = load_object(name, RecipeError)(classes)
     except RecipeError:
         raise
     except Exception as error:
-        raise RecipeError(f"{name}, called with {classes} classes, raised {said(error)}") from error
+        raise RecipeError(f"{name}, called with {classes} classes, raised {one_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise RecipeError(f"{name}({classes}): expected a torch.nn.Module, found {type(net).__name__}")
     return net

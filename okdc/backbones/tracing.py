@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from okdc.plugins import said
+from okdc.plugins import one_line
 
 NET = "net"  # the path of the network inside Entry, and so the start of every path in the graph
 FLAG = "_in_training"  # the path of the graph's Training module
@@ -85,7 +85,7 @@ def trace(net: nn.Module) -> tuple[Entry, fx.Graph]:
             try:
                 graphs.append(tracer.trace(entry.train(training)))
             except Exception as error:  # whatever a forward does with a stand-in that is no tensor
-                culprit, reason = tracer.failed or NET, said(error)
+                culprit, reason = tracer.failed or NET, one_line(error)
                 break
         else:
             differs = _join(entry, *graphs)

@@ -55,7 +55,8 @@ def card(story: Story) -> str:
     """README.md as text."""
     student, licence = story.student, (story.licence or "").strip() or None
     accuracies = {MODELS[precision]: value for precision, value in story.top1_pct.items()}
-    top = front_matter(student, story.recipe["seed"], accuracies, (story.images, story.split), licence)
+    tags, seed = story.result["method_card"]["tags"], story.recipe["seed"]
+    top = front_matter(student, tags, seed, accuracies, (story.images, story.split), licence)
     title = f"# {_named(student['architecture'])} on {_named(student['dataset'])}\n\n{_what(story)}"
     sections = {
         "Use": _use(story),
@@ -80,7 +81,7 @@ def _what(story: Story) -> str:
     more = "" if len(classes) <= FEW else f" and {len(classes) - SHOWN:,} more: `labels` in manifest.json"
     return (
         f"An image classifier in ONNX: {size}×{size} colour images, {len(classes):,} classes. "
-        f"{known.METHODS[method]}{settings}{_peers(story)}\n\n"
+        f"{story.result['method_card']['summary']}{settings}{_peers(story)}\n\n"
         f"Classes, in the order of the outputs: {named}{more}.\n"
     )
 

@@ -32,14 +32,19 @@ DATASETS = {
     "cinic10": "flwrlabs/cinic10",
     "imagenet": "ILSVRC/imagenet-1k",
 }
-OFFLINE = {"baseline": (), "dualnet": (), "kd": ("knowledge-distillation",)}
-ONLINE = ("knowledge-distillation", "online-distillation")
 
 
 def front_matter(
-    student: Mapping[str, Any], seed: int, accuracies: Mapping[str, float], images: tuple[int, str], licence: str | None
+    student: Mapping[str, Any],
+    tags: Sequence[str],
+    seed: int,
+    accuracies: Mapping[str, float],
+    images: tuple[int, str],
+    licence: str | None,
 ) -> str:
-    """From `---` to `---`. `accuracies` are top-1 in % by file, `images` how many judged and of which split."""
+    """From `---` to `---`. `tags` are the method's, `accuracies` top-1 in % by file, `images` how many judged and of
+    which split.
+    """
     count, split = images
     dataset = student["dataset"]
     hub = DATASETS.get(dataset)
@@ -47,7 +52,7 @@ def front_matter(
         **licence_facts(licence),
         "library_name": "onnx",
         "pipeline_tag": "image-classification",
-        "tags": ["image-classification", "onnx", "onnxruntime", "okdc", *OFFLINE.get(student["method"], ONLINE)],
+        "tags": ["image-classification", "onnx", "onnxruntime", "okdc", *tags],
         **({"datasets": [hub]} if hub else {}),
         "metrics": ["accuracy"],
         "model-index": [

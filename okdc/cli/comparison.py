@@ -75,13 +75,13 @@ def _differences(facts: dict[str, Any]) -> Drawn:
 
 
 def _beside_paper(facts: dict[str, Any]) -> Drawn:
-    """Errors, as papers print them, so that nobody subtracts in the head. ONE's fused one is of its gated ensemble."""
+    """Errors, as papers print them, so that nobody subtracts in the head."""
     return ["top-1 error %", "kept, here", "student, paper", "fused, here", "fused, paper"], [
         [
             row["name"],
             _mean(row["kept"], error=True),
             _printed(paper["student_error_pct"]),
-            _mean(row["heads_last_epoch"].get("fused") or row["heads_last_epoch"].get("gated"), error=True),
+            _mean(row["heads_last_epoch"].get(row["fused_head"]), error=True),
             _printed(paper["fused_error_pct"]),
         ]
         for row in facts["rows"]

@@ -25,7 +25,8 @@ from torch import Tensor
 from okdc.data.datasets import Dataset, of_arrays
 from okdc.data.images import Pixels
 from okdc.errors import DataError, OkdcError, nearest
-from okdc.plugins import find, here_first, said
+from okdc.plugins import load as load_object
+from okdc.plugins import one_line, working_directory_first
 
 KEYS = ("classes", "train", "val", "test")
 _EXPECTED = "a mapping with classes, train and, if you like, val and test"
@@ -33,8 +34,8 @@ _EXPECTED = "a mapping with classes, train and, if you like, val and test"
 
 def yours(name: str, root: str | None, size: int) -> Dataset:
     """What the callable `name` gives, checked. Raises DataError for whatever is wrong with it or with what it gives."""
-    with here_first():  # it may import what lies beside it
-        load = find(name, DataError)
+    with working_directory_first():  # it may import what lies beside it
+        load = load_object(name, DataError)
         given = _call(name, load, root=root, image_size=size)
     if not isinstance(given, Mapping):
         raise DataError(f"{name}: expected {_EXPECTED}, found {type(given).__name__}", hint="see okdc.data.custom")
@@ -63,7 +64,7 @@ def _call(name: str, load: Callable[..., object], **arguments: object) -> object
     except OkdcError:
         raise
     except (Exception, SystemExit) as error:
-        raise DataError(f"{name} raised {said(error)}", hint="okdc --debug shows where") from error
+        raise DataError(f"{name} raised {one_line(error)}", hint="okdc --debug shows where") from error
 
 
 def _classes(name: str, given: object) -> list[str]:

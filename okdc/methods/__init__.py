@@ -1,33 +1,47 @@
-"""The methods by name. Importing this imports none of them."""
+"""The methods by name: okdc's own, one line each, those of installed packages, and the user's `package.module:Class`.
+
+Importing this imports none of them.
+"""
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from okdc.errors import nearest
+from okdc.errors import RecipeError
+from okdc.plugins import Registry
 
 if TYPE_CHECKING:
     from okdc.methods.base import Method
 
-METHODS = {
-    "baseline": "okdc.methods.baseline:Baseline",
-    "kd": "okdc.methods.kd:KD",
-    "dml": "okdc.methods.dml:DML",
-    "one": "okdc.methods.one:ONE",
-    "ffl": "okdc.methods.ffl:FFL",
-    "mfef": "okdc.methods.mfef:MFEF",
-    "fefr": "okdc.methods.fefr:FEFR",
-    "dualnet": "okdc.methods.dualnet:DualNet",
-    "okddip": "okdc.methods.okddip:OKDDip",
-    "kdcl": "okdc.methods.kdcl:KDCL",
-}
+METHODS = Registry(
+    "method",
+    "okdc.methods",
+    {
+        "baseline": "okdc.methods.baseline:Baseline",
+        "kd": "okdc.methods.kd:KD",
+        "dml": "okdc.methods.dml:DML",
+        "one": "okdc.methods.one:ONE",
+        "ffl": "okdc.methods.ffl:FFL",
+        "mfef": "okdc.methods.mfef:MFEF",
+        "fefr": "okdc.methods.fefr:FEFR",
+        "dualnet": "okdc.methods.dualnet:DualNet",
+        "okddip": "okdc.methods.okddip:OKDDip",
+        "kdcl": "okdc.methods.kdcl:KDCL",
+    },
+    RecipeError,
+)
 
 
 def find(name: str) -> type[Method]:
-    """The class of a method. Raises ValueError, naming the nearest, for an unknown one."""
-    if name not in METHODS:
-        raise ValueError(f"no method is called {name!r}{nearest(name, METHODS)}; there is: {', '.join(METHODS)}")
-    module, _, attribute = METHODS[name].partition(":")
-    found: type[Method] = getattr(importlib.import_module(module), attribute)
-    return found
+    """The class of a method. Raises RecipeError for an unknown name, and for one that leads to no method."""
+    kind = METHODS.load(name)
+    if name in METHODS.own:
+        return kind  # type: ignore[no-any-return]
+    from okdc.methods.base import Config, Method
+
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise RecipeError(f"{name}: expected a subclass of okdc.Method, found {kind!r}")
+    config = getattr(kind, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, Config)):
+        raise RecipeError(f"{name}: expected its Config to be a subclass of okdc.Config, found {config!r}")
+    return kind

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,11 @@ class Method(nn.Module):
     """
 
     Config: ClassVar[type[BaseModel]]
+    title: ClassVar[str]  # how papers write it: FEFR
+    summary: ClassVar[str]  # a sentence of the model card: how a student of it was trained, and the source
+    tags: ClassVar[tuple[str, ...]] = ("knowledge-distillation", "online-distillation")  # of the model card, for a hub
+    fused_head: ClassVar[str] = "fused"  # the head that papers print as the fused or ensemble classifier
+    reference: ClassVar[bool] = False  # the row that a comparison takes differences to
     branches: ClassVar[bool] = False  # made for a shared trunk; False: nothing is shared, whatever the recipe says
     trunk: ClassVar[str] = (
         ""  # it stands on a shared trunk, so that students that differ are refused: what to do instead
@@ -62,6 +67,12 @@ class Method(nn.Module):
         """`images` is the CHW size of the recipe's images. Subclasses raise ValueError where they cannot be built."""
         super().__init__()
         self.cohort = cohort
+
+    @classmethod
+    def card(cls) -> dict[str, Any]:
+        """What result.json records of the method, so that a model card or a comparison need not import its class."""
+        names = ("title", "summary", "tags", "fused_head", "reference")
+        return {name: getattr(cls, name) for name in names} | {"tags": list(cls.tags)}
 
     @classmethod
     def architecture(cls, name: str, config: BaseModel) -> str:  # noqa: ARG003

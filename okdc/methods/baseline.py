@@ -18,6 +18,10 @@ class Baseline(Method):
     """L = CE(z, y)."""
 
     Config = BaselineConfig
+    title = "Baseline"
+    summary = "Trained alone, without distillation."
+    tags = ()
+    reference = True
     single = True
 
     def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:

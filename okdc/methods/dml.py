@@ -26,6 +26,8 @@ class DML(Method):
     """L_k = CE(z_k, y) + 1/(n-1) Σ_{l≠k} KL(z_l ‖ z_k): temperature 1, no ramp-up."""
 
     Config = DMLConfig
+    title = "DML"
+    summary = "Trained with peers that teach each other (DML, deep mutual learning; Zhang et al., CVPR 2018)."
 
     def __init__(
         self, cohort: Cohort, config: BaseModel, images: torch.Size, classes: int, teacher: nn.Module | None = None

@@ -27,6 +27,12 @@ class DualNet(Method):
     """L = Σ_k CE(z_k) + CE(z_f), z_f = FC(Σ_k pool(f_k)), f_k the last map of student k."""
 
     Config = DualNetConfig
+    title = "DualNet"
+    summary = (
+        "Trained with peers whose features are summed into one classifier, without distillation (DualNet; "
+        "Hou et al., 2017)."
+    )
+    tags = ()
 
     def __init__(
         self, cohort: Cohort, config: BaseModel, images: torch.Size, classes: int, teacher: nn.Module | None = None

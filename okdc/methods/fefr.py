@@ -127,6 +127,11 @@ class FEFR(Method):
     """
 
     Config = FEFRConfig
+    title = "FEFR"
+    summary = (
+        "Distilled online from a classifier that is fused from features of several depths of all students (FEFR; "
+        "DOI 10.3233/JIFS-232626)."
+    )
     branches = True
 
     def __init__(

@@ -28,6 +28,10 @@ class FFL(Method):
     """L = Σ_k CE(z_k) + CE(z_f) + w(t)·T²·[KL(z_a ‖ z_f) + Σ_k KL(z_f ‖ z_k)], z_f from the students' last maps."""
 
     Config = FFLConfig
+    title = "FFL"
+    summary = (
+        "Distilled online from a classifier that is fused from the last maps of all students (FFL; arXiv 1904.09058)."
+    )
     branches = True
     trunk = "cohort.share=none fuses separate networks; so do method.name=fefr and mfef"
 

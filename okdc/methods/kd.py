@@ -32,6 +32,9 @@ class KD(Method):
     """L = CE(z, y) + α·T²·KL(z_t ‖ z). The teacher learns nothing and stays in eval mode."""
 
     Config = KDConfig
+    title = "KD"
+    summary = "Distilled from a frozen teacher (KD; Hinton et al., 2015)."
+    tags = ("knowledge-distillation",)
     single = True
 
     def __init__(

@@ -108,6 +108,8 @@ class KDCL(Method):
     """L = Σ_i CE(z_i, y) + λ·T²·KL(z_t ‖ z_i), z_t as `teacher` says, detached."""
 
     Config = KDCLConfig
+    title = "KDCL"
+    summary = "Trained with peers, taught by a target that is made of all their logits (KDCL; Guo et al., CVPR 2020)."
 
     def __init__(
         self, cohort: Cohort, config: BaseModel, images: torch.Size, classes: int, teacher: nn.Module | None = None

@@ -69,6 +69,11 @@ class MFEF(Method):
     """
 
     Config = MFEFConfig
+    title = "MFEF"
+    summary = (
+        "Distilled online from a classifier that is fused from multi-scale features of all students (MFEF; "
+        "arXiv 2206.08224)."
+    )
     branches = True
 
     def __init__(

@@ -32,6 +32,8 @@ class OKDDip(Method):
     """
 
     Config = OKDDipConfig
+    title = "OKDDip"
+    summary = "Trained with diverse peers that attend to each other (OKDDip; Chen et al., AAAI 2020)."
     branches = True
 
     def __init__(

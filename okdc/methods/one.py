@@ -38,6 +38,9 @@ class ONE(Method):
     """L = Σ_i CE(z_i) + CE(z_e) + w(t)·T²·Σ_i KL(z_e ‖ z_i), z_e = Σ_i g_i·z_i. The gate learns by CE(z_e) alone."""
 
     Config = ONEConfig
+    title = "ONE"
+    summary = "Trained as one branch of a trunk, taught by the gated ensemble (ONE; Lan et al., NeurIPS 2018)."
+    fused_head = "gated"
     branches = True
     trunk = "method.name=fefr, mfef, dml or kdcl takes students that differ"
 

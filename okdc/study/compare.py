@@ -79,7 +79,7 @@ def next_step(facts: Mapping[str, Any]) -> str:
 def _baseline(rows: Sequence[Row], asked: str | None, notes: list[str]) -> Row | None:
     if asked is not None:
         return called(asked, rows, "--baseline")
-    found = [row for row in rows if row.method == "baseline"]
+    found = [row for row in rows if row.runs[0].result.method_card.reference]
     if len(found) == 1:
         return found[0]
     if found:
@@ -118,6 +118,7 @@ def _facts(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
             if head not in (KEPT, STUDENT)
         },
         "student_last_epoch": stats.sample(row.accuracy(STUDENT)),
+        "fused_head": row.runs[0].result.method_card.fused_head,
         "leader": row.runs[0].result.leader,
         "difference": difference,
         "params": [min(k.params for k in kept), max(k.params for k in kept)],

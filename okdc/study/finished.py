@@ -39,6 +39,13 @@ class Kept(Facts):
     macs: Count
 
 
+class MethodCard(Facts):
+    """What the method's class says of itself."""
+
+    fused_head: str
+    reference: bool
+
+
 class Teacher(Facts):
     architecture: str
     weights_sha256: str
@@ -49,6 +56,7 @@ class Result(Facts):
 
     variant: str
     method: str
+    method_card: MethodCard
     students: Texts
     share: Literal["none", "low", "stem1"]
     teacher: Teacher | None

@@ -38,6 +38,7 @@ def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any
     return {
         "schema": 1,
         "method": job.recipe.method["name"],
+        "method_card": job.method.card(),
         "variant": job.variant,
         "students": [student.architecture for student in cohort.backbones()],
         "share": cohort.share,

@@ -61,6 +61,7 @@ def _student(**other: Any) -> dict[str, Any]:
 
 
 RESULT = {
+    "method_card": methods.find("fefr").card(),
     "variant": "fefr",
     "students": ["resnet8", "resnet14"],
     "share": "none",
@@ -226,7 +227,8 @@ def test_a_data_set_is_linked_only_where_a_hub_has_it() -> None:
 
 @pytest.mark.parametrize(("method", "tags"), [("baseline", 0), ("dualnet", 0), ("kd", 1), ("dml", 2)])
 def test_only_what_was_distilled_is_called_so(method: str, tags: int) -> None:
-    found = _front(card(replace(PLAIN, student=_student(method=method), result={**RESULT, "variant": method})))["tags"]
+    result = {**RESULT, "variant": method, "method_card": methods.find(method).card()}
+    found = _front(card(replace(PLAIN, student=_student(method=method), result=result)))["tags"]
     assert sum("distillation" in tag for tag in found) == tags
 
 
@@ -318,6 +320,7 @@ def test_who_was_trained_beside_it_and_why_it_is_this_one() -> None:
 
 def test_a_student_without_peers_or_with_a_teacher_says_so() -> None:
     alone = {**RESULT, "students": ["resnet8"], "variant": "baseline"}
+    alone["method_card"] = methods.find("baseline").card()
     text = card(replace(PLAIN, student=_student(method="baseline"), result=alone))
     assert "Trained alone, without distillation.\n" in text
     assert "peer" not in text
@@ -381,9 +384,17 @@ def test_the_card_warns_of_cinic10_as_the_training_does() -> None:
         assert source in text
 
 
-def test_every_method_and_every_data_set_with_a_name_is_described() -> None:
+def test_every_data_set_with_a_name_is_described() -> None:
     assert known.DATA.keys() == set(DATASETS) - {"folder"}
-    assert known.METHODS.keys() == methods.METHODS.keys()
+
+
+@pytest.mark.parametrize("name", methods.METHODS.own)
+def test_every_method_describes_itself_in_a_sentence_with_its_source(name: str) -> None:
+    facts = methods.find(name).card()
+    assert facts["title"].lower() == name
+    assert facts["summary"].endswith(".")
+    assert facts["reference"] == (name == "baseline")
+    assert name == "baseline" or facts["title"] in facts["summary"]
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name])

@@ -60,7 +60,7 @@ SWITCHES = [
     Case("okddip", {}),
     *(Case("kdcl", {"teacher": kind}) for kind in ("naive", "linear", "minlogit")),
 ]
-PLAIN = [Case(name, {}) for name in methods.METHODS]
+PLAIN = [Case(name, {}) for name in methods.METHODS.own]
 
 
 def called(value: object) -> str | None:
@@ -90,8 +90,8 @@ def of(case: Case, n: int, share: str) -> Method:
 
 
 def test_every_method_is_here() -> None:
-    assert {case.name for case in SWITCHES} == set(methods.METHODS)
-    for name in methods.METHODS:
+    assert {case.name for case in SWITCHES} == set(methods.METHODS.own)
+    for name in methods.METHODS.own:
         kind = methods.find(name)
         assert (kind.branches, kind.single) == (name in BRANCHES, name in SINGLE)
 
@@ -304,7 +304,7 @@ def test_the_mean_weight_of_distillation_does_not_depend_on_the_epochs(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in RAMPED])
+@pytest.mark.parametrize("name", [name for name in methods.METHODS.own if name not in RAMPED])
 def test_the_others_weigh_every_term_alike_from_the_first_step_on(name: str) -> None:
     method = make(name, 1 if name in SINGLE else 3).eval()
     first, last = (method(*batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
@@ -387,7 +387,7 @@ def test_students_that_differ_learn_together(name: str) -> None:
     assert [k for k, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", [name for name in methods.METHODS if name not in SINGLE])
+@pytest.mark.parametrize("name", [name for name in methods.METHODS.own if name not in SINGLE])
 def test_one_student_is_refused_with_the_method_that_trains_one(name: str) -> None:
     (told,) = resolved(name, ["resnet8"], "low")
     assert told == f"[method] {name}: {name} needs at least two students; method.name=baseline trains one"

@@ -21,7 +21,7 @@ FACTS = {
 ROW = {
     "name", "variant", "method", "students", "share", "teachers_sha256", "n", "seeds", "kept",
     "kept_standard_error_pct", "heads_last_epoch", "student_last_epoch",
-    "leader", "difference", "params", "macs", "seconds_mean", "paper", "runs",
+    "fused_head", "leader", "difference", "params", "macs", "seconds_mean", "paper", "runs",
 }  # fmt: skip
 
 

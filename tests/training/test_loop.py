@@ -413,6 +413,7 @@ def test_result_json_holds_these_facts() -> None:
     assert set(found) == {
         "schema",
         "method",
+        "method_card",
         "variant",
         "students",
         "share",
