@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from okdc.assembly import job as build
-from okdc.assembly.resolve import resolve
+from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError
@@ -14,13 +14,13 @@ from okdc.recipe.schema import Draft, Recipe, read
 from okdc.runs.run import Run
 
 
-def recipe_of(run: Run, data_root: str | None = None) -> tuple[Recipe, list[str]]:
-    """The resolved recipe that a run was started with, and notes; `data_root` says where its images are now."""
+def recipe_of(run: Run, data_root: str | None = None) -> ResolvedRecipe:
+    """The recipe that a run was started with; `data_root` says where its images are now."""
     tables = read(run.recipe)
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"]["root"] = data_root
-    given = frozenset({"data.root"}) if data_root is not None else frozenset()
-    return resolve(Draft(run.recipe, tables, given), trial=False)
+    overridden = frozenset({"data.root"}) if data_root is not None else frozenset()
+    return resolve(Draft(run.recipe, tables, overridden))
 
 
 def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:

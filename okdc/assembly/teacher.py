@@ -57,10 +57,8 @@ class Teacher:
         return f"the teacher is {self.architecture} with {self.where}: whether it has seen the test images is not known"
 
 
-def load(where: str, weights: str | None, classes: int | None, images: torch.Size) -> Teacher:
+def load(where: str, weights: str | None, classes: int, images: torch.Size) -> Teacher:
     """The teacher that `[method]` names: `where` is a run, or a network whose `weights` are a file.
-
-    Before the images are read nobody knows `classes`: with None a network is built, and the file only has to be there.
 
     Raises RunError for a run that is not complete or damaged, RecipeError for what leads to no teacher.
     """
@@ -85,11 +83,9 @@ def load(where: str, weights: str | None, classes: int | None, images: torch.Siz
             hint="method.weights=student.safetensors, or method.teacher=runs/NAME for the student that a run kept",
         )
     path = Path(weights).expanduser()
-    network = backbones.build(where, classes or 2, images)
-    if classes is None:
-        if not path.is_file():
-            raise RecipeError(f"method.weights: no such file: {path}")
-        return Teacher(network, weights, where, "")
+    if not path.is_file():
+        raise RecipeError(f"method.weights: no such file: {path}")
+    network = backbones.build(where, classes, images)
     try:
         content, tensors = _read(path)
         network.load_weights(tensors)
@@ -154,15 +150,18 @@ def _unknown_origin(run: Run) -> str:
     return _unknown_origin(Run.open(above))
 
 
-def check(teacher: Teacher, expected_sha256: str | None, data_sha256: str, data: Mapping[str, Any]) -> None:
-    """Raises RunError where it is not the teacher that the training began with, RecipeError where it may have seen
-    images that it must not know."""
+def check_weights(teacher: Teacher, expected_sha256: str | None) -> None:
+    """Raises RunError where the teacher is not the one that the training began with. None: it has not begun."""
     if expected_sha256 not in (None, teacher.sha256):
         raise RunError(
             f"the teacher {teacher.where} is not the one of the recipe (teacher_sha256), or of the training that it "
             f"continues: weights {teacher.sha256[:12]}, expected {str(expected_sha256)[:12]}",
             hint="restore it, or start another run without method.teacher_sha256",
         )
+
+
+def check_images(teacher: Teacher, data_sha256: str, data: Mapping[str, Any]) -> None:
+    """Raises RecipeError where the teacher may have seen images that it must not know."""
     if teacher.data_sha256 is None:
         return
     if teacher.data_sha256 != data_sha256:
@@ -202,8 +201,26 @@ class Renormalised(nn.Module):
         return logits
 
 
-def for_images(teacher: Teacher, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The teacher as a function of images normalised by `mean` and `std`."""
+def renormalise(method: nn.Module, teacher: Teacher, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a method's teacher answer images normalised by `mean` and `std` as it answers those that it was trained on.
+
+    The method was built around the bare network, before the images and so their normalisation were known. Raises
+    RecipeError where the method keeps the network nowhere as a module: it would then be given images of another kind.
+    """
     if teacher.mean is None or teacher.std is None or (teacher.mean, teacher.std) == (tuple(mean), tuple(std)):
-        return teacher.network
-    return Renormalised(teacher.network, (teacher.mean, teacher.std), (mean, std))
+        return
+    parents = [
+        (parent, name)
+        for parent in method.modules()
+        for name, child in parent.named_children()
+        if child is teacher.network
+    ]
+    if not parents:
+        raise RecipeError(
+            f"method.teacher: {teacher.where} was trained with another mean and std, and the method does not keep its "
+            "network as a module",
+            hint=f"data.mean={list(teacher.mean)} data.std={list(teacher.std)}",
+        )
+    renormalised = Renormalised(teacher.network, (teacher.mean, teacher.std), (mean, std))
+    for parent, name in parents:
+        setattr(parent, name, renormalised.train(teacher.network.training))

@@ -60,9 +60,9 @@ def distill(
         raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
     from okdc.assembly.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
-    resolved, notes = resolve(draft)
+    resolved = resolve(draft)
     tell = console.Talk() if ranks.first else Nobody()
-    for text in notes:
+    for text in resolved.notes:
         tell.note(text)
     from okdc.runs.provenance import provenance
     from okdc.training import series

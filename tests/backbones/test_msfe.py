@@ -133,8 +133,9 @@ def test_it_is_a_student_for_every_method(suffix: str) -> None:
 
 def test_in_path_goes_into_a_recipes_own_names_once() -> None:
     words = ["digits_resnet8", "method.name=mfef", "method.in_path=true", "cohort.students=['resnet8', 'resnet8']"]
-    recipe, _ = resolve(load(words))
-    assert recipe.cohort.students == ("resnet8", "resnet8"), "the recipe keeps the plain names"
+    recipe = resolve(load(words))
+    assert recipe.recipe.cohort.students == ("resnet8", "resnet8"), "the recipe keeps the plain names"
+    assert recipe.architectures == ("resnet8+msfe", "resnet8+msfe")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_a_name_that_is_neither_known_nor_a_callable_lists_what_there_is(name: s
     "name", ["mine:load", "package.module:callable", "a.b.c:Class.method", "_m1:_f", "données:lire"]
 )
 def test_a_callable_of_a_module_is_a_name(name: str) -> None:
-    assert resolve(load([f"data.name={name}"]))[0].data.name == name
+    assert resolve(load([f"data.name={name}"])).recipe.data.name == name
 
 
 # --- what it gives

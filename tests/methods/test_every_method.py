@@ -328,7 +328,7 @@ def resolved(name: str, students: list[str], share: str, **keys: object) -> list
     words = [f"method.name={name}", f"cohort.students={students}", f"cohort.share={share}"]
     words += [f"method.{key}={value}" for key, value in keys.items()]
     try:
-        resolve(load(["digits_resnet8", *words]))
+        build.method(resolve(load(["digits_resnet8", *words])), SMALL, 10)
     except RecipeError as error:
         return list(error.details)
     return []

@@ -398,6 +398,6 @@ def test_where_a_run_continues_is_said() -> None:
 def test_the_resolved_recipe_of_a_run_repeats_it() -> None:
     run = start("optim.lr=0.03", out=Path("first"))
     shutil.copy(run.recipe, "again.toml")
-    again = starts.start(resolve(load(["again.toml"]))[0], "again", None, {}, Quiet())
+    again = starts.start(resolve(load(["again.toml"])), "again", None, {}, Quiet())
     assert outcome(again) == outcome(run)
-    assert again.facts()["recipe_sha256"] == run.facts()["recipe_sha256"] != recipe().sha256()
+    assert again.facts()["recipe_sha256"] == run.facts()["recipe_sha256"] != recipe().recipe.sha256()
