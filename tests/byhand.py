@@ -20,7 +20,7 @@ from okdc import backbones
 from okdc.assembly import job as build
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.methods.base import Method, Step
-from okdc.recipe.schema import Draft
+from okdc.recipe.draft import Draft
 from okdc.seeds import seeded
 
 Array = npt.NDArray[np.float64]

@@ -18,7 +18,7 @@ import torch
 from okdc.assembly import job as build
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe, resolve
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.runs.series import Series

@@ -18,7 +18,7 @@ from okdc.assembly.resolve import resolve
 from okdc.assembly.student import square
 from okdc.cohort import Backbone
 from okdc.recipe import catalog
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.training.optim import sgd
 
 # One of each kind of block and of joining that torchvision has, as small as it comes.

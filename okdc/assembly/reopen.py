@@ -10,7 +10,8 @@ from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError
 from okdc.progress import Listener
-from okdc.recipe.schema import Draft, Recipe, read
+from okdc.recipe.draft import Draft, read
+from okdc.recipe.schema import Recipe
 from okdc.runs.run import Run
 
 

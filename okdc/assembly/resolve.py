@@ -12,18 +12,9 @@ from pydantic import BaseModel, ValidationError
 from okdc import backbones, methods
 from okdc.errors import RecipeError
 from okdc.methods.base import Method
-from okdc.recipe.schema import (
-    CROP_PADDING,
-    ROOTS,
-    STREAMED,
-    TEACHER,
-    TEACHER_PLACES,
-    Draft,
-    Recipe,
-    check,
-    explain,
-    salvage,
-)
+from okdc.recipe.draft import Draft, check
+from okdc.recipe.explain import explain, salvage
+from okdc.recipe.schema import CROP_PADDING, ROOTS, STREAMED, TEACHER, TEACHER_PLACES, Recipe
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from okdc import backbones
 from okdc.assembly import student as kept
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, RunError
-from okdc.recipe.schema import TEACHER, read
+from okdc.recipe.draft import read
+from okdc.recipe.schema import TEACHER
 from okdc.runs.run import Run
 from okdc.runs.series import Series
 

@@ -14,7 +14,8 @@ from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
 from okdc.data import sources
 from okdc.data.workers import cores
-from okdc.recipe.schema import Engine, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import Engine
 from okdc.training.device import Settings
 
 SIZE = 32  # of CIFAR's images, which the standard pairs are about

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from okdc.bench import GROUPS, SECONDS
 from okdc.errors import UsageError, nearest
-from okdc.recipe.schema import Engine, check, load
+from okdc.recipe.draft import check, load
+from okdc.recipe.schema import Engine
 
 if TYPE_CHECKING:
     from okdc.assembly.resolve import ResolvedRecipe

@@ -38,7 +38,7 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a cohort from a recipe and keep one student."""
-    from okdc.recipe import schema as recipe
+    from okdc.recipe import draft as recipe
     from okdc.runs.series import parse_seeds
 
     ranks = Ranks.of_environment()

@@ -27,7 +27,7 @@ from okdc.profiling import students
 from okdc.profiling.measure import Measured, Subject, measure, networks
 from okdc.progress import Listener
 from okdc.recipe import catalog
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.runs.provenance import processor
 from okdc.runs.run import Run, runs
 

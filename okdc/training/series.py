@@ -15,7 +15,8 @@ from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import Listener
-from okdc.recipe.schema import TEACHER, Recipe, read
+from okdc.recipe.draft import read
+from okdc.recipe.schema import TEACHER, Recipe
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
 from okdc.runs.series import Series

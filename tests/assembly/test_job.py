@@ -16,7 +16,8 @@ from okdc.assembly import student as kept_student
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError, OkdcError, RecipeError, RunError
-from okdc.recipe.schema import Draft, Recipe, load, read
+from okdc.recipe.draft import Draft, load, read
+from okdc.recipe.schema import Recipe
 from okdc.runs.files import write_json
 from okdc.runs.run import Run
 

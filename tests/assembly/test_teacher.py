@@ -29,7 +29,7 @@ from okdc.assembly.teacher import Renormalised
 from okdc.data.batches import Normalise
 from okdc.errors import Interrupted, OkdcError, RecipeError
 from okdc.methods.kd import KD
-from okdc.recipe.schema import load, read
+from okdc.recipe.draft import load, read
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 

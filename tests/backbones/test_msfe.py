@@ -22,7 +22,7 @@ from okdc.backbones.msfe import with_extraction
 from okdc.backbones.parts import PoolLinear
 from okdc.cohort import Backbone, Cohort, count_macs, count_params
 from okdc.errors import RecipeError
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.seeds import seeded

@@ -14,7 +14,7 @@ from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
 from okdc.data.cifar import cifar
 from okdc.errors import DataError, RecipeError
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.runs.run import Run
 
 

@@ -14,7 +14,8 @@ from okdc.data import cinic10 as module
 from okdc.data.cinic10 import cinic
 from okdc.data.datasets import folder
 from okdc.errors import DataError
-from okdc.recipe.schema import Recipe, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import Recipe
 
 
 def recipe_for(root: str, *words: str) -> Recipe:

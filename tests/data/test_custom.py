@@ -13,7 +13,8 @@ from okdc.assembly.resolve import resolve
 from okdc.data import sources
 from okdc.data.custom import yours
 from okdc.errors import DataError, RecipeError
-from okdc.recipe.schema import DATASETS, ROOTS, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import DATASETS, ROOTS
 
 MODULE = """
 from pathlib import Path

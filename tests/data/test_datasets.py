@@ -20,7 +20,7 @@ from okdc.assembly.resolve import resolve
 from okdc.data import published
 from okdc.data.datasets import Dataset, digits, divide, folder, same_classes, stratified
 from okdc.errors import DataError
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 
 
 def dataset(sizes: list[int], seed: int = 0, test: int = 0) -> Dataset:

@@ -21,7 +21,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from okdc.assembly import job as build
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.assembly.resolve import resolve
 
 def status(key):

@@ -18,7 +18,7 @@ from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data.images import EXTENSIONS, listing, load
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
-from okdc.recipe.schema import load as read_recipe
+from okdc.recipe.draft import load as read_recipe
 
 
 def recipe_for(name: str, root: Path) -> ResolvedRecipe:

@@ -22,7 +22,7 @@ from okdc.deploy import latency, onnx, reduced
 from okdc.errors import CheckFailed, DataError
 from okdc.precision import half, quantize
 from okdc.precision.gate import Float32
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 

@@ -17,7 +17,7 @@ from okdc.assembly.resolve import resolve
 from okdc.cohort import count_macs
 from okdc.errors import RecipeError
 from okdc.methods.base import Method
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.training.optim import sgd
 
 BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip")  # made for a shared trunk

@@ -9,7 +9,8 @@ import pytest
 from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
 from okdc.recipe import catalog
-from okdc.recipe.schema import Recipe, check, load
+from okdc.recipe.draft import check, load
+from okdc.recipe.schema import Recipe
 
 SHIPPED = catalog.recipes()
 NETWORKS = ("resnet20", "resnet32", "resnet56", "resnet110", "wrn16_2", "wrn40_2", "densenet40_12")

@@ -33,7 +33,8 @@ from harness import (
 from okdc.assembly.resolve import resolve
 from okdc.errors import DataError, DeviceError, Interrupted, RunError
 from okdc.methods.base import Method
-from okdc.recipe.schema import Optim, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import Optim
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 from okdc.training import checkpoint, compiling, device, optim, step
