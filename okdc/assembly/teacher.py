@@ -1,7 +1,7 @@
 """A frozen teacher: the kept student of a finished run, or a network by name with a file of weights.
 
-Only a run can prove that its teacher has never seen the images that judge the student: another data set, or other
-splits of it, are refused. What a file of weights was trained on is its owner's knowledge, and said to be.
+Only a run proves that its student has never seen the images that judge this one: a run of another data set, or of other
+splits, is refused. Of a file of weights nobody but its owner knows the images, and a note says so.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from okdc.recipe.schema import TEACHER
 from okdc.runs.run import Run
 from okdc.runs.series import Series
 
-# What decides which images a run has trained on; two runs that agree on it have held out the same ones.
+# The keys that decide which images a run holds out: runs with the same values have held out the same images.
 SPLIT = ("val_fraction",)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher and what is known of it."""
+    """A teacher, and for the student of a run what it was trained on."""
 
     network: Backbone
     where: str
@@ -93,11 +93,11 @@ def load(where: str, weights: str | None, classes: int, images: torch.Size) -> T
     except OSError as error:
         raise RecipeError(f"method.weights: {weights}: cannot be read: {error.strerror}") from None
     except Exception as error:  # safetensors and torch raise kinds of their own, load_weights a RuntimeError
-        why = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise RecipeError(
             f"method.weights: {weights}: not the weights of a {where} for {classes} classes: "
-            + (why[0] if why else repr(error)),
-            details=why[1:6],
+            + (lines[0] if lines else repr(error)),
+            details=lines[1:6],
         ) from None
     return Teacher(network, weights, where, hashlib.sha256(content).hexdigest())
 
@@ -117,10 +117,10 @@ def _of_run(run: Run) -> Teacher:
     if run.state != "complete":
         raise RunError(f"method.teacher: {run.path} is {run.state}, not complete: it kept no student")
     network, facts = kept.load(run)
-    found = kept.weights_sha256(run)
-    if found != facts["weights_sha256"]:
+    sha256 = kept.weights_sha256(run)
+    if sha256 != facts["weights_sha256"]:
         raise RunError(
-            f"method.teacher: {run.weights} is not the file that the run kept: sha256 {found[:12]}, expected "
+            f"method.teacher: {run.weights} is not the file that the run kept: sha256 {sha256[:12]}, expected "
             f"{facts['weights_sha256'][:12]}",
             hint="restore it, or train the teacher again",
         )
@@ -141,7 +141,7 @@ def _of_run(run: Run) -> Teacher:
 
 
 def _unknown_origin(run: Run) -> str:
-    """What a run, or a run that taught it, has learned from that no run made."""
+    """The weights of unknown origin that a run, or a run above it, has learned from; empty where there are none."""
     table = read(run.recipe)["method"]
     if TEACHER not in table:
         return ""
@@ -181,21 +181,22 @@ def check_images(teacher: Teacher, data_sha256: str, data: Mapping[str, Any]) ->
 
 
 class Renormalised(nn.Module):
-    """A teacher that was trained with another mean and deviation, for images normalised by these: NCHW -> NK."""
+    """A teacher that was trained with another mean and deviation than its images have: NCHW -> NK."""
 
     def __init__(
         self,
         network: Backbone,
-        own: tuple[Sequence[float], Sequence[float]],
-        given: tuple[Sequence[float], Sequence[float]],
+        trained: tuple[Sequence[float], Sequence[float]],
+        images: tuple[Sequence[float], Sequence[float]],
     ) -> None:
+        """Mean and deviation of each channel: those that the network was trained with, and those of the images."""
         super().__init__()
         self.network = network
-        (own_mean, own_std), (mean, std) = (
-            [torch.tensor(part, dtype=torch.float64).reshape(1, 3, 1, 1) for part in pair] for pair in (own, given)
+        (trained_mean, trained_std), (mean, std) = (
+            [torch.tensor(part, dtype=torch.float64).reshape(1, 3, 1, 1) for part in pair] for pair in (trained, images)
         )
-        self.scale = nn.Buffer((std / own_std).float(), persistent=False)
-        self.shift = nn.Buffer(((mean - own_mean) / own_std).float(), persistent=False)
+        self.scale = nn.Buffer((std / trained_std).float(), persistent=False)
+        self.shift = nn.Buffer(((mean - trained_mean) / trained_std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images * self.scale + self.shift)
@@ -210,18 +211,13 @@ def renormalise(method: nn.Module, teacher: Teacher, mean: Sequence[float], std:
     """
     if teacher.mean is None or teacher.std is None or (teacher.mean, teacher.std) == (tuple(mean), tuple(std)):
         return
-    parents = [
-        (parent, name)
-        for parent in method.modules()
-        for name, child in parent.named_children()
-        if child is teacher.network
-    ]
-    if not parents:
+    places = [name for name, part in method.named_modules(remove_duplicate=False) if part is teacher.network]
+    if not places:
         raise RecipeError(
             f"method.teacher: {teacher.where} was trained with another mean and std, and the method does not keep its "
             "network as a module",
             hint=f"data.mean={list(teacher.mean)} data.std={list(teacher.std)}",
         )
     renormalised = Renormalised(teacher.network, (teacher.mean, teacher.std), (mean, std))
-    for parent, name in parents:
-        setattr(parent, name, renormalised.train(teacher.network.training))
+    for place in places:
+        method.set_submodule(place, renormalised.train(teacher.network.training))

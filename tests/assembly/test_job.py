@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,12 @@ from harness import Quiet
 from PIL import Image
 from safetensors.torch import save_file
 
+from okdc import backbones
 from okdc.assembly import job as build
 from okdc.assembly import reopen
 from okdc.assembly import student as kept_student
 from okdc.assembly.resolve import ResolvedRecipe, resolve
+from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError, OkdcError, RecipeError, RunError
 from okdc.recipe.draft import Draft, load, read
@@ -145,6 +149,52 @@ def test_a_method_that_cannot_be_built_is_a_recipe_error() -> None:
         (problem,) = caught.value.details
         assert problem.startswith("[method] fefr: ")
         assert said in problem
+
+
+# --- once, and before the images
+
+
+def test_each_network_is_built_once_and_before_the_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    build_network = backbones.build
+
+    def counted(name: str, classes: int, images: torch.Size) -> Backbone:
+        events.append(f"{name} for {classes} classes")
+        return build_network(name, classes, images)
+
+    def read() -> Dataset:
+        events.append("images")
+        return build.dataset(recipe.recipe)
+
+    monkeypatch.setattr(backbones, "build", counted)
+    recipe = resolved("cohort.students=['resnet8', 'resnet14']", "cohort.share=none")
+    build.job(recipe, read)
+    assert events == ["resnet8 for 10 classes", "resnet14 for 10 classes", "images"]
+
+
+def test_where_only_the_images_tell_the_number_of_classes_they_are_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.py").write_text(
+        "import numpy as np\n"
+        "def load(*, root, image_size):\n"
+        "    images = np.zeros((60, image_size, image_size, 3), np.uint8)\n"
+        "    return {'classes': ['a', 'b', 'c'], 'train': (images, np.arange(60) % 3)}\n",
+        encoding="utf-8",
+    )
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    recipe = resolved("data.name=mine:load", "optim.batch_size=8")
+    job = build.job(recipe, lambda: build.dataset(recipe.recipe))
+    assert job.method.cohort.backbone(0)(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+    wrong = resolved("data.name=mine:load", "optim.batch_size=8", "cohort.students=['resnet8']")
+    with pytest.raises(RecipeError) as caught:
+        build.job(wrong, lambda: build.dataset(wrong.recipe))
+    assert len(caught.value.details) == 1
+
+
+def test_another_number_of_classes_than_the_source_announced_is_an_error() -> None:
+    recipe = resolved()
+    images = build.dataset(recipe.recipe)
+    with pytest.raises(DataError, match="expected 10 classes of digits, found 11"):
+        build.job(recipe, lambda: replace(images, classes=(*images.classes, "another")))
 
 
 # --- from a run

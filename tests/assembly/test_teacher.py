@@ -20,6 +20,7 @@ from byhand import SMALL, batch
 from harness import Quiet, built, recipe, start, write_recipe
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from okdc import backbones, methods
 from okdc.assembly import student as kept
@@ -228,6 +229,26 @@ def test_a_run_that_was_normalised_otherwise_is_renormalised_and_one_that_was_no
         with torch.no_grad():
             answers.append(job.method.teacher(Normalise(*job.normalisation)(pixels)))
     torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
+
+
+class Keeper(nn.Module):
+    """A method that keeps its teacher in two places, or in none."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+
+def test_a_teacher_is_renormalised_wherever_its_method_keeps_it(teacher: Path) -> None:
+    known = teachers.load(str(teacher), None, 10, SMALL)
+    keeper = Keeper(known.network, known.network)
+    teachers.renormalise(keeper, known, *GIVEN)
+    first, second = keeper.networks
+    assert isinstance(first, Renormalised)
+    assert first is second
+    assert not first.training
+    with pytest.raises(RecipeError, match=r"method\.teacher: .* does not keep its network as a module"):
+        teachers.renormalise(Keeper(), known, *GIVEN)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
