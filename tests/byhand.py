@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch import Tensor, nn
 
 from okdc import backbones
 from okdc.assembly import job as build
+from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.methods.base import Method, Step
-from okdc.recipe.schema import Recipe
+from okdc.recipe.draft import Draft
 from okdc.seeds import seeded
 
 Array = npt.NDArray[np.float64]
@@ -34,17 +36,22 @@ POSITIONS = (0.0, 0.1, 0.5)  # at the foot of the ramp, on it, behind it
 
 def table(
     name: str, students: Sequence[str] = ("resnet8", "resnet8"), share: str = "none", size: int = 8, **keys: Any
-) -> Recipe:
+) -> ResolvedRecipe:
     """A recipe of that method and those students."""
     if name == "kd":
         keys = {"teacher": "resnet8"} | keys
-    return Recipe.model_validate(
+    return resolved(
         {
-            "data": {"name": "digits", "image_size": size},
+            "data": {"name": "folder", "image_size": size},
             "cohort": {"students": list(students), "share": share},
             "method": {"name": name, **keys},
         }
     )
+
+
+def resolved(tables: dict[str, Any]) -> ResolvedRecipe:
+    """A recipe from its tables, without images."""
+    return resolve(Draft(Path("made.toml"), tables), needs_data=False)
 
 
 def teacher(name: str = "resnet8", images: torch.Size = SMALL) -> nn.Module:

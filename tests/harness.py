@@ -17,8 +17,8 @@ import torch
 
 from okdc.assembly import job as build
 from okdc.assembly.job import Job
-from okdc.assembly.resolve import resolve
-from okdc.recipe.schema import Recipe, load
+from okdc.assembly.resolve import ResolvedRecipe, resolve
+from okdc.recipe.draft import load
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.runs.series import Series
@@ -57,9 +57,9 @@ STEPS, EPOCHS = 3, 3  # of that recipe: 50 images are three whole batches of 16 
 CALLS = EPOCHS * (STEPS + 1)  # of the progress bar: after every step, and after every epoch's checkpoint
 
 
-def built(resolved: Recipe) -> Job:
+def built(resolved: ResolvedRecipe) -> Job:
     """A recipe's images and method, ready to be trained."""
-    return build.job(resolved, build.dataset(resolved))
+    return build.job(resolved, lambda: build.dataset(resolved.recipe))
 
 
 @contextmanager
@@ -108,9 +108,9 @@ def write_recipe() -> Path:
     return path
 
 
-def recipe(*words: str) -> Recipe:
+def recipe(*words: str) -> ResolvedRecipe:
     """The recipe above with overrides, resolved."""
-    return resolve(load([str(write_recipe()), *words]))[0]
+    return resolve(load([str(write_recipe()), *words]))
 
 
 def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> Run:

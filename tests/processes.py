@@ -231,10 +231,7 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
     job = built(recipe(*words))
     settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job)
     step = TrainStep(job.method, job.recipe.optim, settings, ranks)
-    data = job.recipe.data
-    assert data.mean is not None
-    assert data.std is not None
-    normalise = Normalise(data.mean, data.std, memory_format=settings.torch_memory_format)
+    normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
     source = TrainBatches(job.dataset, job.recipe.optim.batch_size, 1, True, normalise, 0, ranks)
     job.method.train()
     totals = Totals(torch.device("cpu"))

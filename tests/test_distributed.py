@@ -224,7 +224,7 @@ def test_processes_that_are_not_told_where_to_meet_are_an_error(monkeypatch: pyt
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers_and_another_size(
     batch_size: int, count: int, instead: str
 ) -> None:
-    asked = recipe(f"optim.batch_size={batch_size}")
+    asked = recipe(f"optim.batch_size={batch_size}").recipe
     with pytest.raises(RecipeError, match=rf"batch_size={batch_size} .* all {count} processes") as caught:
         starts.settings_of(asked, asked.engine, group(count)[0])
     assert instead in caught.value.hint
@@ -247,7 +247,7 @@ def test_nor_is_a_run_of_a_series(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
     """Whoever trains it holds the series, which only one of them could."""
-    run = Run.create("x", recipe().text(), {"settings": {}}, Path("series") / "seed0")
+    run = Run.create("x", recipe().recipe.text(), {"settings": {}}, Path("series") / "seed0")
     Path("series", "series.json").write_text("{}", encoding="utf-8")
     named(monkeypatch, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     monkeypatch.setattr(Ranks, "joined", lambda *_: pytest.fail("it waits for the others"))

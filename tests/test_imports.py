@@ -20,7 +20,8 @@ HEAVY = ("torch", "numpy", "onnxruntime", "onnx", "sklearn", "torchvision", "fvc
 LIGHT = {
     "okdc.errors": HEAVY,
     "okdc.recipe.catalog": HEAVY,
-    "okdc.recipe.schema": HEAVY,
+    "okdc.recipe.draft": HEAVY,
+    "okdc.recipe.reference": HEAVY,
     "okdc.runs.run": HEAVY,
     "okdc.runs.series": HEAVY,
     "okdc.runs.locks": HEAVY,
@@ -56,7 +57,10 @@ print(json.dumps(found))
     assert told_by(code) == {name: [] for name in LIGHT}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["distill", "--help"], ["recipes"], ["recipes", "--json"], ["runs"]])
+LISTS = [["recipes"], ["recipes", "--json"], ["recipes", "digits_resnet8"], ["recipes", "keys"], ["runs"]]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["distill", "--help"], *LISTS], ids=" ".join)
 def test_help_and_lists_import_nothing_heavy(words: list[str]) -> None:
     code = f"""
 import json, sys

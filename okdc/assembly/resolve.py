@@ -1,28 +1,117 @@
-"""From a recipe as written to one that can be built, with every default in it, or to all that is wrong with it."""
+"""From a recipe as written to one whose every name and key is checked, or to all that is wrong with it."""
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from okdc import backbones, methods
-from okdc.assembly import job as build
-from okdc.assembly.student import square
-from okdc.errors import RecipeError, RunError
-from okdc.recipe.schema import CROP_PADDING, ROOTS, STREAMED, Draft, Recipe, check, explain, salvage
+from okdc.errors import RecipeError
+from okdc.methods.base import Method
+from okdc.recipe.draft import Draft, check
+from okdc.recipe.explain import explain, salvage
+from okdc.recipe.schema import CROP_PADDING, ROOTS, STREAMED, TEACHER, TEACHER_PLACES, Recipe
 
 
-def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[Recipe, list[str]]:
-    """The recipe with every default written out, and notes on what was changed on the way.
+@dataclass(frozen=True)
+class ResolvedRecipe:
+    """A recipe with every default written out, and its method as a class with a validated Config.
 
-    `needs_data=False` lets a recipe pass that does not say where its images are: counting needs none. `trial=False`
-    takes it that the method can be built: a run has proven it, and its teacher may be gone since.
+    What comes after it looks no name up and validates no table again.
+    """
+
+    recipe: Recipe  # the tables: what is written to disk and hashed
+    kind: type[Method]
+    config: BaseModel
+    place: str = "the recipe"  # where it was written, for messages
+    notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """The zoo names of the trained networks: the first student's alone for a method that trains one."""
+        students = self.recipe.cohort.students
+        names = students[:1] if self.kind.single else students
+        return tuple(self.kind.architecture(name, self.config) for name in names)
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether the method learns from a frozen teacher."""
+        return TEACHER in self.kind.Config.model_fields
+
+    @property
+    def variant(self) -> str:
+        """The method and its keys that differ from its defaults: `fefr reconstruct=cyclic`. One row of a comparison."""
+        fields = self.kind.Config.model_fields
+        places = (TEACHER, *TEACHER_PLACES) if self.has_teacher else ()
+        values = {key: getattr(self.config, key) for key in sorted(fields.keys() - {"name", *places})}
+        changed = [f"{key}={json.dumps(value)}" for key, value in values.items() if value != fields[key].default]
+        return " ".join([self.recipe.method["name"], *changed]).replace('"', "")
+
+    def with_seed(self, seed: int) -> ResolvedRecipe:
+        return replace(self, recipe=self.recipe.model_copy(update={"seed": seed}))
+
+    def with_teacher(self, sha256: str) -> ResolvedRecipe:
+        """The recipe that says which weights its teacher has."""
+        method = self.recipe.method | {TEACHER: sha256}
+        return replace(
+            self,
+            recipe=self.recipe.model_copy(update={"method": method}),
+            config=self.config.model_copy(update={TEACHER: sha256}),
+        )
+
+
+def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
+    """The recipe with every default written out. No network is built and no image is read.
+
+    `needs_data=False` accepts a recipe that does not say where its images are: counting needs none.
 
     Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
     """
+    tables, notes = _with_root(draft)
+    kind, config, problems = None, None, []
+    method = tables.get("method")
+    if isinstance(method, dict) and isinstance(method.get("name"), str):
+        try:
+            kind = methods.find(method["name"])
+        except RecipeError as error:
+            problems.append(f"method.name: {'; '.join(filter(None, (error.message, error.hint)))}")
+        else:
+            tables["method"], dropped = _keys_of_method(method, kind.Config, draft)
+            notes += dropped
+            try:
+                config = kind.Config.model_validate(tables["method"])
+                tables["method"] = config.model_dump(mode="json", exclude_none=True)
+            except ValidationError as error:
+                problems += explain(error, kind.Config, "method.")
+    recipe, wrong = check(replace(draft, tables=tables))
+    problems = wrong + problems
+    students = tables.get("cohort", {}).get("students", []) if isinstance(tables.get("cohort"), dict) else []
+    for name in [s for s in students if isinstance(s, str)] if isinstance(students, list) else []:
+        try:
+            backbones.check(name)
+        except RecipeError as error:
+            problems.append(f"cohort.students: {error.message}; {error.hint}")
+    if (whole := recipe or salvage(tables)) is not None:
+        keys = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
+        count = 1 if kind and kind.single else len(whole.cohort.students)
+        problems += [rule for rule in _rules(whole, count, needs_data) if rule.partition(":")[0] not in keys]
+    place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
+    if recipe is None or kind is None or config is None or problems:
+        raise refusal(place, list(dict.fromkeys(problems)))
+    return ResolvedRecipe(recipe, kind, config, place, tuple(notes))
+
+
+def refusal(place: str, problems: list[str]) -> RecipeError:
+    """What is said of a recipe that cannot be used: where it was written, and one line a problem."""
+    return RecipeError(f"{place}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
+
+
+def _with_root(draft: Draft) -> tuple[dict[str, Any], list[str]]:
+    """The draft's tables with the place of the images: the override, OKDC_DATA_ROOT, the file, the default."""
     tables, notes = dict(draft.tables), list(draft.notes)
     root = os.environ.get("OKDC_DATA_ROOT")
     data = tables.get("data")
@@ -31,50 +120,19 @@ def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[
         notes.append(f"data.root is {root} (OKDC_DATA_ROOT)")
     elif isinstance(data, dict) and "root" not in data and data.get("name") in list(ROOTS):
         tables["data"] = data | {"root": ROOTS[data["name"]]}
-    problems: list[str] = []
-    method = tables.get("method")
-    if isinstance(method, dict) and isinstance(method.get("name"), str):
-        tables["method"], dropped, problems = _method_table(method, draft)
-        notes += dropped
-    draft = replace(draft, tables=tables)
-    recipe, found = check(draft)
-    problems = found + problems
-    students = tables.get("cohort", {}).get("students", []) if isinstance(tables.get("cohort"), dict) else []
-    for name in [s for s in students if isinstance(s, str)] if isinstance(students, list) else []:
-        try:
-            backbones.check(name)
-        except RecipeError as error:
-            problems.append(f"cohort.students: {error.message}; {error.hint}")
-    whole = recipe or salvage(tables)
-    if whole is not None:
-        named = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
-        problems += [rule for rule in _rules(whole, needs_data) if rule.partition(":")[0] not in named]
-    if trial and recipe is not None and not problems:
-        problems = _trial(recipe)
-    if recipe is None or problems:
-        problems = list(dict.fromkeys(problems))
-        place = draft.path if draft.named else "what was given as KEY=VALUE"
-        raise RecipeError(f"{place}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
-    return recipe, notes
+    return tables, notes
 
 
-def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], list[str], list[str]]:
-    """The method's table with its defaults, notes on dropped keys, problems."""
-    try:
-        config = methods.find(table["name"]).Config
-    except RecipeError as error:
-        return table, [], [f"method.name: {'; '.join(filter(None, (error.message, error.hint)))}"]
-    notes = []
-    if "method.name" in draft.overridden:  # the file's keys were meant for its own method
-        known = {key for key in config.model_fields if _means_the_same(key, config, draft)}
-        foreign = [key for key in table if key not in known and f"method.{key}" not in draft.overridden]
-        if foreign:
-            table = {key: value for key, value in table.items() if key not in foreign}
-            notes.append(f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]")
-    try:
-        return config.model_validate(table).model_dump(mode="json", exclude_none=True), notes, []
-    except ValidationError as error:
-        return table, notes, explain(error, config, "method.")
+def _keys_of_method(table: dict[str, Any], config: type[BaseModel], draft: Draft) -> tuple[dict[str, Any], list[str]]:
+    """`[method]` without the keys that the file meant for another method, and a note that names them."""
+    if "method.name" not in draft.overridden:
+        return table, []
+    known = {key for key in config.model_fields if _means_the_same(key, config, draft)}
+    foreign = [key for key in table if key not in known and f"method.{key}" not in draft.overridden]
+    if not foreign:
+        return table, []
+    note = f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]"
+    return {key: value for key, value in table.items() if key not in foreign}, [note]
 
 
 def _means_the_same(key: str, config: type[BaseModel], draft: Draft) -> bool:
@@ -85,46 +143,32 @@ def _means_the_same(key: str, config: type[BaseModel], draft: Draft) -> bool:
     return key not in before or before[key].annotation == config.model_fields[key].annotation or key == "name"
 
 
-def _rules(recipe: Recipe, needs_data: bool) -> list[str]:
-    """What holds between keys."""
+def _rules(recipe: Recipe, students: int, needs_data: bool) -> list[str]:
+    """What holds between keys, where so many `students` are trained."""
     problems = []
-    name = recipe.method.get("name")
-    count = 1 if name in methods.METHODS and methods.find(name).single else len(recipe.cohort.students)
-    if isinstance(recipe.cohort.keep, int) and recipe.cohort.keep >= count:
-        problems.append(f"cohort.keep: expected an index below {count}, found {recipe.cohort.keep}")
-    if needs_data and recipe.data.name == "folder" and recipe.data.root is None:
+    data = recipe.data
+    if isinstance(recipe.cohort.keep, int) and recipe.cohort.keep >= students:
+        problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
+    if needs_data and data.name == "folder" and data.root is None:
         problems.append("data.root: missing; expected a folder of images: data.root=path/to/images")
-    if recipe.data.name == "digits" and recipe.data.image_size != 8:
-        problems.append(f"data.image_size: the digits are 8×8, found {recipe.data.image_size}")
-    if recipe.data.name in ("cifar10", "cifar100") and recipe.data.image_size != 32:
-        problems.append(f"data.image_size: the images of {recipe.data.name} are 32×32, found {recipe.data.image_size}")
-    if recipe.data.shorter_side is not None:
-        if recipe.data.name not in ("folder", *STREAMED):
-            problems.append(f"data.shorter_side: the images of {recipe.data.name} are not cut; leave it out")
-        elif recipe.data.shorter_side < recipe.data.image_size:
+    if data.name == "digits" and data.image_size != 8:
+        problems.append(f"data.image_size: the digits are 8×8, found {data.image_size}")
+    if data.name in ("cifar10", "cifar100") and data.image_size != 32:
+        problems.append(f"data.image_size: the images of {data.name} are 32×32, found {data.image_size}")
+    if data.shorter_side is not None:
+        if data.name not in ("folder", *STREAMED):
+            problems.append(f"data.shorter_side: the images of {data.name} are not cut; leave it out")
+        elif data.shorter_side < data.image_size:
             problems.append(
-                f"data.shorter_side: expected at least data.image_size ({recipe.data.image_size}), "
-                f"found {recipe.data.shorter_side}"
+                f"data.shorter_side: expected at least data.image_size ({data.image_size}), found {data.shorter_side}"
             )
-    if recipe.data.name in STREAMED and recipe.data.crop_padding not in (0, CROP_PADDING):
+    if data.name in STREAMED and data.crop_padding not in (0, CROP_PADDING):
         problems.append(
-            f"data.crop_padding: {recipe.data.name} is trained on crops of random size and place, which have no "
-            f"padding; leave it out, found {recipe.data.crop_padding}"
+            f"data.crop_padding: {data.name} is trained on crops of random size and place, which have no "
+            f"padding; leave it out, found {data.crop_padding}"
         )
-    if recipe.data.crop_padding >= recipe.data.image_size:  # a crop could lie wholly outside its image
+    if data.crop_padding >= data.image_size:  # a crop could lie wholly outside its image
         problems.append(
-            f"data.crop_padding: expected less than data.image_size ({recipe.data.image_size}), "
-            f"found {recipe.data.crop_padding}"
+            f"data.crop_padding: expected less than data.image_size ({data.image_size}), found {data.crop_padding}"
         )
     return problems
-
-
-def _trial(recipe: Recipe) -> list[str]:
-    """What only the built method can tell, before any image is read. The number of classes plays no part in it."""
-    images = square(recipe.data.image_size)
-    try:
-        teacher = build.teacher(recipe, images, classes=None)
-        build.method(recipe, images, classes=2, instructor=teacher.network if teacher else None)
-    except (RecipeError, RunError) as error:
-        return [error.message, *error.details]
-    return []

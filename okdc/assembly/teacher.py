@@ -1,7 +1,7 @@
 """A frozen teacher: the kept student of a finished run, or a network by name with a file of weights.
 
-Only a run can prove that its teacher has never seen the images that judge the student: another data set, or other
-splits of it, are refused. What a file of weights was trained on is its owner's knowledge, and said to be.
+Only a run proves that its student has never seen the images that judge this one: a run of another data set, or of other
+splits, is refused. Of a file of weights nobody but its owner knows the images, and a note says so.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from okdc import backbones
 from okdc.assembly import student as kept
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, RunError
-from okdc.recipe.schema import TEACHER, read
+from okdc.recipe.draft import read
+from okdc.recipe.schema import TEACHER
 from okdc.runs.run import Run
 from okdc.runs.series import Series
 
-# What decides which images a run has trained on; two runs that agree on it have held out the same ones.
+# The keys that decide which images a run holds out: runs with the same values have held out the same images.
 SPLIT = ("val_fraction",)
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher and what is known of it."""
+    """A teacher, and for the student of a run what it was trained on."""
 
     network: Backbone
     where: str
@@ -57,10 +58,8 @@ class Teacher:
         return f"the teacher is {self.architecture} with {self.where}: whether it has seen the test images is not known"
 
 
-def load(where: str, weights: str | None, classes: int | None, images: torch.Size) -> Teacher:
+def load(where: str, weights: str | None, classes: int, images: torch.Size) -> Teacher:
     """The teacher that `[method]` names: `where` is a run, or a network whose `weights` are a file.
-
-    Before the images are read nobody knows `classes`: with None a network is built, and the file only has to be there.
 
     Raises RunError for a run that is not complete or damaged, RecipeError for what leads to no teacher.
     """
@@ -85,22 +84,20 @@ def load(where: str, weights: str | None, classes: int | None, images: torch.Siz
             hint="method.weights=student.safetensors, or method.teacher=runs/NAME for the student that a run kept",
         )
     path = Path(weights).expanduser()
-    network = backbones.build(where, classes or 2, images)
-    if classes is None:
-        if not path.is_file():
-            raise RecipeError(f"method.weights: no such file: {path}")
-        return Teacher(network, weights, where, "")
+    if not path.is_file():
+        raise RecipeError(f"method.weights: no such file: {path}")
+    network = backbones.build(where, classes, images)
     try:
         content, tensors = _read(path)
         network.load_weights(tensors)
     except OSError as error:
         raise RecipeError(f"method.weights: {weights}: cannot be read: {error.strerror}") from None
     except Exception as error:  # safetensors and torch raise kinds of their own, load_weights a RuntimeError
-        why = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise RecipeError(
             f"method.weights: {weights}: not the weights of a {where} for {classes} classes: "
-            + (why[0] if why else repr(error)),
-            details=why[1:6],
+            + (lines[0] if lines else repr(error)),
+            details=lines[1:6],
         ) from None
     return Teacher(network, weights, where, hashlib.sha256(content).hexdigest())
 
@@ -120,10 +117,10 @@ def _of_run(run: Run) -> Teacher:
     if run.state != "complete":
         raise RunError(f"method.teacher: {run.path} is {run.state}, not complete: it kept no student")
     network, facts = kept.load(run)
-    found = kept.weights_sha256(run)
-    if found != facts["weights_sha256"]:
+    sha256 = kept.weights_sha256(run)
+    if sha256 != facts["weights_sha256"]:
         raise RunError(
-            f"method.teacher: {run.weights} is not the file that the run kept: sha256 {found[:12]}, expected "
+            f"method.teacher: {run.weights} is not the file that the run kept: sha256 {sha256[:12]}, expected "
             f"{facts['weights_sha256'][:12]}",
             hint="restore it, or train the teacher again",
         )
@@ -144,7 +141,7 @@ def _of_run(run: Run) -> Teacher:
 
 
 def _unknown_origin(run: Run) -> str:
-    """What a run, or a run that taught it, has learned from that no run made."""
+    """The weights of unknown origin that a run, or a run above it, has learned from; empty where there are none."""
     table = read(run.recipe)["method"]
     if TEACHER not in table:
         return ""
@@ -154,15 +151,18 @@ def _unknown_origin(run: Run) -> str:
     return _unknown_origin(Run.open(above))
 
 
-def check(teacher: Teacher, expected_sha256: str | None, data_sha256: str, data: Mapping[str, Any]) -> None:
-    """Raises RunError where it is not the teacher that the training began with, RecipeError where it may have seen
-    images that it must not know."""
+def check_weights(teacher: Teacher, expected_sha256: str | None) -> None:
+    """Raises RunError where the teacher is not the one that the training began with. None: it has not begun."""
     if expected_sha256 not in (None, teacher.sha256):
         raise RunError(
             f"the teacher {teacher.where} is not the one of the recipe (teacher_sha256), or of the training that it "
             f"continues: weights {teacher.sha256[:12]}, expected {str(expected_sha256)[:12]}",
             hint="restore it, or start another run without method.teacher_sha256",
         )
+
+
+def check_images(teacher: Teacher, data_sha256: str, data: Mapping[str, Any]) -> None:
+    """Raises RecipeError where the teacher may have seen images that it must not know."""
     if teacher.data_sha256 is None:
         return
     if teacher.data_sha256 != data_sha256:
@@ -181,29 +181,43 @@ def check(teacher: Teacher, expected_sha256: str | None, data_sha256: str, data:
 
 
 class Renormalised(nn.Module):
-    """A teacher that was trained with another mean and deviation, for images normalised by these: NCHW -> NK."""
+    """A teacher that was trained with another mean and deviation than its images have: NCHW -> NK."""
 
     def __init__(
         self,
         network: Backbone,
-        own: tuple[Sequence[float], Sequence[float]],
-        given: tuple[Sequence[float], Sequence[float]],
+        trained: tuple[Sequence[float], Sequence[float]],
+        images: tuple[Sequence[float], Sequence[float]],
     ) -> None:
+        """Mean and deviation of each channel: those that the network was trained with, and those of the images."""
         super().__init__()
         self.network = network
-        (own_mean, own_std), (mean, std) = (
-            [torch.tensor(part, dtype=torch.float64).reshape(1, 3, 1, 1) for part in pair] for pair in (own, given)
+        (trained_mean, trained_std), (mean, std) = (
+            [torch.tensor(part, dtype=torch.float64).reshape(1, 3, 1, 1) for part in pair] for pair in (trained, images)
         )
-        self.scale = nn.Buffer((std / own_std).float(), persistent=False)
-        self.shift = nn.Buffer(((mean - own_mean) / own_std).float(), persistent=False)
+        self.scale = nn.Buffer((std / trained_std).float(), persistent=False)
+        self.shift = nn.Buffer(((mean - trained_mean) / trained_std).float(), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images * self.scale + self.shift)
         return logits
 
 
-def for_images(teacher: Teacher, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The teacher as a function of images normalised by `mean` and `std`."""
+def renormalise(method: nn.Module, teacher: Teacher, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a method's teacher answer images normalised by `mean` and `std` as it answers those that it was trained on.
+
+    The method was built around the bare network, before the images and so their normalisation were known. Raises
+    RecipeError where the method keeps the network nowhere as a module: it would then be given images of another kind.
+    """
     if teacher.mean is None or teacher.std is None or (teacher.mean, teacher.std) == (tuple(mean), tuple(std)):
-        return teacher.network
-    return Renormalised(teacher.network, (teacher.mean, teacher.std), (mean, std))
+        return
+    places = [name for name, part in method.named_modules(remove_duplicate=False) if part is teacher.network]
+    if not places:
+        raise RecipeError(
+            f"method.teacher: {teacher.where} was trained with another mean and std, and the method does not keep its "
+            "network as a module",
+            hint=f"data.mean={list(teacher.mean)} data.std={list(teacher.std)}",
+        )
+    renormalised = Renormalised(teacher.network, (teacher.mean, teacher.std), (mean, std))
+    for place in places:
+        method.set_submodule(place, renormalised.train(teacher.network.training))

@@ -1,6 +1,6 @@
 """How fast okdc is here, beside the plain way of doing the same. Importing this imports none of its modules.
 
-asked.py     the command's words, checked
+request.py   what the command shall measure, checked
 here.py      the machine, and the settings that okdc chooses on it
 pairs.py     two things in turn, and the seconds that each took
 stats.py     the median of their ratios, how sure it is, and when it does not tell

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from okdc.assembly import job as build
 from okdc.assembly import teacher as teachers
+from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.bench.pairs import Side
 from okdc.bench.plain_step import PlainStep
@@ -80,9 +81,13 @@ def export(network: Backbone, architecture: str, size: int, classes: int) -> byt
 class Work:
     """A recipe's training step on random images. Each side has weights of its own, equal at the start."""
 
-    recipe: Recipe
+    resolved: ResolvedRecipe
     classes: int
     settings: Settings
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.resolved.recipe
 
     @property
     def batch_size(self) -> int:
@@ -99,11 +104,11 @@ class Work:
 
     def method(self) -> Method:
         """On the CPU, with the weights that the recipe's seed gives."""
-        images, instructor = square(self.size), None
-        if known := build.teacher(self.recipe, images, self.classes):
+        assembly = build.assemble(self.resolved, self.classes)
+        if assembly.teacher:
             mean, std = self.recipe.data.mean or MEAN, self.recipe.data.std or STD
-            instructor = teachers.for_images(known, mean, std)
-        return build.method(self.recipe, images, self.classes, instructor)[0]
+            teachers.renormalise(assembly.method, assembly.teacher, mean, std)
+        return assembly.method
 
     def trained(self, name: str) -> tuple[Side, Method]:
         """okdc's step with what the loop counts of it, and the method that it trains."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from okdc.assembly.resolve import resolve
+from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.bench import okdc_step as ours
 from okdc.bench import plain_step as plain
 from okdc.bench.machine import settings_of
@@ -14,7 +14,8 @@ from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
 from okdc.data import sources
 from okdc.data.workers import cores
-from okdc.recipe.schema import Engine, Recipe, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import Engine
 from okdc.training.device import Settings
 
 SIZE = 32  # of CIFAR's images, which the standard pairs are about
@@ -65,13 +66,19 @@ def work(settings: Settings, scale: Scale, recipe: str, network: str, students: 
     names = f"cohort.students={[network] * students}"
     batch = f"optim.batch_size={scale.batch_size}"
     method = ["method.name=baseline"] if students == 1 else []
-    found = resolve(load([recipe, names, batch, *method, *words]), needs_data=False, trial=False)[0]
-    return Work(found, sources.count_classes(found.data) or CLASSES, settings)
+    resolved = resolve(load([recipe, names, batch, *method, *words]), needs_data=False)
+    return Work(resolved, classes_of(resolved), settings)
 
 
-def of_recipe(recipe: Recipe, engine: Engine) -> Work:
-    size = recipe.data.image_size
-    return Work(recipe, sources.count_classes(recipe.data) or CLASSES, settings_of(engine, size))
+def of_recipe(resolved: ResolvedRecipe, engine: Engine) -> Work:
+    """The step of a recipe. Raises RecipeError for one that cannot be built, before anything is measured."""
+    work = Work(resolved, classes_of(resolved), settings_of(engine, resolved.recipe.data.image_size))
+    work.method()  # each side of a pair will build its own
+    return work
+
+
+def classes_of(resolved: ResolvedRecipe) -> int:
+    return sources.count_classes(resolved.recipe.data) or CLASSES
 
 
 def data_path(settings: Settings, scale: Scale) -> Pair:

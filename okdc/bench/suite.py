@@ -24,7 +24,7 @@ from okdc.bench import pairings
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairings import Pair, Scale
 from okdc.bench.pairs import Taken, Watch, measure
-from okdc.bench.request import Asked
+from okdc.bench.request import Request
 from okdc.bench.stats import FEWEST, judged, rounded
 from okdc.data import sources
 from okdc.training import device
@@ -46,13 +46,13 @@ class Measurement:
     build: Callable[[], Pair]
 
 
-def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> list[Measurement]:
+def plan(request: Request, settings: Settings, scale: Scale, own: Work | None) -> list[Measurement]:
     """The measurements, those first that are always there. `own` is the recipe's step."""
     a, b = scale.small, scale.large
     small = partial(pairings.work, settings, scale, "cifar10_resnet20", a)
     large = partial(pairings.work, settings, scale, "cifar10_resnet20", b)
     ffl = partial(pairings.work, settings, scale, "cifar100_resnet32", b, 2, "method.name=ffl")
-    step = f"{asked.recipe.method['name']} of {asked.name}" if asked.recipe else f"FEFR, {a} ×2"
+    step = f"{request.resolved.recipe.method['name']} of {request.name}" if request.resolved else f"FEFR, {a} ×2"
     found = [
         Measurement("data_path_ratio", "data", "data path", 18, lambda: pairings.data_path(settings, scale)),
         Measurement(
@@ -73,16 +73,16 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
         Measurement("further_student_over_macs", "fefr", f"third {a} / its MACs", 25, lambda: pairings.further(small)),
         Measurement("export_ratio", "export", f"ONNX export, {a}", 50, lambda: pairings.export(small(1))),
     ]
-    return [m for m in found if m.group in asked.only]
+    return [m for m in found if m.group in request.only]
 
 
-def standard(asked: Asked) -> bool:
+def standard(request: Request) -> bool:
     """Whether any pair is measured that is the same whatever recipe is named: its settings then say something."""
-    return asked.recipe is None or any(group != "recipe" for group in asked.only)
+    return request.resolved is None or any(group != "recipe" for group in request.only)
 
 
 def run(
-    asked: Asked,
+    request: Request,
     settings: Settings,
     scale: Scale | None = None,
     update: Callable[[int, int, str], object] = lambda *_: None,
@@ -91,9 +91,9 @@ def run(
     """All that was asked for: what `okdc bench --json` prints. `update(done, total, text)` is told of the progress."""
     began, load, scale = clock(), here.load(), scale or Scale()
     device.apply(settings, deterministic=False)
-    own = pairings.of_recipe(asked.recipe, asked.engine) if asked.recipe else None
-    todo = plan(asked, settings, scale, own)
-    watch, total = Watch(clock, ours.waiting(settings)), math.ceil(asked.seconds)
+    own = pairings.of_recipe(request.resolved, request.engine) if request.resolved else None
+    todo = plan(request, settings, scale, own)
+    watch, total = Watch(clock, ours.waiting(settings)), math.ceil(request.seconds)
     ratios: dict[str, dict[str, Any] | None] = dict.fromkeys((*ALWAYS, *OPTIONAL))
     reasons = dict.fromkeys(ratios, "not asked for")
     if not settings.compiled:
@@ -104,10 +104,10 @@ def run(
     compiling_s = 0.0
     for number, what in enumerate(todo):
         started = clock()
-        share = began + asked.seconds + compiling_s - started
+        share = began + request.seconds + compiling_s - started
         share *= what.needs / sum(m.needs for m in todo[number:])
         if share <= 0:
-            reasons[what.key] = f"no time was left of {asked.seconds:g} s; more --seconds"
+            reasons[what.key] = f"no time was left of {request.seconds:g} s; more --seconds"
             continue
 
         def tick(text: str = what.what) -> None:
@@ -124,7 +124,7 @@ def run(
             begun = f"{built + taken.ready_s - compiled_s:.1f} s of {share:.1f} were used to begin"
             needed = built + taken.ready_s - compiled_s + (FEWEST + SPARE) * taken.pair_s
             # What others left of theirs, they may take of a longer time: only its own part is sure to be there.
-            parts = max(sum(m.needs for m in todo) / what.needs, asked.seconds / share)
+            parts = max(sum(m.needs for m in todo) / what.needs, request.seconds / share)
             enough = _enough(needed * parts)
             reasons[what.key] += f": one takes {taken.pair_s:.1f} s, {begun}; --seconds {enough} would do, about"
         speeds[what.key] = _speeds(pair, taken)
@@ -140,7 +140,7 @@ def run(
         "load": load,
         "seconds": round(clock() - began, 1),
         "data": "random images: how long a step takes does not depend on what is in them",
-        "recipe": _own(asked, own),
+        "recipe": _own(request, own),
         "what": {m.key: m.what for m in todo},
         "images_per_s": {key: found for key, found in speeds.items() if key != "export_ratio"},
         "exports_per_s": speeds.get("export_ratio", {}),
@@ -175,12 +175,12 @@ def _of_standard(todo: list[Measurement], settings: Settings, scale: Scale) -> d
     }
 
 
-def _own(asked: Asked, work: Work | None) -> dict[str, Any] | None:
+def _own(request: Request, work: Work | None) -> dict[str, Any] | None:
     """The step that the user named."""
     if work is None:
         return None
     return {
-        "name": asked.name,
+        "name": request.name,
         "method": work.recipe.method["name"],
         "students": list(work.recipe.cohort.students),
         "batch_size": work.batch_size,

@@ -29,15 +29,15 @@ def bench(
     """Measure how fast okdc is here, beside the plain way."""
     keys = {"device": device, "dtype": dtype, "threads": threads, "compile": compile_step}
     flags = [f"engine.{key}={value}" for key, value in keys.items() if value is not None]
-    from okdc.bench.request import asked
+    from okdc.bench.request import request
 
-    wanted = asked(words or [], flags, only, seconds)
+    wanted = request(words or [], flags, only, seconds)
     for note in wanted.notes:
         console.note(note)
     from okdc.bench import machine as here
     from okdc.bench import pairings, suite
 
-    size = wanted.recipe.data.image_size if wanted.recipe and not suite.standard(wanted) else pairings.SIZE
+    size = wanted.resolved.recipe.data.image_size if wanted.resolved and not suite.standard(wanted) else pairings.SIZE
     settings = here.settings_of(wanted.engine, size)
     for reason in settings.reasons:
         console.note(reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,11 @@ import typer
 from okdc.cli import console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json
-from okdc.errors import CheckFailed, OkdcError, UsageError
+from okdc.errors import CheckFailed, OkdcError, RecipeError, UsageError, nearest
 from okdc.recipe import catalog
 
 if TYPE_CHECKING:
+    from okdc.recipe.reference import Key
     from okdc.runs.run import Run
 
 
@@ -36,20 +38,125 @@ def download(
     console.next_step(downloads.next_command(name, facts["root"]))
 
 
-def recipes(as_json: Json = False) -> None:
-    """List the recipes that ship with okdc."""
-    from okdc.recipe import schema as recipe
+def recipes(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME|keys|KEY", help="A recipe to print; `keys`, a table or a key to explain."),
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--md", help="Print keys as GitHub tables; `keys` alone: every method's too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that ship with okdc, print one, or explain the keys of a recipe."""
+    words = words or []
+    recipe = _recipe_file(words[0]) if len(words) == 1 else None
+    if markdown and (as_json or not words or recipe):
+        raise UsageError("--md prints the keys of a recipe and nothing else", hint="okdc recipes keys --md")
+    if recipe:
+        _show_recipe(recipe, as_json)
+    elif words:
+        _explain_keys(words[words[0] == "keys" :], markdown, as_json)
+    else:
+        _list_recipes(as_json)
 
-    rows = []
-    for name, path in catalog.recipes().items():
-        found, problems = recipe.check(recipe.Draft(path, recipe.read(path)))
-        assert found is not None, problems
-        rows.append({"name": name, "path": str(path), **found.portable()})
+
+def _list_recipes(as_json: bool) -> None:
+    rows = [_facts(path) | {"name": name} for name, path in catalog.recipes().items()]
     if as_json:
         console.out_json(rows)
         return
     tables.recipes(rows)
-    console.next_step("okdc distill RECIPE")
+    console.next_step("okdc recipes RECIPE")
+
+
+def _recipe_file(word: str) -> Path | None:
+    """The recipe that a word names: a file, or one that ships with okdc."""
+    return Path(word) if Path(word).is_file() else catalog.find_recipe(word)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """A recipe's tables. Raises RecipeError with all that is wrong in it."""
+    from okdc.recipe import draft
+
+    recipe, problems = draft.check(draft.Draft(path, draft.read(path)))
+    if recipe is None:
+        raise RecipeError(f"{path}: {len(problems)} problems", details=problems)
+    return {"name": path.stem, "path": str(path), **recipe.portable()}
+
+
+def _show_recipe(path: Path, as_json: bool) -> None:
+    """The file's text on stdout, so that it can be piped into a file of one's own; the rest on stderr."""
+    facts, text = _facts(path), path.read_text(encoding="utf-8")
+    command = ("okdc distill", path.stem if path in catalog.recipes().values() else path)
+    if as_json:
+        console.out_json(facts | {"command": " ".join(map(str, command)), "text": text})
+        return
+    console.say(f"{facts['about']['title'] or path.stem} ({path})")
+    console.out(text.rstrip("\n"))
+    console.next_step(*command)
+
+
+def _explain_keys(words: list[str], markdown: bool, as_json: bool) -> None:
+    from okdc.recipe import reference
+    from okdc.recipe.schema import Recipe
+
+    of_tables = reference.keys(Recipe)
+    rows = [row for word in words for row in _named(word, of_tables)] if words else of_tables
+    if markdown and not words:  # the reference as a whole: recipes/README.md has it
+        rows = of_tables + _of_methods("method")
+    if as_json:
+        console.out_json([asdict(row) for row in rows])
+    elif markdown:
+        console.out(reference.markdown(rows))
+    else:
+        tables.keys(rows)
+        if any(row.key == "method.name" for row in rows):
+            console.next_step("okdc recipes method.fefr")
+
+
+def _named(word: str, of_tables: list[Key]) -> list[Key]:
+    """The rows of a key, of a table, or of a method: method.NAME, method.NAME.KEY, method.KEY of any method.
+
+    Raises UsageError for anything else.
+    """
+    rows = [row for row in of_tables if f"{row.key}.".startswith(f"{word}.")]
+    if word.split(".")[0] == "method" and word != "method.name":
+        rows += _of_methods(word)
+    if not rows:
+        parents = list(dict.fromkeys(row.table for row in of_tables if row.table))
+        names = [*(row.key for row in of_tables), *parents, *catalog.recipes()]
+        raise UsageError(
+            f"{word} is no recipe, table or key{nearest(word, names)}",
+            hint=f"tables: {', '.join(parents)}; okdc recipes keys explains every key, okdc recipes lists the recipes",
+        )
+    return rows
+
+
+def _of_methods(word: str) -> list[Key]:
+    """Keys of the methods' Configs: every one for `method`, else those that the word names.
+
+    Raises UsageError where there are none.
+    """
+    from okdc import methods
+    from okdc.recipe import reference
+
+    name, _, key = word.removeprefix("method").removeprefix(".").partition(".")
+    if name in methods.METHODS or ":" in name:
+        names = [name]
+    else:
+        names, key = methods.METHODS.names(), name
+    rows = [row for each in names for row in reference.keys(methods.find(each).Config, "method.", each)]
+    if not key:
+        return rows
+    if chosen := [row for row in rows if row.key == f"method.{key}"]:
+        return chosen
+    choices = list(dict.fromkeys([row.key.removeprefix("method.") for row in rows]))
+    choices += names if len(names) > 1 else []  # the word is neither a method nor a key of one
+    kind = f"key of {name}" if len(names) == 1 else "method or key of one"
+    raise UsageError(
+        f"{word}: no {kind} is called {key!r}{nearest(key, choices)}", hint=f"there is: {', '.join(choices)}"
+    )
 
 
 def runs(as_json: Json = False) -> None:

@@ -222,7 +222,7 @@ def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]
     from okdc.assembly import reopen
     from okdc.recipe.schema import ROOTS
 
-    data = reopen.recipe_of(run, data_root)[0].data
+    data = reopen.recipe_of(run, data_root).recipe.data
     return () if data.root in (None, ROOTS.get(data.name)) else ("--data-root", Path(data.root))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from okdc.cli import console
+from okdc.recipe.reference import Key, by_table
 
 
 def result(facts: dict[str, Any]) -> None:
@@ -129,6 +130,15 @@ def recipes(rows: Sequence[dict[str, Any]]) -> None:
             for row in rows
         ],
     )
+
+
+def keys(rows: Sequence[Key]) -> None:
+    """The keys of a recipe, a table each."""
+    for number, (heading, group) in enumerate(by_table(rows)):
+        if number:
+            console.out("")
+        cells = [[row.key, row.takes, row.default_text, row.description] for row in group]
+        console.table(["key", "takes", "default", "what it is"], cells, title=heading)
 
 
 def _counted(names: Sequence[str]) -> str:

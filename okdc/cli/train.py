@@ -38,7 +38,7 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Train a cohort from a recipe and keep one student."""
-    from okdc.recipe import schema as recipe
+    from okdc.recipe import draft as recipe
     from okdc.runs.series import parse_seeds
 
     ranks = Ranks.of_environment()
@@ -60,9 +60,9 @@ def distill(
         raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
     from okdc.assembly.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
-    resolved, notes = resolve(draft)
+    resolved = resolve(draft)
     tell = console.Talk() if ranks.first else Nobody()
-    for text in notes:
+    for text in resolved.notes:
         tell.note(text)
     from okdc.runs.provenance import provenance
     from okdc.training import series

@@ -29,7 +29,8 @@ from okdc.data import cinic10 as cinic
 from okdc.data import published
 from okdc.errors import DataError, DiskError, RunError, UsageError, nearest
 from okdc.recipe import catalog
-from okdc.recipe.schema import DATASETS, ROOTS, read
+from okdc.recipe.draft import read
+from okdc.recipe.schema import DATASETS, ROOTS
 from okdc.runs import locks
 from okdc.runs.files import writing
 

@@ -43,10 +43,10 @@ def evaluate(path: Path, data_root: str | None, tell: Listener) -> dict[str, Any
 
 def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
     network, facts, result = recorded.student(run, "accuracy", "evaluate")
-    recipe, notes = reopen.recipe_of(run, data_root)
-    for note in notes:
+    resolved = reopen.recipe_of(run, data_root)
+    for note in resolved.notes:
         tell.note(note)
-    dataset = reopen.data_of(run, recipe, tell)
+    dataset = reopen.data_of(run, resolved.recipe, tell)
     rows = _judging_rows(dataset, result["judged_on"], result["images"], str(run.path), tell)
     logits, labels = kept.answers(network, facts, dataset, rows)
     report = _report((logits.numpy(), labels.numpy()), facts["classes"], result["kept"]["top1_pct"], str(run.path))

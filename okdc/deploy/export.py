@@ -63,10 +63,10 @@ def export(
     had = _precisions(target)
     try:
         with layout.building(target) as folder:  # entered first: a folder that is refused costs no minutes
-            recipe, notes = reopen.recipe_of(run, data_root)
-            for note in notes:
+            resolved = reopen.recipe_of(run, data_root)
+            for note in resolved.notes:
                 tell.note(note)
-            dataset = reopen.data_of(run, recipe, tell)
+            dataset = reopen.data_of(run, resolved.recipe, tell)
             judges = _judges(dataset, facts, tell)
             float32, report = _float32(folder, target, network, facts, judges, expected_pct, tell)
             made, errors = reduced.make(float32, dataset, judges, wanted or Wanted(), tell)
@@ -85,12 +85,12 @@ def export(
             costs = measured.facts(network, facts["preprocessing"]["size"], models)
             write_json(folder / layout.PROFILE, costs)
             counts = {"train": len(dataset.train), "validation": len(dataset.val), "test": len(dataset.test)}
-            story = Story(facts, result, recipe.portable(), counts, reports, costs, licence)
+            story = Story(facts, result, resolved.recipe.portable(), counts, reports, costs, licence)
             write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
             origin = _origin(dataset, result, costs, report)
             judged_on = _judged_on(dataset, report["images_sha256"])
-            layout.write_manifest(folder, facts, recipe.portable(), story.top1_pct, OPSET, judged_on, origin)
+            layout.write_manifest(folder, facts, resolved.recipe.portable(), story.top1_pct, OPSET, judged_on, origin)
     except CheckFailed as error:
         if had:
             error.details = (*error.details, f"the earlier bundle {target} is untouched")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from okdc import backbones
 from okdc.assembly import job as build
 from okdc.assembly import reopen
-from okdc.assembly.resolve import resolve
+from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
 from okdc.data import sources
@@ -27,7 +27,7 @@ from okdc.profiling import students
 from okdc.profiling.measure import Measured, Subject, measure, networks
 from okdc.progress import Listener
 from okdc.recipe import catalog
-from okdc.recipe.schema import TEACHER, Recipe, load
+from okdc.recipe.draft import load
 from okdc.runs.provenance import processor
 from okdc.runs.run import Run, runs
 
@@ -119,29 +119,30 @@ def _network(label: str, name: str, kind: str, size: int, classes: int, export: 
 
 
 def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
-    recipe, notes = resolve(load([word]), needs_data=False)
-    classes = sources.count_classes(recipe.data)
+    resolved = resolve(load([word]), needs_data=False)
+    data, notes = resolved.recipe.data, list(resolved.notes)
+    classes = sources.count_classes(data)
     if classes is None:
         classes = CLASSES
-        notes.append(f"no images at {recipe.data.root or 'data.root'}: counted with {CLASSES} classes")
+        notes.append(f"no images at {data.root or 'data.root'}: counted with {CLASSES} classes")
     for note in notes:
         tell.note(note)
-    names = dict.fromkeys(build.architectures(recipe))
-    students = [_network(name, name, "student", recipe.data.image_size, classes, export) for name in names]
-    return [*students, _whole(recipe, classes)]
+    names = dict.fromkeys(resolved.architectures)
+    students = [_network(name, name, "student", data.image_size, classes, export) for name in names]
+    return [*students, _whole(resolved, classes)]
 
 
 def _of_run(run: Run, tell: Listener) -> list[Subject]:
-    (recipe, _), classes = reopen.recipe_of(run), len(run.facts("classes")["classes"])
-    size = recipe.data.image_size
+    resolved, classes = reopen.recipe_of(run), len(run.facts("classes")["classes"])
+    size = resolved.recipe.data.image_size
     whole: list[Subject] = []
     try:
-        whole.append(_whole(recipe, classes))
+        whole.append(_whole(resolved, classes))
     except (RecipeError, RunError) as error:  # a teacher that is gone: what it taught can be counted all the same
-        tell.note(f"the training as a whole is not counted: {error.message}")
+        tell.note(f"the training as a whole is not counted: {'; '.join((error.message, *error.details))}")
     if run.state == "complete":
         return [*students.subjects(run), *whole]
-    cohort = build.cohort(recipe, square(size), classes)[0].eval()
+    cohort = build.cohort(resolved, square(size), classes)[0].eval()
     untrained = [
         Subject(f"student{k}", "student", student.architecture, student, size, classes, export=True)
         for k, student in enumerate(cohort.backbones())
@@ -149,14 +150,10 @@ def _of_run(run: Run, tell: Listener) -> list[Subject]:
     return [*untrained, *whole]
 
 
-def _whole(recipe: Recipe, classes: int) -> Subject:
-    size = recipe.data.image_size
-    teacher = build.teacher(recipe, square(size), classes)
-    if teacher and recipe.method.get(TEACHER) not in (None, teacher.sha256):
-        raise RunError(f"{teacher.where} is another teacher now than the one that taught")
-    method, _ = build.method(recipe, square(size), classes, teacher.network if teacher else None)
-    name = f"training ({recipe.method['name']})"
-    return Subject(name, "training", name, _Heads(method).eval(), size, classes)
+def _whole(resolved: ResolvedRecipe, classes: int) -> Subject:
+    name = f"training ({resolved.recipe.method['name']})"
+    whole = _Heads(build.assemble(resolved, classes).method).eval()
+    return Subject(name, "training", name, whole, resolved.recipe.data.image_size, classes)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Finds the recipes and runners that ship with okdc, in a checkout or in an installed wheel."""
+"""Finds the recipes and runners that ship with okdc, in a checkout or in an installed wheel; names for completion."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def recipes() -> dict[str, Path]:
 def find_recipe(word: str) -> Path | None:
     """The shipped recipe that `word` names, with or without folder and `.toml`."""
     return recipes().get(Path(word).name.removesuffix(".toml"))
+
+
+def keys() -> list[str]:
+    """Every key of a recipe's tables, as an override writes it. A method's own keys need its module, and torch."""
+    from okdc.recipe.reference import keys as keys_of
+    from okdc.recipe.schema import Recipe
+
+    return [key.key for key in keys_of(Recipe)]

@@ -1,35 +1,19 @@
-"""Recipes: strict TOML tables in, one resolved and hashed recipe out.
-
-    draft = load(["recipes/digits_resnet8.toml", "optim.epochs=3"])     text -> tables, overrides applied
-    recipe, problems = check(draft)                                     tables -> Recipe, or all that is wrong
+"""The tables of a recipe: every key, what it takes, its default and what it is.
 
 `[method]` stays a plain table here: its keys belong to the Config of the method that it names, which
-`okdc.assembly.resolve.resolve` checks, so that listing or reading recipes never imports torch.
+`okdc.assembly.resolve.resolve` validates, so that listing or reading recipes never imports torch.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import itertools
 import json
 import re
-import tomllib
-import types
-import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
-
-from okdc.errors import RecipeError, UsageError, nearest
-from okdc.recipe import catalog
-
-DEFAULT = "digits_resnet8"
 
 # Of a method's table, where a teacher lies; `teacher_sha256` says which one it is, and marks a method that has one.
 TEACHER_PLACES = ("teacher", "weights")
@@ -56,17 +40,33 @@ class Paper(Table):
     A list is one number a student, where the paper tells different students apart.
     """
 
-    source: str
-    dataset: str  # the cell: what was overridden since is another one
-    students: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    epochs: Count = 300
-    student_error: dict[str, Positive | list[Positive]] = {}
-    fused_error: dict[str, Positive] = {}
+    source: Annotated[str, Field(description="The paper and the table that print the numbers.")]
+    dataset: Annotated[
+        str, Field(description="The data set of the cell; with another `data.name` the numbers are not compared.")
+    ]
+    students: Annotated[
+        tuple[str, ...],
+        Field(
+            strict=False,
+            min_length=1,
+            description="The networks of the cell; with other `cohort.students` the numbers are not compared.",
+        ),
+    ]
+    epochs: Annotated[Count, Field(description="Epochs that the paper trains; MFEF trains 300.")] = 300
+    student_error: Annotated[
+        dict[str, Positive | list[Positive]],
+        Field(description="Top-1 error of a student in percent, by method; a list has one number a student."),
+    ] = {}
+    fused_error: Annotated[
+        dict[str, Positive], Field(description="Top-1 error of the fused classifier in percent, by method.")
+    ] = {}
 
 
 class About(Table):
-    title: str = ""
-    paper: Paper | None = None
+    title: Annotated[str, Field(description="A few words that name the recipe; training does not read them.")] = ""
+    paper: Annotated[
+        Paper | None, Field(description="What a paper prints for this recipe; left out: no paper has the cell.")
+    ] = None
 
 
 DATASETS = ("digits", "folder", "cifar10", "cifar100", "cinic10", "imagenet")
@@ -83,70 +83,199 @@ _CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 def _data_name(name: str) -> str:
     if name not in DATASETS and not _CALLABLE.fullmatch(name):
-        known = ", ".join(repr(known) for known in DATASETS)
-        raise PydanticCustomError("data_name", f"Input should be one of {known} or 'package.module:callable'")
+        names = ", ".join(repr(name) for name in DATASETS)
+        raise PydanticCustomError(
+            "data_name", f"one of {names} or 'package.module:callable'", {"choices": list(DATASETS)}
+        )
     return name
 
 
 class Data(Table):
-    name: Annotated[str, AfterValidator(_data_name)]  # one of DATASETS, or the user's own package.module:callable
-    root: Annotated[str, Field(min_length=1)] | None = None  # an empty one would be the working directory
-    image_size: Annotated[int, Field(ge=4, le=1024)] = 32
-    shorter_side: Annotated[int, Field(ge=4, le=2048)] | None = None  # of what is cut to image_size; left out: that
-    train_images: Count | None = None  # a stratified subset, by seed
-    val_fraction: Share = 0.1  # of the training images, where the data has no validation split of its own
-    crop_padding: Index = CROP_PADDING  # zeros around what a crop is cut from; imagenet's crops are of another kind
-    flip: bool = True
-    mean: Colour | None = None  # of pixels scaled to 0..1; left out: those of the training images
-    std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None
+    name: Annotated[
+        str,
+        AfterValidator(_data_name),
+        Field(description="The data set by its name, or package.module:callable for your own loader."),
+    ]
+    root: Annotated[
+        Annotated[str, Field(min_length=1)] | None,  # an empty one would be the working directory
+        Field(
+            description="Folder of the images, relative to the working directory; left out: below data/. --data-root "
+            "and OKDC_DATA_ROOT override it."
+        ),
+    ] = None
+    image_size: Annotated[
+        int, Field(ge=4, le=1024, description="Side of the square images in pixels; 32 as CIFAR's and CINIC-10's.")
+    ] = 32
+    shorter_side: Annotated[
+        Annotated[int, Field(ge=4, le=2048)] | None,
+        Field(
+            description="Pixels that the shorter side of an image file is resized to before the middle is cut out; "
+            "left out: image_size, which cuts least away."
+        ),
+    ] = None
+    train_images: Annotated[
+        Count | None,
+        Field(description="Size of a stratified subset of the training images, drawn by seed; left out: all of them."),
+    ] = None
+    val_fraction: Annotated[
+        Share,
+        Field(
+            description="Share of the training images held out for validation, where the data has no such split; "
+            "0.1 leaves nine tenths to learn from."
+        ),
+    ] = 0.1
+    crop_padding: Annotated[
+        Index,
+        Field(
+            description="Pixels of zeros around an image before a random crop; 4 as MFEF section 4.1. imagenet's "
+            "crops have none."
+        ),
+    ] = CROP_PADDING
+    flip: Annotated[
+        bool, Field(description="Whether half of the training images are mirrored, as in MFEF section 4.1.")
+    ] = True
+    mean: Annotated[
+        Colour | None,
+        Field(
+            description="Mean of each channel, of pixels scaled to 0..1; left out: the published one, else that of the "
+            "training images."
+        ),
+    ] = None
+    std: Annotated[
+        Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None,
+        Field(description="Standard deviation of each channel, as `mean`."),
+    ] = None
 
 
 class CohortTable(Table):
-    students: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-    share: Literal["low", "stem1", "none"] = "low"
-    keep: Literal["best", "smallest"] | Index = "best"
+    students: Annotated[
+        tuple[str, ...],
+        Field(
+            strict=False,
+            min_length=1,
+            description="The networks that learn together: names of okdc's networks, torchvision:NAME, timm:NAME or "
+            "package.module:callable.",
+        ),
+    ]
+    share: Annotated[
+        Literal["low", "stem1", "none"],
+        Field(
+            description="Stages that students of one architecture share: low is all but the last (as MFEF table 1), "
+            "stem1 the stem and the first."
+        ),
+    ] = "low"
+    keep: Annotated[
+        Literal["best", "smallest"] | Index,
+        Field(
+            description="The student that is kept: smallest, or its number from 0, or best, which validation chooses "
+            "without a guess beforehand.",
+        ),
+    ] = "best"
 
 
 class Optim(Table):
-    epochs: Count = 300
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    lr: Positive = 0.1
-    momentum: Annotated[float, Field(gt=0, lt=1)] = 0.9  # Nesterov's, which needs one above 0
-    weight_decay: NotNegative = 1e-4  # the cohort
-    aux_weight_decay: NotNegative = 1e-5  # everything that is discarded after training
-    schedule: Literal["step", "cosine"] = "step"
-    milestones: Annotated[tuple[Share, ...], Field(strict=False)] = (0.5, 0.75)  # fractions of the run
-    clip: NotNegative = 0.0  # largest gradient norm; 0: off
+    epochs: Annotated[Count, Field(description="Passes over the training images; 300 as MFEF section 4.1.")] = 300
+    batch_size: Annotated[
+        int, Field(ge=2, description="Images in a step, over all devices together; 128 as MFEF section 4.1.")
+    ] = 128
+    lr: Annotated[
+        Positive, Field(description="Learning rate of SGD at the start; 0.1 as MFEF section 4.1, for batches of 128.")
+    ] = 0.1
+    momentum: Annotated[float, Field(gt=0, lt=1, description="Nesterov momentum of SGD; 0.9 as MFEF section 4.1.")] = (
+        0.9  # Nesterov's, which needs one above 0
+    )
+    weight_decay: Annotated[
+        NotNegative, Field(description="Weight decay of the students; 1e-4 as MFEF section 4.1.")
+    ] = 1e-4
+    aux_weight_decay: Annotated[
+        NotNegative,
+        Field(description="Weight decay of everything that is discarded after training; 1e-5 as MFEF section 4.1."),
+    ] = 1e-5
+    schedule: Annotated[
+        Literal["step", "cosine"],
+        Field(
+            description="How the learning rate falls: step divides it by ten at each milestone, as MFEF section 4.1; "
+            "cosine takes it to zero.",
+        ),
+    ] = "step"
+    milestones: Annotated[
+        tuple[Share, ...],
+        Field(
+            strict=False,
+            description="Where the schedule `step` divides the learning rate by ten, as fractions of the run; MFEF "
+            "divides after 150 and 225 of 300 epochs.",
+        ),
+    ] = (0.5, 0.75)
+    clip: Annotated[
+        NotNegative,
+        Field(description="Largest norm of the gradient, which is scaled down to it; 0: no limit, as MFEF trains."),
+    ] = 0.0
 
 
 class Engine(Table):
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
-    threads: Literal["auto"] | Count = "auto"
-    workers: Literal["auto"] | Index = "auto"  # processes that decode images which are not resident; 0: the loop itself
-    compile: Literal["auto", "on", "off"] = "auto"  # the training step, by torch.compile
-    sync_batchnorm: bool = False  # statistics over the batch of all processes; of one process they are anyway
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="Where the training runs; auto: a GPU where there is one.")
+    ] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(description="Type of the forward pass; auto: bfloat16 where the processor gains by it."),
+    ] = "auto"
+    memory_format: Annotated[
+        Literal["auto", "contiguous", "channels_last"],
+        Field(description="Order of the maps in memory; auto: the one that the device convolves faster."),
+    ] = "auto"
+    threads: Annotated[
+        Literal["auto"] | Count,
+        Field(description="CPU threads of the training; auto: OMP_NUM_THREADS, else the cores."),
+    ] = "auto"
+    workers: Annotated[
+        Literal["auto"] | Index,
+        Field(
+            description="Processes that decode images which do not fit in memory; 0: the training decodes them itself, "
+            "auto: the cores."
+        ),
+    ] = "auto"
+    compile: Annotated[
+        Literal["auto", "on", "off"],
+        Field(description="Whether torch.compile compiles the training step; auto: where that pays within the run."),
+    ] = "auto"
+    sync_batchnorm: Annotated[
+        bool,
+        Field(
+            description="Whether batch statistics are taken over the batch of all processes; false: of each process's "
+            "images, which needs no exchange."
+        ),
+    ] = False
 
 
 class Recipe(Table):
     """All of one run. `text()` repeats it; `sha256()` names it wherever its files lie."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    deterministic: bool = False  # CUDA only: a CPU run is exact in any case
-    about: About = About()
-    data: Data
-    cohort: CohortTable
-    method: dict[str, Any]
-    optim: Optim = Optim()
-    engine: Engine = Engine()
+    seed: Annotated[
+        int, Field(ge=0, lt=2**63, description="Number that every random draw of the run follows from; 0 is the first.")
+    ] = 0
+    deterministic: Annotated[
+        bool,
+        Field(
+            description="Whether a GPU uses only operations that repeat to the bit; false: they are slower. A CPU run "
+            "repeats in any case."
+        ),
+    ] = False
+    about: Annotated[About, Field(description="What the recipe is; nothing of it changes a training.")] = About()
+    data: Annotated[Data, Field(description="The images, and how they are divided and varied.")]
+    cohort: Annotated[CohortTable, Field(description="The students, what they share, and which one is kept.")]
+    method: Annotated[
+        dict[str, Any], Field(description="How the students teach each other: `name`, and the keys of that method.")
+    ]
+    optim: Annotated[Optim, Field(description="How the weights move.")] = Optim()
+    engine: Annotated[Engine, Field(description="What the training runs on; each choice is recorded.")] = Engine()
 
     def text(self) -> str:
         """The recipe as TOML, every default written out."""
         return tomli_w.dumps(self.model_dump(exclude_none=True))
 
     def portable(self) -> dict[str, Any]:
-        """The tables without what only says where things lie: the same on every machine."""
+        """The tables without the places of files: the same on every machine."""
         tables = self.model_dump(mode="json", exclude_none=True)
         tables["data"].pop("root", None)
         if TEACHER in tables["method"]:
@@ -155,245 +284,3 @@ class Recipe(Table):
 
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps(self.portable(), sort_keys=True).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A recipe as read: tables that nothing has checked yet."""
-
-    path: Path
-    tables: dict[str, Any]
-    overridden: frozenset[str] = frozenset()  # dotted keys given on the command line
-    problems: tuple[str, ...] = ()  # what was already wrong with the overrides
-    notes: tuple[str, ...] = field(default=())  # what was chosen on the user's behalf
-    replaced: str | None = None  # the file's own method, where an override names another
-    named: bool = True  # by the user; else it is the default, and what is wrong are the overrides
-
-    @property
-    def stem(self) -> str:
-        """What a run of it is named after: the file, or for a run's own recipe.toml that run or the series it is in."""
-        folder = self.path.absolute().parent
-        if (folder.parent / "series.json").is_file():
-            folder = folder.parent
-        known = (folder / "run.json").is_file() or (folder / "series.json").is_file()
-        return folder.name.rsplit("-", 1)[0] if known and self.path.name == "recipe.toml" else self.path.stem
-
-
-def load(words: Sequence[str]) -> Draft:
-    """Read the recipe that the first word without `=` names (none: the default) and apply the other words.
-
-    Raises UsageError for a second recipe, RecipeError for a file that is missing or not TOML.
-    """
-    named = [word for word in words if "=" not in word]
-    if len(named) > 1:
-        raise UsageError(
-            f"two recipes were given, {named[0]!r} and {named[1]!r}; one is expected",
-            hint="an override is written key=value, without spaces",
-        )
-    path, notes = _find(named[0]) if named else (catalog.recipes()[DEFAULT], [f"no recipe named: {DEFAULT}"])
-    tables = read(path)
-    own = tables.get("method", {}).get("name") if isinstance(tables.get("method"), dict) else None
-    problems: list[str] = []
-    overridden: set[str] = set()
-    for word in words:
-        if "=" in word:
-            key, _, value = word.partition("=")
-            overridden.add(key.strip())
-            problems += _override(tables, key.strip(), value)
-    replaced = own if isinstance(own, str) and "method.name" in overridden else None
-    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), replaced, bool(named))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The tables of one TOML file."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: not UTF-8 text; a recipe is a TOML file") from None
-    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what tomllib lets through
-        raise RecipeError(f"{path}: not TOML: {error}") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _find(word: str) -> tuple[Path, list[str]]:
-    path = Path(word)
-    if path.is_file():
-        return path, []
-    shipped = catalog.find_recipe(word)
-    if shipped is None:
-        known = catalog.recipes()
-        inside = f" (there is {path / 'recipe.toml'})" if (path / "recipe.toml").is_file() else ""
-        what = f"is a folder, expected a .toml file{inside}" if path.is_dir() else "no such recipe file"
-        raise RecipeError(
-            f"{word}: {what}{nearest(path.stem, known)}",
-            hint="a path to a .toml file, or one that ships with okdc: okdc recipes lists them",
-        )
-    return shipped, [f"no file {word}: the shipped recipe {shipped.stem} is used"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Overrides: the value is TOML where it parses, else the bare word; a key that holds text takes the word as it stands.
-
-
-def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
-    *path, last = key.split(".")
-    if not last or not all(path):
-        return [f"{key}={value}: an override is written key=value, as in optim.epochs=3"]
-    if not (key + value).isascii():
-        try:
-            (key + value).encode()
-        except UnicodeEncodeError:  # what Python makes of bytes that are no UTF-8; no TOML file could hold it
-            return [f"{key}: the value is not UTF-8 text"]
-    table = tables
-    for i, name in enumerate(path):
-        inner = table.setdefault(name, {})
-        if not isinstance(inner, dict):
-            return [f"{key}: {'.'.join(path[: i + 1])} is not a table"]
-        table = inner
-    table[last] = _value(key, value)
-    return []
-
-
-def _value(key: str, text: str) -> Any:
-    try:
-        tables = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    if list(tables) != ["value"] or (_is_text(key) and not isinstance(tables["value"], str)):
-        return text
-    return tables["value"]
-
-
-def _is_text(key: str) -> bool:
-    """Whether the schema holds nothing but text at this key: `runs/3` and `12` are then words."""
-    if key == "method.name":
-        return True
-    model: Any = Recipe
-    for name in key.split("."):
-        fields = getattr(model, "model_fields", {})
-        if name not in fields:
-            return False
-        model = fields[name].annotation
-    return all(leaf is str or isinstance(leaf, str) for leaf in _leaves(model))
-
-
-def _leaves(annotation: Any) -> Iterator[Any]:
-    """The alternatives of a type: literals as their values, None left out."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        yield from _leaves(typing.get_args(annotation)[0])
-    elif origin in (typing.Union, types.UnionType):
-        for part in typing.get_args(annotation):
-            yield from _leaves(part)
-    elif origin is Literal:
-        yield from typing.get_args(annotation)
-    elif annotation is not type(None):
-        yield annotation
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Checking: every problem at once, in words.
-
-
-def check(draft: Draft) -> tuple[Recipe | None, list[str]]:
-    """The Recipe, or None and one line for each problem (keys of `[method]` but `name` are not looked at)."""
-    problems = list(draft.problems)
-    recipe = None
-    try:
-        recipe = Recipe.model_validate(draft.tables)
-    except ValidationError as error:
-        problems += explain(error, Recipe)
-    method = draft.tables.get("method")
-    if isinstance(method, dict) and not isinstance(method.get("name"), str):
-        problems.append('method.name: missing; expected the name of a method, such as "fefr"')
-    return (None if problems else recipe), problems
-
-
-def salvage(tables: dict[str, Any]) -> Recipe | None:
-    """The recipe without the keys that are wrong, for the rules between keys to be looked at in the same go."""
-    try:
-        return Recipe.model_validate(tables)
-    except ValidationError as error:
-        tables = copy.deepcopy(tables)
-        for problem in error.errors():
-            _drop(tables, problem["loc"])
-    try:
-        return Recipe.model_validate(tables)
-    except ValidationError:
-        return None
-
-
-def _drop(table: Any, loc: tuple[int | str, ...]) -> None:
-    """Take out the innermost key that an error is about."""
-    for part, inner in itertools.pairwise((*loc, None)):
-        if not isinstance(table, dict) or part not in table:
-            return
-        if isinstance(table[part], dict) and inner in table[part]:
-            table = table[part]
-        else:
-            del table[part]
-            return
-
-
-def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
-    """One line a key: what was expected, what was found, the nearest name."""
-    lines: dict[str, str] = {}
-    for problem in error.errors():
-        path, owner = _locate(problem["loc"], model)
-        key = prefix + path
-        if problem["type"] == "too_short" and len(problem["input"]) >= problem["ctx"]["min_length"]:
-            continue  # only because an item of it is wrong, which has a line of its own
-        if problem["type"] == "value_error":  # a rule over several keys, in the model's own words
-            key = key.rstrip(".")
-            lines[key + problem["msg"]] = f"{key}: {problem['msg'].removeprefix('Value error, ')}"
-        elif problem["type"] == "extra_forbidden":
-            name, known = path.rsplit(".", 1)[-1], list(owner.model_fields)
-            table = f"[{key.rpartition('.')[0]}]" if "." in key else "the top level"
-            lines[key] = f"{key}: unknown key{nearest(name, known)}; {table} has {', '.join(known)}"
-        elif problem["type"] == "missing":
-            field = owner.model_fields.get(path.rsplit(".", 1)[-1])
-            lines[key] = f"{key}: missing" + (f"; expected {field.description}" if field and field.description else "")
-        else:
-            expected = _in_toml(problem["msg"])
-            if key in lines:  # another alternative of the same key
-                head, _, found = lines[key].rpartition(", found ")
-                lines[key] = f"{head} or {expected}, found {found}"
-            else:
-                close = nearest(str(problem["input"]), re.findall(r"'([^']+)'", expected))
-                lines[key] = f"{key}: expected {expected}, found {problem['input']!r}{close}"
-    return list(lines.values())
-
-
-def _in_toml(message: str) -> str:
-    """pydantic's words for what it expected, in those of a TOML file."""
-    for pattern, words in (
-        (r"^(Input should be|Tuple should have|String should have) ", ""),
-        (r"a valid dictionary( or instance of \w+)?", "a table"),
-        (r"a valid tuple", "a list"),
-        (r"a valid boolean", "true or false"),
-        (r"a valid string", "text"),
-        (r"a valid (integer|number)", r"a \1"),
-        (r"a integer", "an integer"),
-        (r" after validation, not \d+$", ""),
-    ):
-        message = re.sub(pattern, words, message)
-    return message
-
-
-def _locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
-    """The dotted key of an error, without pydantic's names for the parts of a union, and the table it is in."""
-    path, owner, inside = "", model, True
-    for part in loc:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif inside:
-            path += f".{part}" if path else part
-            annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
-            tables = [leaf for leaf in _leaves(annotation) if isinstance(leaf, type) and issubclass(leaf, BaseModel)]
-            inside = bool(tables)
-            if tables:
-                owner = tables[0]
-    if loc and inside and path:  # the error is about a whole table: its owner is the table above
-        return path, model
-    return path, owner

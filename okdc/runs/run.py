@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from okdc.errors import DiskError, RunError
-from okdc.recipe.schema import read
+from okdc.recipe.draft import read
 from okdc.runs import locks
 from okdc.runs.files import read_json, write, write_json, writing
 

@@ -24,7 +24,8 @@ from typing import Any
 import tomli_w
 
 from okdc.errors import DiskError, OkdcError, RunError, TrainingError, UsageError
-from okdc.recipe.schema import Recipe, read
+from okdc.recipe.draft import read
+from okdc.recipe.schema import Recipe
 from okdc.runs import locks
 from okdc.runs.files import read_json, write, write_json
 from okdc.runs.run import ROOT, SERIES, Run, State, best, new_folder, runs

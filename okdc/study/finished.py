@@ -10,7 +10,9 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from okdc.errors import OkdcError, RunError
-from okdc.recipe.schema import Draft, Recipe, check, explain, read
+from okdc.recipe.draft import Draft, check, read
+from okdc.recipe.explain import explain
+from okdc.recipe.schema import Recipe
 from okdc.runs import run as runs_
 from okdc.runs.files import read_json
 from okdc.runs.run import Run

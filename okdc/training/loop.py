@@ -66,9 +66,7 @@ def train(
     method = train_step.method
 
     dataset = job.dataset.to(settings.torch_device)
-    assert recipe.data.mean is not None
-    assert recipe.data.std is not None
-    normalise = Normalise(recipe.data.mean, recipe.data.std, settings.torch_device, settings.torch_memory_format)
+    normalise = Normalise(*job.normalisation, settings.torch_device, settings.torch_memory_format)
     batches = batches_of(dataset, recipe.data, recipe.optim.batch_size, normalise, recipe.seed, settings.workers, ranks)
     steps, epochs = batches.steps, recipe.optim.epochs
     whole = steps * epochs

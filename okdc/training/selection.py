@@ -95,8 +95,8 @@ def _write_student(files: tuple[Path, Path], job: Job, best: Record) -> None:
             "classes": list(job.dataset.classes),
             "preprocessing": {
                 **rule(recipe.data.image_size, recipe.data.shorter_side),
-                "mean": list(recipe.data.mean or ()),
-                "std": list(recipe.data.std or ()),
+                "mean": list(job.normalisation.mean),
+                "std": list(job.normalisation.std),
             },
             "student": best["student"],
             "epoch": best["epoch"],

@@ -12,9 +12,11 @@ from types import FrameType
 from typing import Any
 
 from okdc.assembly import reopen
+from okdc.assembly.resolve import ResolvedRecipe
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import Listener
-from okdc.recipe.schema import TEACHER, Recipe, read
+from okdc.recipe.draft import read
+from okdc.recipe.schema import TEACHER, Recipe
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
 from okdc.runs.series import Series
@@ -25,7 +27,12 @@ ENDED = ("complete", "failed")  # what a failed seed would do again
 
 
 def start(
-    recipe: Recipe, seeds: tuple[int, ...], stem: str, out: Path | None, provenance: dict[str, Any], tell: Listener
+    resolved: ResolvedRecipe,
+    seeds: tuple[int, ...],
+    stem: str,
+    out: Path | None,
+    provenance: dict[str, Any],
+    tell: Listener,
 ) -> Series:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
 
@@ -33,13 +40,13 @@ def start(
     """
     refuse_taken(out)
     tell = _Once(tell)
-    settings = _settings(recipe)
+    settings = _settings(resolved.recipe)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
-    series = Series.create(stem, recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
+    series = Series.create(stem, resolved.recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
     try:
         with series.held():
-            _train(series, recipe, provenance, tell, None)
+            _train(series, resolved, provenance, tell, None)
     except (Interrupted, DiskError):
         raise
     except OkdcError:  # images that are missing, for example: nothing came of the series
@@ -61,22 +68,24 @@ def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root
         if all(state in ENDED for state in states.values()):
             tell.note(f"{series.path}: no seed is left to train")
             return series
-        recipe, notes = reopen.recipe_of(Run(series.path), data_root)  # a series' recipe lies where a run's does
-        for note in notes:
+        resolved = reopen.recipe_of(Run(series.path), data_root)  # a series' recipe lies where a run's does
+        for note in resolved.notes:
             tell.note(note)
         missing = [seed for seed, state in states.items() if state is None]
         begun = [seed for seed, state in states.items() if state in ("complete", "resumable")]
         if missing:
-            _same_settings(series, recipe)
+            _same_settings(series, resolved.recipe)
             for difference in differences(series.facts()):
                 tell.note(f"not exact to the bit: {difference}")
         if missing and begun:  # the seeds to come have to learn from the images of those before
-            reopen.data_of(series.run(begun[0]), recipe, tell)
-        _train(series, recipe, provenance, tell, data_root)
+            reopen.data_of(series.run(begun[0]), resolved.recipe, tell)
+        _train(series, resolved, provenance, tell, data_root)
     return series
 
 
-def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Listener, data_root: str | None) -> None:
+def _train(
+    series: Series, resolved: ResolvedRecipe, provenance: dict[str, Any], tell: Listener, data_root: str | None
+) -> None:
     """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
     go_on = f"okdc resume {series.path}"
     with _terminable():
@@ -89,8 +98,9 @@ def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Lis
                 tell.note(f"seed {seed}: {number} of {len(series.seeds)}")
                 try:
                     if state is None:
-                        one = recipe.model_copy(update={"seed": seed, "method": recipe.method | _teacher(series)})
-                        starts.start(one, series.path.name, run.path, provenance, tell)
+                        teacher = _teacher(series)
+                        same = resolved.with_teacher(teacher) if teacher else resolved
+                        starts.start(same.with_seed(seed), series.path.name, run.path, provenance, tell)
                     else:
                         starts.resume(run, tell, data_root)
                 except TrainingError as error:  # the run remembers it; other seeds may do better
@@ -104,12 +114,10 @@ def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Lis
             raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
 
 
-def _teacher(series: Series) -> dict[str, str]:
-    """Which teacher the seeds before had, so that another in its place is refused."""
-    for seed in series.seeds:
-        if series.state_of(seed) is not None and (known := read(series.run(seed).recipe)["method"].get(TEACHER)):
-            return {TEACHER: known}
-    return {}
+def _teacher(series: Series) -> str | None:
+    """The hash of the teacher that the seeds before had, so that another in its place is refused."""
+    begun = [read(series.run(seed).recipe) for seed in series.seeds if series.state_of(seed) is not None]
+    return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
 
 
 class _Once:

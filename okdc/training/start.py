@@ -3,7 +3,7 @@
     start()   a recipe becomes a run: data, cohort, method, a fresh directory, then the loop
     resume()  a run's directory becomes the same again, from its last checkpoint, then the loop
 
-Order of a start, on which exactness rests: images, students (each from its own stream), method, device and memory
+Order of a start, on which exactness rests: students (each from its own stream) and method, images, device and memory
 format, optimiser, checkpoint. No global generator is read after the students are initialised.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 from okdc.assembly import job as build
 from okdc.assembly import reopen
+from okdc.assembly.resolve import ResolvedRecipe
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
@@ -35,7 +36,7 @@ from okdc.training.metrics import Totals
 
 
 def start(
-    recipe: Recipe,
+    resolved: ResolvedRecipe,
     stem: str,
     out: Path | None,
     provenance: dict[str, Any],
@@ -43,6 +44,7 @@ def start(
     ranks: Ranks = ALONE,
 ) -> Run:
     """Train a recipe from scratch in a new run directory. Returns the run, complete."""
+    recipe = resolved.recipe
     settings = settings_of(recipe, recipe.engine, ranks)
     with ranks.joined(settings.device):
         ranks.first_does(lambda: refuse_taken(out))
@@ -53,10 +55,13 @@ def start(
             with tell.reading() as progress:
                 return build.dataset(recipe, progress)
 
+        def images() -> Dataset:
+            dataset = ranks.in_turn(read)
+            ranks.agree("the images", dataset.fingerprint)
+            return dataset
+
         ranks.agree("the recipe's keys", recipe.sha256())
-        found = ranks.in_turn(read)
-        ranks.agree("the images", found.fingerprint)
-        job = build.job(recipe, found)
+        job = build.job(resolved, images)
         for note in job.notes:
             tell.note(note)
         settings = ranks.first_does(partial(compiling.decide, settings, job))
@@ -64,8 +69,8 @@ def start(
         info = {
             "schema": 1,
             "recipe_sha256": job.recipe.sha256(),
-            "data_sha256": found.fingerprint,
-            "classes": list(found.classes),
+            "data_sha256": job.dataset.fingerprint,
+            "classes": list(job.dataset.classes),
             "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
             "settings": settings.saved(),
             "reasons": list(settings.reasons),
@@ -93,14 +98,15 @@ def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks 
         why = run.facts().get("failed", "")
         raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
     facts = run.facts("settings")
-    recipe, notes = reopen.recipe_of(run, data_root)
+    resolved = reopen.recipe_of(run, data_root)
+    recipe = resolved.recipe
     try:
         settings = settings_of(recipe, Engine(**facts["settings"]), ranks)
     except DeviceError as error:
         raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
     with ranks.joined(settings.device), _held(run, ranks), continuable(run):
         ranks.agree("the run's facts", json.dumps(facts, sort_keys=True))
-        for note in notes:
+        for note in resolved.notes:
             tell.note(note)
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
         for difference in differences(facts):
@@ -110,7 +116,7 @@ def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks 
             before = [*facts.get("processes_before", ()), then]
             now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
             ranks.first_does(lambda: run.note(**now))
-        job = build.job(recipe, ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
+        job = build.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
         settings = ranks.first_does(partial(compiling.decide, settings, job))
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
         for note in notes:

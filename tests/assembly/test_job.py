@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,30 +12,42 @@ from harness import Quiet
 from PIL import Image
 from safetensors.torch import save_file
 
+from okdc import backbones
 from okdc.assembly import job as build
 from okdc.assembly import reopen
 from okdc.assembly import student as kept_student
-from okdc.assembly.resolve import resolve
+from okdc.assembly.resolve import ResolvedRecipe, resolve
+from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError, OkdcError, RecipeError, RunError
-from okdc.recipe.schema import Draft, Recipe, load, read
+from okdc.recipe.draft import Draft, load, read
+from okdc.recipe.schema import Recipe
 from okdc.runs.files import write_json
 from okdc.runs.run import Run
 
 
-def resolved(*words: str) -> Recipe:
-    return resolve(load(words))[0]
+def resolved(*words: str) -> ResolvedRecipe:
+    return resolve(load(words))
 
 
 def of_folder(*words: str) -> Recipe:
     """A small recipe for the images below ./root."""
     small = ["cohort.students=['resnet8', 'resnet8']", "optim.batch_size=4", "data.image_size=8", "data.root=root"]
-    return resolved("folder_resnet20", *small, *words)
+    return resolved("folder_resnet20", *small, *words).recipe
 
 
 @pytest.fixture
 def root() -> Path:
     return write_tree(Path("root"), {"train": {"a": 10, "b": 10}})
+
+
+def filled(recipe: Recipe) -> Recipe:
+    """A recipe with the mean and std of its images."""
+    return build.with_normalisation(recipe, build.normalisation_of(recipe, build.dataset(recipe)))
+
+
+def unread() -> Dataset:
+    raise AssertionError("the images were read before the method was built")
 
 
 # --- images that cannot carry the recipe
@@ -75,23 +89,21 @@ def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPat
 def test_mean_and_std_default_to_those_of_the_training_images_and_can_be_given() -> None:
     recipe = of_folder()
     found = build.dataset(recipe)
-    filled = build.with_moments(recipe, found).data
-    assert (filled.mean, filled.std) == found.moments()
+    assert build.normalisation_of(recipe, found) == found.moments()
     given = of_folder("data.mean=[0.5, 0.5, 0.5]")
-    half = build.with_moments(given, found).data
-    assert (half.mean, half.std) == ((0.5, 0.5, 0.5), found.moments()[1])
+    assert build.normalisation_of(given, found) == ((0.5, 0.5, 0.5), found.moments()[1])
 
 
 def test_the_moments_are_a_function_of_the_training_images_alone(root: Path) -> None:
-    before = build.with_moments(of_folder(), build.dataset(of_folder()))
+    before = filled(of_folder())
     write_tree(root, {"test": {"a": 5, "b": 5}})
-    after = build.with_moments(of_folder(), build.dataset(of_folder()))
+    after = filled(of_folder())
     assert before.sha256() == after.sha256()
 
 
 def test_one_student_kept_by_a_number_has_to_exist() -> None:
     students = "cohort.students=['resnet8', 'resnet8', 'resnet8']"
-    assert resolved(students, "cohort.keep=2").cohort.keep == 2
+    assert resolved(students, "cohort.keep=2").recipe.cohort.keep == 2
     for words, below in (([students, "cohort.keep=3"], 3), (["method.name=baseline", "cohort.keep=1"], 1)):
         with pytest.raises(RecipeError) as caught:
             resolved(*words)
@@ -133,10 +145,56 @@ def test_a_method_that_cannot_be_built_is_a_recipe_error() -> None:
         (["method.taps=[9, 10, 11]"], "outside the 4 maps"),
     ):
         with pytest.raises(RecipeError) as caught:
-            resolved(*words)
-        (problem,) = caught.value.details  # before any image is read
+            build.job(resolved(*words), unread)
+        (problem,) = caught.value.details
         assert problem.startswith("[method] fefr: ")
         assert said in problem
+
+
+# --- once, and before the images
+
+
+def test_each_network_is_built_once_and_before_the_images_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    build_network = backbones.build
+
+    def counted(name: str, classes: int, images: torch.Size) -> Backbone:
+        events.append(f"{name} for {classes} classes")
+        return build_network(name, classes, images)
+
+    def read() -> Dataset:
+        events.append("images")
+        return build.dataset(recipe.recipe)
+
+    monkeypatch.setattr(backbones, "build", counted)
+    recipe = resolved("cohort.students=['resnet8', 'resnet14']", "cohort.share=none")
+    build.job(recipe, read)
+    assert events == ["resnet8 for 10 classes", "resnet14 for 10 classes", "images"]
+
+
+def test_where_only_the_images_tell_the_number_of_classes_they_are_read_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("mine.py").write_text(
+        "import numpy as np\n"
+        "def load(*, root, image_size):\n"
+        "    images = np.zeros((60, image_size, image_size, 3), np.uint8)\n"
+        "    return {'classes': ['a', 'b', 'c'], 'train': (images, np.arange(60) % 3)}\n",
+        encoding="utf-8",
+    )
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    recipe = resolved("data.name=mine:load", "optim.batch_size=8")
+    job = build.job(recipe, lambda: build.dataset(recipe.recipe))
+    assert job.method.cohort.backbone(0)(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
+    wrong = resolved("data.name=mine:load", "optim.batch_size=8", "cohort.students=['resnet8']")
+    with pytest.raises(RecipeError) as caught:
+        build.job(wrong, lambda: build.dataset(wrong.recipe))
+    assert len(caught.value.details) == 1
+
+
+def test_another_number_of_classes_than_the_source_announced_is_an_error() -> None:
+    recipe = resolved()
+    images = build.dataset(recipe.recipe)
+    with pytest.raises(DataError, match="expected 10 classes of digits, found 11"):
+        build.job(recipe, lambda: replace(images, classes=(*images.classes, "another")))
 
 
 # --- from a run
@@ -144,21 +202,21 @@ def test_a_method_that_cannot_be_built_is_a_recipe_error() -> None:
 
 def made(recipe: Recipe, found: Dataset) -> Run:
     facts: dict[str, object] = {"classes": list(found.classes), "data_sha256": found.fingerprint}
-    return Run.create("made", build.with_moments(recipe, found).text(), facts)
+    return Run.create("made", build.with_normalisation(recipe, build.normalisation_of(recipe, found)).text(), facts)
 
 
 @pytest.mark.usefixtures("root")
 def test_the_recipe_of_a_run_is_the_one_it_was_started_with_wherever_its_images_are_now(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    recipe = build.with_moments(of_folder(), build.dataset(of_folder()))
+    recipe = filled(of_folder())
     run = made(recipe, build.dataset(recipe))
-    assert reopen.recipe_of(run)[0] == recipe
-    moved, _ = reopen.recipe_of(run, "elsewhere")
+    assert reopen.recipe_of(run).recipe == recipe
+    moved = reopen.recipe_of(run, "elsewhere").recipe
     assert moved.data.root == "elsewhere"
     assert moved.sha256() == recipe.sha256()
     monkeypatch.setenv("OKDC_DATA_ROOT", "other")
-    assert reopen.recipe_of(run, "elsewhere")[0].data.root == "elsewhere"
+    assert reopen.recipe_of(run, "elsewhere").recipe.data.root == "elsewhere"
 
 
 def add_class(root: Path) -> None:
@@ -189,24 +247,24 @@ def remove_image(root: Path) -> None:
 def test_images_that_changed_since_a_run_was_started_are_noticed(root: Path, change: object, said: str) -> None:
     recipe = of_folder()
     run = made(recipe, build.dataset(recipe))
-    reopen.data_of(run, reopen.recipe_of(run)[0], Quiet())
+    reopen.data_of(run, reopen.recipe_of(run).recipe, Quiet())
     assert callable(change)
     change(root)
     with pytest.raises(DataError, match=said):
-        reopen.data_of(run, reopen.recipe_of(run)[0], Quiet())
+        reopen.data_of(run, reopen.recipe_of(run).recipe, Quiet())
 
 
 def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
     recipe = of_folder()
     run = made(recipe, build.dataset(recipe))
     shutil.move(root, "elsewhere")
-    reopen.data_of(run, reopen.recipe_of(run, "elsewhere")[0], Quiet())
+    reopen.data_of(run, reopen.recipe_of(run, "elsewhere").recipe, Quiet())
 
 
 @pytest.fixture
 def kept() -> Run:
     """A run that kept a student."""
-    run = Run.create("kept", resolved().text(), {})
+    run = Run.create("kept", resolved().recipe.text(), {})
     facts: dict[str, object] = {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
     facts |= {"student": 0, "epoch": 1} | dict.fromkeys(("method", "dataset", "recipe_sha256", "weights_sha256"), "x")
     write_json(run.student, facts)

@@ -20,9 +20,9 @@ from byhand import SMALL, batch
 from harness import Quiet, built, recipe, start, write_recipe
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from okdc import backbones, methods
-from okdc.assembly import job as build
 from okdc.assembly import student as kept
 from okdc.assembly import teacher as teachers
 from okdc.assembly.resolve import resolve
@@ -30,7 +30,7 @@ from okdc.assembly.teacher import Renormalised
 from okdc.data.batches import Normalise
 from okdc.errors import Interrupted, OkdcError, RecipeError
 from okdc.methods.kd import KD
-from okdc.recipe.schema import load, read
+from okdc.recipe.draft import load, read
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 
@@ -114,7 +114,7 @@ def test_another_teacher_makes_another_sha256(teacher: Path) -> None:
 
 def test_the_recipe_of_a_run_repeats_it(teacher: Path) -> None:
     run = start(*kd(teacher))
-    again, _ = resolve(load([str(run.recipe)]))
+    again = resolve(load([str(run.recipe)]))
     assert built(again).recipe.sha256() == read_json(run.info)["recipe_sha256"]
 
 
@@ -226,11 +226,29 @@ def test_a_run_that_was_normalised_otherwise_is_renormalised_and_one_that_was_no
     answers = []
     for job in (same, other):
         assert isinstance(job.method, KD)
-        assert job.recipe.data.mean is not None
-        assert job.recipe.data.std is not None
         with torch.no_grad():
-            answers.append(job.method.teacher(Normalise(job.recipe.data.mean, job.recipe.data.std)(pixels)))
+            answers.append(job.method.teacher(Normalise(*job.normalisation)(pixels)))
     torch.testing.assert_close(*answers, rtol=0, atol=1e-5)
+
+
+class Keeper(nn.Module):
+    """A method that keeps its teacher in two places, or in none."""
+
+    def __init__(self, *networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+
+def test_a_teacher_is_renormalised_wherever_its_method_keeps_it(teacher: Path) -> None:
+    known = teachers.load(str(teacher), None, 10, SMALL)
+    keeper = Keeper(known.network, known.network)
+    teachers.renormalise(keeper, known, *GIVEN)
+    first, second = keeper.networks
+    assert isinstance(first, Renormalised)
+    assert first is second
+    assert not first.training
+    with pytest.raises(RecipeError, match=r"method\.teacher: .* does not keep its network as a module"):
+        teachers.renormalise(Keeper(), known, *GIVEN)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -458,7 +476,7 @@ def test_only_a_method_with_a_table_for_it_has_a_teacher() -> None:
         if name == "kd":
             continue
         made = recipe(f"method.name={name}")
-        assert build.teacher(made, SMALL, 10) is None
+        assert not made.has_teacher
         if name != "kdcl":  # whose teacher is made of its students
             with pytest.raises(RecipeError) as caught:
                 recipe(f"method.name={name}", "method.teacher=resnet14")
@@ -512,6 +530,6 @@ def test_a_teacher_that_was_taught_by_who_knows_what_is_not_passed_off_as_clean(
 def test_a_teacher_is_no_way_to_make_one(teacher: Path) -> None:
     """kd's `teacher` is a run, kdcl's a rule: the one does not stay behind when the other takes its place."""
     run = start(*kd(teacher))
-    recipe, notes = resolve(load([str(run.recipe), "method.name=kdcl", "cohort.students=['resnet8', 'resnet8']"]))
-    assert recipe.method["teacher"] == "naive"
-    assert any("teacher" in note for note in notes)
+    resolved = resolve(load([str(run.recipe), "method.name=kdcl", "cohort.students=['resnet8', 'resnet8']"]))
+    assert resolved.recipe.method["teacher"] == "naive"
+    assert any("teacher" in note for note in resolved.notes)

@@ -22,7 +22,7 @@ from okdc.backbones.msfe import with_extraction
 from okdc.backbones.parts import PoolLinear
 from okdc.cohort import Backbone, Cohort, count_macs, count_params
 from okdc.errors import RecipeError
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.seeds import seeded
@@ -133,8 +133,9 @@ def test_it_is_a_student_for_every_method(suffix: str) -> None:
 
 def test_in_path_goes_into_a_recipes_own_names_once() -> None:
     words = ["digits_resnet8", "method.name=mfef", "method.in_path=true", "cohort.students=['resnet8', 'resnet8']"]
-    recipe, _ = resolve(load(words))
-    assert recipe.cohort.students == ("resnet8", "resnet8"), "the recipe keeps the plain names"
+    recipe = resolve(load(words))
+    assert recipe.recipe.cohort.students == ("resnet8", "resnet8"), "the recipe keeps the plain names"
+    assert recipe.architectures == ("resnet8+msfe", "resnet8+msfe")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

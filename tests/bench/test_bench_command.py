@@ -22,7 +22,7 @@ from okdc.bench import machine as here
 from okdc.bench.machine import settings_of
 from okdc.bench.pairings import Scale
 from okdc.bench.pairs import STRETCH_S, Taken
-from okdc.bench.request import asked
+from okdc.bench.request import request
 from okdc.cli.bench_tables import show
 from okdc.deploy.count import count
 from okdc.errors import UsageError
@@ -39,7 +39,7 @@ OWN = ("digits_resnet8", "optim.batch_size=8", "--only", "recipe", "--seconds", 
 def facts_of(only: str | None, seconds: float, *words: str) -> dict[str, Any]:
     """What a bench of small networks finds, on a clock that moves when it is looked at: as fast as any machine is."""
     looks = itertools.count()
-    wanted = asked(words, ["engine.device=cpu"], only, seconds)
+    wanted = request(words, ["engine.device=cpu"], only, seconds)
     return suite.run(wanted, settings_of(wanted.engine, 32), TINY, clock=lambda: STRETCH_S * next(looks))
 
 
@@ -104,7 +104,7 @@ def test_the_header_is_of_what_was_measured(
     for name in ("data_path", "beside_plain", "export"):
         monkeypatch.setattr(pairings, name, lambda *_: pairings.Pair(side, side, pairings.share))
     words = ["digits_resnet8"] if "recipe" in only else []
-    wanted = asked(words, ["engine.device=cpu"], only, 10)
+    wanted = request(words, ["engine.device=cpu"], only, 10)
     show(suite.run(wanted, settings_of(wanted.engine, 32)))
     header = capsys.readouterr().out.split("\n\n")[0] + "\n"
     assert [part for part in found if part not in header] == []
@@ -122,7 +122,7 @@ def test_what_was_not_asked_for_is_null_and_says_so() -> None:
 def test_without_time_left_nothing_is_begun_and_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairings, "beside_plain", lambda *_: pytest.fail("it was begun"))
     times = iter(range(0, 1000, 10))
-    wanted = asked((), ["engine.device=cpu"], "ffl", 5)
+    wanted = request((), ["engine.device=cpu"], "ffl", 5)
     facts = suite.run(wanted, settings_of(wanted.engine, 32), TINY, clock=lambda: next(times))
     assert facts["reasons"]["ffl_step_ratio"] == "no time was left of 5 s; more --seconds"
 
@@ -166,7 +166,7 @@ def test_the_time_is_shared_by_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
         return Taken()
 
     monkeypatch.setattr(suite, "measure", measured)
-    wanted = asked((), ["engine.device=cpu"], None, 100)
+    wanted = request((), ["engine.device=cpu"], None, 100)
     settings = settings_of(wanted.engine, 32)
     suite.run(wanted, settings, TINY, clock=lambda: 0.0)
     needs = [m.needs for m in suite.plan(wanted, settings, TINY, None)]
@@ -230,10 +230,10 @@ def test_a_ratio_that_does_not_tell_is_explained_in_a_line(capsys: Captured, eve
 
 def test_the_table_fits_80_columns(capsys: Captured) -> None:
     """Of all that is measured by default, with a recipe's own step, where speeds and ratios are long."""
-    wanted = asked(["cifar100_resnet32"], ["engine.device=cpu"])
+    wanted = request(["cifar100_resnet32"], ["engine.device=cpu"])
     settings = settings_of(wanted.engine, 32)
-    assert wanted.recipe
-    own = pairings.of_recipe(wanted.recipe, wanted.engine)
+    assert wanted.resolved
+    own = pairings.of_recipe(wanted.resolved, wanted.engine)
     what = {m.key: m.what for m in suite.plan(wanted, settings, Scale(), own)}
     beside = dict.fromkeys(what, "two students") | {"data_path_ratio": "DataLoader", "export_ratio": "torch.onnx"}
     speeds = {key: {"okdc": 123456.0, name: 999.0} for key, name in beside.items()}
@@ -291,9 +291,9 @@ def test_what_makes_no_sense_is_refused(capsys: Captured, words: list[str], kind
 
 
 def test_the_engine_of_the_standard_pairs_can_be_given_in_words() -> None:
-    wanted = asked(["engine.dtype=float32"], [], "data")
+    wanted = request(["engine.dtype=float32"], [], "data")
     assert wanted.engine.dtype == "float32"
-    assert wanted.recipe is None
+    assert wanted.resolved is None
     assert wanted.notes == ()
 
 
@@ -313,12 +313,12 @@ def test_a_misspelt_name_is_answered_before_torch_is_imported() -> None:
 
 
 def test_groups_are_those_of_the_plan() -> None:
-    wanted = asked(["digits_resnet8"], ["engine.device=cpu"])
+    wanted = request(["digits_resnet8"], ["engine.device=cpu"])
     settings = settings_of(wanted.engine, 32)
-    own = pairings.of_recipe(wanted.recipe, wanted.engine) if wanted.recipe else None
+    own = pairings.of_recipe(wanted.resolved, wanted.engine) if wanted.resolved else None
     assert {m.group for m in suite.plan(wanted, settings, TINY, own)} == set(GROUPS)
     with pytest.raises(UsageError):
-        asked((), [], "compile")
+        request((), [], "compile")
 
 
 def test_a_compiled_step_is_measured_beside_the_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,8 +352,8 @@ def test_what_compiling_gains_is_measured_with_the_step_that_it_is_about(
     monkeypatch: pytest.MonkeyPatch, words: list[str], only: str, there: bool
 ) -> None:
     monkeypatch.setattr(compiling, "without_compiler", lambda _: "")
-    wanted = asked(words, ["engine.device=cpu", "engine.compile=on"], only)
-    own = pairings.of_recipe(wanted.recipe, wanted.engine) if wanted.recipe else None
+    wanted = request(words, ["engine.device=cpu", "engine.compile=on"], only)
+    own = pairings.of_recipe(wanted.resolved, wanted.engine) if wanted.resolved else None
     found = [m.key for m in suite.plan(wanted, settings_of(wanted.engine, 32), TINY, own)]
     assert ("compile_gain" in found) is there
 

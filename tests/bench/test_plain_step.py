@@ -47,7 +47,7 @@ def made(name: str, *words: str) -> Method:
     ],
 )
 def test_three_plain_steps_are_three_of_okdcs_in_float32(name: str, words: tuple[str, ...]) -> None:
-    optim = recipe("optim.weight_decay=0.01", "optim.aux_weight_decay=0.05", *words).optim
+    optim = recipe("optim.weight_decay=0.01", "optim.aux_weight_decay=0.05", *words).recipe.optim
     ours, theirs = made(name, *words), made(name, *words)
     fast, plain = TrainStep(ours, optim, FLOAT32), PlainStep(theirs, optim, CPU)
     before = {key: value.clone() for key, value in theirs.state_dict().items()}
@@ -68,7 +68,7 @@ def test_a_plain_step_reads_the_loss_and_the_accuracy_of_every_head_and_each_rea
     method = made("ffl")
     images, labels = next(ready(random_images(16, 8, 10)))
     step = method(images, labels, torch.zeros(()))
-    read = PlainStep(method, recipe().optim, CPU)(images, labels, 0.0)
+    read = PlainStep(method, recipe().recipe.optim, CPU)(images, labels, 0.0)
     assert set(read) == {"loss"} | {f"{head}_top1" for head in step.logits}
     assert all(isinstance(value, float) for value in read.values())
     assert all(0 <= value <= 1 for name, value in read.items() if name.endswith("_top1"))
@@ -76,7 +76,7 @@ def test_a_plain_step_reads_the_loss_and_the_accuracy_of_every_head_and_each_rea
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_student_has_an_optimiser_and_so_has_what_is_discarded(name: str) -> None:
-    method, optim = made(name), recipe().optim
+    method, optim = made(name), recipe().recipe.optim
     found = parts(method, optim)
     scaffolding = set(method.parameters()) - set(method.cohort.parameters())
     assert len(found) == len(method.cohort.students) + bool(scaffolding)

@@ -40,7 +40,7 @@ COMMANDS = {
     "evaluate": {"--data-root", "--json"},
     "verify": {"--data-root", "--json"},
     "predict": {"--model", "--top", "--batch", "--threads"},
-    "recipes": {"--json"},
+    "recipes": {"--md", "--json"},
     "runs": {"--json"},
     "compare": {"--baseline", "--require", "--md", "--json"},
     "bench": {"--only", "--seconds", "--device", "--dtype", "--threads", "--compile", "--json"},

@@ -14,7 +14,7 @@ from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
 from okdc.data.cifar import cifar
 from okdc.errors import DataError, RecipeError
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.runs.run import Run
 
 
@@ -54,7 +54,7 @@ def test_a_channel_is_a_plane_of_its_row(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_validation_is_held_out_of_train_and_the_test_split_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(Path("data"), monkeypatch)
     words = ["cifar10_resnet20", "data.name=cifar10", "data.root=data", "optim.batch_size=8"]
-    recipe, _ = resolve(load(words))
+    recipe = resolve(load(words)).recipe
     found = build.dataset(recipe)
     assert [len(found.train), len(found.val), len(found.test)] == [180, 20, 20]
     assert found.test.tolist() == list(range(200, 220))

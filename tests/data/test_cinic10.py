@@ -14,12 +14,13 @@ from okdc.data import cinic10 as module
 from okdc.data.cinic10 import cinic
 from okdc.data.datasets import folder
 from okdc.errors import DataError
-from okdc.recipe.schema import Recipe, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import Recipe
 
 
 def recipe_for(root: str, *words: str) -> Recipe:
     fixed = ["data.name=cinic10", f"data.root={root}", "data.image_size=8", "optim.batch_size=8"]
-    return resolve(load([*fixed, *words]))[0]
+    return resolve(load([*fixed, *words])).recipe
 
 
 def test_its_own_three_splits_are_taken_and_nothing_is_held_out() -> None:
@@ -35,15 +36,15 @@ def test_the_published_mean_and_deviation_are_used_where_the_recipe_names_none()
     write_cinic(Path("cinic"))
     recipe = recipe_for("cinic")
     found = build.dataset(recipe)
-    data = build.with_moments(recipe, found).data
+    data = build.normalisation_of(recipe, found)
     assert data.mean == pytest.approx((0.4789, 0.4723, 0.4305), abs=5e-5)
     assert data.std == pytest.approx((0.2421, 0.2383, 0.2587), abs=5e-5)
     own = recipe_for("cinic", "data.mean=[0.5, 0.5, 0.5]")
-    data = build.with_moments(own, found).data
+    data = build.normalisation_of(own, found)
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == module.STD
     other = folder(Path("cinic"), 8)
-    assert build.with_moments(recipe, other).data.mean == other.moments()[0]  # a plain folder has none published
+    assert build.normalisation_of(recipe, other).mean == other.moments()[0]  # a plain folder has none published
 
 
 def test_what_is_known_of_the_set_is_always_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,4 +111,4 @@ def test_other_classes_are_another_data_set() -> None:
 
 
 def test_without_a_root_it_is_looked_for_in_data_cinic10() -> None:
-    assert resolve(load(["data.name=cinic10"]))[0].data.root == "data/cinic10"
+    assert resolve(load(["data.name=cinic10"])).recipe.data.root == "data/cinic10"

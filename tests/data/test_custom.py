@@ -13,7 +13,8 @@ from okdc.assembly.resolve import resolve
 from okdc.data import sources
 from okdc.data.custom import yours
 from okdc.errors import DataError, RecipeError
-from okdc.recipe.schema import DATASETS, ROOTS, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import DATASETS, ROOTS
 
 MODULE = """
 from pathlib import Path
@@ -94,7 +95,7 @@ def test_a_name_that_is_neither_known_nor_a_callable_lists_what_there_is(name: s
     "name", ["mine:load", "package.module:callable", "a.b.c:Class.method", "_m1:_f", "données:lire"]
 )
 def test_a_callable_of_a_module_is_a_name(name: str) -> None:
-    assert resolve(load([f"data.name={name}"]))[0].data.name == name
+    assert resolve(load([f"data.name={name}"])).recipe.data.name == name
 
 
 # --- what it gives

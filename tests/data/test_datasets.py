@@ -20,7 +20,7 @@ from okdc.assembly.resolve import resolve
 from okdc.data import published
 from okdc.data.datasets import Dataset, digits, divide, folder, same_classes, stratified
 from okdc.errors import DataError
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 
 
 def dataset(sizes: list[int], seed: int = 0, test: int = 0) -> Dataset:
@@ -74,7 +74,7 @@ def test_the_digits_are_the_same_where_scikit_learn_keeps_its_table_elsewhere(mo
 
 
 def test_the_default_recipe_has_300_digits_to_train_700_to_choose_and_797_to_judge() -> None:
-    recipe, _ = resolve(load([]))
+    recipe = resolve(load([])).recipe
     found = build.dataset(recipe)
     assert [len(found.train), len(found.val), len(found.test)] == [300, 700, 797]
     assert sorted(chain(*splits(found))) == list(range(1797))

@@ -21,17 +21,17 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from okdc.assembly import job as build
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.assembly.resolve import resolve
 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key + ":")) * 1024
 
 def peak_of(root):
-    recipe = resolve(load(["data.name=cinic10", f"data.root={root}", "data.image_size=32"]))[0]
+    recipe = resolve(load(["data.name=cinic10", f"data.root={root}", "data.image_size=32"]))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
-    job = build.job(recipe, build.dataset(recipe))
+    job = build.job(recipe, lambda: build.dataset(recipe.recipe))
     return job.dataset.images.nbytes, status("VmHWM") - before
 
 peak_of("small")  # imports what is imported late

@@ -14,28 +14,27 @@ from lookalike import write_cinic
 from PIL import Image
 
 from okdc.assembly import job as build
-from okdc.assembly.resolve import resolve
+from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data.images import EXTENSIONS, listing, load
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
-from okdc.recipe.schema import Recipe
-from okdc.recipe.schema import load as read_recipe
+from okdc.recipe.draft import load as read_recipe
 
 
-def recipe_for(name: str, root: Path) -> Recipe:
+def recipe_for(name: str, root: Path) -> ResolvedRecipe:
     words = [f"data.name={name}", f"data.root={root}", "data.image_size=8", "optim.batch_size=4"]
-    return resolve(read_recipe(words))[0]
+    return resolve(read_recipe(words))
 
 
-def a_folder() -> Recipe:
+def a_folder() -> ResolvedRecipe:
     return recipe_for("folder", write_tree(Path("images"), {"train": {"a": 9, "b": 8}, "test": {"a": 1, "b": 2}}))
 
 
-def one_folder_of_classes() -> Recipe:
+def one_folder_of_classes() -> ResolvedRecipe:
     return recipe_for("folder", write_tree(Path("images"), {"a": 9, "b": 8}))
 
 
-def cinic() -> Recipe:
+def cinic() -> ResolvedRecipe:
     return recipe_for("cinic10", write_cinic(Path("images")))
 
 
@@ -63,14 +62,14 @@ def refused(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("make", [a_folder, one_folder_of_classes, cinic])
 def test_a_second_start_opens_no_image_and_asks_once_about_each(
-    make: Callable[[], Recipe], asked: Counter[str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], ResolvedRecipe], asked: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make()
-    first = build.job(recipe, build.dataset(recipe))
+    first = build.job(recipe, lambda: build.dataset(recipe.recipe))
     asked.clear()
     monkeypatch.setattr(Image, "open", refused)
     monkeypatch.setattr(Path, "read_bytes", refused)
-    second = build.job(recipe, build.dataset(recipe))
+    second = build.job(recipe, lambda: build.dataset(recipe.recipe))
     assert len(asked) == len(first.dataset.labels)
     assert set(asked.values()) == {1}
     assert second.dataset.fingerprint == first.dataset.fingerprint
@@ -79,10 +78,10 @@ def test_a_second_start_opens_no_image_and_asks_once_about_each(
 
 
 @pytest.mark.parametrize("make", [a_folder, cinic])
-def test_a_first_start_asks_once_about_each(make: Callable[[], Recipe], asked: Counter[str]) -> None:
+def test_a_first_start_asks_once_about_each(make: Callable[[], ResolvedRecipe], asked: Counter[str]) -> None:
     recipe = make()
     asked.clear()
-    found = build.dataset(recipe)
+    found = build.dataset(recipe.recipe)
     assert len(asked) == len(found.labels)
     assert set(asked.values()) == {1}
 

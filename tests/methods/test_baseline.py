@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from byhand import resolved
 
 from okdc.assembly import job as build
 from okdc.backbones.resnet import cifar_resnet
 from okdc.cohort import Cohort
 from okdc.methods.baseline import Baseline, BaselineConfig
-from okdc.recipe.schema import Recipe
 
 
 def baseline() -> Baseline:
@@ -58,7 +58,7 @@ def test_the_loss_is_float32_under_autocast() -> None:
 
 
 def test_it_trains_the_first_student_of_a_recipe_alone() -> None:
-    recipe = Recipe.model_validate(
+    recipe = resolved(
         {
             "data": {"name": "digits", "image_size": 8},
             "cohort": {"students": ["resnet14", "resnet8"], "share": "low"},

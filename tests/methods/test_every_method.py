@@ -17,7 +17,7 @@ from okdc.assembly.resolve import resolve
 from okdc.cohort import count_macs
 from okdc.errors import RecipeError
 from okdc.methods.base import Method
-from okdc.recipe.schema import load
+from okdc.recipe.draft import load
 from okdc.training.optim import sgd
 
 BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip")  # made for a shared trunk
@@ -328,7 +328,7 @@ def resolved(name: str, students: list[str], share: str, **keys: object) -> list
     words = [f"method.name={name}", f"cohort.students={students}", f"cohort.share={share}"]
     words += [f"method.{key}={value}" for key, value in keys.items()]
     try:
-        resolve(load(["digits_resnet8", *words]))
+        build.method(resolve(load(["digits_resnet8", *words])), SMALL, 10)
     except RecipeError as error:
         return list(error.details)
     return []

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from byhand import resolved
 from harness import no_waiting
 from torch import Tensor, nn
 
 from okdc.assembly import job as build
+from okdc.assembly.resolve import ResolvedRecipe
 from okdc.backbones.parts import PoolLinear
 from okdc.backbones.resnet import cifar_resnet
 from okdc.cohort import Backbone, Cohort
@@ -183,8 +185,8 @@ def test_parameters_are_one_trunk_n_branches_and_n_paths(share: str, n: int) -> 
 def test_students_start_differently_and_alone() -> None:
     """Equal starts and equal batches would give equal students; a student's start depends on nothing but its place."""
 
-    def recipe(n: int, share: str) -> Recipe:
-        return Recipe.model_validate(
+    def recipe(n: int, share: str) -> ResolvedRecipe:
+        return resolved(
             {
                 "data": {"name": "digits", "image_size": 8},
                 "cohort": {"students": ["resnet8"] * n, "share": share},

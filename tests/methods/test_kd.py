@@ -13,7 +13,6 @@ from torch import nn
 from okdc.assembly import job as build
 from okdc.methods.base import Method
 from okdc.methods.kd import KD, KDConfig
-from okdc.recipe.schema import Recipe
 from okdc.training.optim import sgd
 
 
@@ -106,7 +105,7 @@ def test_the_teacher_answers_as_it_does_alone() -> None:
 
 
 def test_it_trains_the_first_student_of_a_recipe_alone() -> None:
-    recipe: Recipe = table("kd", ["resnet14", "resnet8"], "low")
+    recipe = table("kd", ["resnet14", "resnet8"], "low")
     method, words = build.method(recipe, torch.Size((3, 8, 8)), 10, teacher())
     assert len(method.cohort.students) == 1
     assert sum(p.numel() for p in method.cohort.parameters()) == 175_258

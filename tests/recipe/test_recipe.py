@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from okdc.assembly.resolve import resolve
 from okdc.errors import OkdcError, RecipeError, UsageError
 from okdc.recipe import catalog
-from okdc.recipe.schema import Recipe, check, load, read
+from okdc.recipe.draft import check, load, read
+from okdc.recipe.schema import Recipe
 
 SHIPPED = sorted(catalog.recipes())
 
 
 def resolved(*words: str) -> Recipe:
-    return resolve(load(words))[0]
+    return resolve(load(words)).recipe
 
 
 def problems(*words: str) -> tuple[str, ...]:
@@ -354,7 +355,8 @@ def test_an_empty_root_is_not_the_working_directory() -> None:
 
 @pytest.mark.parametrize("word", ["method.name=baseline", "method.name =baseline", "method.name='baseline'"])
 def test_another_method_starts_the_table_afresh_and_names_what_it_drops(word: str) -> None:
-    recipe, notes = resolve(load(["cifar10_resnet20", word]))
+    found = resolve(load(["cifar10_resnet20", word]))
+    recipe, notes = found.recipe, found.notes
     assert recipe.method == {"name": "baseline"}
     assert "method baseline has no temperature: dropped from the recipe's [method]" in notes
 
@@ -363,7 +365,8 @@ def test_keys_that_both_methods_have_stay() -> None:
     Path("mine.toml").write_text(
         read_text("digits_resnet8") + "temperature = 2.5\nrampup = 0.5\nfor_another = 3\n", encoding="utf-8"
     )
-    recipe, notes = resolve(load(["mine.toml", "method.name=fefr"]))
+    found = resolve(load(["mine.toml", "method.name=fefr"]))
+    recipe, notes = found.recipe, found.notes
     assert (recipe.method["temperature"], recipe.method["rampup"]) == (2.5, 0.5)
     assert [note for note in notes if "dropped" in note] == [
         "method fefr has no for_another: dropped from the recipe's [method]"
@@ -392,7 +395,8 @@ def test_without_an_override_of_the_name_nothing_is_dropped() -> None:
 
 def test_okdc_data_root_replaces_the_recipes_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_DATA_ROOT", "/data/x")
-    recipe, notes = resolve(load(["cifar10_resnet20"]))
+    found = resolve(load(["cifar10_resnet20"]))
+    recipe, notes = found.recipe, found.notes
     assert recipe.data.root == "/data/x"
     assert "data.root is /data/x (OKDC_DATA_ROOT)" in notes
     assert resolved("folder_resnet20").data.root == "/data/x"
@@ -400,14 +404,16 @@ def test_okdc_data_root_replaces_the_recipes_and_says_so(monkeypatch: pytest.Mon
 
 def test_an_override_of_the_root_comes_before_okdc_data_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_DATA_ROOT", "/data/x")
-    recipe, notes = resolve(load(["cifar10_resnet20", "data.root=/y"]))
+    found = resolve(load(["cifar10_resnet20", "data.root=/y"]))
+    recipe, notes = found.recipe, found.notes
     assert recipe.data.root == "/y"
     assert not any("OKDC_DATA_ROOT" in note for note in notes)
 
 
 def test_okdc_data_root_is_nothing_to_the_digits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_DATA_ROOT", "/data/x")
-    recipe, notes = resolve(load([]))
+    found = resolve(load([]))
+    recipe, notes = found.recipe, found.notes
     assert recipe.data.root is None
     assert not any("OKDC_DATA_ROOT" in note for note in notes)
 
@@ -514,7 +520,8 @@ def test_of_a_default_that_nobody_named_the_keys_that_were_given_are_told_alone(
 
 def test_an_empty_recipe_lacks_three_tables() -> None:
     Path("empty.toml").touch()
-    assert problems("empty.toml") == ("data: missing", "cohort: missing", "method: missing")
+    keys = [problem.partition(": missing. ")[0] for problem in problems("empty.toml")]
+    assert keys == ["data", "cohort", "method"]
 
 
 def test_a_method_without_a_name_is_told_so() -> None:

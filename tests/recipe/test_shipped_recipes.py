@@ -6,9 +6,11 @@ import re
 
 import pytest
 
+from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
 from okdc.recipe import catalog
-from okdc.recipe.schema import Recipe, check, load
+from okdc.recipe.draft import check, load
+from okdc.recipe.schema import Recipe
 
 SHIPPED = catalog.recipes()
 NETWORKS = ("resnet20", "resnet32", "resnet56", "resnet110", "wrn16_2", "wrn40_2", "densenet40_12")
@@ -33,9 +35,10 @@ def test_every_cell_family_of_the_papers_has_its_recipe() -> None:
 def test_a_recipe_begins_with_its_command_and_can_be_built(name: str) -> None:
     first = SHIPPED[name].read_text(encoding="utf-8").splitlines()[0]
     assert re.match(rf"# okdc distill( recipes/{name}\.toml.*)?( {{2,}}.*)?$", first), first
-    recipe, notes = resolve(load([str(SHIPPED[name])]), needs_data=False)
-    assert recipe.method["name"] == "fefr"
-    assert not notes
+    resolved = resolve(load([str(SHIPPED[name])]), needs_data=False)
+    assert resolved.recipe.method["name"] == "fefr"
+    assert not resolved.notes
+    build.assemble(resolved, 10)
 
 
 @pytest.mark.parametrize("name", list(SHIPPED))

@@ -23,7 +23,7 @@ from okdc.training import start as starts
 
 @pytest.fixture
 def begun() -> Run:
-    return Run.create("x", recipe().text(), {"started_at": "1", "settings": {}})
+    return Run.create("x", recipe().recipe.text(), {"started_at": "1", "settings": {}})
 
 
 def test_a_run_is_running_while_it_is_held_and_resumable_after(begun: Run) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from okdc.errors import DiskError, RecipeError, RunError, UsageError
-from okdc.recipe.schema import Recipe, check, load
+from okdc.recipe.draft import check, load
+from okdc.recipe.schema import Recipe
 from okdc.runs import locks
 from okdc.runs.files import read_json, write, write_json
 from okdc.runs.run import Run, best, runs

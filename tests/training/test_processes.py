@@ -23,7 +23,7 @@ import numpy.typing as npt
 import processes
 import pytest
 from asking import Answer
-from harness import EPOCHS, STEPS, Quiet, outcome, recipe, result, resume, rows, start, write_recipe
+from harness import EPOCHS, STEPS, Quiet, built, outcome, recipe, result, resume, rows, start, write_recipe
 from pictures import streamed, write_imagenet
 from processes import Learned, Told, asked, broken, damaged, stepped, together, traced, training
 
@@ -222,13 +222,11 @@ def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(pair
     from okdc.training.metrics import evaluate
 
     run, _ = pair
-    job = build.job(recipe(), build.dataset(recipe()))
+    job = built(recipe())
     state, _ = checkpoint.load(run)
     assert state is not None
     job.method.load_state_dict(state["method"])
-    assert job.recipe.data.mean is not None
-    assert job.recipe.data.std is not None
-    normalise = Normalise(job.recipe.data.mean, job.recipe.data.std)
+    normalise = Normalise(*job.normalisation)
     read = evaluate(job.method, eval_batches(job.dataset, job.dataset.val, normalise, 500), torch.device("cpu"))
     assert rows(run)[-1]["val_top1_pct"] == read.top1_pct
 
@@ -327,7 +325,7 @@ def test_what_all_find_wrong_is_said_by_one(tmp_path: Path) -> None:
     once(together(2, asked, "resume", str(tmp_path / "nowhere")), "no such run")
     for k in range(2):
         facts = {"started_at": str(k), "settings": {"device": "cpu"}}
-        Run.create("tiny", recipe().text(), facts, tmp_path / f"rank{k}" / "run")
+        Run.create("tiny", recipe().recipe.text(), facts, tmp_path / f"rank{k}" / "run")
     once(together(2, asked, "resume", "run"), "the run's facts: process 1 of 2 has others than the first one")
     assert not any((tmp_path / f"rank{k}" / "runs").exists() for k in range(2))
 
@@ -392,7 +390,7 @@ def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_c
     together(2, training, whole, one_epoch(tree))
 
     monkeypatch.setattr(ondemand, "PROBE", 1)
-    found = build.dataset(recipe(*one_epoch(tree)))
+    found = build.dataset(recipe(*one_epoch(tree)).recipe)
     assert found.files is not None
     row = int(order(found.train, 0, 0)[part_of_batch(2, 8, Ranks(1, 2))][1])
     path = found.files.path(row)

@@ -33,7 +33,8 @@ from harness import (
 from okdc.assembly.resolve import resolve
 from okdc.errors import DataError, DeviceError, Interrupted, RunError
 from okdc.methods.base import Method
-from okdc.recipe.schema import Optim, load
+from okdc.recipe.draft import load
+from okdc.recipe.schema import Optim
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 from okdc.training import checkpoint, compiling, device, optim, step
@@ -398,6 +399,6 @@ def test_where_a_run_continues_is_said() -> None:
 def test_the_resolved_recipe_of_a_run_repeats_it() -> None:
     run = start("optim.lr=0.03", out=Path("first"))
     shutil.copy(run.recipe, "again.toml")
-    again = starts.start(resolve(load(["again.toml"]))[0], "again", None, {}, Quiet())
+    again = starts.start(resolve(load(["again.toml"])), "again", None, {}, Quiet())
     assert outcome(again) == outcome(run)
-    assert again.facts()["recipe_sha256"] == run.facts()["recipe_sha256"] != recipe().sha256()
+    assert again.facts()["recipe_sha256"] == run.facts()["recipe_sha256"] != recipe().recipe.sha256()

@@ -184,7 +184,7 @@ def test_a_step_reads_no_loss_and_follows_the_schedule(layout: str) -> None:
 
 
 def test_a_loaded_step_goes_on_as_the_one_that_was_saved() -> None:
-    settings = replace(choose(recipe().engine, 8), compile="off")
+    settings = replace(choose(recipe().recipe.engine, 8), compile="off")
     whole, first, then = (train_step(settings) for _ in range(3))
     expected = trained(whole, 4)
     for i in range(2):

@@ -125,7 +125,7 @@ def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_whe
 
     monkeypatch.setattr(ondemand, "PROBE", 0)
     asked = words(own_tree, f"engine.workers={workers}")
-    found = build.dataset(recipe(*asked))
+    found = build.dataset(recipe(*asked).recipe)
     assert found.files is not None
     path = found.files.path(int((found.train if split == "train" else found.val)[3]))
     content = spoil(path)
@@ -335,4 +335,4 @@ def test_digits_have_no_shorter_side_and_padding_may_be_left_out_of_an_imagenet_
     with pytest.raises(RecipeError) as caught:
         recipe("data.shorter_side=8")
     assert any(line.startswith("data.shorter_side: the images of digits are not cut") for line in caught.value.details)
-    assert recipe(*words(tree, "data.crop_padding=4")).data.crop_padding == 4
+    assert recipe(*words(tree, "data.crop_padding=4")).recipe.data.crop_padding == 4

@@ -1,0 +1,157 @@
+"""Recipes as read: a TOML file and overrides in, tables out, which `check` makes a Recipe.
+
+draft = load(["recipes/digits_resnet8.toml", "optim.epochs=3"])     text -> tables, overrides applied
+recipe, problems = check(draft)                                     tables -> Recipe, or all that is wrong
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from okdc.errors import RecipeError, UsageError, nearest
+from okdc.recipe import catalog
+from okdc.recipe.explain import explain
+from okdc.recipe.reference import alternatives
+from okdc.recipe.schema import Recipe
+
+DEFAULT = "digits_resnet8"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe as read: tables that nothing has checked yet."""
+
+    path: Path
+    tables: dict[str, Any]
+    overridden: frozenset[str] = frozenset()  # dotted keys given on the command line
+    problems: tuple[str, ...] = ()  # what was already wrong with the overrides
+    notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
+    replaced: str | None = None  # the file's own method, where an override names another
+    named: bool = True  # the user named the recipe; False: it is the default, and any problem is in the overrides
+
+    @property
+    def stem(self) -> str:
+        """What a run is named after: the recipe's file, or for a run's own recipe.toml that run or its series."""
+        folder = self.path.absolute().parent
+        if (folder.parent / "series.json").is_file():
+            folder = folder.parent
+        of_run = any((folder / name).is_file() for name in ("run.json", "series.json"))
+        return folder.name.rsplit("-", 1)[0] if of_run and self.path.name == "recipe.toml" else self.path.stem
+
+
+def load(words: Sequence[str]) -> Draft:
+    """Read the recipe that the first word without `=` names (none: the default) and apply the other words.
+
+    Raises UsageError for a second recipe, RecipeError for a file that is missing or not TOML.
+    """
+    named = [word for word in words if "=" not in word]
+    if len(named) > 1:
+        raise UsageError(
+            f"two recipes were given, {named[0]!r} and {named[1]!r}; one is expected",
+            hint="an override is written key=value, without spaces",
+        )
+    path, notes = _find(named[0]) if named else (catalog.recipes()[DEFAULT], [f"no recipe named: {DEFAULT}"])
+    tables = read(path)
+    method = tables.get("method", {}).get("name") if isinstance(tables.get("method"), dict) else None
+    problems: list[str] = []
+    overridden: set[str] = set()
+    for word in words:
+        if "=" in word:
+            key, _, value = word.partition("=")
+            overridden.add(key.strip())
+            problems += _override(tables, key.strip(), value)
+    replaced = method if isinstance(method, str) and "method.name" in overridden else None
+    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), replaced, bool(named))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The tables of one TOML file."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise RecipeError(f"{path}: not UTF-8 text; a recipe is a TOML file") from None
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what tomllib lets through
+        raise RecipeError(f"{path}: not TOML: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _find(word: str) -> tuple[Path, list[str]]:
+    path = Path(word)
+    if path.is_file():
+        return path, []
+    shipped = catalog.find_recipe(word)
+    if shipped is None:
+        inside = f" (there is {path / 'recipe.toml'})" if (path / "recipe.toml").is_file() else ""
+        problem = f"is a folder, expected a .toml file{inside}" if path.is_dir() else "no such recipe file"
+        raise RecipeError(
+            f"{word}: {problem}{nearest(path.stem, catalog.recipes())}",
+            hint="a path to a .toml file, or one that ships with okdc: okdc recipes lists them",
+        )
+    return shipped, [f"no file {word}: the shipped recipe {shipped.stem} is used"]
+
+
+def check(draft: Draft) -> tuple[Recipe | None, list[str]]:
+    """The Recipe, or None and one line for each problem (keys of `[method]` but `name` are not looked at)."""
+    problems = list(draft.problems)
+    recipe = None
+    try:
+        recipe = Recipe.model_validate(draft.tables)
+    except ValidationError as error:
+        problems += explain(error, Recipe)
+    method = draft.tables.get("method")
+    if isinstance(method, dict) and not isinstance(method.get("name"), str):
+        problems.append('method.name: missing; expected the name of a method, such as "fefr"')
+    return (None if problems else recipe), problems
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Overrides: the value is TOML where it parses, else the bare word; a key that holds text takes the word as it stands.
+
+
+def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
+    *path, last = key.split(".")
+    if not last or not all(path):
+        return [f"{key}={value}: an override is written key=value, as in optim.epochs=3"]
+    if not (key + value).isascii():
+        try:
+            (key + value).encode()
+        except UnicodeEncodeError:  # what Python makes of bytes that are no UTF-8; no TOML file could hold it
+            return [f"{key}: the value is not UTF-8 text"]
+    table = tables
+    for i, name in enumerate(path):
+        inner = table.setdefault(name, {})
+        if not isinstance(inner, dict):
+            return [f"{key}: {'.'.join(path[: i + 1])} is not a table"]
+        table = inner
+    table[last] = _value(key, value)
+    return []
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        tables = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    if list(tables) != ["value"] or (_is_text(key) and not isinstance(tables["value"], str)):
+        return text
+    return tables["value"]
+
+
+def _is_text(key: str) -> bool:
+    """Whether the schema holds nothing but text at this key: `runs/3` and `12` are then words."""
+    if key == "method.name":
+        return True
+    model: Any = Recipe
+    for name in key.split("."):
+        fields = getattr(model, "model_fields", {})
+        if name not in fields:
+            return False
+        model = fields[name].annotation
+    return all(leaf is str or isinstance(leaf, str) for leaf in alternatives(model))
