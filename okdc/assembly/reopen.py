@@ -9,7 +9,7 @@ from okdc.assembly.resolve import resolve
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.recipe.schema import Draft, Recipe, read
 from okdc.runs.run import Run
 
@@ -23,7 +23,7 @@ def recipe_of(run: Run, data_root: str | None = None) -> tuple[Recipe, list[str]
     return resolve(Draft(run.recipe, tables, given), trial=False)
 
 
-def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:
+def data_of(run: Run, recipe: Recipe, tell: Progress) -> Dataset:
     """The images of a run, where its `recipe` has them now, proven to be those that it was started with.
 
     Raises DataError where they are gone or others.

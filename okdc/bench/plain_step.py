@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import io
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -31,6 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils import data as loading
 
+from okdc import signals
 from okdc.cohort import Backbone
 from okdc.data.workers import end, forking, of_loader
 from okdc.methods.base import Method
@@ -133,7 +132,9 @@ class PlainBatches:
     def begin(self) -> None:
         """Start a stretch: take what is prefetched out of the way."""
         assert self._loader is not None
-        with forking(), _whole():
+        # Signals wait until all workers have started: torch complains of a loader that is half built, and a worker that
+        # has not come to `of_loader` would die of the signal.
+        with forking(), signals.held():
             self._epoch = iter(self._loader)
         for _ in range(self.lead):
             next(self._epoch)
@@ -146,29 +147,6 @@ class PlainBatches:
         """End the workers and wait for them."""
         loader, self._loader = self._loader, None
         end(loader)
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Start workers, or none: a signal waits until all are there, here and in them.
-
-    torch complains of a loader that was half built, and a worker that has not got to `of_loader` would die of a signal.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # which they inherit
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
 
 
 def to_onnx(network: Backbone, size: int) -> bytes:
