@@ -1,19 +1,17 @@
-"""The processes that train one run together, one a device: who this one is, and what they tell each other.
+"""The processes that train one run together, one a device: which of them this one is, and what they exchange.
 
-They are started by torchrun, which says in the environment who is who; without it a process is alone and every exchange
-here is what it would do by itself. torch is imported only where there are several.
+torchrun starts them and numbers them in the environment. A process without torchrun is alone, and each exchange gives
+it what it brought. torch is imported only where there are several.
 
-Each exchange is a collective one: every process has to come to it. What one of them alone may meet (a full disk, a
-damaged image, Ctrl-C) is therefore told to all before any of them goes on. What was not foreseen ends that process, and
-with it the connections in which the others wait: they end as well, and whoever failed first says why.
+Each exchange is collective: every process has to come to it. So an error that one process alone may meet (a full disk,
+a damaged image, Ctrl-C) is passed to all before any of them goes on. An unforeseen error ends its process and closes
+the connections in which the others wait: they end as well, and the first process that failed says why.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +19,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
+from okdc import signals, torch_errors
 from okdc.errors import Interrupted, OkdcError, RunError, ToldElsewhere, UsageError
 
 PATIENCE = timedelta(days=1)  # one decodes a data set while the others wait; a process that dies is noticed at once
 LOST = "another process of this training died"
-HERE, FAILED = "okdc: processes here", "okdc: processes failed"  # counters that they share
+HERE, FAILED = "okdc: processes here", "okdc: processes failed"  # counters in the store that all share
 
 T = TypeVar("T")
 
@@ -41,29 +40,29 @@ class Ranks:
 
     @classmethod
     def of_environment(cls) -> Ranks:
-        """As torchrun says. Raises UsageError where it says something else than who and where.
+        """As torchrun sets it. Raises UsageError where the numbers contradict each other or an address is missing.
 
-        Batch systems say WORLD_SIZE=1 to one process, with a LOCAL_RANK that counts those of other jobs.
+        A batch system may set WORLD_SIZE=1 for one process, with a LOCAL_RANK that counts other jobs.
         """
         if "RANK" not in os.environ or os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        found = {name: os.environ.get(name, default) for name, default in zip(names, "0101", strict=True)}
+        numbers = {name: os.environ.get(name, default) for name, default in zip(names, "0101", strict=True)}
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         with suppress(ValueError):
-            rank, count, local, here = map(int, found.values())
+            rank, count, local, here = map(int, numbers.values())
             if 0 <= rank < count and 0 <= local < here <= count and not missing:
                 return cls(rank, count, local, here)
-        told = " ".join(f"{name}={text}" for name, text in found.items())
+        text = " ".join(f"{name}={number}" for name, number in numbers.items())
         raise UsageError(
-            f"the environment describes no group of processes: {told}"
+            f"the environment describes no group of processes: {text}"
             + (f", without {' and '.join(missing)}" if missing else ""),
             hint="torchrun sets these; for one process, unset RANK and WORLD_SIZE",
         )
 
     @property
     def first(self) -> bool:
-        """The one that writes files and talks."""
+        """The process that writes files and prints."""
         return self.rank == 0
 
     @property
@@ -72,10 +71,10 @@ class Ranks:
 
     @contextmanager
     def joined(self, device: str) -> Iterator[None]:
-        """Connected with the others, for tensors on `device` (cpu or cuda) and for facts.
+        """Connected with the others, for tensors on `device` (cpu or cuda) and for objects.
 
-        An error that leaves it in several processes, as their own or for lack of the one that failed, stays what it is
-        in the first of them to get here. In the others it becomes ToldElsewhere. Where a process vanished: RunError.
+        If several ranks fail, the first to arrive re-raises its error, or RunError if it lost a peer; the rest raise
+        ToldElsewhere, so that the error is reported once. From then on this process ignores signals.
         """
         if self.alone:
             yield
@@ -85,10 +84,10 @@ class Ranks:
 
         gpu = torch.device("cuda", self.local) if device == "cuda" else None
         if gpu:
-            torch.cuda.set_device(gpu)  # what is said to lie on "cuda" lies on this one, a checkpoint's counts too
+            torch.cuda.set_device(gpu)  # "cuda" without a number now means this one, also for a checkpoint's counts
         backends = "cpu:gloo,cuda:nccl" if gpu else "gloo"
         store, _, _ = next(distributed.rendezvous("env://"))  # type: ignore[attr-defined]
-        # Waited for here: within the next call no signal would be heard, if one of them never came.
+        # Wait for the others here: `init_process_group` would hear no signal if one of them never came.
         store.add(HERE, 1)
         while store.add(HERE, 0) < self.count:
             time.sleep(0.01)
@@ -98,62 +97,62 @@ class Ranks:
         try:
             yield
         except (Exception, KeyboardInterrupt) as error:
-            _deaf()
-            told = self._told(error, store)
-            if not gpu:  # on one it might wait for what the others never finish: `leave`
+            signals.ignore()  # torchrun terminates all once one has ended, and would cut short the one that says why
+            reported = self._reported(error, store)
+            if not gpu:  # a GPU might wait for what the others never finish: `leave` ends the process without this
                 distributed.destroy_process_group()
-            if told is error:
+            if reported is error:
                 raise
-            raise told from None
+            raise reported from None
         distributed.destroy_process_group()
 
-    def _told(self, error: BaseException, store: Any) -> BaseException:
-        """What this process says of an error that ends it."""
+    def _reported(self, error: BaseException, store: Any) -> BaseException:
+        """The error that this process ends with, where `error` ends its part of the training."""
         if isinstance(error, ToldElsewhere):
             return error
-        if not _before_all_others(store):
-            return ToldElsewhere(_code(error))
-        told = error
+        if not _first_to_fail(store):
+            return ToldElsewhere(_exit_code(error))
+        reported = error
         if isinstance(error, KeyboardInterrupt):
-            told = Interrupted("before the training began", exit_code=_code(error))
-        elif lost(error):
-            told = RunError(LOST, hint="torchrun's report names it")
+            reported = Interrupted("before the training began", exit_code=_exit_code(error))
+        elif torch_errors.peer_lost(error):
+            reported = RunError(LOST, hint="torchrun's report names it")
         if not self.first:
-            told.add_note(f"in process {self.rank} of {self.count}")
-        return told
+            reported.add_note(f"in process {self.rank} of {self.count}")
+        return reported
 
     def largest(self, number: int) -> int:
-        """Of the numbers that the processes bring."""
+        """The largest number that a process brings."""
         if self.alone:
             return number
         import torch
         from torch import distributed
 
-        found = torch.tensor(number)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX)
-        return int(found)
+        maximum = torch.tensor(number)
+        distributed.all_reduce(maximum, distributed.ReduceOp.MAX)
+        return int(maximum)
 
-    def gathered(self, fact: T) -> list[T]:
-        """What each process brings, in their order."""
+    def gathered(self, value: T) -> list[T]:
+        """The values of all processes, by rank."""
         if self.alone:
-            return [fact]
+            return [value]
         from torch import distributed
 
-        found: list[T | None] = [None] * self.count
-        distributed.all_gather_object(found, fact)
-        return found  # type: ignore[return-value]
+        values: list[T | None] = [None] * self.count
+        distributed.all_gather_object(values, value)
+        return values  # type: ignore[return-value]
 
     def first_does(self, work: Callable[[], T]) -> T:
-        """What `work` gives the first process. What it raises there ends them all."""
+        """What `work` returns in the first process, in all of them. An OkdcError of the first process ends them all."""
         if self.alone:
             return work()
         import torch
         from torch import distributed
 
-        found: list[Any] = [self._some_do(work, self.first)]
-        distributed.broadcast_object_list(found, 0, device=torch.device("cpu"))
-        result: T = found[0]
-        return result
+        values: list[Any] = [self._some_do(work, self.first)]
+        distributed.broadcast_object_list(values, 0, device=torch.device("cpu"))
+        value: T = values[0]
+        return value
 
     def in_turn(self, work: Callable[[], T]) -> T:
         """`work`, by one process of each machine, and then by the others there, for whom it has filled the cache."""
@@ -161,11 +160,11 @@ class Ranks:
         return turns[min(self.local, 1)]  # type: ignore[return-value]
 
     def _some_do(self, work: Callable[[], T], mine: bool) -> T | None:
-        """What `work` gives this process where it is one of those that do it. What it raises in any ends them all."""
-        found: T | None = None
+        """What `work` returns if this process is to do it. An OkdcError of any process ends them all."""
+        value: T | None = None
         error: OkdcError | None = None
         try:
-            found = work() if mine else None
+            value = work() if mine else None
         except OkdcError as caught:
             error = caught
         worst = self.largest(error.exit_code if error else 0)
@@ -173,36 +172,27 @@ class Ranks:
             raise error
         if worst:
             raise ToldElsewhere(worst)
-        return found
+        return value
 
-    def agree(self, what: str, fact: str) -> None:
-        """Raises UsageError where a process brings another `fact` than the first one: each node has its own command."""
-        facts = self.gathered(fact)
-        if other := [rank for rank, found in enumerate(facts) if found != facts[0]]:
+    def agree(self, what: str, value: str) -> None:
+        """Raises UsageError where a process brings another value than the first one: each node has its own command."""
+        values = self.gathered(value)
+        if different := [rank for rank in range(self.count) if values[rank] != values[0]]:
             self.all_raise(
                 UsageError(
-                    f"{what}: process {other[0]} of {self.count} has others than the first one",
+                    f"{what}: process {different[0]} of {self.count} has others than the first one",
                     hint="the same command, the same files and the same version of okdc on every node",
                 )
             )
 
     def all_raise(self, error: OkdcError) -> NoReturn:
-        """End all processes with an error that each of them has found: the first one tells it."""
+        """End all processes with an error that each of them has found: the first one reports it."""
         raise error if self.first else ToldElsewhere(error.exit_code) from None
 
 
-def lost(error: BaseException) -> bool:
-    """Whether this is what a process meets that waits for one that is gone."""
-    from torch import distributed
-
-    return isinstance(error, distributed.DistError) or (
-        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
-    )
-
-
 def leave(code: int) -> NoReturn:
-    """End the program. Where an error left processes connected (`Ranks.joined`), nothing is taken down in order: that
-    could wait for what the others never finish, and they notice the end by its connections.
+    """End the program. If an error left this process connected (`Ranks.joined`), nothing is taken down in order: that
+    could wait for what the others never finish. They notice its end when its connections close.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -213,25 +203,18 @@ def leave(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _before_all_others(store: Any) -> bool:
-    """Whether this process is the first to ask."""
+def _first_to_fail(store: Any) -> bool:
+    """Whether no other process has failed before this one."""
     try:
         return bool(store.add(FAILED, 1) == 1)
-    except RuntimeError:  # who kept the store is gone
+    except RuntimeError:  # the process that kept the store is gone
         return True
 
 
-def _deaf() -> None:
-    """torchrun terminates all as soon as one has ended; the one that has to say why is not to be cut short by that."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-
-
-def _code(error: BaseException) -> int:
-    if isinstance(error, OkdcError):
-        return error.exit_code
-    return 130 if isinstance(error, KeyboardInterrupt) else OkdcError.exit_code
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signals.signal_of(error)
+    return error.exit_code if isinstance(error, OkdcError) else OkdcError.exit_code
 
 
 ALONE = Ranks()

@@ -1,4 +1,4 @@
-"""What long work tells while it runs, without knowing who listens. `okdc.cli.console.Talk` draws it."""
+"""What long work reports while it runs. By default nothing is shown; `okdc.cli.console.Talk` prints it."""
 
 from __future__ import annotations
 
@@ -6,22 +6,48 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-
-class Listener(Protocol):
-    """Notes, and two progress lines: `update(done, total)` of images read, `update(done, total, text)` of steps."""
-
-    def note(self, text: str) -> None: ...
-    def reading(self) -> AbstractContextManager[Callable[[int, int], None]]: ...
-    def training(self) -> AbstractContextManager[Callable[[int, int, str], None]]: ...
+Reading = Callable[[int, int], None]  # (images read, images in all)
+Training = Callable[[int, int, str], None]  # (steps done, steps in all, the last epoch in a line)
 
 
-class Nobody:
-    """Listens to the processes of a training that are not the first."""
+class Progress(Protocol):
+    """An object with these three methods. A subclass that overrides some of them shows nothing of the others.
 
-    def note(self, text: str) -> None: ...
+    class Notebook(Progress):
+        def note(self, text): print(text)
+    """
 
-    def reading(self) -> AbstractContextManager[Callable[[int, int], None]]:
+    def note(self, text: str) -> None:  # noqa: ARG002
+        """A choice with its reason, or where the work is: one line."""
+        return
+
+    def reading(self) -> AbstractContextManager[Reading]:
+        """Images are read while the block runs: it yields what is called after some of them."""
         return nullcontext(lambda *_: None)
 
-    def training(self) -> AbstractContextManager[Callable[[int, int, str], None]]:
+    def training(self) -> AbstractContextManager[Training]:
+        """Steps are taken while the block runs: it yields what is called after each step and each epoch."""
         return nullcontext(lambda *_: None)
+
+
+class Silent(Progress):
+    """Shows nothing: the default of the Python API, and the processes of a training that are not the first."""
+
+
+class EachNoteOnce(Progress):
+    """Passes each note on once: what holds for every seed of a series is not repeated for each."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.noted: set[str] = set()
+
+    def note(self, text: str) -> None:
+        if text not in self.noted:
+            self.noted.add(text)
+            self.progress.note(text)
+
+    def reading(self) -> AbstractContextManager[Reading]:
+        return self.progress.reading()
+
+    def training(self) -> AbstractContextManager[Training]:
+        return self.progress.training()

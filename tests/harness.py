@@ -1,4 +1,4 @@
-"""What the tests of the training share: a recipe of a second, a quiet listener, and what of a run may be compared."""
+"""What the tests of the training share: a recipe of a second, a quiet progress, and what of a run may be compared."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ import torch
 from okdc.assembly import job as build
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe, resolve
+from okdc.progress import Progress
 from okdc.recipe.draft import load
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.runs.series import Series
-from okdc.training import checkpoint, compiling, device
-from okdc.training import loop as engine
+from okdc.training import checkpoint, compiling, device, loop
 from okdc.training import series as training
 from okdc.training import start as starts
-from okdc.training.loop import Position
+from okdc.training.checkpoint import Position
 
 TEXT = """
 [data]
@@ -72,8 +72,8 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-class Quiet:
-    """Keeps the notes and what the progress bar was told; `at(call)` is called then, with the number of the call."""
+class Quiet(Progress):
+    """Keeps the notes and the counts of the progress bar, and calls `at` with the number of each call of the bar."""
 
     def __init__(self, at: Callable[[int], None] | None = None) -> None:
         self.notes: list[str] = []
@@ -82,10 +82,6 @@ class Quiet:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    @contextmanager
-    def reading(self) -> Iterator[Callable[[int, int], None]]:
-        yield lambda *_: None
 
     @contextmanager
     def training(self) -> Iterator[Callable[[int, int, str], None]]:
@@ -98,7 +94,7 @@ class Quiet:
 
 
 def signalled(call: int, number: signal.Signals) -> Quiet:
-    """A listener through which this process signals itself at one call of the progress bar."""
+    """A progress through which this process signals itself at one call of the bar."""
     return Quiet(lambda now: os.kill(os.getpid(), number) if now == call else None)
 
 
@@ -130,7 +126,7 @@ def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
         "settings": settings.saved(),
     }
     run = Run.create(name, job.recipe.text(), info)
-    engine.train(job, run, settings, Position(), None, tell or Quiet())
+    loop.train(job, run, settings, Position(), None, tell or Quiet())
     return run
 
 

@@ -39,7 +39,6 @@ from okdc.methods.base import Step
 from okdc.runs.run import Run
 from okdc.training import checkpoint, compiling, device
 from okdc.training import start as starts
-from okdc.training.interrupts import StopRequest
 from okdc.training.metrics import Totals
 from okdc.training.step import TrainStep
 
@@ -261,15 +260,28 @@ def _hold() -> None:
         count += 1
         if count == STEPS + 2 and Path("hold").exists():
             Path(f"waiting{self.ranks.rank}").write_text(str(os.getpid()), encoding="utf-8")
-            taken = signal.getsignal(signal.SIGINT)
-            stop = taken.__self__ if isinstance(taken, types.MethodType) else None
-            assert isinstance(stop, StopRequest)
-            until = time.monotonic() + 300  # nobody may be left to send one
-            while stop.signal is None and time.monotonic() < until:
-                time.sleep(0.01)
+            _await_signal()
         return step(self, images, labels, done)
 
     TrainStep.__call__ = held  # type: ignore[method-assign]
+
+
+def _await_signal() -> None:
+    """Wait until the loop's own handler of a signal has been called."""
+    received: list[int] = []
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def receive(number: int, frame: types.FrameType | None) -> None:
+        handlers[number](number, frame)
+        received.append(number)
+
+    for number in handlers:
+        signal.signal(number, receive)
+    until = time.monotonic() + 300  # nobody may be left to send one
+    while not received and time.monotonic() < until:
+        time.sleep(0.01)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 if __name__ == "__main__":

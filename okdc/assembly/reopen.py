@@ -9,7 +9,7 @@ from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.recipe.draft import Draft, read
 from okdc.recipe.schema import Recipe
 from okdc.runs.run import Run
@@ -24,7 +24,7 @@ def recipe_of(run: Run, data_root: str | None = None) -> ResolvedRecipe:
     return resolve(Draft(run.recipe, tables, overridden))
 
 
-def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:
+def data_of(run: Run, recipe: Recipe, tell: Progress) -> Dataset:
     """The images of a run, from the place that its `recipe` names, proven to be those that it was started with.
 
     Raises DataError where they are gone or others.

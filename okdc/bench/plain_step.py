@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import io
 import os
-import signal
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -31,6 +29,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils import data as loading
 
+from okdc import signals
 from okdc.cohort import Backbone
 from okdc.data.workers import end, forking, of_loader
 from okdc.methods.base import Method
@@ -69,15 +68,15 @@ class PlainStep:
 
 
 def parts(method: Method, recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
-    """What learns, with its decay: each student's own weights (a trunk's with the first), then the scaffolding."""
+    """Weights with their decay: each student's own (a trunk's with the first student), then the scaffolding."""
     taken: set[int] = set()
-    found = []
+    groups = []
     for module in (*method.cohort.students, method):
-        mine = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
-        taken |= {id(p) for p in mine}
-        if mine:
-            found.append((mine, recipe.aux_weight_decay if module is method else recipe.weight_decay))
-    return found
+        weights = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+        taken |= {id(p) for p in weights}
+        if weights:
+            groups.append((weights, recipe.aux_weight_decay if module is method else recipe.weight_decay))
+    return groups
 
 
 class PlainImages(loading.Dataset[tuple[Tensor, int]]):
@@ -115,8 +114,8 @@ class PlainBatches:
     def __init__(self, images: PlainImages, batch_size: int, workers: int, device: torch.device) -> None:
         self.device = device
         self.lead = PREFETCH * workers
-        # That are timed: of two workers a quarter of a second. Of what a worker has at hand when a stretch begins, and
-        # what it waits for at its end, one batch at most is counted, an eighth of its part.
+        # Number of timed batches: about 0.25 s with two workers. A worker may have one batch half done when the timing
+        # begins and another when it ends: an error of one batch at most, an eighth of its part.
         self.batches = max(32, 8 * workers)
         count = batch_size * (self.lead + self.batches)
         self._loader: loading.DataLoader[Any] | None = loading.DataLoader(
@@ -133,7 +132,9 @@ class PlainBatches:
     def begin(self) -> None:
         """Start a stretch: take what is prefetched out of the way."""
         assert self._loader is not None
-        with forking(), _whole():
+        # Signals wait until all workers have started: torch complains of a loader that is half built, and a worker that
+        # has not come to `of_loader` would die of the signal.
+        with forking(), signals.held():
             self._epoch = iter(self._loader)
         for _ in range(self.lead):
             next(self._epoch)
@@ -146,29 +147,6 @@ class PlainBatches:
         """End the workers and wait for them."""
         loader, self._loader = self._loader, None
         end(loader)
-
-
-@contextmanager
-def _whole() -> Iterator[None]:
-    """Start workers, or none: a signal waits until all are there, here and in them.
-
-    torch complains of a loader that was half built, and a worker that has not got to `of_loader` would die of a signal.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    masked = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # which they inherit
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
 
 
 def to_onnx(network: Backbone, size: int) -> bytes:

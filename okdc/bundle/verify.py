@@ -22,7 +22,7 @@ from okdc.bundle.layout import MANIFEST
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import SAME_PCT, Judged, NotHereError
 from okdc.errors import CheckFailed, DataError
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.runs.provenance import processor
 
 THREADS = min(4, os.cpu_count() or 1)
@@ -31,7 +31,7 @@ NAMED = 5  # files without a place in the manifest that a note names
 Sessions = dict[str, Session]  # by precision
 
 
-def verify(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
+def verify(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any]:
     """The report that `okdc verify --json` prints. `passed` is false where anything differs; `check` raises then.
 
     Raises RunError for what is no bundle, DataError where `data_root` does not hold the images that it was judged on.
@@ -135,7 +135,7 @@ def _accuracy(
     sessions: Sessions,
     models: dict[str, dict[str, Any]],
     data_root: str | None,
-    tell: Listener,
+    tell: Progress,
     failures: list[CheckFailed],
 ) -> str | None:
     """Every model on the images that judged it; why not, where that cannot be done."""
@@ -161,7 +161,7 @@ def _judge(
     sessions: Sessions,
     models: dict[str, dict[str, Any]],
     found: Judged,
-    tell: Listener,
+    tell: Progress,
     failures: list[CheckFailed],
 ) -> None:
     """One pass over the images, which are decoded once. Raises DataError where they are not those of the bundle."""

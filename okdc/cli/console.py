@@ -48,7 +48,7 @@ SILENCE_S = 10.0  # between two lines of progress where there is no terminal
 
 
 class Talk:
-    """The okdc.progress.Listener of the command line: notes, and one progress line with the time left."""
+    """The okdc.progress.Progress of the command line: notes, and one progress line with the time left."""
 
     def note(self, text: str) -> None:
         note(text)

@@ -14,7 +14,7 @@ from okdc.cli.ends import leave
 from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads
 from okdc.distributed import Ranks
 from okdc.errors import UsageError
-from okdc.progress import Nobody
+from okdc.progress import Silent
 
 if TYPE_CHECKING:
     from okdc.runs.run import Run
@@ -61,7 +61,7 @@ def distill(
     from okdc.assembly.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
     resolved = resolve(draft)
-    tell = console.Talk() if ranks.first else Nobody()
+    tell = console.Talk() if ranks.first else Silent()
     for text in resolved.notes:
         tell.note(text)
     from okdc.runs.provenance import provenance
@@ -84,7 +84,7 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
     from okdc.runs.series import Series, newest_resumable, owner
 
     ranks = Ranks.of_environment()
-    tell = console.Talk() if ranks.first else Nobody()
+    tell = console.Talk() if ranks.first else Silent()
     named = newest_resumable().path if run is None else run
     if Series.is_at(named):
         if not ranks.alone:

@@ -25,14 +25,14 @@ from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import SAME_PCT, NotHereError
 from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, DataError
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.runs.run import Run
 
 MOST_PAIRS = 10  # confused pairs that are named
 Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # NK logits, N labels
 
 
-def evaluate(path: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
+def evaluate(path: Path, data_root: str | None, tell: Progress) -> dict[str, Any]:
     """The report that `okdc evaluate --json` prints, of a complete run or a bundle.
 
     Raises RunError for what is neither, DataError where the images are missing or others, CheckFailed where the student
@@ -41,7 +41,7 @@ def evaluate(path: Path, data_root: str | None, tell: Listener) -> dict[str, Any
     return _bundle(path, data_root, tell) if (path / MANIFEST).is_file() else _run(Run.open(path), data_root, tell)
 
 
-def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
+def _run(run: Run, data_root: str | None, tell: Progress) -> dict[str, Any]:
     network, facts, result = recorded.student(run, "accuracy", "evaluate")
     resolved = reopen.recipe_of(run, data_root)
     for note in resolved.notes:
@@ -54,7 +54,7 @@ def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
     return {"schema": 1, **about, "architecture": facts["architecture"], **report}
 
 
-def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:
+def _bundle(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any]:
     bundle = Bundle.open(folder)
     session, manifest = Session(bundle.model()), bundle.manifest
     try:
@@ -71,7 +71,7 @@ def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, An
     return {"schema": 1, **about, "architecture": manifest["architecture"], **report}
 
 
-def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Listener) -> Tensor:
+def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Progress) -> Tensor:
     """Indices of the split that the recorded number is from."""
     name, rows = dataset.final_split
     if (name, len(rows)) != (split, count):
@@ -83,7 +83,7 @@ def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Li
     return rows
 
 
-def _say_split(split: str, count: int, tell: Listener) -> None:
+def _say_split(split: str, count: int, tell: Progress) -> None:
     if split == "test":
         tell.note(f"the {count:,} test images are read again: a look at one student, not a way to choose among several")
     else:

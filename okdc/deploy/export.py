@@ -25,7 +25,7 @@ from okdc.deploy import torch_reference as sides
 from okdc.deploy.reduced import Judges, Reduced, Wanted
 from okdc.errors import CheckFailed, OkdcError
 from okdc.precision.gate import Float32
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.recipe import catalog
 from okdc.runs.files import write, write_json
 from okdc.runs.run import Run
@@ -46,7 +46,7 @@ def export(
     run: Run,
     out: Path | None,
     data_root: str | None,
-    tell: Listener,
+    tell: Progress,
     student: int | None = None,
     wanted: Wanted | None = None,
     licence: str | None = None,
@@ -101,7 +101,7 @@ def export(
     return Exported(target, reports, _joined(errors, target))
 
 
-def _judges(dataset: Dataset, facts: dict[str, Any], tell: Listener) -> Judges:
+def _judges(dataset: Dataset, facts: dict[str, Any], tell: Progress) -> Judges:
     """The images that judge the student, and some of them for the bundle."""
     split, rows = dataset.final_split
     if split != "test":
@@ -122,7 +122,7 @@ def _float32(
     facts: dict[str, Any],
     judges: Judges,
     expected_pct: float,
-    tell: Listener,
+    tell: Progress,
 ) -> tuple[Float32, dict[str, Any]]:
     """model.onnx in `folder` with its answers, and how it was proven equal to the student, or CheckFailed."""
     tell.note("exporting to ONNX")

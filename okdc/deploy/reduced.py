@@ -24,7 +24,7 @@ from okdc.deploy import torch_reference as sides
 from okdc.errors import CheckFailed, DataError, OkdcError
 from okdc.precision import calibration, diagnose, gate, half, quantize
 from okdc.precision.gate import Float32
-from okdc.progress import Listener
+from okdc.progress import Progress
 
 SEED = 0  # of the calibration images: two exports of one run on one machine are the same bytes
 MOST_VALIDATION = 5000  # images that six settings are tried on
@@ -66,7 +66,7 @@ class Judges:
 
 
 def make(
-    float32: Float32, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Listener
+    float32: Float32, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Progress
 ) -> tuple[list[Reduced], list[OkdcError]]:
     """Every reduced file that is wanted, passed or not, and why the others could not be made.
 
@@ -93,7 +93,7 @@ def make(
 
 
 def _int8(
-    float32: bytes, dataset: Dataset, judged_on: str, wanted: Wanted, tell: Listener
+    float32: bytes, dataset: Dataset, judged_on: str, wanted: Wanted, tell: Progress
 ) -> tuple[bytes, dict[str, Any]]:
     if wanted.full_range:
         tell.note(
@@ -150,7 +150,7 @@ def _judged(
     facts: dict[str, Any],
     judges: Judges,
     wanted: Wanted,
-    tell: Listener,
+    tell: Progress,
 ) -> Reduced:
     tell.note(f"checking {precision} on {len(judges.images):,} {judges.split} images")
     limits = {"max_drop": wanted.max_drop, "min_agreement": wanted.min_agreement}

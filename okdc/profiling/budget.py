@@ -16,7 +16,7 @@ from okdc.errors import UsageError, nearest
 from okdc.profiling import students
 from okdc.profiling.measure import measure, networks
 from okdc.profiling.students import called
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.runs.run import Run
 
 NAMES = {
@@ -96,7 +96,7 @@ def _limit(part: str) -> Limit | str:
     return Limit(name, operator, value, re.sub(r"\s+", "", part))
 
 
-def choose(run: Run, limits: Sequence[Limit], tell: Listener) -> tuple[int, str]:
+def choose(run: Run, limits: Sequence[Limit], tell: Progress) -> tuple[int, str]:
     """The student that is best on validation of those within every limit, and a line that says why.
 
     At equal accuracy the one of fewer parameters, then the first. Raises UsageError where none fits, with what each
@@ -124,7 +124,7 @@ def choose(run: Run, limits: Sequence[Limit], tell: Listener) -> tuple[int, str]
     return best["student"], f"{called(best)} is {why} {text}: {found}"
 
 
-def _costs(run: Run, rows: Sequence[dict[str, Any]], limits: Sequence[Limit], tell: Listener) -> list[dict[str, float]]:
+def _costs(run: Run, rows: Sequence[dict[str, Any]], limits: Sequence[Limit], tell: Progress) -> list[dict[str, float]]:
     """What each student costs, by name; what has to be measured only where a limit names it."""
     costs = [{"params": row["params"], "macs": row["macs"], "flops": 2 * row["macs"]} for row in rows]
     if any(limit.name in MEASURED for limit in limits):

@@ -17,7 +17,7 @@ from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.deploy import latency, onnx
 from okdc.deploy.count import Counts, count
-from okdc.progress import Listener
+from okdc.progress import Progress
 
 Key = tuple[str, int, int]  # architecture, size, classes
 
@@ -67,7 +67,7 @@ def networks(subjects: Iterable[Subject]) -> dict[Key, Subject]:
     return found
 
 
-def measure(subject: Subject, threads: int, tell: Listener) -> Measured:
+def measure(subject: Subject, threads: int, tell: Progress) -> Measured:
     """Counts of any module; of a network also its file and its latency, batch 1, in torch and in onnxruntime.
 
     Raises CheckFailed where the two counters disagree.

@@ -25,7 +25,7 @@ from okdc.errors import RecipeError, RunError, UsageError, nearest
 from okdc.methods.base import Method
 from okdc.profiling import students
 from okdc.profiling.measure import Measured, Subject, measure, networks
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.recipe import catalog
 from okdc.recipe.draft import load
 from okdc.runs.provenance import processor
@@ -47,7 +47,7 @@ class _Heads(nn.Module):
         return tuple(self.method(images, labels, torch.ones(())).logits.values())
 
 
-def profile(words: Sequence[str], export_names: bool, threads: int, tell: Listener) -> dict[str, Any]:
+def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progress) -> dict[str, Any]:
     """The report that `okdc profile --json` prints. No word: the newest complete run.
 
     Raises UsageError for a word that names nothing, CheckFailed where the two counters disagree.
@@ -118,7 +118,7 @@ def _network(label: str, name: str, kind: str, size: int, classes: int, export: 
     )
 
 
-def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
+def _of_recipe(word: str, export: bool, tell: Progress) -> list[Subject]:
     resolved = resolve(load([word]), needs_data=False)
     data, notes = resolved.recipe.data, list(resolved.notes)
     classes = sources.count_classes(data)
@@ -132,7 +132,7 @@ def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
     return [*students, _whole(resolved, classes)]
 
 
-def _of_run(run: Run, tell: Listener) -> list[Subject]:
+def _of_run(run: Run, tell: Progress) -> list[Subject]:
     resolved, classes = reopen.recipe_of(run), len(run.facts("classes")["classes"])
     size = resolved.recipe.data.image_size
     whole: list[Subject] = []

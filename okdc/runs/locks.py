@@ -1,4 +1,4 @@
-"""Who trains a folder: an advisory lock that the system lets go of however the process ends."""
+"""The lock of a folder that is being trained. The system releases it however the process ends."""
 
 from __future__ import annotations
 
@@ -17,57 +17,62 @@ except ImportError:  # not on Windows: two processes on one run are then not tol
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_held: set[int] = set()  # file descriptors
+
+# The files that this process has locked, by descriptor. A forked worker shares these and with them the locks, which
+# would stand for as long as it outlives its parent. So each child closes them. The function that runs in a child takes
+# no argument and cannot be unregistered, hence this set for the whole process. Nothing lighter is enough: O_CLOEXEC
+# closes a descriptor at exec, and a fork does not exec; a lock of fcntl.lockf is not shared with a child, but is lost
+# as soon as the process opens the file again and closes it, as `is_held` does.
+_locked: set[int] = set()
 
 
-def _let_go() -> None:
-    """A forked worker shares its parent's lock, and would hold it for as long as it outlives the parent."""
-    for number in tuple(_held):
-        os.close(number)
-    _held.clear()
+def _close_in_child() -> None:
+    for descriptor in _locked:
+        os.close(descriptor)
+    _locked.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(after_in_child=_close_in_child)
 
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Nobody else trains the run or the series in `folder` meanwhile. Raises RunError where another process does."""
+    """No other process trains the run or the series in `folder` while the block runs. Raises RunError if one does."""
     with writing(folder):
-        number = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    _held.add(number)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    _locked.add(descriptor)
     try:
         for attempt in range(5):
-            if _lock(number, exclusive=True):
+            if _lock(descriptor, exclusive=True):
                 break
             if attempt == 4:
                 raise RunError(f"{folder} is being trained by another process", hint="wait for it, or stop it")
-            time.sleep(0.1)  # who only looks at the state holds it for a moment
+            time.sleep(0.1)  # `is_held` in another process holds it for a moment
         yield
     finally:
-        _held.discard(number)
-        os.close(number)
+        _locked.discard(descriptor)
+        os.close(descriptor)
 
 
 def is_held(folder: Path) -> bool:
     """Whether a process, this one included, holds `folder`."""
     try:
-        number = os.open(folder / LOCK, os.O_RDONLY)
+        descriptor = os.open(folder / LOCK, os.O_RDONLY)
     except OSError:
         return False
     try:
-        return not _lock(number, exclusive=False)
+        return not _lock(descriptor, exclusive=False)
     finally:
-        os.close(number)
+        os.close(descriptor)
 
 
-def _lock(number: int, exclusive: bool) -> bool:
-    """Take an advisory lock on an open file, or say that somebody has it."""
+def _lock(descriptor: int, exclusive: bool) -> bool:
+    """Take an advisory lock on an open file. False if another open file has it."""
     if fcntl is None:
         return True
     try:
-        fcntl.flock(number, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -1,17 +1,50 @@
-"""Everything that an exact continuation needs, in one file that is never half there."""
+"""Everything that an exact continuation needs, in one file that is never half there.
+
+A checkpoint is a `Position` and the tensors of `okdc.training.step.TrainStep`. The order of the images, their crops and
+the learning rate need no place in it: they follow from the seed and the position.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from okdc.distributed import Ranks
 from okdc.errors import RunError
 from okdc.runs.files import write, writing
 from okdc.runs.run import Run
+from okdc.training.metrics import Totals
+from okdc.training.selection import Record
 
 VERSION = 3  # since 2, `best` is a list: the best epoch of each student; since 3, `totals`: the counts of each process
+
+
+@dataclass
+class Position:
+    """How far a training has come. Each process has one; only the first process fills `best` and `log_rows`."""
+
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the epoch after those
+    totals: Totals | None = None  # losses and accuracies of those steps; None between two epochs
+    best: list[Record] = field(
+        default_factory=list
+    )  # each student at its best epoch; empty before the first validation
+    seconds: float = 0.0  # spent in steps, over all starts
+    log_rows: int = 0  # of log.jsonl
+
+    def state(self, totals: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """For a checkpoint. `totals`: what each process has counted in this epoch; empty between two epochs."""
+        return vars(self) | {"totals": list(totals) or None}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device, ranks: Ranks) -> Position:
+        """What `state` gave, for this process, in which the steps run on `device`."""
+        totals = Totals.resumed(state["totals"], device, ranks) if state["totals"] else None
+        return cls(state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"])
 
 
 def save(run: Run, state: dict[str, Any]) -> None:
@@ -34,7 +67,7 @@ def load(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
             if state["version"] != VERSION:
                 raise RunError(
                     f"{path}: checkpoint format {state['version']}, this okdc reads {VERSION}",
-                    hint=f"the version that began it continues it; or start again: okdc distill {run.recipe}",
+                    hint=f"continue it with the version that began it; or start again: okdc distill {run.recipe}",
                 )
         except RunError:
             raise

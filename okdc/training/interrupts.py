@@ -1,98 +1,50 @@
-"""How a training ends before its last epoch: a signal, a loss that is not finite, an image that cannot be read, a full
-disk. Nothing is lost.
+"""How a training ends before its last epoch: a signal, a loss that is not finite, an unreadable image, a full disk.
 
-Of several processes none ends alone: what one of them meets is told to all before the next step, and all end there.
+In each case the state is saved or the last checkpoint stands, and the error names the command that continues. Of
+several processes none ends alone: what one of them meets is passed to all before the next step, and all end there.
 """
 
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
 
 from torch import Tensor
 
-from okdc.distributed import ALONE, LOST, Ranks, lost
+from okdc import signals, torch_errors
+from okdc.distributed import ALONE, LOST, Ranks
 from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError
 from okdc.runs.run import Run
+from okdc.training.checkpoint import Position
 from okdc.training.metrics import Summary
 
 Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
-UNREADABLE = 1000  # larger than any signal: an image that cannot be read comes first
-
-
-class StopRequest:
-    """Ctrl-C and SIGTERM become a flag that the loop asks for between two steps. A second one stops at once.
-
-    `with StopRequest(ranks) as stop:` ... `if stop.asked():` save and leave. Outside the main thread it never fires.
-    Of several processes a second one stops none: torchrun sends one to all as soon as the first has ended, and kills
-    who does not end. So they stay deaf where an error leaves the loop.
-    """
-
-    def __init__(self, ranks: Ranks = ALONE, say: Callable[[str], None] | None = None) -> None:
-        """`say`: what to tell at once that a signal came, where a step may take a minute."""
-        self.say = say
-        self.signal: signal.Signals | None = None  # that came to this process
-        self.ranks = ranks
-        self._before: dict[signal.Signals, Any] = {}
-
-    def asked(self) -> int:
-        """The signal that came to any of the processes, or 0: the same in all of them."""
-        return self.ranks.largest(self.signal or 0)
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._take)
-        return self
-
-    def _take(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.signal = signal.Signals(number)
-        again = ""
-        if self.ranks.alone:
-            self._restore()
-            again = "; another one stops at once"
-        if self.say:
-            self.say(f"{self.signal.name}: stopping after this step, which may still be compiling{again}")
-
-    def heard(self) -> None:
-        """Raises KeyboardInterrupt if a signal came: what failed just now, it may have killed in the middle."""
-        if self.signal:
-            raise KeyboardInterrupt(self.signal.name) from None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None or self.ranks.alone:
-            self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
-def name_and_code(stop: KeyboardInterrupt) -> tuple[str, int]:
-    """Which signal it was, and the exit code: Python's own, of Ctrl-C, bears no name."""
-    number = signal.SIGTERM if str(stop) == signal.SIGTERM.name else signal.SIGINT
-    return number.name, 128 + number
+UNREADABLE = 1000  # larger than any signal: where both come, the unreadable image is reported
 
 
 @contextmanager
 def continuable(run: Run) -> Iterator[None]:
-    """Whatever ends a training from outside, its last checkpoint stands: say how to go on from it."""
+    """Give what ends a training from outside the name of its run and the command that continues it.
+
+    A signal raises Interrupted, and the last checkpoint stands: this is for a signal that does not come between two
+    steps, but before the first one, while it compiles or while the test split is read, and for a second one.
+    """
     try:
-        yield
-    except KeyboardInterrupt as error:  # before the first step, while judging or compiling, or a second Ctrl-C
-        name, code = name_and_code(error)
+        with signals.raised():
+            yield
+    except KeyboardInterrupt as stop:
+        number = signals.signal_of(stop)
         raise Interrupted(
-            f"{name}: {run.path} is as its last checkpoint left it", exit_code=code, hint=run.go_on
+            f"{number.name}: {run.path} is as its last checkpoint left it", exit_code=128 + number, hint=run.go_on
         ) from None
     except RuntimeError as error:
-        if lost(error):
+        if torch_errors.peer_lost(error):
             raise RunError(LOST, hint=f"torchrun's report names it; then: {run.go_on}") from None
-        if not str(error).startswith("DataLoader worker"):  # torch's words, raised wherever the loop happens to be
+        if not torch_errors.worker_died(error):
             raise
         raise DataError(
             f"a process that decodes images died: {str(error).splitlines()[0]}",
@@ -102,65 +54,77 @@ def continuable(run: Run) -> Iterator[None]:
         raise DiskError(error.message, hint=f"free some space, then: {run.go_on}") from error
 
 
-def until_asked(
-    batches: Iterator[Batch], stop: StopRequest, run: Run, pause: Callable[[], None], leave: Callable[[int], NoReturn]
-) -> Iterator[Batch]:
-    """The batches as they come. At a signal, and where an image cannot be read, `pause` saves what was trained before.
+@dataclass(frozen=True)
+class Stops:
+    """What stops the loop between two steps: a signal to any of its processes, or an image that any cannot read."""
 
-    A signal that comes with the last batch is left to the end of the epoch.
-    """
-    while True:
-        batch, asked = attempt(lambda: next(batches, None), stop, run, pause)
-        if batch is None:
-            return
-        if asked:
-            pause()
-            leave(asked)
-        yield batch
+    run: Run
+    position: Position
+    ranks: Ranks
+    received: signals.Received  # by this process
+    save: Callable[[], None]  # writes a checkpoint of all steps taken so far
 
+    def requested(self) -> int:
+        """The signal that came to any of the processes, or 0: the same number in all of them."""
+        return self.ranks.largest(self.received.signal or 0)
 
-def attempt(work: Callable[[], T], stop: StopRequest, run: Run, pause: Callable[[], None]) -> tuple[T, int]:
-    """What `work` gives, and the signal that came to any process meanwhile, or 0.
+    def between_steps(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches. A signal that came while one was drawn ends them: the state is saved, Interrupted is raised.
 
-    Raises DataError, after `pause`, where an image cannot be read: ToldElsewhere in the other processes.
-    """
-    found: T | None = None
-    error: DataError | None = None
-    try:
-        found = work()
-    except DataError as caught:
-        error = caught
-    asked = stop.ranks.largest(UNREADABLE if error else stop.signal or 0)
-    if asked == UNREADABLE:
-        pause()
-        if error is None:
-            raise ToldElsewhere(DataError.exit_code)
-        hint = f"{error.hint}, then: {run.go_on}"
-        raise DataError(error.message, hint=hint, details=error.details)
-    return found, asked  # type: ignore[return-value]
+        A signal that comes after the last batch is left to the end of the epoch.
+        """
+        while True:
+            batch, number = self.attempt(lambda: next(batches, None))
+            if batch is None:
+                return
+            if number:
+                self.save()
+                self.leave(number)
+            yield batch
 
+    def attempt(self, work: Callable[[], T]) -> tuple[T, int]:
+        """What `work` returns, and the signal that came to any process by then, or 0.
 
-def interrupt(number: int, run: Run, epoch: int, step: int, ranks: Ranks) -> NoReturn:
-    """Leave as the signal asked, after the state was saved."""
-    ranks.all_raise(
-        Interrupted(
-            f"{signal.Signals(number).name} after epoch {epoch}, step {step}: saved in {run.path}",
-            exit_code=128 + number,
-            hint=run.go_on,
+        Where an image cannot be read, the state is saved. The process that met it then raises DataError with the
+        command that continues the run, the others raise ToldElsewhere.
+        """
+        result: T | None = None
+        error: DataError | None = None
+        try:
+            result = work()
+        except DataError as caught:
+            error = caught
+        # One exchange for both: each costs several processes the time of a message before every step.
+        number = self.ranks.largest(UNREADABLE if error else self.received.signal or 0)
+        if number == UNREADABLE:
+            self.save()
+            if error is None:
+                raise ToldElsewhere(DataError.exit_code)
+            raise DataError(error.message, hint=f"{error.hint}, then: {self.run.go_on}", details=error.details)
+        return result, number  # type: ignore[return-value]
+
+    def leave(self, number: int) -> NoReturn:
+        """Raise Interrupted for a signal, in the first process; the state has been saved."""
+        at = f"epoch {self.position.epoch}, step {self.position.step}"
+        self.ranks.all_raise(
+            Interrupted(
+                f"{signal.Signals(number).name} after {at}: saved in {self.run.path}",
+                exit_code=128 + number,
+                hint=self.run.go_on,
+            )
         )
-    )
 
 
 def stop_if_bad(summary: Summary, run: Run, steps: int, ranks: Ranks = ALONE) -> None:
-    """Raises TrainingError where a loss term was not finite, with the first step and the term."""
+    """Raises TrainingError where a loss term was not finite, with the first such step and the term."""
     if summary.bad:
         step, term = summary.bad
         fail(run, f"the loss term {term} is not finite at step {step + 1} (epoch {step // steps + 1})", ranks)
 
 
-def fail(run: Run, why: str, ranks: Ranks = ALONE) -> NoReturn:
-    """Mark the run as failed and raise TrainingError. Every process has found the same."""
+def fail(run: Run, reason: str, ranks: Ranks = ALONE) -> NoReturn:
+    """Mark the run as failed and raise TrainingError. Every process calls this, having found the same."""
     if ranks.first:
-        run.note(failed=why)
+        run.note(failed=reason)
     kept = "the checkpoint before it is kept" if run.checkpoint.exists() else "no epoch was finished before it"
-    ranks.all_raise(TrainingError(f"{why}; {kept} in {run.path}", hint="a lower optim.lr, or optim.clip=1.0"))
+    ranks.all_raise(TrainingError(f"{reason}; {kept} in {run.path}", hint="a lower optim.lr, or optim.clip=1.0"))

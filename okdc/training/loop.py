@@ -1,195 +1,227 @@
-"""The one training loop: epochs of steps, validation, a checkpoint after each epoch and at a signal.
+"""The one training loop: epochs of steps, validation, and a checkpoint after each epoch and at a signal.
 
-It knows `Method.forward` and nothing of any method. starts.py is how it begins, step.py what it repeats, keep.py what
-is kept, result.py reads the test split at the end, ends.py is how it ends early.
+    for each epoch
+        for each batch          images and labels -> the method's loss terms -> one backward -> one optimiser step
+        read the counts         the only time in an epoch that the host waits for the device
+        validate                every head on the validation split
+        keep, log, save         each student's best epoch, a line of log.jsonl, checkpoint.pt
+    read the test split once, write the result
+
+The loop calls `Method.forward` and knows no method by name. start.py says how a training begins, interrupts.py how it
+ends early, checkpoint.py what has to be saved, selection.py which epoch and which student are kept, result.py what the
+test split is read for. step.py has the step itself, which `okdc bench` times.
 """
 
 from __future__ import annotations
 
+import signal
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from okdc import signals
 from okdc.assembly import student as kept
 from okdc.assembly.job import Job
-from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
+from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.feed import batches_of
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
-from okdc.progress import Listener
-from okdc.recipe.schema import Recipe
+from okdc.progress import Progress
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
-from okdc.training import checkpoint, device, optim, result
-from okdc.training import selection as keep
+from okdc.training import checkpoint, device, optim, result, selection
+from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
-from okdc.training.interrupts import StopRequest, attempt, fail, interrupt, stop_if_bad, until_asked
+from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
 from okdc.training.step import TrainStep
-
-
-@dataclass
-class Position:
-    """Where a training is: all of it goes into a checkpoint."""
-
-    epoch: int = 0
-    step: int = 0  # within the epoch
-    totals: Totals | None = None  # of an epoch that was interrupted
-    best: list[keep.Record] = field(default_factory=list)  # one a student, none before the first validation
-    seconds: float = 0.0  # in training steps, over all starts
-    log_rows: int = 0
 
 
 def train(
     job: Job,
     run: Run,
     settings: Settings,
-    at: Position,
+    position: Position,
     state: dict[str, Any] | None,
-    tell: Listener,
+    progress: Progress,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Train from `at` (with the tensors of `state`) to the last epoch, then judge and write the result.
+    """Train from `position` to the last epoch, then read the test split and write the result.
 
-    Of several processes each comes here with its rank; the first one writes.
+    `state`: the checkpoint that `position` comes from, or None for a new run. Each of several processes calls this with
+    its rank; the first one writes. Raises Interrupted, TrainingError, DataError, DiskError and DeviceError.
     """
-    recipe = job.recipe
-    device.apply(settings, recipe.deterministic)
-    train_step = TrainStep(job.method, recipe.optim, settings, ranks)
-    if state is not None:
-        train_step.load(state)
-    method = train_step.method
+    Training(job, run, settings, position, state, progress, ranks).train()
 
-    dataset = job.dataset.to(settings.torch_device)
-    normalise = Normalise(*job.normalisation, settings.torch_device, settings.torch_memory_format)
-    batches = batches_of(dataset, recipe.data, recipe.optim.batch_size, normalise, recipe.seed, settings.workers, ranks)
-    steps, epochs = batches.steps, recipe.optim.epochs
-    whole = steps * epochs
 
-    def save(totals: list[dict[str, Any]] | None) -> None:
-        place = {
-            "epoch": at.epoch,
-            "step": at.step,
-            "totals": totals,
-            "best": at.best,
-            "seconds": at.seconds,
-            "log_rows": at.log_rows,
-        }
-        checkpoint.save(run, place | train_step.state())
+class Training:
+    """What the parts of the loop share. Only `position`, the weights and the optimiser change while it runs."""
 
-    def record(trained: Summary, validated: Summary | None, began: float) -> None:
-        """Keep what an epoch came to."""
+    def __init__(
+        self,
+        job: Job,
+        run: Run,
+        settings: Settings,
+        position: Position,
+        state: dict[str, Any] | None,
+        progress: Progress,
+        ranks: Ranks,
+    ) -> None:
+        recipe, data = job.recipe, job.recipe.data
+        self.job, self.run, self.settings, self.position = job, run, settings, position
+        self.progress, self.ranks = progress, ranks
+        device.apply(settings, recipe.deterministic)
+
+        # The method moves to the device before the optimiser exists, and takes its saved tensors before the first step:
+        # torch.compile and DistributedDataParallel wrap it there.
+        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks)
+        if state is not None:
+            self.train_step.load(state)
+        self.method = self.train_step.method
+
+        # All images move to the device once, as uint8. Those too large for that stay in files, and their labels move.
+        self.dataset = job.dataset.to(settings.torch_device)
+        self.normalise = Normalise(*job.normalisation, settings.torch_device, settings.torch_memory_format)
+        self.batches = batches_of(
+            self.dataset, data, recipe.optim.batch_size, self.normalise, recipe.seed, settings.workers, ranks
+        )
+        self.steps, self.epochs = self.batches.steps, recipe.optim.epochs
+        self._counted = time.perf_counter()  # when `position.seconds` was brought up to date
+
+    def train(self) -> None:
+        """Run every epoch that is left, then write the result."""
+        position, ranks, whole, text = self.position, self.ranks, self.steps * self.epochs, ""
+        with (
+            signals.noted(self._say_signal if self.settings.compiled else None, insist=ranks.alone) as received,
+            self.progress.training() as show,
+            closing(self.batches),
+        ):
+            stops = Stops(self.run, position, ranks, received, self._save_steps)
+            while position.epoch < self.epochs:
+                # Steps. Training mode is set in each epoch, since validation leaves the method in evaluation mode. A
+                # resumed epoch continues with the counts and at the step where it was interrupted.
+                self.method.train()
+                position.totals = totals = position.totals or Totals(self.settings.torch_device)
+                began = self._counted = time.perf_counter()
+                for images, labels in stops.between_steps(self.batches.epoch(position.epoch, position.step)):
+                    done = position.epoch * self.steps + position.step
+                    try:
+                        step = self.train_step(images, labels, done / whole)
+                    except DeviceError:
+                        received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
+                        raise
+                    totals.add(step, labels, done)  # on the device: nothing is read before the epoch is over
+                    position.step += 1
+                    show(done + 1, whole, text)
+
+                # Counts. Here the host waits for the device, once an epoch. A loss or a weight that is not finite ends
+                # the run before anything of it is saved: the last checkpoint is from before that.
+                trained = totals.read(ranks)
+                self._count_seconds()
+                stop_if_bad(trained, self.run, self.steps, ranks)
+                if not torch.stack([p.isfinite().all() for p in self.train_step.parameters]).all():
+                    fail(self.run, f"a weight is not finite after epoch {position.epoch + 1}", ranks)
+
+                # Validation chooses epoch and student. It teaches nothing, not even batch statistics.
+                validated = self._validate(stops) if len(self.dataset.val) else None
+
+                # The epoch is over: from here on a checkpoint holds no counts of it.
+                position.epoch, position.step, position.totals = position.epoch + 1, 0, None
+                ranks.first_does(partial(self._record, trained, validated, began))
+                text = _line(position.epoch, self.epochs, trained, validated)
+                show(position.epoch * self.steps, whole, text)
+                if number := stops.requested():
+                    stops.leave(number)
+
+        if ranks.first:  # the other processes end here and leave it their cores
+            if not ranks.alone and self.job.recipe.engine.threads == "auto":
+                torch.set_num_threads(max(self.settings.threads, cores()))  # torchrun gives each process one
+            self._write_result()
+
+    def _validate(self, stops: Stops) -> Summary:
+        """Losses and accuracies of every head on the validation images, each process on its part of them."""
+        self.train_step.share_statistics()  # or each process would judge with the batch statistics of its own images
+        batches = eval_batches(self.dataset, self.dataset.val, self.normalise, EVAL_BATCH, self.ranks)
+        with self.settings.autocast():
+            totals, _ = stops.attempt(partial(count, self.method, batches, self.settings.torch_device))
+        validated = totals.read(self.ranks)
+        if validated.bad:
+            where = f"validation after epoch {self.position.epoch + 1}"
+            fail(self.run, f"{where}: {validated.bad[1]} is not finite", self.ranks)
+        return validated
+
+    def _record(self, trained: Summary, validated: Summary | None, began: float) -> None:
+        """Keep what an epoch came to, in the first process: student file, line of the log, checkpoint.
+
+        The checkpoint comes last: a process that dies before it trains the epoch again and overwrites the other two.
+        """
+        position, job = self.position, self.job
         if validated:
-            at.best = keep.best(job, at.epoch, validated, at.best)
-            if keep.chosen(job, at.best)["epoch"] == at.epoch:
-                keep.write_kept(run, job, at.best)
-        run.append(_row(at, recipe, trained, validated, batches, time.perf_counter() - began))
-        at.log_rows += 1
-        save(None)
+            position.best = selection.best(job, position.epoch, validated, position.best)
+            if selection.chosen(job, position.best)["epoch"] == position.epoch:
+                selection.write_kept(self.run, job, position.best)
+        last_step = position.epoch * self.steps - 1
+        self.run.append(
+            {
+                "epoch": position.epoch,
+                "lr": optim.rate(job.recipe.optim, last_step / (self.epochs * self.steps)),
+                "loss": sum(trained.losses.values()),
+                "losses": trained.losses,
+                "train_top1_pct": trained.top1_pct,
+                "val_top1_pct": validated.top1_pct if validated else {},
+                "seconds": round(time.perf_counter() - began, 3),
+            }
+        )
+        position.log_rows += 1
+        checkpoint.save(self.run, position.state([]) | self.train_step.state())
 
-    def pause(totals: Totals, began: float) -> None:
-        """Save what was trained up to here, between two steps."""
-        stop_if_bad(totals.read(ranks), run, steps, ranks)
-        at.seconds += time.perf_counter() - began
-        parts = ranks.gathered(totals.state())
-        ranks.first_does(lambda: save(parts))
+    def _save_steps(self) -> None:
+        """Write a checkpoint within an epoch. Every process calls this, since each has counted other images.
 
-    def leave(number: int) -> NoReturn:
-        interrupt(number, run, at.epoch, at.step, ranks)
+        The losses are looked at first: a state that is ruined must not pass for a good one.
+        """
+        totals = self.position.totals
+        assert totals is not None
+        stop_if_bad(totals.read(self.ranks), self.run, self.steps, self.ranks)
+        self._count_seconds()
+        counts = self.ranks.gathered(totals.state())
+        self.ranks.first_does(
+            lambda: checkpoint.save(self.run, self.position.state(counts) | self.train_step.state()),
+        )
 
-    text = ""
-    with StopRequest(ranks, tell.note if settings.compiled else None) as stop, tell.training() as bar, closing(batches):
-        while at.epoch < epochs:
-            # One epoch. Training mode is set anew each time: validation left eval mode behind.
-            method.train()
-            totals = at.totals or Totals(settings.torch_device)
-            at.totals = None
-            began = time.perf_counter()
-            reading = batches.epoch(at.epoch, at.step)
-            for images, labels in until_asked(reading, stop, run, partial(pause, totals, began), leave):
-                done = at.epoch * steps + at.step
-                try:
-                    step = train_step(images, labels, done / whole)
-                except DeviceError:  # Ctrl-C in a terminal ends the compiler too
-                    stop.heard()
-                    raise
-                totals.add(step, labels, done)
-                at.step += 1
-                bar(done + 1, whole, text)
-            number = at.epoch + 1
+    def _count_seconds(self) -> None:
+        """Add the time since the last call, or since the epoch began, to the seconds of the training."""
+        now = time.perf_counter()
+        self.position.seconds += now - self._counted
+        self._counted = now
 
-            # The device is waited for here, once an epoch.
-            trained = totals.read(ranks)
-            at.seconds += time.perf_counter() - began
-            stop_if_bad(trained, run, steps, ranks)
-            if not torch.stack([p.isfinite().all() for p in train_step.parameters]).all():
-                fail(run, f"a weight is not finite after epoch {number}", ranks)
-            validated = None
-            if len(dataset.val):
-                train_step.share_statistics()
-                reading = eval_batches(dataset, dataset.val, normalise, EVAL_BATCH, ranks)
-                with settings.autocast():
-                    counted, _ = attempt(
-                        partial(count, method, reading, settings.torch_device),
-                        stop, run, partial(pause, totals, time.perf_counter()),
-                    )  # fmt: skip
-                validated = counted.read(ranks)
-                if validated.bad:
-                    fail(run, f"validation after epoch {number}: {validated.bad[1]} is not finite", ranks)
-            at.epoch, at.step = number, 0
-            ranks.first_does(partial(record, trained, validated, began))
-            text = _line(at, epochs, trained, validated)
-            bar(at.epoch * steps, whole, text)
-            if asked := stop.asked():
-                leave(asked)
+    def _say_signal(self, number: signal.Signals) -> None:
+        """Answer a signal at once: a step that is being compiled takes a minute."""
+        again = "; another one stops at once" if self.ranks.alone else ""
+        self.progress.note(f"{number.name}: stopping after this step, which may still be compiling{again}")
 
-    if ranks.first:  # the others have nothing to add, and leave it their cores
-        if not ranks.alone and recipe.engine.threads == "auto":
-            torch.set_num_threads(max(settings.threads, cores()))  # torchrun gives each process one
-        _finish(job, run, batches, at, tell)
+    def _write_result(self) -> None:
+        """Write every student, read the test split once, and write the result."""
+        job, run, position = self.job, self.run, self.position
+        if not position.best:  # no validation images: every student is kept as the last epoch left it
+            position.best = selection.best(job, position.epoch, None, ())
+        selection.write_all(run, job, position.best)
+        split, rows = job.dataset.final_split
+        self.progress.note(f"judging on the {len(rows):,} {split} images, in float32")
+        facts = result.judge(job, run, self.batches, position.seconds)
+        judged = {"judged_on": facts["judged_on"], "images": facts["images"]}
+        for student in facts["cohort"]:
+            _, path = kept.files(run, student["student"])
+            write_json(path, read_json(path) | judged | {"top1_pct": student["top1_pct"]})
+        write_json(run.result, facts)  # last: this file makes the run complete
 
 
-def _finish(job: Job, run: Run, batches: Batches, at: Position, tell: Listener) -> None:
-    """Write every student, read the test split once, and write the result."""
-    if not at.best:  # no validation images: every student at the last epoch
-        at.best = keep.best(job, at.epoch, None, ())
-    keep.write_all(run, job, at.best)
-    split, rows = job.dataset.final_split
-    tell.note(f"judging on the {len(rows):,} {split} images, in float32")
-    found = result.judge(job, run, batches, at.seconds)
-    judged = {"judged_on": found["judged_on"], "images": found["images"]}
-    for student in found["cohort"]:
-        _, path = kept.files(run, student["student"])
-        write_json(path, read_json(path) | judged | {"top1_pct": student["top1_pct"]})
-    write_json(run.result, found)  # last: it is what makes a run complete
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What an epoch is remembered by
-
-
-def _row(
-    at: Position, recipe: Recipe, trained: Summary, validated: Summary | None, batches: Batches, seconds: float
-) -> dict[str, Any]:
-    steps = batches.steps
-    return {
-        "epoch": at.epoch,
-        "lr": optim.rate(recipe.optim, (at.epoch * steps - 1) / (recipe.optim.epochs * steps)),
-        "loss": sum(trained.losses.values()),
-        "losses": trained.losses,
-        "train_top1_pct": trained.top1_pct,
-        "val_top1_pct": validated.top1_pct if validated else {},
-        "seconds": round(seconds, 3),
-    }
-
-
-def _line(at: Position, epochs: int, trained: Summary, validated: Summary | None) -> str:
-    text = f"epoch {at.epoch}/{epochs}  loss {sum(trained.losses.values()):.3f}"
+def _line(epoch: int, epochs: int, trained: Summary, validated: Summary | None) -> str:
+    text = f"epoch {epoch}/{epochs}  loss {sum(trained.losses.values()):.3f}"
     if validated:
         text += "  val " + " ".join(f"{name} {value:.1f}" for name, value in validated.top1_pct.items())
     return text

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from okdc import signals
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
-from okdc.progress import Listener
+from okdc.progress import EachNoteOnce, Progress
 from okdc.recipe.draft import read
 from okdc.recipe.schema import TEACHER, Recipe
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
 from okdc.runs.series import Series
 from okdc.training import start as starts
-from okdc.training.interrupts import name_and_code
 
 ENDED = ("complete", "failed")  # what a failed seed would do again
 
@@ -32,14 +27,14 @@ def start(
     stem: str,
     out: Path | None,
     provenance: dict[str, Any],
-    tell: Listener,
+    tell: Progress,
 ) -> Series:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
 
     Raises as `starts.start` does, but for a TrainingError, which ends its seed alone.
     """
     refuse_taken(out)
-    tell = _Once(tell)
+    tell = EachNoteOnce(tell)
     settings = _settings(resolved.recipe)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
     series = Series.create(stem, resolved.recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
@@ -56,13 +51,13 @@ def start(
     return series
 
 
-def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root: str | None = None) -> Series:
+def resume(series: Series, provenance: dict[str, Any], tell: Progress, data_root: str | None = None) -> Series:
     """Skip the seeds that are complete, continue the one that was interrupted to the bit, start the others.
 
     Raises as `start`; RunError where another process trains the series, DataError for other images, DeviceError where
     the seeds to come would be trained otherwise than those before.
     """
-    tell = _Once(tell)
+    tell = EachNoteOnce(tell)
     with series.held():
         states = {seed: series.state_of(seed) for seed in series.seeds}
         if all(state in ENDED for state in states.values()):
@@ -84,11 +79,11 @@ def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root
 
 
 def _train(
-    series: Series, resolved: ResolvedRecipe, provenance: dict[str, Any], tell: Listener, data_root: str | None
+    series: Series, resolved: ResolvedRecipe, provenance: dict[str, Any], tell: Progress, data_root: str | None
 ) -> None:
     """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
     go_on = f"okdc resume {series.path}"
-    with _terminable():
+    with signals.raised():  # between two trainings; the loop, which saves first, notes signals itself
         try:
             for number, seed in enumerate(series.seeds, 1):
                 series.discard_half(seed)
@@ -107,9 +102,10 @@ def _train(
                     tell.note(f"seed {seed} failed: {error.message}")
         except Interrupted as error:
             raise Interrupted(error.message, exit_code=error.exit_code, hint=go_on) from None
-        except KeyboardInterrupt as error:  # between two trainings: nothing of either is lost
-            name, code = name_and_code(error)
-            raise Interrupted(f"{name}: {series.path} can be continued", exit_code=code, hint=go_on) from None
+        except KeyboardInterrupt as stop:  # between two trainings: nothing of either is lost
+            signal = signals.signal_of(stop)
+            message = f"{signal.name}: {series.path} can be continued"
+            raise Interrupted(message, exit_code=128 + signal, hint=go_on) from None
         except DiskError as error:
             raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
 
@@ -120,48 +116,14 @@ def _teacher(series: Series) -> str | None:
     return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
 
 
-class _Once:
-    """A listener that hears each note once: what holds for all seeds need not be said for each."""
-
-    def __init__(self, tell: Listener) -> None:
-        self.tell = tell
-        self.reading, self.training = tell.reading, tell.training
-        self.said: set[str] = set()
-
-    def note(self, text: str) -> None:
-        if text not in self.said:
-            self.said.add(text)
-            self.tell.note(text)
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends whatever is done between two trainings as Ctrl-C does.
-
-    The loop takes both signals itself while it trains, and gives them back.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def take(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        raise KeyboardInterrupt("SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, take)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _settings(recipe: Recipe) -> dict[str, str | int]:
-    """What bears on the weights; how many processes decode images does not."""
+    """The settings that change the weights. The number of workers that decode images is none of them."""
     chosen = starts.settings_of(recipe, recipe.engine).saved()
     return {name: chosen[name] for name in ("device", "dtype", "memory_format", "threads")}
 
 
 def _same_settings(series: Series, recipe: Recipe) -> None:
-    """Seeds that are trained otherwise are no repetitions."""
+    """Raises DeviceError if the seeds to come would be trained with other settings: they would be no repetitions."""
     then, now = series.facts()["settings"], _settings(recipe)
     other = [f"{name} {now[name]} now, {then.get(name)} when it began" for name in now if now[name] != then.get(name)]
     if other:

@@ -23,16 +23,14 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
-from okdc.progress import Listener
+from okdc.progress import Progress
 from okdc.recipe.schema import STREAMED, Engine, Recipe
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
-from okdc.training import checkpoint, compiling, device
-from okdc.training import loop as engine
+from okdc.training import checkpoint, compiling, device, loop
+from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import continuable
-from okdc.training.loop import Position
-from okdc.training.metrics import Totals
 
 
 def start(
@@ -40,7 +38,7 @@ def start(
     stem: str,
     out: Path | None,
     provenance: dict[str, Any],
-    tell: Listener,
+    tell: Progress,
     ranks: Ranks = ALONE,
 ) -> Run:
     """Train a recipe from scratch in a new run directory. Returns the run, complete."""
@@ -81,11 +79,11 @@ def start(
         run = ranks.first_does(lambda: Run.create(stem, job.recipe.text(), info, out))
         tell.note(f"run {run.path}")
         with _held(run, ranks), continuable(run):
-            engine.train(job, run, settings, Position(), None, tell, ranks)
+            loop.train(job, run, settings, Position(), None, tell, ranks)
     return run
 
 
-def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks = ALONE) -> Run:
+def resume(run: Run, tell: Progress, data_root: str | None = None, ranks: Ranks = ALONE) -> Run:
     """Continue a run to the bit, with the settings it was started with; what keeps it from being exact is said.
 
     Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
@@ -125,13 +123,10 @@ def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks 
         if state is None:
             tell.note(f"{run.path}: no checkpoint was written yet, it starts from its first step")
         else:
-            totals = Totals.resumed(state["totals"], settings.torch_device, ranks) if state["totals"] else None
-            position = Position(
-                state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"]
-            )
+            position = Position.restored(state, settings.torch_device, ranks)
             tell.note(f"{run.path} continues at epoch {position.epoch + 1}, step {position.step + 1}")
         ranks.first_does(lambda: run.keep_rows(position.log_rows))
-        engine.train(job, run, settings, position, state, tell, ranks)
+        loop.train(job, run, settings, position, state, tell, ranks)
     return run
 
 

@@ -61,7 +61,8 @@ def test_no_path_and_no_source_line_is_in_the_file(blob: bytes) -> None:
 
 def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(blob: bytes, finished: Run, tmp_path: Path) -> None:
     code = (
-        "import sys, hashlib; from pathlib import Path; from okdc.assembly import student as kept; from okdc.deploy import onnx;"
+        "import sys, hashlib; from pathlib import Path; from okdc.assembly import student as kept;"
+        "from okdc.deploy import onnx;"
         "from okdc.runs.run import Run; file = onnx.to_onnx(*kept.load(Run.open(Path(sys.argv[1]))));"
         "print(hashlib.sha256(file).hexdigest())"
     )
