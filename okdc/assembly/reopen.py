@@ -1,4 +1,4 @@
-"""What a run was made of, again: its recipe and its images, proven to be the same."""
+"""A run's recipe and images again, proven to be the same."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from okdc.runs.run import Run
 
 
 def recipe_of(run: Run, data_root: str | None = None) -> tuple[Recipe, list[str]]:
-    """The resolved recipe that a run was started with, and notes; `data_root` says where its images are now."""
+    """The resolved recipe that a run was started with, and notes; `data_root` is the present folder of its images."""
     tables = read(run.recipe)
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"]["root"] = data_root
-    given = frozenset({"data.root"}) if data_root is not None else frozenset()
-    return resolve(Draft(run.recipe, tables, given), trial=False)
+    overridden = frozenset({"data.root"}) if data_root is not None else frozenset()
+    return resolve(Draft(run.recipe, tables, overridden), trial=False)
 
 
 def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:
-    """The images of a run, where its `recipe` has them now, proven to be those that it was started with.
+    """The images at the root that `recipe` names, proven to be those that the run was started with.
 
     Raises DataError where they are gone or others.
     """
@@ -32,23 +32,23 @@ def data_of(run: Run, recipe: Recipe, tell: Listener) -> Dataset:
     if root is not None and not Path(root).expanduser().is_dir():
         raise DataError(
             f"the images of {run.path} are not at {Path(root).absolute()}",
-            hint="--data-root DIR, or OKDC_DATA_ROOT, says where they are now",
+            hint="--data-root DIR, or OKDC_DATA_ROOT, names their folder",
         )
     with tell.reading() as progress:
-        found = build.dataset(recipe, progress)
-    for note in found.notes:
+        dataset = build.dataset(recipe, progress)
+    for note in dataset.notes:
         tell.note(note)
-    check_data(found, run)
-    return found
+    check_data(dataset, run)
+    return dataset
 
 
-def check_data(found: Dataset, run: Run) -> None:
+def check_data(dataset: Dataset, run: Run) -> None:
     """Raises DataError where the images are not those that the run was started with."""
-    facts = run.facts("classes", "data_sha256")
-    datasets.same_classes(facts["classes"], found, str(run.path))
-    if found.fingerprint != facts["data_sha256"]:
+    info = run.read_info()
+    datasets.same_classes(info.classes, dataset, str(run.path))
+    if dataset.fingerprint != info.data_sha256:
         raise DataError(
-            f"the images are not those of {run.path}: contents, classes or splits {found.fingerprint[:12]} now, "
-            f"{facts['data_sha256'][:12]} when it started",
+            f"the images are not those of {run.path}: contents, classes or splits {dataset.fingerprint[:12]} now, "
+            f"{info.data_sha256[:12]} when it started",
             hint="restore them, or start another run",
         )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, RunError
 from okdc.recipe.schema import TEACHER, read
@@ -62,10 +62,11 @@ def load(where: str, weights: str | None, classes: int | None, images: torch.Siz
 
     Before the images are read nobody knows `classes`: with None a network is built, and the file only has to be there.
 
-    Raises RunError for a run that is not complete or damaged, RecipeError for what leads to no teacher.
+    Raises RunError for a run that is not complete or damaged, CheckFailed for a student that is not the recorded one,
+    RecipeError for what leads to no teacher.
     """
     folder = Path(where).expanduser()
-    if (folder / "run.json").is_file():
+    if Run.is_at(folder):
         if weights is not None:
             raise RecipeError("method.weights: a run brings its own; it belongs to a network's name")
         return _of_run(Run.open(folder))
@@ -117,28 +118,19 @@ def _read(path: Path) -> tuple[bytes, dict[str, Tensor]]:
 
 
 def _of_run(run: Run) -> Teacher:
-    if run.state != "complete":
-        raise RunError(f"method.teacher: {run.path} is {run.state}, not complete: it kept no student")
-    network, facts = kept.load(run)
-    found = kept.weights_sha256(run)
-    if found != facts["weights_sha256"]:
-        raise RunError(
-            f"method.teacher: {run.weights} is not the file that the run kept: sha256 {found[:12]}, expected "
-            f"{facts['weights_sha256'][:12]}",
-            hint="restore it, or train the teacher again",
-        )
-    rule = facts["preprocessing"]
+    student = students.load(run)
+    info, rule = student.info, student.info.preprocessing
     return Teacher(
-        network,
+        student.network,
         str(run.path),
-        facts["architecture"],
-        facts["weights_sha256"],
-        rule["size"],
-        tuple(facts["classes"]),
-        run.facts("data_sha256")["data_sha256"],
+        info.architecture,
+        info.weights_sha256,
+        rule.size,
+        info.classes,
+        run.read_info().data_sha256,
         {key: read(run.recipe)["data"].get(key) for key in SPLIT},
-        tuple(rule["mean"]),
-        tuple(rule["std"]),
+        rule.mean,
+        rule.std,
         _unknown_origin(run),
     )
 
@@ -149,7 +141,7 @@ def _unknown_origin(run: Run) -> str:
     if TEACHER not in table:
         return ""
     above = Path(table["teacher"]).expanduser()
-    if "weights" in table or not (above / "run.json").is_file():
+    if "weights" in table or not Run.is_at(above):
         return str(table.get("weights", table["teacher"]))
     return _unknown_origin(Run.open(above))
 

@@ -22,6 +22,7 @@ from PIL import Image
 
 from okdc import __version__
 from okdc.errors import CheckFailed, RunError
+from okdc.runs.artefacts import Preprocessing, StudentInfo
 from okdc.runs.files import write, write_json, writing
 
 MANIFEST, PARITY, PROFILE, CARD, CLIENT = "manifest.json", "parity.json", "profile.json", "README.md", "infer.py"
@@ -130,7 +131,7 @@ def write_samples(
 
 def write_manifest(
     folder: Path,
-    student: dict[str, Any],
+    student: StudentInfo,
     recipe: dict[str, Any],
     top1_pct: Mapping[str, float],
     opset: int,
@@ -142,7 +143,7 @@ def write_manifest(
     `top1_pct` is by precision, of the models that passed; `recipe` has no local path in it; `judged` says on which
     images (split, images, sha256, part, rows), `origin` what the student was made with and what it costs.
     """
-    rule = student["preprocessing"]
+    rule = student.preprocessing
     files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     facts = {
         "schema": SCHEMA,
@@ -150,30 +151,30 @@ def write_manifest(
         "okdc": __version__,
         "models": {name: {"file": MODELS[name], "top1_pct": value} for name, value in top1_pct.items()},
         "opset": opset,
-        "architecture": student["architecture"],
-        "labels": student["classes"],
-        "input": {"name": "image", **input_facts(rule)},
-        "normalisation": {"in_graph": True, "mean": rule["mean"], "std": rule["std"]},
+        "architecture": student.architecture,
+        "labels": student.classes,
+        "input": {"name": "image", **input_of(rule)},
+        "normalisation": {"in_graph": True, "mean": rule.mean, "std": rule.std},
         "outputs": {"logits": "float32 NK", "probabilities": "float32 NK, softmax of the logits"},
         "accuracy": {"split": judged["split"], "images": judged["images"], "seed": recipe["seed"], "runs": 1},
         "judged_on": {key: judged[key] for key in ("sha256", "part", "rows")},
-        "method": student["method"],
-        "student": student["student"],
-        "dataset": student["dataset"],
+        "method": student.method,
+        "student": student.student,
+        "dataset": student.dataset,
         **origin,
-        "weights_sha256": student["weights_sha256"],
-        "recipe_sha256": student["recipe_sha256"],
+        "weights_sha256": student.weights_sha256,
+        "recipe_sha256": student.recipe_sha256,
         "recipe": recipe,
         "files": {path.relative_to(folder).as_posix(): _facts(path) for path in files},
     }
     write_json(folder / MANIFEST, facts)
 
 
-def input_facts(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """What an image has to become: the same words in the manifest and in the model's own metadata."""
-    size = preprocessing["size"]
-    facts = {"layout": "NHWC", "dtype": "uint8", "colour": "RGB", "height": size, "width": size}
-    return facts | {key: preprocessing[key] for key in ("shorter_side", "resize") if key in preprocessing}
+def input_of(rule: Preprocessing) -> dict[str, Any]:
+    """The model's input: the same words in the manifest and in the model's own metadata."""
+    shorter = {} if rule.shorter_side is None else {"shorter_side": rule.shorter_side}
+    size = {"height": rule.size, "width": rule.size}
+    return {"layout": "NHWC", "dtype": "uint8", "colour": "RGB", **size, **shorter, "resize": rule.resize}
 
 
 def _facts(path: Path) -> dict[str, Any]:

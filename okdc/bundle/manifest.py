@@ -13,9 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from okdc.bundle.layout import FLOAT32, MODELS, MOST_BYTES, SCHEMA
-from okdc.bundle.words import quoted
 from okdc.data.images import RESIZE, RESIZE_LARGER
-from okdc.errors import RunError
+from okdc.errors import RunError, quoted
 from okdc.runs.files import read_json
 
 LARGEST = 4096  # sides of a model's input, and of an image before its centre is cut out

@@ -16,9 +16,9 @@ from typing import Any
 import onnx
 
 from okdc import __version__
-from okdc.bundle.layout import INT8, MOST_BYTES, input_facts
-from okdc.bundle.words import first_line, quoted
-from okdc.errors import CheckFailed
+from okdc.bundle.layout import INT8, MOST_BYTES, input_of
+from okdc.errors import CheckFailed, first_line, quoted
+from okdc.runs.artefacts import StudentInfo
 
 OPSET = 18
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
@@ -37,21 +37,21 @@ NAMED = 10  # operators in a message
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def properties(facts: Mapping[str, Any]) -> dict[str, str]:
+def properties(info: StudentInfo) -> dict[str, str]:
     """metadata_props, sorted: what a client needs that opens the file alone. No time and no path: the bytes repeat."""
-    rule = facts["preprocessing"]
+    rule = info.preprocessing
     props = {
         "okdc.schema": "1",
         "okdc.version": __version__,
-        "okdc.architecture": facts["architecture"],
-        "okdc.method": facts["method"],
-        "okdc.dataset": facts["dataset"],
-        "okdc.labels": json.dumps(facts["classes"], ensure_ascii=False),
-        "okdc.input": json.dumps(input_facts(rule)),
-        "okdc.mean": json.dumps(rule["mean"]),
-        "okdc.std": json.dumps(rule["std"]),
-        "okdc.recipe_sha256": facts["recipe_sha256"],
-        "okdc.weights_sha256": facts["weights_sha256"],
+        "okdc.architecture": info.architecture,
+        "okdc.method": info.method,
+        "okdc.dataset": info.dataset,
+        "okdc.labels": json.dumps(info.classes, ensure_ascii=False),
+        "okdc.input": json.dumps(input_of(rule)),
+        "okdc.mean": json.dumps(rule.mean),
+        "okdc.std": json.dumps(rule.std),
+        "okdc.recipe_sha256": info.recipe_sha256,
+        "okdc.weights_sha256": info.weights_sha256,
         # ONNX's own keys for images (onnx, docs/MetadataProps.md)
         "Image.BitmapPixelFormat": "Rgb8",
         "Image.ColorSpaceGamma": "SRGB",
@@ -60,7 +60,7 @@ def properties(facts: Mapping[str, Any]) -> dict[str, str]:
     return dict(sorted(props.items()))
 
 
-def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
+def check_structure(blob: bytes, info: StudentInfo) -> onnx.ModelProto:
     """The file is whole, self-contained and says what it should. Raises CheckFailed; returns the parsed model."""
     try:
         model = onnx.load_model_from_string(blob)
@@ -68,7 +68,7 @@ def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
         raise CheckFailed("structure", f"the file is no valid ONNX model: {first_line(error)}") from None
     _check_valid(model)
     _check_opset(model, OPSET)
-    _check_interface(model.graph, facts["preprocessing"]["size"], len(facts["classes"]))
+    _check_interface(model.graph, info.preprocessing.size, len(info.classes))
     _check_operators(model, OPERATORS)
     if _unfolded(model.graph):
         raise CheckFailed(
@@ -78,7 +78,7 @@ def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
     for trace in ("site-packages", "stack_trace", str(Path.cwd()), str(Path.home())):
         if len(trace) > 1 and trace.encode() in text:
             raise CheckFailed("structure", f"a trace of this machine is in the file: {trace}")
-    expected, found = properties(facts), {entry.key: entry.value for entry in model.metadata_props}
+    expected, found = properties(info), {entry.key: entry.value for entry in model.metadata_props}
     wrong = [key for key in expected if found.get(key) != expected[key]]
     if wrong:
         raise CheckFailed(

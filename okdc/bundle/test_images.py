@@ -19,11 +19,10 @@ from okdc.bundle.bundle import Bundle
 from okdc.bundle.checks import BATCH
 from okdc.bundle.layout import MANIFEST
 from okdc.bundle.session import Images, Pixels, parts
-from okdc.bundle.words import quoted
 from okdc.data import images as image_files
 from okdc.data import published
 from okdc.data.ondemand import OnDemand
-from okdc.errors import CheckFailed, DataError
+from okdc.errors import CheckFailed, DataError, quoted
 from okdc.recipe.schema import DATASETS, ROOTS
 
 DIGITS = "digits"  # the data set that everybody has

@@ -46,7 +46,7 @@ def facts(network: Backbone, size: int, models: Mapping[str, bytes], threads: in
     return {
         "schema": layout.SCHEMA,
         "input": [3, size, size],
-        **counts.facts(),
+        **counts.to_json(),
         "lower_bound": bool(counts.uncounted),
         "models": {
             precision: {

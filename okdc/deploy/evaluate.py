@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from okdc.assembly import recorded, reopen
-from okdc.assembly import student as kept
+from okdc.assembly import reopen
+from okdc.assembly import student as students
 from okdc.bundle import test_images as judged
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import FLOAT32, MANIFEST
@@ -42,16 +42,16 @@ def evaluate(path: Path, data_root: str | None, tell: Listener) -> dict[str, Any
 
 
 def _run(run: Run, data_root: str | None, tell: Listener) -> dict[str, Any]:
-    network, facts, result = recorded.student(run, "accuracy", "evaluate")
+    student, result = students.load(run), run.read_result()
     recipe, notes = reopen.recipe_of(run, data_root)
     for note in notes:
         tell.note(note)
     dataset = reopen.data_of(run, recipe, tell)
-    rows = _judging_rows(dataset, result["judged_on"], result["images"], str(run.path), tell)
-    logits, labels = kept.answers(network, facts, dataset, rows)
-    report = _report((logits.numpy(), labels.numpy()), facts["classes"], result["kept"]["top1_pct"], str(run.path))
-    about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result["judged_on"]}
-    return {"schema": 1, **about, "architecture": facts["architecture"], **report}
+    rows = _judging_rows(dataset, result.judged_on, result.images, str(run.path), tell)
+    logits, labels = students.answers(student, dataset, rows)
+    report = _report((logits.numpy(), labels.numpy()), student.info.classes, student.result.top1_pct, str(run.path))
+    about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result.judged_on}
+    return {"schema": 1, **about, "architecture": student.info.architecture, **report}
 
 
 def _bundle(folder: Path, data_root: str | None, tell: Listener) -> dict[str, Any]:

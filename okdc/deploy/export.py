@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from okdc.assembly import recorded, reopen
+from okdc.assembly import reopen
+from okdc.assembly import student as students
 from okdc.bundle import layout
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
@@ -27,6 +28,7 @@ from okdc.errors import CheckFailed, OkdcError
 from okdc.precision.gate import Float32
 from okdc.progress import Listener
 from okdc.recipe import catalog
+from okdc.runs.artefacts import Result, StudentInfo
 from okdc.runs.files import write, write_json
 from okdc.runs.run import Run
 
@@ -57,8 +59,8 @@ def export(
     the file is not the student; what was built is then in `out`.rejected, with the report. A reduced file that fails
     its gate lies there alone, or cannot be made: the bundle stands without it, and `Exported.error` is to be raised.
     """
-    network, facts, result = recorded.student(run, "parity", "export", student)
-    expected_pct = recorded.row(run, result, student)["top1_pct"]
+    chosen, result = students.load(run, student), run.read_result()
+    network, facts, expected_pct = chosen.network, chosen.info, chosen.result.top1_pct
     target = _folder_for(run, out)
     had = _precisions(target)
     try:
@@ -76,16 +78,16 @@ def export(
             reports = {"schema": layout.SCHEMA, FLOAT32: report} | {one.precision: one.report for one in made}
             write_json(folder / layout.PARITY, reports)
 
-            logits = sides.Torch(network, facts).logits(judges.samples)
+            logits = sides.Torch(network, facts.preprocessing).logits(judges.samples)
             samples = {FLOAT32: (logits, report["logits"]["allowed"]["images"])}
             samples |= {one.precision: one.samples for one in passed}
             layout.write_samples(folder, judges.samples, judges.labels[_shown(judges.images)].tolist(), samples)
             tell.note("measuring how long each file takes")
             models = {FLOAT32: float32.blob} | {one.precision: one.blob for one in passed}
-            costs = measured.facts(network, facts["preprocessing"]["size"], models)
+            costs = measured.facts(network, facts.preprocessing.size, models)
             write_json(folder / layout.PROFILE, costs)
             counts = {"train": len(dataset.train), "validation": len(dataset.val), "test": len(dataset.test)}
-            story = Story(facts, result, recipe.portable(), counts, reports, costs, licence)
+            story = Story(facts.to_json(), result.to_json(), recipe.portable(), counts, reports, costs, licence)
             write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
             origin = _origin(dataset, result, costs, report)
@@ -101,13 +103,13 @@ def export(
     return Exported(target, reports, _joined(errors, target))
 
 
-def _judges(dataset: Dataset, facts: dict[str, Any], tell: Listener) -> Judges:
+def _judges(dataset: Dataset, facts: StudentInfo, tell: Listener) -> Judges:
     """The images that judge the student, and some of them for the bundle."""
     split, rows = dataset.final_split
     if split != "test":
         tell.note("the data has no test split: parity is checked on the validation images")
     images = sides.Split(dataset, rows)
-    return Judges(images, dataset.labels[rows].numpy(), facts["classes"], split, images[_shown(images)])
+    return Judges(images, dataset.labels[rows].numpy(), list(facts.classes), split, images[_shown(images)])
 
 
 def _shown(images: Images) -> npt.NDArray[np.int64]:
@@ -119,7 +121,7 @@ def _float32(
     folder: Path,
     target: Path,
     network: Backbone,
-    facts: dict[str, Any],
+    facts: StudentInfo,
     judges: Judges,
     expected_pct: float,
     tell: Listener,
@@ -142,13 +144,12 @@ def _float32(
     return Float32(blob, logits), report
 
 
-def _origin(dataset: Dataset, result: dict[str, Any], costs: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+def _origin(dataset: Dataset, result: Result, costs: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
     """Where the student comes from and what it costs, for the manifest: nothing of where things lay."""
-    teacher = result["teacher"] and {key: result["teacher"][key] for key in ("architecture", "weights_sha256")}
     return {
-        "students": result["students"],
-        "share": result["share"],
-        "teacher": teacher,
+        "students": result.students,
+        "share": result.share,
+        "teacher": result.teacher and result.teacher.to_json(),
         "params": costs["params"],
         "macs": costs["macs"],
         "versions": report["versions"],

@@ -41,6 +41,7 @@ from okdc.deploy import cause
 from okdc.deploy.cause import Evidence
 from okdc.deploy.torch_reference import Torch, batches
 from okdc.errors import CheckFailed
+from okdc.runs.artefacts import StudentInfo
 
 FACTOR = 16
 BATCHES = (2, 7, 64, PROBE)
@@ -51,7 +52,7 @@ MOST_FLIPS = 0.001  # share of images whose class may change, if their margin ex
 def check(
     path: Path,
     network: Backbone,
-    facts: Mapping[str, Any],
+    info: StudentInfo,
     images: Images,
     labels: npt.NDArray[np.int64],
     recorded_pct: float,
@@ -66,7 +67,7 @@ def check(
 
     Raises CheckFailed where an engine cannot run the file at all.
     """
-    side, session = Torch(network, facts), Session(path)
+    side, session = Torch(network, info.preprocessing), Session(path)
     failures: list[str] = []
 
     def hold(what: str, found: float, allowed: float) -> None:
@@ -143,7 +144,7 @@ def check(
             "onnx_only_right": int((right_onnx & ~right_torch).sum()),
         },
         "worst_class": min(
-            per_class(facts["classes"], labels, right_torch, right_onnx), key=lambda row: float(row["change_pct"])
+            per_class(info.classes, labels, right_torch, right_onnx), key=lambda row: float(row["change_pct"])
         ),  # a mean over classes can hide it
         "invariance_max_abs": _numbers(coupling),
         "onnx_reference_max_abs": number(second),

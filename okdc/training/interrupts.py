@@ -87,19 +87,19 @@ def continuable(run: Run) -> Iterator[None]:
     except KeyboardInterrupt as error:  # before the first step, while judging or compiling, or a second Ctrl-C
         name, code = name_and_code(error)
         raise Interrupted(
-            f"{name}: {run.path} is as its last checkpoint left it", exit_code=code, hint=run.go_on
+            f"{name}: {run.path} is as its last checkpoint left it", exit_code=code, hint=run.resume_command()
         ) from None
     except RuntimeError as error:
         if lost(error):
-            raise RunError(LOST, hint=f"torchrun's report names it; then: {run.go_on}") from None
+            raise RunError(LOST, hint=f"torchrun's report names it; then: {run.resume_command()}") from None
         if not str(error).startswith("DataLoader worker"):  # torch's words, raised wherever the loop happens to be
             raise
         raise DataError(
             f"a process that decodes images died: {str(error).splitlines()[0]}",
-            hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; {run.go_on}",
+            hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; {run.resume_command()}",
         ) from None
     except DiskError as error:
-        raise DiskError(error.message, hint=f"free some space, then: {run.go_on}") from error
+        raise DiskError(error.message, hint=f"free some space, then: {run.resume_command()}") from error
 
 
 def until_asked(
@@ -135,7 +135,7 @@ def attempt(work: Callable[[], T], stop: StopRequest, run: Run, pause: Callable[
         pause()
         if error is None:
             raise ToldElsewhere(DataError.exit_code)
-        hint = f"{error.hint}, then: {run.go_on}"
+        hint = f"{error.hint}, then: {run.resume_command()}"
         raise DataError(error.message, hint=hint, details=error.details)
     return found, asked  # type: ignore[return-value]
 
@@ -146,7 +146,7 @@ def interrupt(number: int, run: Run, epoch: int, step: int, ranks: Ranks) -> NoR
         Interrupted(
             f"{signal.Signals(number).name} after epoch {epoch}, step {step}: saved in {run.path}",
             exit_code=128 + number,
-            hint=run.go_on,
+            hint=run.resume_command(),
         )
     )
 

@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 import torch
 
-from okdc.assembly import student as kept
 from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, Batches, Normalise, eval_batches
 from okdc.data.feed import batches_of
@@ -23,7 +22,6 @@ from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.progress import Listener
 from okdc.recipe.schema import Recipe
-from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 from okdc.training import checkpoint, device, optim, result
 from okdc.training import selection as keep
@@ -163,12 +161,7 @@ def _finish(job: Job, run: Run, batches: Batches, at: Position, tell: Listener) 
     keep.write_all(run, job, at.best)
     split, rows = job.dataset.final_split
     tell.note(f"judging on the {len(rows):,} {split} images, in float32")
-    found = result.judge(job, run, batches, at.seconds)
-    judged = {"judged_on": found["judged_on"], "images": found["images"]}
-    for student in found["cohort"]:
-        _, path = kept.files(run, student["student"])
-        write_json(path, read_json(path) | judged | {"top1_pct": student["top1_pct"]})
-    write_json(run.result, found)  # last: it is what makes a run complete
+    result.judge(job, run, batches, keep.chosen(job, at.best)["student"], at.seconds)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from okdc.assembly import reopen
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import Listener
 from okdc.recipe.schema import TEACHER, Recipe, read
+from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
 from okdc.runs.series import Series
@@ -25,7 +25,7 @@ ENDED = ("complete", "failed")  # what a failed seed would do again
 
 
 def start(
-    recipe: Recipe, seeds: tuple[int, ...], stem: str, out: Path | None, provenance: dict[str, Any], tell: Listener
+    recipe: Recipe, seeds: tuple[int, ...], stem: str, out: Path | None, provenance: Provenance, tell: Listener
 ) -> Series:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
 
@@ -35,7 +35,7 @@ def start(
     tell = _Once(tell)
     settings = _settings(recipe)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
-    series = Series.create(stem, recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
+    series = Series.create(stem, recipe, seeds, begun, settings, provenance, out)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
     try:
         with series.held():
@@ -49,7 +49,7 @@ def start(
     return series
 
 
-def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root: str | None = None) -> Series:
+def resume(series: Series, provenance: Provenance, tell: Listener, data_root: str | None = None) -> Series:
     """Skip the seeds that are complete, continue the one that was interrupted to the bit, start the others.
 
     Raises as `start`; RunError where another process trains the series, DataError for other images, DeviceError where
@@ -57,7 +57,7 @@ def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root
     """
     tell = _Once(tell)
     with series.held():
-        states = {seed: series.state_of(seed) for seed in series.seeds}
+        states = {seed: series.state_of(seed) for seed in series.seeds()}
         if all(state in ENDED for state in states.values()):
             tell.note(f"{series.path}: no seed is left to train")
             return series
@@ -68,7 +68,7 @@ def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root
         begun = [seed for seed, state in states.items() if state in ("complete", "resumable")]
         if missing:
             _same_settings(series, recipe)
-            for difference in differences(series.facts()):
+            for difference in differences(series.read_info()):
                 tell.note(f"not exact to the bit: {difference}")
         if missing and begun:  # the seeds to come have to learn from the images of those before
             reopen.data_of(series.run(begun[0]), recipe, tell)
@@ -76,17 +76,17 @@ def resume(series: Series, provenance: dict[str, Any], tell: Listener, data_root
     return series
 
 
-def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Listener, data_root: str | None) -> None:
+def _train(series: Series, recipe: Recipe, provenance: Provenance, tell: Listener, data_root: str | None) -> None:
     """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
     go_on = f"okdc resume {series.path}"
     with _terminable():
         try:
-            for number, seed in enumerate(series.seeds, 1):
+            for number, seed in enumerate(series.seeds(), 1):
                 series.discard_half(seed)
                 run, state = series.run(seed), series.state_of(seed)
                 if state in ENDED:
                     continue
-                tell.note(f"seed {seed}: {number} of {len(series.seeds)}")
+                tell.note(f"seed {seed}: {number} of {len(series.seeds())}")
                 try:
                     if state is None:
                         one = recipe.model_copy(update={"seed": seed, "method": recipe.method | _teacher(series)})
@@ -106,7 +106,7 @@ def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Lis
 
 def _teacher(series: Series) -> dict[str, str]:
     """Which teacher the seeds before had, so that another in its place is refused."""
-    for seed in series.seeds:
+    for seed in series.seeds():
         if series.state_of(seed) is not None and (known := read(series.run(seed).recipe)["method"].get(TEACHER)):
             return {TEACHER: known}
     return {}
@@ -146,18 +146,17 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _settings(recipe: Recipe) -> dict[str, str | int]:
-    """What bears on the weights; how many processes decode images does not."""
-    chosen = starts.settings_of(recipe, recipe.engine).saved()
-    return {name: chosen[name] for name in ("device", "dtype", "memory_format", "threads")}
+def _settings(recipe: Recipe) -> Settings:
+    """The choices that bear on the weights; the number of processes that decode images does not."""
+    return Settings.model_validate(starts.settings_of(recipe, recipe.engine).saved())
 
 
 def _same_settings(series: Series, recipe: Recipe) -> None:
     """Seeds that are trained otherwise are no repetitions."""
-    then, now = series.facts()["settings"], _settings(recipe)
-    other = [f"{name} {now[name]} now, {then.get(name)} when it began" for name in now if now[name] != then.get(name)]
+    then, now = dict(series.read_info().settings), dict(_settings(recipe))
+    other = [f"{name} {now[name]} now, {then[name]} when it began" for name in now if now[name] != then[name]]
     if other:
-        threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then.get("threads") else ""
+        threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then["threads"] else ""
         raise DeviceError(
             f"{series.path}: the seeds to come would be trained otherwise: {'; '.join(other)}",
             hint=f"continue it where it began, or as there: {threads}okdc resume {series.path}",

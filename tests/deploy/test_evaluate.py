@@ -17,7 +17,7 @@ from pictures import write_imagenet
 from safetensors.torch import load_file, save_file
 
 from okdc.__main__ import main
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.bundle import test_images as judged
 from okdc.data.datasets import digits
 from okdc.deploy import evaluate, onnx
@@ -97,7 +97,9 @@ def test_a_run_gives_the_number_that_it_recorded(capsys: Captured, finished: Run
 def test_the_report_is_what_the_students_answers_say(capsys: Captured, finished: Run) -> None:
     """Counted one by one, from the logits of the other side of the parity check."""
     data = digits()
-    logits = sides.Torch(*kept.load(finished)).logits(data.images[data.test].numpy())
+    student = students.load(finished)
+    side = sides.Torch(student.network, student.info.preprocessing)
+    logits = side.logits(data.images[data.test].numpy())
     pairs = Counter((str(int(y)), str(int(z.argmax()))) for z, y in zip(logits, data.labels[data.test], strict=True))
     facts = facts_of(capsys, str(finished.path))
     for row in facts["classes"]:
@@ -255,7 +257,7 @@ def test_a_bundle_without_its_model_or_of_another_schema_is_said(capsys: Capture
 
 
 def test_a_manifest_names_its_images_by_the_fingerprint_of_the_run(bundle: Path, finished: Run) -> None:
-    assert read_json(bundle / "manifest.json")["data_sha256"] == finished.facts()["data_sha256"]
+    assert read_json(bundle / "manifest.json")["data_sha256"] == finished.read_info().data_sha256
 
 
 def test_a_bundle_that_does_not_name_its_images_is_believed_nothing(capsys: Captured, bundle: Path) -> None:
