@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import tomli_w
 
 from okdc.runs.artefacts import RunInfo, StudentInfo
-from okdc.runs.files import write_json
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
 
 Json = dict[str, Any]
 
@@ -85,7 +87,11 @@ def make_run(
     path.mkdir(parents=True)
     (path / "recipe.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
     write_json(path / "run.json", facts | dict(info or {}))
-    write_json(path / "result.json", usual | dict(result or {}))
+    usual |= dict(result or {})
+    if "cohort" in (result or {}):
+        usual["kept"] = {key: value for key, value in usual["cohort"][0].items() if not key.endswith("_sha256")}
+        usual["weights_sha256"] = usual["cohort"][0]["weights_sha256"]
+    write_json(path / "result.json", usual)
     return path
 
 
@@ -131,7 +137,9 @@ def result_of(variant: str, kept: Mapping[str, Any], students: Sequence[str] = (
         "images": IMAGES,
         "heads_last_epoch_top1_pct": {"student0": row["top1_pct"]},
         "kept": row,
-        "cohort": [row | hashes | {"student": k, "architecture": name} for k, name in enumerate(students)],
+        "cohort": [
+            row | hashes | ({"student": k, "architecture": name} if k else {}) for k, name in enumerate(students)
+        ],
         "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
         "weights_sha256": hashes["weights_sha256"],
         "epochs": 60,
@@ -158,6 +166,23 @@ def student_info(**keys: Any) -> StudentInfo:
         "weights_sha256": "ab" * 32,
     }
     return StudentInfo.model_validate(usual | keys)
+
+
+def record(run: Run, **keys: Any) -> None:
+    """Set keys of the kept student in result.json, where it stands twice."""
+    result = read_json(run.result)
+    row = result["cohort"][result["kept"]["student"]]
+    row |= keys
+    result["kept"] |= {key: value for key, value in keys.items() if key in result["kept"]}
+    write_json(run.result, result | {"weights_sha256": row["weights_sha256"]})
+
+
+def seal(run: Run) -> None:
+    """Make every recorded hash fit the kept student's files."""
+    weights_sha256 = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    write_json(run.student, read_json(run.student) | {"weights_sha256": weights_sha256})
+    student_sha256 = hashlib.sha256(run.student.read_bytes()).hexdigest()
+    record(run, weights_sha256=weights_sha256, student_sha256=student_sha256)
 
 
 def make_row(root: Path | str, variant: str, kept: Mapping[int, float] | Sequence[float], **more: Any) -> list[Path]:

@@ -45,12 +45,9 @@ def load(run: Run, index: int | None = None) -> Student:
     result = recorded(run)
     if index is None:
         index = result.kept.student
-    try:
-        row = result.row(index)
-    except IndexError:
-        raise RunError(
-            f"{run.path} has no student{index}", hint=f"it has student0 to student{len(result.cohort) - 1}"
-        ) from None
+    if not 0 <= index < len(result.cohort):
+        raise RunError(f"{run.path} has no student{index}", hint=f"it has student0 to student{len(result.cohort) - 1}")
+    row = result.cohort[index]
     weights, description = files(run, index, result.kept.student)
     info = artefacts.read(description, StudentInfo)
     _prove(description, _read(description), row.student_sha256)

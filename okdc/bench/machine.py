@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import replace
 from importlib import metadata
@@ -18,10 +17,6 @@ from okdc.runs import provenance as machine
 from okdc.training import compiling, device
 from okdc.training.device import Settings
 
-# Flags by which kernels are chosen.
-FLAGS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
-)  # fmt: skip
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx")
 
 
@@ -40,26 +35,17 @@ def settings_of(engine: Engine, size: int) -> Settings:
 
 
 def facts(settings: Settings) -> dict[str, Any]:
-    name, flags = machine.processor()
     cuda = settings.device == "cuda"
     versions = {"okdc": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in PACKAGES}
     if cuda:
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {
-        "processor": name,
-        "flags": [flag for flag in FLAGS if flag in flags],
+        "processor": machine.processor()[0],
+        "flags": list(machine.kernel_flags()),
         "cores": cores(),
         "device": settings.device,
         "device_name": torch.cuda.get_device_name() if cuda else None,
         "threads": settings.threads,
         "versions": versions,
     }
-
-
-def load() -> list[float] | None:
-    """How many programs wanted the processor in the last minute, five and fifteen; None where nobody keeps count."""
-    try:
-        return [round(average, 2) for average in os.getloadavg()]
-    except (AttributeError, OSError):
-        return None

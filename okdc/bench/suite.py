@@ -27,6 +27,7 @@ from okdc.bench.pairs import Taken, Watch, measure
 from okdc.bench.request import Asked
 from okdc.bench.stats import FEWEST, judged, rounded
 from okdc.data import sources
+from okdc.runs.provenance import load_average
 from okdc.training import device
 from okdc.training.device import Settings
 
@@ -89,7 +90,7 @@ def run(
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
     """All that was asked for: what `okdc bench --json` prints. `update(done, total, text)` is told of the progress."""
-    began, load, scale = clock(), here.load(), scale or Scale()
+    began, load, scale = clock(), load_average(), scale or Scale()
     device.apply(settings, deterministic=False)
     own = pairings.of_recipe(asked.recipe, asked.engine) if asked.recipe else None
     todo = plan(asked, settings, scale, own)

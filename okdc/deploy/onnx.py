@@ -23,7 +23,7 @@ from okdc.cohort import Backbone
 from okdc.deploy.lowering import plain
 from okdc.errors import CheckFailed
 from okdc.precision.tools import quiet
-from okdc.runs.artefacts import StudentInfo
+from okdc.runs.artefacts import Preprocessing, StudentInfo
 
 IR_VERSION = 8  # what runtimes of opset 18's age read
 
@@ -89,6 +89,23 @@ def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
             ) from error
     assert program is not None
     return _finish(program.model, info)
+
+
+def untrained(architecture: str, size: int, classes: int) -> StudentInfo:
+    """student.json of a network without training; the size and the times of its file do not depend on the values."""
+    return StudentInfo(
+        schema=1,
+        architecture=architecture,
+        classes=tuple(map(str, range(classes))),
+        preprocessing=Preprocessing(size=size, resize="", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        student=0,
+        epoch=0,
+        val_top1_pct=None,
+        method="none",
+        dataset="none",
+        recipe_sha256="",
+        weights_sha256="",
+    )
 
 
 def _finish(model: Any, info: StudentInfo) -> bytes:

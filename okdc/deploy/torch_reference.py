@@ -1,4 +1,4 @@
-"""The PyTorch side of a parity check, from raw uint8 NHWC images; the other is `okdc.bundle.session`.
+"""The PyTorch side of a parity check, from raw uint8 NHWC images; the other side is `okdc.bundle.session`.
 
 They share no preprocessing: this one has training's transform, the other has only the file.
 """

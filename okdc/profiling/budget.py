@@ -126,7 +126,7 @@ def choose(run: Run, limits: Sequence[Limit], tell: Listener) -> tuple[int, str]
 
 def _costs(run: Run, rows: Sequence[Judged], limits: Sequence[Limit], tell: Listener) -> list[dict[str, float]]:
     """What each student costs, by name; what has to be measured only where a limit names it."""
-    costs = [{"params": row.params, "macs": row.macs, "flops": 2 * row.macs} for row in rows]
+    costs: list[dict[str, float]] = [{"params": row.params, "macs": row.macs, "flops": 2 * row.macs} for row in rows]
     if any(limit.name in MEASURED for limit in limits):
         subjects = students.subjects(run)
         measured = {key: measure(network, 1, tell) for key, network in networks(subjects).items()}

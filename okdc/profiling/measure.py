@@ -20,7 +20,7 @@ from okdc.cohort import Backbone
 from okdc.deploy import latency, onnx
 from okdc.deploy.count import Counts, count
 from okdc.progress import Listener
-from okdc.runs.artefacts import Preprocessing, Result, StudentInfo
+from okdc.runs.artefacts import Result
 
 Key = tuple[str, int, int]  # architecture, size, classes
 
@@ -89,7 +89,11 @@ def measure(subject: Subject, threads: int, tell: Listener) -> Measured:
     if not isinstance(subject.module, Backbone):
         return measured
     measured.stages = _stages(subject.module, measured.counts, example)
-    info = subject.trained.student.info if subject.trained else _untrained(subject)
+    info = (
+        subject.trained.student.info
+        if subject.trained
+        else onnx.untrained(subject.architecture, subject.size, subject.classes)
+    )
     model = subject.model
     if model is None and subject.export:
         tell.note(f"exporting {subject.architecture} for its file size and latency")
@@ -110,23 +114,6 @@ def measure(subject: Subject, threads: int, tell: Listener) -> Measured:
     finally:
         torch.set_num_threads(before)
     return measured
-
-
-def _untrained(subject: Subject) -> StudentInfo:
-    """What an export writes into the file of a network without training; sizes and times do not depend on it."""
-    return StudentInfo(
-        schema=1,
-        architecture=subject.architecture,
-        classes=tuple(map(str, range(subject.classes))),
-        preprocessing=Preprocessing(size=subject.size, resize="", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
-        student=0,
-        epoch=0,
-        val_top1_pct=None,
-        method="none",
-        dataset="none",
-        recipe_sha256="",
-        weights_sha256="",
-    )
 
 
 @torch.inference_mode()

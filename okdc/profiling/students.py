@@ -63,4 +63,4 @@ def _bundled(run: Run, info: StudentInfo) -> bytes | None:
     if not (folder / MANIFEST).is_file():
         return None
     bundle = Bundle.open(folder)
-    return bundle.model() if bundle.manifest.get("weights_sha256") == info.weights_sha256 else None
+    return bundle.model() if bundle.manifest.weights_sha256 == info.weights_sha256 else None

@@ -94,12 +94,13 @@ def problems(error: ValidationError) -> list[str]:
         if problem["type"] == "too_short" and len(problem["input"]) >= context["min_length"]:
             continue  # an item of the list is wrong, and has its own line
         if problem["type"] == "missing":
-            lines.append(f"{key}: missing")
+            line = f"{key}: missing"
         elif problem["type"] == "value_error":  # a rule between keys, which names them itself
-            lines.append(f"{key}: {context['error']}".removeprefix(": "))
+            line = f"{key}: {context['error']}".removeprefix(": ")
         else:
             expected = EXPECTED.get(problem["type"], problem["msg"]).format(**context)
-            lines.append(f"{key}: expected {expected}, found {quoted(problem['input'], 80)}")
+            line = f"{key}: expected {expected}, found {quoted(problem['input'], 80)}"
+        lines.append(line[:250])  # a stranger's names may be long
     return lines
 
 
@@ -245,7 +246,7 @@ class Result(File):
     method_card: MethodCard
     variant: str
     students: Annotated[Tuple[str], Field(min_length=1)]  # architectures
-    share: Literal["none", "low", "stem1"]
+    share: Annotated[str, Field(pattern="^(none|low|stem1)$")]  # `okdc.cohort.SHARING`
     teacher: Teacher | None
     leader: Index | None
     dataset: str
@@ -268,22 +269,16 @@ class Result(File):
         """The head of a student that no choice has made better: the leader's, or the first one's."""
         return f"student{self.leader or 0}"
 
-    def row(self, student: int) -> Judged:
-        """What was recorded of a student. Raises IndexError where there is no such student."""
-        if student == self.kept.student:
-            row = self.cohort[student]
-            return Judged(**dict(self.kept), weights_sha256=self.weights_sha256, student_sha256=row.student_sha256)
-        if student < 0:
-            raise IndexError(student)
-        return self.cohort[student]
-
     @model_validator(mode="after")
-    def _hangs_together(self) -> Result:
+    def _consistent(self) -> Result:
         numbers = [row.student for row in self.cohort]
         if numbers != list(range(len(self.cohort))):
             raise ValueError(f"cohort: expected student0 to student{len(numbers) - 1} in order, found {numbers}")
         if self.kept.student >= len(numbers):
             raise ValueError(f"kept.student: expected less than {len(numbers)}, found {self.kept.student}")
+        row = self.cohort[self.kept.student]
+        if dict(self.kept).items() - dict(row).items() or self.weights_sha256 != row.weights_sha256:
+            raise ValueError(f"kept, weights_sha256: expected those of cohort[{row.student}], found others")
         if self.leading_head not in self.heads_last_epoch_top1_pct:
             raise ValueError(f"heads_last_epoch_top1_pct.{self.leading_head}: missing")
         return self

@@ -12,6 +12,10 @@ from okdc import __version__
 from okdc.runs.artefacts import Provenance
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-learn")
+# Processor flags by which torch and onnxruntime choose their kernels.
+KERNEL_FLAGS = (
+    "avx2", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+)  # fmt: skip
 
 
 def provenance(command: Sequence[str]) -> Provenance:
@@ -42,6 +46,12 @@ def processor() -> tuple[str, frozenset[str]]:
         return platform.processor() or platform.machine(), frozenset()
     entries = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return entries.get("model name", platform.machine()), frozenset(entries.get("flags", "").split())
+
+
+def kernel_flags() -> tuple[str, ...]:
+    """Those of KERNEL_FLAGS that this processor has."""
+    flags = processor()[1]
+    return tuple(flag for flag in KERNEL_FLAGS if flag in flags)
 
 
 def load_average() -> list[float] | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from okdc.figures import standard_error_pct
 from okdc.recipe.schema import Paper
 from okdc.runs.run import RECIPE, SERIES
 from okdc.study import comparable as alike
@@ -111,7 +112,7 @@ def _facts(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
         "n": len(row.runs),
         "seeds": [run.seed for run in row.runs],
         "kept": accuracy,
-        "kept_standard_error_pct": round(stats.standard_error_pct(accuracy["mean_top1_pct"], _images(row)), 4),
+        "kept_standard_error_pct": round(standard_error_pct(accuracy["mean_top1_pct"], _images(row)), 4),
         "heads_last_epoch": {
             head.removeprefix("last "): stats.sample(row.accuracy(head))
             for head in row.heads()

@@ -86,12 +86,12 @@ def resume(run: Run, tell: Listener, data_root: str | None = None, ranks: Ranks 
     Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
     device, DataError for other images.
     """
-    state = run.state()
-    if state == "complete":
+    progress = run.state()
+    if progress == "complete":
         tell.note(f"{run.path} is complete: nothing to do")
         return run
     info = run.read_info()
-    if state == "failed":
+    if progress == "failed":
         raise RunError(f"{run.path} failed: {info.failed}", hint="it would fail again; start another run")
     recipe, notes = reopen.recipe_of(run, data_root)
     try:

@@ -10,6 +10,7 @@ import harness
 import pytest
 import torch
 from asking import ask
+from making import seal
 from safetensors.torch import load_file, save_file
 
 from okdc.assembly import student as students
@@ -76,7 +77,7 @@ def test_the_judge_refuses_weights_that_are_not_those_that_were_written(monkeypa
     def spoilt(run: Run, *rest: object) -> None:
         write_all(run, *rest)  # type: ignore[arg-type]
         weights = load_file(run.weights)
-        next(iter(weights.values())).add_(1e-3)
+        next(w for w in weights.values() if w.is_floating_point()).add_(1e-3)
         save_file(weights, run.weights)
 
     monkeypatch.setattr(keep, "write_all", spoilt)
@@ -138,14 +139,10 @@ def test_weights_that_were_cut_are_no_weights(run: Run, count: int) -> None:
         students.load(run)
 
 
-@pytest.mark.parametrize("names", [slice(1, None), slice(0, 0)])
-def test_weights_that_lack_some_are_named_though_every_hash_fits(run: Run, names: slice) -> None:
-    save_file(dict(list(load_file(run.weights).items())[names]), run.weights)
-    hashes = {"weights_sha256": hashlib.sha256(run.weights.read_bytes()).hexdigest()}
-    write_json(run.student, read_json(run.student) | hashes)
-    record = read_json(run.result)
-    sha256 = hashlib.sha256(run.student.read_bytes()).hexdigest()
-    record["cohort"][record["kept"]["student"]] |= hashes | {"student_sha256": sha256}
-    write_json(run.result, record | hashes)
+def test_weights_that_lack_one_are_named_though_every_hash_fits(run: Run) -> None:
+    weights = load_file(run.weights)
+    del weights[next(name for name, tensor in weights.items() if tensor.is_floating_point())]
+    save_file(weights, run.weights)
+    seal(run)
     with pytest.raises(RunError, match=r"student\.safetensors: not the weights of a resnet8"):
         students.load(run)

@@ -18,6 +18,7 @@ import torch
 from asking import ask, picture, write_tree
 from byhand import SMALL, batch
 from harness import Quiet, built, recipe, start, write_recipe
+from making import seal
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -31,7 +32,7 @@ from okdc.data.batches import Normalise
 from okdc.errors import Interrupted, OkdcError, RecipeError
 from okdc.methods.kd import KD
 from okdc.recipe.schema import load, read
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import Run
 
 Captured = pytest.CaptureFixture[str]
@@ -371,8 +372,7 @@ def retrain(path: Path) -> None:
         name: t + 0.01 if t.is_floating_point() else t for name, t in load_file(path / "student.safetensors").items()
     }
     save_file(tensors, path / "student.safetensors")
-    sha256 = hashlib.sha256((path / "student.safetensors").read_bytes()).hexdigest()
-    write_json(path / "student.json", read_json(path / "student.json") | {"weights_sha256": sha256})
+    seal(Run(path))
 
 
 def interrupted(*words: str) -> Run:

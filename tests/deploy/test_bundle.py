@@ -235,8 +235,8 @@ def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, 
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     labels = Session(blob)(images)[0].argmax(1)
     report, _ = parity.check(path, network, info, images, labels, 100.0, "test")
-    assert report["passed"], report["failures"]
-    assert report["images"] == 3
+    assert report.passed, report.failures
+    assert report.images == 3
 
 
 def test_a_student_whose_answers_are_not_finite_never_passes(finished: Run, blob: bytes, tmp_path: Path) -> None:
@@ -248,9 +248,9 @@ def test_a_student_whose_answers_are_not_finite_never_passes(finished: Run, blob
     next(network.head.parameters()).data.fill_(float("nan"))
     images = np.zeros((8, 8, 8, 3), np.uint8)
     report, _ = parity.check(path, network, info, images, np.zeros(8, np.int64), 0.0, "test")
-    assert not report["passed"]
-    assert "the student itself gives logits that are not finite" in report["failures"]
-    json.dumps(report, allow_nan=False)  # clients read it in languages that know no NaN
+    assert not report.passed
+    assert "the student itself gives logits that are not finite" in report.failures
+    json.dumps(report.to_json(), allow_nan=False)  # clients read it in languages that know no NaN
 
 
 def test_exchanged_classes_are_found_among_a_thousand() -> None:

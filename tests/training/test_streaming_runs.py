@@ -244,8 +244,8 @@ def test_parity_holds_no_more_images_than_a_batch_at_a_time_and_finds_the_same(
     asked = Asked(pixels)
     path = bundle[0] / "model.onnx"
     report, logits = parity.check(path, network, info, asked, labels, 100.0, "test")
-    assert report["passed"], report["failures"]
-    assert report["images"] == 400
+    assert report.passed, report.failures
+    assert report.images == 400
     assert max(asked.counts) == soundness.PROBE
     assert asked.counts.count(50) == 400 / 50, "each once for both sides"
     assert sum(asked.counts) == 400 + 10 + soundness.PROBE + 4, "and some for float64, the batches, the second engine"
