@@ -61,7 +61,7 @@ class Logits:
     torch: Floats
     onnx: Floats
     exact: Doubles
-    rows: slice | npt.NDArray[np.int64] = slice(None)
+    rows: slice | npt.NDArray[np.int64]
 
     @property
     def noise(self) -> float:
@@ -175,7 +175,7 @@ def _of_images(side: Torch, session: Session, images: Images, digest: Digest) ->
 
 def _of_extremes(side: Torch, session: Session, height: int, width: int) -> Logits:
     images = _extremes(height, width)
-    return Logits(side.logits(images), session(images)[0], side.exact(images))
+    return Logits(side.logits(images), session(images)[0], side.exact(images), slice(None))
 
 
 def _extremes(height: int, width: int) -> Pixels:

@@ -43,7 +43,7 @@ class Artefact(BaseModel):
 class File(Artefact):
     """A whole file. `schema` is the version of its format."""
 
-    schema_: Literal[1] = Field(alias="schema")
+    schema_: int = Field(alias="schema", ge=1, le=1)
 
 
 Model = TypeVar("Model", bound=Artefact)
