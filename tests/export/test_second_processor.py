@@ -29,7 +29,7 @@ from okdc.runs.files import read_json, write_json
 QEMU = shutil.which("qemu-x86_64")
 # A Haswell (2013) has AVX2 and no VNNI. What qemu cannot emulate of it is left out, or it warns of each.
 HASWELL = "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm"
-SETTING = quantize.Setting("per-channel", "minmax")
+SETTING = quantize.SETTINGS[0]  # per-channel weights, minmax ranges
 IMAGES = 300
 
 pytestmark = [
