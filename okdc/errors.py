@@ -98,3 +98,15 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def quoted(value: object, most: int = 200) -> str:
+    """A value from a file as Python writes it, its first `most` characters: one line, nothing that a terminal obeys."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, printable, or its type where it has no message."""
+    line = next((line for line in str(error).splitlines() if line.strip()), "").strip() or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in line)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from okdc.errors import OkdcError, nearest
+from okdc.errors import OkdcError, first_line, nearest
 
 
 @dataclass(frozen=True)
@@ -114,5 +114,5 @@ def load(target: str, error: type[OkdcError]) -> Any:
 
 def one_line(error: BaseException) -> str:
     """An exception as `KeyError: 'x'`, on one line of bearable length."""
-    lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {lines[0][:200]}" if lines else "")
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line[:200]}"

@@ -66,10 +66,11 @@ def run(finished: Run, tmp_path: Path) -> Run:
 @pytest.fixture(scope="session")
 def blob(finished: Run) -> bytes:
     """The run's student as an ONNX file: an export takes seconds, so there is one."""
-    from okdc.assembly import student as kept
+    from okdc.assembly import student as students
     from okdc.deploy import onnx
 
-    return onnx.to_onnx(*kept.load(finished))
+    student = students.load(finished)
+    return onnx.to_onnx(student.network, student.info)
 
 
 @pytest.fixture

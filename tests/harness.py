@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from making import run_info
 
 from okdc.assembly import job as build
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.progress import Progress
 from okdc.recipe.draft import load
+from okdc.runs.artefacts import Provenance, RunSettings
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.runs.series import Series
@@ -110,7 +112,7 @@ def recipe(*words: str) -> ResolvedRecipe:
 
 
 def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> Run:
-    return starts.start(recipe(*words), "tiny", out, {}, tell or Quiet())
+    return starts.start(recipe(*words), "tiny", out, Provenance(), tell or Quiet())
 
 
 def resume(path: Path, tell: Quiet | None = None) -> Run:
@@ -120,11 +122,11 @@ def resume(path: Path, tell: Quiet | None = None) -> Run:
 def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
     """Train a job that the test holds in its hands: its method can be watched and looked at afterwards."""
     settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size), job)
-    info = {
-        "classes": list(job.dataset.classes),
-        "data_sha256": job.dataset.fingerprint,
-        "settings": settings.saved(),
-    }
+    info = run_info(
+        classes=job.dataset.classes,
+        data_sha256=job.dataset.fingerprint,
+        settings=RunSettings.model_validate(settings.saved()),
+    )
     run = Run.create(name, job.recipe.text(), info)
     loop.train(job, run, settings, Position(), None, tell or Quiet())
     return run
@@ -222,9 +224,9 @@ def _child(die_at: int | None, path: Path, words: tuple[str, ...]) -> None:
 def _series_child(die_at: int, path: Path, seeds: tuple[int, ...]) -> None:
     _mortal(die_at, path.parents[1])
     if Series.is_at(path):
-        training.resume(Series.open(path), {}, Quiet())
+        training.resume(Series.open(path), Provenance(), Quiet())
     else:
-        training.start(recipe(), seeds, "tiny", path, {}, Quiet())
+        training.start(recipe(), seeds, "tiny", path, Provenance(), Quiet())
 
 
 def _mortal(die_at: int | None, folder: Path) -> None:

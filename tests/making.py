@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from okdc.runs.files import write_json
+from okdc.runs.artefacts import RunInfo, StudentInfo
+from okdc.runs.files import read_json, write_json
+from okdc.runs.run import Run
 
+Json = dict[str, Any]
+
+SETTINGS = {
+    "device": "cpu",
+    "dtype": "float32",
+    "memory_format": "contiguous",
+    "threads": 1,
+    "workers": 0,
+    "compile": "off",
+    "sync_batchnorm": False,
+}
 IMAGES = 10_000  # an accuracy of two decimals is then a whole number of images
 
 PAPER = {
@@ -58,52 +72,117 @@ def make_run(
     }
     for name, table in (recipe or {}).items():
         tables[name] = tables[name] | dict(table)
-    usual: dict[str, Any] = {
-        "schema": 1,
-        "variant": variant,
-        "method": method,
-        "method_card": {
-            "title": method,
-            "summary": f"Trained by {method}.",
-            "tags": [],
-            "fused_head": "gated" if method == "one" else "fused",
-            "reference": method == "baseline",
-        },
-        "students": list(students),
-        "share": share,
-        "teacher": None,
-        "dataset": tables["data"]["name"],
-        "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
-        "seed": seed,
-        "judged_on": "test",
-        "images": IMAGES,
-        "heads_last_epoch_top1_pct": dict(heads) if heads else dict.fromkeys(names, kept),
-        "kept": {
-            "student": 0,
-            "architecture": students[0],
-            "epoch": 50,
-            "val_top1_pct": kept + 1,
-            "top1_pct": kept,
-            "params": 77_850,
-            "macs": 800_000,
-            **(kept_facts or {}),
-        },
-        "epochs": tables["optim"]["epochs"],
-        "seconds": 12.5,
-        "images_per_s": 1000.0,
-    }
-    facts = {
-        "classes": [str(digit) for digit in range(10)],
-        "settings": {"device": "cpu", "dtype": "float32", "memory_format": "contiguous", "threads": 1},
-        "versions": {"torch": "2.14.1"},
-        "processor": "a processor",
-        "started_at": "2030-01-01",
-    }
+    kept_row = {"architecture": students[0], "epoch": 50, "val_top1_pct": kept + 1, "top1_pct": kept}
+    usual = result_of(
+        variant,
+        kept_row | dict(kept_facts or {}),
+        students=list(students),
+        share=share,
+        dataset=tables["data"]["name"],
+        seed=seed,
+        heads_last_epoch_top1_pct=dict(heads) if heads else dict.fromkeys(names, kept),
+        epochs=tables["optim"]["epochs"],
+    )
+    facts = run_info(started_at="2030-01-01", processor="a processor", versions={"torch": "2.14.1"}).to_json()
     path.mkdir(parents=True)
     (path / "recipe.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
     write_json(path / "run.json", facts | dict(info or {}))
-    write_json(path / "result.json", usual | dict(result or {}))
+    usual |= dict(result or {})
+    if "cohort" in (result or {}):
+        usual["kept"] = {key: value for key, value in usual["cohort"][0].items() if not key.endswith("_sha256")}
+        usual["weights_sha256"] = usual["cohort"][0]["weights_sha256"]
+    write_json(path / "result.json", usual)
     return path
+
+
+def run_info(started_at: str = "2026-01-01", **keys: Any) -> RunInfo:
+    """run.json of a run on the digits."""
+    usual = {
+        "schema": 1,
+        "recipe_sha256": "7" * 64,
+        "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
+        "classes": [str(digit) for digit in range(10)],
+        "settings": SETTINGS,
+        "reasons": [],
+    }
+    return RunInfo.model_validate(usual | {"started_at": started_at} | keys)
+
+
+def result_of(variant: str, kept: Mapping[str, Any], students: Sequence[str] = ("resnet8",), **keys: Any) -> Json:
+    """result.json, of students that are all as good as the kept one, whose row has the keys of `kept`."""
+    method = variant.split()[0]
+    row = {"student": 0, "architecture": students[0], "epoch": 50, "val_top1_pct": 91.0, "top1_pct": 90.0}
+    row |= {"params": 77_850, "macs": 800_000} | dict(kept)
+    hashes = {"weights_sha256": "ab" * 32, "student_sha256": "cd" * 32}
+    card = {
+        "title": method,
+        "summary": f"Trained by {method}.",
+        "tags": [],
+        "fused_head": "gated" if method == "one" else "fused",
+        "reference": method == "baseline",
+    }
+    return {
+        "schema": 1,
+        "method": method,
+        "method_card": card,
+        "variant": variant,
+        "students": list(students),
+        "share": "none",
+        "teacher": None,
+        "leader": None,
+        "dataset": "digits",
+        "seed": 0,
+        "recipe_sha256": "7" * 64,
+        "judged_on": "test",
+        "images": IMAGES,
+        "heads_last_epoch_top1_pct": {"student0": row["top1_pct"]},
+        "kept": row,
+        "cohort": [
+            row | hashes | ({"student": k, "architecture": name} if k else {}) for k, name in enumerate(students)
+        ],
+        "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
+        "weights_sha256": hashes["weights_sha256"],
+        "epochs": 60,
+        "seconds": 12.5,
+        "compiled": False,
+        "images_per_s": 1000.0,
+        **keys,
+    }
+
+
+def student_info(**keys: Any) -> StudentInfo:
+    """student.json of a network that nothing has trained."""
+    usual = {
+        "schema": 1,
+        "architecture": "resnet8",
+        "classes": [str(digit) for digit in range(10)],
+        "preprocessing": {"size": 8, "resize": "a rule", "mean": [0.3] * 3, "std": [0.4] * 3},
+        "student": 0,
+        "epoch": 7,
+        "val_top1_pct": 92.5714,
+        "method": "fefr",
+        "dataset": "digits",
+        "recipe_sha256": "7" * 64,
+        "weights_sha256": "ab" * 32,
+    }
+    return StudentInfo.model_validate(usual | keys)
+
+
+def record(run: Run, **keys: Any) -> None:
+    """Set keys of the kept student in result.json, where it stands twice."""
+    result = read_json(run.result)
+    row = result["cohort"][result["kept"]["student"]]
+    row |= keys
+    result["kept"] |= {key: value for key, value in keys.items() if key in result["kept"]}
+    write_json(run.result, result | {"weights_sha256": row["weights_sha256"]})
+
+
+def seal(run: Run) -> None:
+    """Make every recorded hash fit the kept student's files."""
+    weights_sha256 = hashlib.sha256(run.weights.read_bytes()).hexdigest()
+    write_json(run.student, read_json(run.student) | {"weights_sha256": weights_sha256})
+    student_sha256 = hashlib.sha256(run.student.read_bytes()).hexdigest()
+    record(run, weights_sha256=weights_sha256, student_sha256=student_sha256)
 
 
 def make_row(root: Path | str, variant: str, kept: Mapping[int, float] | Sequence[float], **more: Any) -> list[Path]:

@@ -36,6 +36,7 @@ from okdc.data.batches import Normalise, TrainBatches
 from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError
 from okdc.methods.base import Step
+from okdc.runs.artefacts import Provenance
 from okdc.runs.run import Run
 from okdc.training import checkpoint, compiling, device
 from okdc.training import start as starts
@@ -134,7 +135,7 @@ def training(
         if (out / "run.json").exists():
             starts.resume(Run.open(out), tell, None, ranks)
         else:
-            starts.start(recipe(*words), "tiny", out, {}, tell, ranks)
+            starts.start(recipe(*words), "tiny", out, Provenance(), tell, ranks)
     except OkdcError as caught:
         error = caught
     notes, calls = tuple(tell.notes), len(tell.counts)

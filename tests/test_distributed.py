@@ -18,6 +18,7 @@ from asking import ask, tried
 from harness import recipe
 from hypothesis import given
 from hypothesis import strategies as st
+from making import run_info
 from pictures import write_imagenet
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
@@ -247,7 +248,7 @@ def test_nor_is_a_run_of_a_series(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
     """Whoever trains it holds the series, which only one of them could."""
-    run = Run.create("x", recipe().recipe.text(), {"settings": {}}, Path("series") / "seed0")
+    run = Run.create("x", recipe().recipe.text(), run_info(), Path("series") / "seed0")
     Path("series", "series.json").write_text("{}", encoding="utf-8")
     named(monkeypatch, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     monkeypatch.setattr(Ranks, "joined", lambda *_: pytest.fail("it waits for the others"))
@@ -270,8 +271,8 @@ def test_nor_is_what_follows_a_training(
 
 
 def test_several_machines_are_in_the_command_that_continues() -> None:
-    run = Run.create("x", "", {"processes": 16, "processes_here": 8}, Path("a b"))
-    assert run.go_on == "torchrun --nnodes=2 ... --nproc-per-node=8 -m okdc resume 'a b'"
+    run = Run.create("x", "", run_info(processes=16, processes_here=8), Path("a b"))
+    assert run.resume_command() == "torchrun --nnodes=2 ... --nproc-per-node=8 -m okdc resume 'a b'"
 
 
 def test_each_process_takes_its_own_gpu_before_anything_is_put_on_one(monkeypatch: pytest.MonkeyPatch) -> None:

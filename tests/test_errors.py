@@ -6,7 +6,7 @@ import re
 import pytest
 
 from okdc import errors
-from okdc.errors import CheckFailed, Interrupted, OkdcError, ToldElsewhere, nearest
+from okdc.errors import CheckFailed, Interrupted, OkdcError, ToldElsewhere, first_line, nearest, quoted
 
 EVERY = [found for _, found in inspect.getmembers(errors, inspect.isclass) if issubclass(found, Exception)]
 OWN = [found for found in EVERY if issubclass(found, OkdcError)]
@@ -44,3 +44,18 @@ def test_an_error_is_its_message_and_keeps_hint_and_details() -> None:
 @pytest.mark.parametrize(("word", "suggested"), [("epoch", "epochs"), ("batchsize", "batch_size"), ("zzz", None)])
 def test_nearest_suggests_a_close_word_and_nothing_for_a_far_one(word: str, suggested: str | None) -> None:
     assert nearest(word, ["epochs", "batch_size", "lr"]) == (f" (did you mean {suggested!r}?)" if suggested else "")
+
+
+def test_an_exception_without_a_message_is_named_by_its_kind() -> None:
+    assert first_line(MemoryError()) == "MemoryError"
+    assert first_line(ValueError("\nbelow")) == "below"
+
+
+def test_a_strangers_message_is_one_line_without_what_a_terminal_obeys() -> None:
+    assert first_line(ValueError("node \x1b[2Jx\nstack")) == "node ?[2Jx"
+    assert quoted("a\n\x1b") == r"'a\n\x1b'"
+
+
+def test_a_long_value_is_cut() -> None:
+    assert quoted("x" * 500, 10) == f"'{'x' * 9}..."
+    assert quoted("x" * 8, 10) == "'xxxxxxxx'"

@@ -1,4 +1,4 @@
-"""The recipe and the images of a run, read again and proven to be the same."""
+"""A run's recipe and images again, proven to be the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def data_of(run: Run, recipe: Recipe, tell: Progress) -> Dataset:
     if root is not None and not Path(root).expanduser().is_dir():
         raise DataError(
             f"the images of {run.path} are not at {Path(root).absolute()}",
-            hint="--data-root DIR, or OKDC_DATA_ROOT, says where they are now",
+            hint="--data-root DIR, or OKDC_DATA_ROOT, names their folder",
         )
     with tell.reading() as progress:
         dataset = build.dataset(recipe, progress)
@@ -45,11 +45,11 @@ def data_of(run: Run, recipe: Recipe, tell: Progress) -> Dataset:
 
 def check_data(dataset: Dataset, run: Run) -> None:
     """Raises DataError where the images are not those that the run was started with."""
-    facts = run.facts("classes", "data_sha256")
-    datasets.same_classes(facts["classes"], dataset, str(run.path))
-    if dataset.fingerprint != facts["data_sha256"]:
+    info = run.read_info()
+    datasets.same_classes(info.classes, dataset, str(run.path))
+    if dataset.fingerprint != info.data_sha256:
         raise DataError(
             f"the images are not those of {run.path}: contents, classes or splits {dataset.fingerprint[:12]} now, "
-            f"{facts['data_sha256'][:12]} when it started",
+            f"{info.data_sha256[:12]} when it started",
             hint="restore them, or start another run",
         )

@@ -1,32 +1,119 @@
-"""A run's students, read back from its files: what is judged, profiled, exported, and what teaches others.
+"""A run's students, read back from their files: `load` is the one way to a student that a run recorded.
 
-Without a number it is the kept one. The files of the others are written at the end of the training.
+It proves both files of a student by the hashes in result.json, for every command that uses a student. Without an index
+the student is the kept one.
+
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
 from torch import Tensor, nn
 
 from okdc import backbones
 from okdc.cohort import Backbone
 from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.datasets import Dataset
-from okdc.errors import RunError
-from okdc.runs.files import read_json
+from okdc.errors import CheckFailed, RunError, first_line
+from okdc.runs import artefacts
+from okdc.runs.artefacts import Judged, Preprocessing, Result, StudentInfo
 from okdc.runs.run import Run
 from okdc.seeds import seeded
 
 
-def empty(facts: dict[str, Any]) -> Backbone:
-    """The network that student.json describes, with fresh weights."""
+@dataclass(frozen=True)
+class Student:
+    """A student of a complete run, proven to be the one that the run recorded."""
+
+    network: Backbone  # in eval mode
+    info: StudentInfo
+    result: Judged  # its row of result.json
+
+
+def load(run: Run, index: int | None = None) -> Student:
+    """Raises RunError for a run that is not complete, a student that it lacks or a damaged file; CheckFailed
+    ("accuracy") where the weights or student.json are not those that the run recorded.
+    """
+    result = recorded(run)
+    if index is None:
+        index = result.kept.student
+    if not 0 <= index < len(result.cohort):
+        raise RunError(f"{run.path} has no student{index}", hint=f"it has student0 to student{len(result.cohort) - 1}")
+    row = result.cohort[index]
+    weights, description = files(run, index, result.kept.student)
+    info = artefacts.read(description, StudentInfo)
+    _prove(description, _read(description), row.student_sha256)
+    return Student(_network(weights, info, row.weights_sha256), info, row)
+
+
+def recorded(run: Run) -> Result:
+    """result.json. Raises RunError for a run that is not complete, or whose record is damaged."""
+    if (state := run.state()) != "complete":
+        hint = run.resume_command() if state == "resumable" else "start another run: okdc distill"
+        raise RunError(f"{run.path} is {state}, not complete: it has no student yet", hint=hint)
+    return run.read_result()
+
+
+def files(run: Run, index: int, kept: int) -> tuple[Path, Path]:
+    """A student's weights and description: the kept one's lie beside the recipe, the others' in students/."""
+    return (run.weights, run.student) if index == kept else run.files_of_other(index)
+
+
+def open_written(run: Run, index: int, kept: int) -> tuple[Backbone, StudentInfo]:
+    """A student as the end of a training has written it, before there is a result: in eval mode, and its student.json.
+
+    Raises as `load`; the hash of the weights is that of student.json.
+    """
+    weights, description = files(run, index, kept)
+    info = artefacts.read(description, StudentInfo)
+    return _network(weights, info, info.weights_sha256), info
+
+
+def _network(path: Path, info: StudentInfo, expected_sha256: str) -> Backbone:
+    content = _read(path)
+    wrong = f"{path}: not the weights of a {info.architecture}"
+    try:
+        weights = from_safetensors(content)
+    except SafetensorError as error:
+        raise RunError(f"{wrong}: {first_line(error)}") from None
+    _prove(path, content, expected_sha256)
+    network = empty(info.architecture, len(info.classes), info.preprocessing.size)
+    try:
+        network.load_weights(weights)
+    except RuntimeError as error:  # names the keys and sizes that differ
+        raise RunError(f"{wrong}: {first_line(error)}") from None
+    return network.eval()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _prove(path: Path, content: bytes, expected_sha256: str) -> None:
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != expected_sha256:
+        raise CheckFailed(
+            "accuracy",
+            f"{path} is not the file that the run recorded: sha256 {sha256[:12]}, expected {expected_sha256[:12]}",
+            hint="another student was put in its place, or it was edited; restore it, or train again",
+        )
+
+
+def empty(architecture: str, classes: int, size: int) -> Backbone:
+    """A network with fresh weights."""
     with seeded(0, "init"):
-        return backbones.build(facts["architecture"], len(facts["classes"]), square(facts["preprocessing"]["size"]))
+        return backbones.build(architecture, classes, square(size))
 
 
 def square(size: int) -> torch.Size:
@@ -34,61 +121,35 @@ def square(size: int) -> torch.Size:
     return torch.Size((3, size, size))
 
 
-def files(run: Run, student: int | None = None) -> tuple[Path, Path]:
-    """The weights of a student and their description: the kept one's beside the recipe, the others' in students/."""
-    if student is None or read_json(run.student, "student")["student"] == student:
-        return run.weights, run.student
-    return run.files_of_other(student)
+# ---------------------------------------------------------------------------------------------------------------------
+# The students' answers
 
 
-def load(run: Run, student: int | None = None) -> tuple[Backbone, dict[str, Any]]:
-    """A student in eval mode and its student.json. Raises RunError where a file is missing or damaged."""
-    from safetensors.torch import load_file
+def answers(student: Student, dataset: Dataset, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """NK logits in float32 on the CPU, and N labels, of the images `rows`.
 
-    weights, described = files(run, student)
-    facts = read_json(
-        described, "architecture", "classes", "preprocessing", "student", "epoch", "method", "dataset",
-        "recipe_sha256", "weights_sha256",
-    )  # fmt: skip
-    network = empty(facts)
-    try:
-        network.load_weights(load_file(weights))
-    except Exception as error:  # safetensors raises its own kinds, torch a RuntimeError that lists keys
-        raise RunError(f"{weights}: not the weights of a {facts['architecture']}: {error}") from None
-    return network.eval(), facts
-
-
-def weights_sha256(run: Run, student: int | None = None) -> str:
-    """Of the file as it lies there, whatever student.json says of it."""
-    return hashlib.sha256(files(run, student)[0].read_bytes()).hexdigest()
-
-
-def answers(network: Backbone, facts: Mapping[str, Any], dataset: Dataset, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """NK logits of a student as student.json describes it, in float32 on the CPU, and the labels.
-
-    In plain memory format and by one batch size: the same numbers wherever they are asked.
+    In plain memory format and by one batch size: the same numbers in every command.
     """
-    return logits_of(network, _batches(facts, dataset, rows))
+    return logits_of(student.network, _batches(student.info.preprocessing, dataset, rows))
 
 
 @torch.inference_mode()
-def top1_pct(networks: Sequence[Backbone], facts: Mapping[str, Any], dataset: Dataset, rows: Tensor) -> list[float]:
-    """Of several students that one run trained, what `answers` says of each: an image in a file is decoded once."""
+def top1_pct(networks: Sequence[Backbone], rule: Preprocessing, dataset: Dataset, rows: Tensor) -> list[float]:
+    """The accuracy of each of several students of one run by `answers`, with every image decoded once."""
     right = [0] * len(networks)
-    for images, labels in _batches(facts, dataset, rows):
+    for images, labels in _batches(rule, dataset, rows):
         for k, network in enumerate(networks):
             right[k] += int((network(images).float().cpu().argmax(1) == labels.cpu()).sum())
     return [100 * hits / len(rows) for hits in right]
 
 
-def _batches(facts: Mapping[str, Any], dataset: Dataset, rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    rule = facts["preprocessing"]
-    return eval_batches(dataset, rows, Normalise(rule["mean"], rule["std"]), EVAL_BATCH)
+def _batches(rule: Preprocessing, dataset: Dataset, rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    return eval_batches(dataset, rows, Normalise(rule.mean, rule.std), EVAL_BATCH)
 
 
 @torch.inference_mode()
 def logits_of(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """NK float32 logits of one network over all batches, and the labels, on the CPU."""
+    """NK float32 logits of one network over all batches, and N labels, on the CPU."""
     network.eval()
-    found = [(network(images).float().cpu(), labels.cpu()) for images, labels in batches]
-    return torch.cat([z for z, _ in found]), torch.cat([y for _, y in found])
+    parts = [(network(images).float().cpu(), labels.cpu()) for images, labels in batches]
+    return torch.cat([z for z, _ in parts]), torch.cat([y for _, y in parts])

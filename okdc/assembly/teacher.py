@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, RunError
 from okdc.recipe.draft import read
@@ -61,10 +61,11 @@ class Teacher:
 def load(where: str, weights: str | None, classes: int, images: torch.Size) -> Teacher:
     """The teacher that `[method]` names: `where` is a run, or a network whose `weights` are a file.
 
-    Raises RunError for a run that is not complete or damaged, RecipeError for what leads to no teacher.
+    Raises RunError for a run that is not complete or damaged, CheckFailed for a student that is not the recorded one,
+    RecipeError for what leads to no teacher.
     """
     folder = Path(where).expanduser()
-    if (folder / "run.json").is_file():
+    if Run.is_at(folder):
         if weights is not None:
             raise RecipeError("method.weights: a run brings its own; it belongs to a network's name")
         return _of_run(Run.open(folder))
@@ -114,28 +115,19 @@ def _read(path: Path) -> tuple[bytes, dict[str, Tensor]]:
 
 
 def _of_run(run: Run) -> Teacher:
-    if run.state != "complete":
-        raise RunError(f"method.teacher: {run.path} is {run.state}, not complete: it kept no student")
-    network, facts = kept.load(run)
-    sha256 = kept.weights_sha256(run)
-    if sha256 != facts["weights_sha256"]:
-        raise RunError(
-            f"method.teacher: {run.weights} is not the file that the run kept: sha256 {sha256[:12]}, expected "
-            f"{facts['weights_sha256'][:12]}",
-            hint="restore it, or train the teacher again",
-        )
-    rule = facts["preprocessing"]
+    student = students.load(run)
+    info, rule = student.info, student.info.preprocessing
     return Teacher(
-        network,
+        student.network,
         str(run.path),
-        facts["architecture"],
-        facts["weights_sha256"],
-        rule["size"],
-        tuple(facts["classes"]),
-        run.facts("data_sha256")["data_sha256"],
+        info.architecture,
+        info.weights_sha256,
+        rule.size,
+        info.classes,
+        run.read_info().data_sha256,
         {key: read(run.recipe)["data"].get(key) for key in SPLIT},
-        tuple(rule["mean"]),
-        tuple(rule["std"]),
+        rule.mean,
+        rule.std,
         _unknown_origin(run),
     )
 
@@ -146,7 +138,7 @@ def _unknown_origin(run: Run) -> str:
     if TEACHER not in table:
         return ""
     above = Path(table["teacher"]).expanduser()
-    if "weights" in table or not (above / "run.json").is_file():
+    if "weights" in table or not Run.is_at(above):
         return str(table.get("weights", table["teacher"]))
     return _unknown_origin(Run.open(above))
 

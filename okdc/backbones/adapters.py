@@ -17,6 +17,7 @@ from okdc.backbones.outside import PREFIXES, bare_network, check
 from okdc.backbones.tracing import CannotCut, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError
+from okdc.figures import by
 from okdc.plugins import one_line
 
 __all__ = ["PREFIXES", "Adapted", "adapt", "check", "describe"]
@@ -56,7 +57,7 @@ def describe(network: Backbone) -> str:
     """Where the stages of an adapted network end and what their maps are, on one line; nothing for other backbones."""
     if not isinstance(network, Adapted):
         return ""
-    return ", ".join(f"{cut.after} {'×'.join(map(str, cut.size))}" for cut in network.cuts)
+    return ", ".join(f"{cut.after} {by(cut.size)}" for cut in network.cuts)
 
 
 def adapt(name: str, classes: int, images: torch.Size) -> Backbone:
@@ -83,7 +84,7 @@ def adapt(name: str, classes: int, images: torch.Size) -> Backbone:
 @torch.no_grad()
 def _check_output(name: str, net: nn.Module, classes: int, images: torch.Size) -> None:
     """One image goes through, and logits come out. It also gives lazy layers their sizes."""
-    size = "×".join(map(str, images))
+    size = by(images)
     try:
         logits = net.eval()(_probe(1, images))
     except Exception as error:
@@ -91,7 +92,7 @@ def _check_output(name: str, net: nn.Module, classes: int, images: torch.Size) -
             f"{name} does not take an image of {size}: {one_line(error)}",
             hint=f"set data.image_size to what it was made for, or use {_CONVOLUTIONAL}",
         ) from error
-    found = "×".join(map(str, logits.shape)) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    found = by(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         raise RecipeError(
             f"{name}: expected logits of 1×{classes} for one image, found {found}",

@@ -44,7 +44,7 @@ def facts(settings: Settings) -> dict[str, Any]:
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {
         "processor": provenance.processor()[0],
-        "flags": provenance.kernel_flags(),
+        "flags": list(provenance.kernel_flags()),
         "cores": cores(),
         "device": settings.device,
         "device_name": torch.cuda.get_device_name() if cuda else None,

@@ -65,16 +65,7 @@ def data_path(dataset: Dataset, batch_size: int, settings: Settings) -> Side:
 
 def export(network: Backbone, architecture: str, size: int, classes: int) -> bytes:
     """A student as `okdc export` writes it."""
-    facts = {
-        "architecture": architecture,
-        "classes": [str(c) for c in range(classes)],
-        "preprocessing": {"size": size, "resize": "", "mean": list(MEAN), "std": list(STD)},
-        "method": "none",
-        "dataset": "random",
-        "recipe_sha256": "",
-        "weights_sha256": "",
-    }
-    return onnx.to_onnx(network, facts)
+    return onnx.to_onnx(network, onnx.untrained(architecture, size, classes))
 
 
 @dataclass(frozen=True)

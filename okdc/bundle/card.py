@@ -1,6 +1,6 @@
-"""The bundle's README.md: a model card that a stranger can judge the model by. No torch.
+"""The bundle's README.md: a model card by which a stranger can judge the model. No torch.
 
-The same facts give the same text: no time, no place. Names that are somebody else's (classes, data, processors) stand
+The same story gives the same text: no time, no place. Names that come from elsewhere (classes, data, processors) stand
 in code spans, where Markdown and HTML in them are only letters.
 """
 
@@ -11,53 +11,49 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from okdc.bundle import card_texts as known
+from okdc.bundle import card_texts
+from okdc.bundle.artefacts import Latency, Parity, Profile, ReducedReport
 from okdc.bundle.frontmatter import front_matter
 from okdc.bundle.layout import FLOAT16, FLOAT32, INT8, MODELS
-
-Facts = Mapping[str, Any]
+from okdc.figures import standard_error_pct
+from okdc.runs.artefacts import Result, StudentInfo
 
 FEW, SHOWN = 20, 10  # so many classes are all named; of more, the first ten
 
 
 @dataclass(frozen=True)
 class Story:
-    """All that the card is told."""
+    """Everything that the card is written from."""
 
-    student: Facts  # student.json of the exported student
-    result: Facts  # result.json of its run
-    recipe: Facts  # the resolved recipe, `Recipe.portable()`
-    data: Mapping[str, int]  # how many images: {"train": , "validation": , "test": }
-    reports: Facts  # parity.json: by precision what was compared, also of a file that was rejected
-    profile: Facts  # profile.json: its `models` are those that are in the bundle
+    student: StudentInfo  # the exported student
+    result: Result  # of its run
+    recipe: Mapping[str, Any]  # the resolved recipe, `Recipe.portable()`
+    data: Mapping[str, int]  # numbers of images: {"train": , "validation": , "test": }
+    parity: Parity
+    profile: Profile  # its `models` are those in the bundle
     licence: str | None = None  # of the weights: an SPDX identifier or a name; None: nobody has stated one
 
     @property
     def images(self) -> int:
-        count: int = self.reports[FLOAT32]["images"]
-        return count
+        return self.parity.float32.images
 
     @property
     def split(self) -> str:
-        name: str = self.reports[FLOAT32]["split"]
-        return name
+        return self.parity.float32.split
 
     @property
     def top1_pct(self) -> dict[str, float]:
-        """By precision, of the files in the bundle."""
-        return {
-            precision: self.reports[precision]["top1_pct"]["onnx" if precision == FLOAT32 else precision]
-            for precision in self.profile["models"]
-        }
+        """By precision, of the models in the bundle."""
+        return {precision: self.parity.top1_pct(precision) for precision in self.profile.models}
 
 
 def card(story: Story) -> str:
     """README.md as text."""
     student, licence = story.student, (story.licence or "").strip() or None
     accuracies = {MODELS[precision]: value for precision, value in story.top1_pct.items()}
-    tags, seed = story.result["method_card"]["tags"], story.recipe["seed"]
+    tags, seed = story.result.method_card.tags, story.recipe["seed"]
     top = front_matter(student, tags, seed, accuracies, (story.images, story.split), licence)
-    title = f"# {_named(student['architecture'])} on {_named(student['dataset'])}\n\n{_what(story)}"
+    title = f"# {_named(student.architecture)} on {_named(student.dataset)}\n\n{_what(story)}"
     sections = {
         "Use": _use(story),
         "Numbers": _numbers(story),
@@ -74,42 +70,42 @@ def card(story: Story) -> str:
 
 
 def _what(story: Story) -> str:
-    size, classes = story.student["preprocessing"]["size"], story.student["classes"]
-    method, variant = story.student["method"], story.result["variant"]
+    size, classes = story.student.preprocessing.size, story.student.classes
+    method, variant = story.student.method, story.result.variant
     settings = f" Its settings differ from the default: {_code(variant)}." if variant != method else ""
     named = ", ".join(_code(name) for name in (classes if len(classes) <= FEW else classes[:SHOWN]))
     more = "" if len(classes) <= FEW else f" and {len(classes) - SHOWN:,} more: `labels` in manifest.json"
     return (
         f"An image classifier in ONNX: {size}×{size} colour images, {len(classes):,} classes. "
-        f"{story.result['method_card']['summary']}{settings}{_peers(story)}\n\n"
+        f"{story.result.method_card.summary}{settings}{_peers(story)}\n\n"
         f"Classes, in the order of the outputs: {named}{more}.\n"
     )
 
 
 def _peers(story: Story) -> str:
-    """Who was trained beside it, and why it is this one."""
-    names, own = story.result["students"], story.student["student"]
+    """The students trained beside it, and the reason for the choice of this one."""
+    names, index = story.result.students, story.student.student
     if len(names) < 2:
         return ""
-    others = ", ".join(_code(name) for k, name in enumerate(names) if k != own)
+    others = ", ".join(_code(name) for k, name in enumerate(names) if k != index)
     share = {"low": ", which shared all stages but the last", "stem1": ", which shared the first stages"}
-    if own != story.result["kept"]["student"]:
-        why = "chosen at export"
-    elif own == story.result["leader"]:
-        why = "the leader"
+    if index != story.result.kept.student:
+        reason = "chosen at export"
+    elif index == story.result.leader:
+        reason = "the leader"
     else:
         reasons = {"best": "the best on the validation images", "smallest": "the smallest"}
-        why = reasons.get(story.recipe["cohort"]["keep"], "named by the recipe")
+        reason = reasons.get(story.recipe["cohort"]["keep"], "named by the recipe")
     return (
-        f" It is student{own} of {len(names)}, {why}; its peer{'s were' if len(names) > 2 else ' was'} {others}"
-        f"{share.get(story.result['share'], '')}. The file holds nothing of what was only there to train it."
+        f" It is student{index} of {len(names)}, {reason}; its peer{'s were' if len(names) > 2 else ' was'} {others}"
+        f"{share.get(story.result.share, '')}. The file holds nothing of what was only there to train it."
     )
 
 
 def _use(story: Story) -> str:
-    rule = story.student["preprocessing"]
-    size, shorter = rule["size"], rule.get("shorter_side", rule["size"])
-    reduced = [precision for precision in story.profile["models"] if precision != FLOAT32]
+    rule = story.student.preprocessing
+    size, shorter = rule.size, rule.shorter_side or rule.size
+    reduced = [precision for precision in story.profile.models if precision != FLOAT32]
     models = f" Other files: `--model {'|'.join(reduced)}`." if reduced else ""
     return (
         "In this folder; infer.py needs numpy, onnxruntime and Pillow:\n\n"
@@ -122,58 +118,60 @@ def _use(story: Story) -> str:
         f"- Input `image`: uint8, N×{size}×{size}×3, RGB, any N; the normalisation is inside.\n"
         f"- An image of another size is first turned upright (EXIF), made RGB, its shorter side resized to {shorter} "
         f"pixels (bilinear, antialiased), and its centre of {size}×{size} cut out.\n"
-        f"- Outputs `logits` and `probabilities`: float32, N×{len(story.student['classes'])}.\n"
+        f"- Outputs `logits` and `probabilities`: float32, N×{len(story.student.classes)}.\n"
     )
 
 
 def _numbers(story: Story) -> str:
-    profile, machine = story.profile, story.profile["machine"]
+    profile, machine = story.profile, story.profile.machine
     head = ["file", f"top-1, % on {story.split}", "predicts as float32", "size", "1 image, ms", "64 images, ms"]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for precision, value in story.top1_pct.items():
-        model = profile["models"][precision]
-        same = "–" if precision == FLOAT32 else f"{story.reports[precision]['agreement_pct']:.2f} %"
-        times = (_pair(model["latency_ms"][f"batch_{batch}"]) for batch in (1, 64))
-        accuracy = f"{value:.2f} ± {_error(value, story.images):.2f}"
-        cells = [f"`{model['file']}`", accuracy, same, _size(model["bytes"]), *times]
+        model, report = profile.models[precision], story.parity.reduced(precision)
+        same = f"{report.agreement_pct:.2f} %" if report else "–"
+        times = (_pair(model.latency_ms[f"batch_{batch}"]) for batch in (1, 64))
+        accuracy = f"{value:.2f} ± {standard_error_pct(value, story.images):.2f}"
+        cells = [f"`{model.file}`", accuracy, same, _size(model.bytes), *times]
         rows.append(f"| {' | '.join(cells)} |")
-    bound = "at least " if profile["lower_bound"] else ""
-    load = machine["load_average_before"]
-    machine_was = " It was busy (somewhere p90 is over twice p50): take them as rough." if machine["noisy"] else ""
+    bound = "at least " if profile.lower_bound else ""
+    load = machine.load_average_before
+    machine_was = " It was busy (somewhere p90 is over twice p50): take them as rough." if machine.noisy else ""
     return "\n".join(
         [
             *rows,
             "",
             f"- Top-1: {story.images:,} {story.split} images, ± the binomial standard error; one run (n = 1), seed "
             f"{story.recipe['seed']}.",
-            f"- {profile['params']:,} parameters. {bound.capitalize()}{profile['macs']:,} MACs an image (convolutions "
-            f"and linear layers), that is {bound}{profile['flops']:,} FLOPs.",
-            f"- Times: p50 / p90 of a batch, onnxruntime {profile['versions']['onnxruntime']} on the CPU, "
-            f"{_many(machine['threads'], 'thread')} of {_code(machine['processor'])}"
+            f"- {profile.params:,} parameters. {bound.capitalize()}{profile.macs:,} MACs an image (convolutions "
+            f"and linear layers), that is {bound}{profile.flops:,} FLOPs.",
+            f"- Times: p50 / p90 of a batch, onnxruntime {profile.versions['onnxruntime']} on the CPU, "
+            f"{_many(machine.threads, 'thread')} of {_code(machine.processor)}"
             f"{f', load average {load}' if load is not None else ''}. They are that machine's.{machine_was}\n",
         ]
     )
 
 
 def _checked(story: Story) -> str:
-    report = story.reports[FLOAT32]
-    allowed, found = report["logits"]["allowed"], report["logits"]["max_abs"]
-    differ = report["predictions_that_differ"]
+    report = story.parity.float32
+    allowed, largest = report.logits.allowed, report.logits.max_abs
+    differ = report.predictions_that_differ
     changed = f"{_many(differ, 'prediction')} changed, by rounding" if differ else "no prediction changed"
+    coupling = max(value or 0.0 for value in report.invariance_max_abs.values())
     lines = [
         f"- `{MODELS[FLOAT32]}` in onnxruntime against the student in PyTorch, on all {story.images:,} {story.split} "
-        f"images: logits differ by {_tiny(found['images'])} at most (allowed {_tiny(allowed['images'])}: 16 times what "
-        f"float32 rounds on this network, at least 1e-5), {changed}.",
-        f"- Flat, striped and single-coloured images, against float64: {_tiny(found['extreme_images'])} (allowed "
+        f"images: logits differ by {_tiny(largest['images'])} at most (allowed {_tiny(allowed['images'])}: 16 times "
+        f"what float32 rounds on this network, at least 1e-5), {changed}.",
+        f"- Flat, striped and single-coloured images, against float64: {_tiny(largest['extreme_images'])} (allowed "
         f"{_tiny(allowed['extreme_images'])}).",
-        f"- Batches of 1 to 135 and two threads: {_tiny(max(report['invariance_max_abs'].values()))}; a second engine, "
-        f"onnx.reference: {_tiny(report['onnx_reference_max_abs'])} (allowed {_tiny(allowed['images'])}).",
+        f"- Batches of 1 to 135 and two threads: {_tiny(coupling)}; a second engine, "
+        f"onnx.reference: {_tiny(report.onnx_reference_max_abs)} (allowed {_tiny(allowed['images'])}).",
     ]
     for precision in (INT8, FLOAT16):
-        if precision in story.profile["models"]:
-            lines += _reduced(precision, story.reports[precision])
-        elif precision in story.reports:
-            lines.append(f"- A model of {precision} was made, did not pass its gate, and is not here.")
+        if reduced := story.parity.reduced(precision):
+            if precision in story.profile.models:
+                lines += [_reduced(precision, reduced), *([_quantised(story)] if precision == INT8 else [])]
+            else:
+                lines.append(f"- A model of {precision} was made, did not pass its gate, and is not here.")
     return "\n".join(
         [
             *lines,
@@ -183,27 +181,30 @@ def _checked(story: Story) -> str:
     )
 
 
-def _reduced(precision: str, report: Facts) -> list[str]:
-    gates, drop = report["gates"], report["drop_points"]
+def _reduced(precision: str, report: ReducedReport) -> str:
+    gates, drop = report.gates, report.drop_points
     moved = f"falls by {drop:.2f} points" if drop > 0 else f"rises by {-drop:.2f} points" if drop < 0 else "stays"
-    lines = [
+    return (
         f"- `{MODELS[precision]}` against `{MODELS[FLOAT32]}`, on the same images: top-1 {moved} (it may fall "
-        f"by {gates['max_drop']:g}), {report['agreement_pct']:.2f} % of the predictions agree (asked "
-        f"{gates['min_agreement']:g})."
-    ]
-    if precision == INT8:
-        shown, setting, searched = report["calibration"], report["setting"], report["searched_on"]
-        bits = (
-            "Weights of 8 bits: on x86 processors without VNNI they overflow"
-            if report["full_range"]
-            else "Weights of 7 bits: 8 would overflow on x86 processors without VNNI"
-        )
-        lines.append(
-            f"- int8 is static: {setting['weights']} weights and {setting['calibration']} ranges, the best of "
-            f"{len(report['search'])} settings on {searched['images']:,} {searched['split']} images, calibrated on "
-            f"{shown['images']:,} training images. {bits}."
-        )
-    return lines
+        f"by {gates.max_drop:g}), {report.agreement_pct:.2f} % of the predictions agree (asked "
+        f"{gates.min_agreement:g})."
+    )
+
+
+def _quantised(story: Story) -> str:
+    report = story.parity.int8
+    assert report is not None
+    setting, searched = report.setting, report.searched_on
+    bits = (
+        "Weights of 8 bits: on x86 processors without VNNI they overflow"
+        if report.full_range
+        else "Weights of 7 bits: 8 would overflow on x86 processors without VNNI"
+    )
+    return (
+        f"- int8 is static: {setting.weights} weights and {setting.calibration} ranges, the best of "
+        f"{len(report.search)} settings on {searched.images:,} {searched.split} images, calibrated on "
+        f"{report.calibration.images:,} training images. {bits}."
+    )
 
 
 def _training(story: Story) -> str:
@@ -214,16 +215,16 @@ def _training(story: Story) -> str:
         roles = f"{data['validation']:,} validation images to choose, {data['test']:,} test images to judge, once"
     else:
         roles = f"{data['test']:,} test images to judge, once; none to choose"
-    value = student["val_top1_pct"]
+    value = student.val_top1_pct
     epoch = f"the best on validation ({value:.2f} %)" if value is not None else "the last"
     lines = [
-        f"- {_code(student['dataset'])}: {data['train']:,} images to train, {roles}.",
-        f"- Fingerprint of the images, classes and splits: `{result['data_sha256']}`.",
-        f"- Epoch {student['epoch']} of {result['epochs']}, {epoch}. The whole recipe is in manifest.json.",
+        f"- {_code(student.dataset)}: {data['train']:,} images to train, {roles}.",
+        f"- Fingerprint of the images, classes and splits: `{result.data_sha256}`.",
+        f"- Epoch {student.epoch} of {result.epochs}, {epoch}. The whole recipe is in manifest.json.",
     ]
-    if teacher := result["teacher"]:
-        lines.append(f"- The teacher: {_code(teacher['architecture'])}, weights `{teacher['weights_sha256']}`.")
-    if student["dataset"] not in known.FIXED:
+    if teacher := result.teacher:
+        lines.append(f"- The teacher: {_code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
+    if student.dataset not in card_texts.FIXED:
         lines.append(
             "- The data is what was found under that name. Copies that were saved again as JPEG, for one, are other "
             "images: compare the fingerprint."
@@ -242,12 +243,12 @@ def _limits(story: Story) -> str:
     ]
     if story.split != "test":
         lines.append("- The images that judged it also chose it: the accuracy flatters.")
-    for precision in story.profile["models"]:
-        worst = story.reports[precision]["worst_class"]
-        if worst["change_pct"] < 0:
-            lost = f"{-worst['change_pct']:.2f} points on {_many(worst['images'], 'image')}"
-            lines.append(f"- `{MODELS[precision]}` loses most in class {_code(worst['class'])}: {lost}.")
-    if caution := known.DATA.get(story.student["dataset"]):
+    for precision in story.profile.models:
+        worst = (story.parity.reduced(precision) or story.parity.float32).worst_class
+        if worst.change_pct < 0:
+            lost = f"{-worst.change_pct:.2f} points on {_many(worst.images, 'image')}"
+            lines.append(f"- `{MODELS[precision]}` loses most in class {_code(worst.class_)}: {lost}.")
+    if caution := card_texts.DATA.get(story.student.dataset):
         lines.append(f"- {caution}")
     return "\n".join(lines) + "\n"
 
@@ -265,17 +266,11 @@ def _licence(licence: str | None) -> str:
 # Words and numbers
 
 
-def _error(top1_pct: float, images: int) -> float:
-    """The binomial standard error, in percent."""
-    share = top1_pct / 100
-    return float(100 * (share * (1 - share) / images) ** 0.5)
+def _pair(times: Latency) -> str:
+    return f"{times.p50:.3g} / {times.p90:.3g}"
 
 
-def _pair(times: Facts) -> str:
-    return f"{times['p50']:.3g} / {times['p90']:.3g}"
-
-
-def _tiny(value: float) -> str:
+def _tiny(value: float | None) -> str:
     return f"{value:.1e}" if value else "0"
 
 
@@ -283,8 +278,8 @@ def _size(count: int) -> str:
     return f"{count / 1000:,.0f} kB" if count < 1_000_000 else f"{count / 1e6:,.1f} MB"
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _named(text: str) -> str:

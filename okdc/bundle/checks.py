@@ -1,4 +1,4 @@
-"""What every check of an ONNX file asks, whatever its precision: is it sound in itself, for whom, and where. No torch.
+"""Checks of an ONNX file of any precision: its soundness, its classes, and the machine that ran it. No torch.
 
 Shapes: N images, K classes.
 """
@@ -15,8 +15,9 @@ import numpy.typing as npt
 import onnx
 import onnxruntime
 
+from okdc.bundle.artefacts import ClassChange, Processor
 from okdc.bundle.session import Floats, Images, Pixels, Session
-from okdc.runs import provenance as machine
+from okdc.runs import provenance
 
 BATCH = 64  # images that onnxruntime gets at a time
 PROBE = 135  # images of the batch and thread checks: 135 = 2·64 + 7 leaves a partial last batch at every size but 1
@@ -42,33 +43,31 @@ def probabilities_off(logits: Floats, probabilities: Floats) -> float:
 
 def probe(images: Images) -> Pixels:
     """The images of `invariance`: the first 135, repeated where there are fewer."""
-    found: Pixels = images[np.arange(PROBE) % len(images)]
-    return found
+    pixels: Pixels = images[np.arange(PROBE) % len(images)]
+    return pixels
 
 
 def invariance(model: bytes | Path, images: Pixels, batches: Sequence[int]) -> dict[str, float]:
     """max |d| of the logits at each batch size, and with two threads, against one image at a time."""
     session = Session(model)
     single, _ = session(images, 1)
-    found = {f"batch_{batch}": largest(session(images, batch)[0], single) for batch in batches}
-    found["2_threads"] = largest(Session(model, threads=2)(images, BATCH)[0], single)
-    return found
+    differences = {f"batch_{batch}": largest(session(images, batch)[0], single) for batch in batches}
+    differences["2_threads"] = largest(Session(model, threads=2)(images, BATCH)[0], single)
+    return differences
 
 
-def per_class(
-    classes: Sequence[str], labels: npt.NDArray[np.int64], before: Right, after: Right
-) -> list[dict[str, Any]]:
-    """What happens to the accuracy of each class that has images, in points."""
+def per_class(classes: Sequence[str], labels: npt.NDArray[np.int64], before: Right, after: Right) -> list[ClassChange]:
+    """The change of the accuracy of each class that has images, in points."""
     rows = []
     for c, name in enumerate(classes):
-        if count := int((of := labels == c).sum()):
-            change = 100 * float(after[of].mean() - before[of].mean())
-            rows.append({"class": name, "images": count, "change_pct": round(change, 4)})
+        if count := int((members := labels == c).sum()):
+            change = round(100 * float(after[members].mean() - before[members].mean()), 4)
+            rows.append(ClassChange.model_validate({"class": name, "images": count, "change_pct": change}))
     return rows
 
 
-def made_on() -> dict[str, Any]:
-    """With what, and on what, a report was made."""
+def machine() -> dict[str, Any]:
+    """The packages, platform and processor of a report."""
     return {
         "versions": {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
         "platform": platform.platform(),
@@ -76,9 +75,9 @@ def made_on() -> dict[str, Any]:
     }
 
 
-def processor() -> dict[str, Any]:
+def processor() -> Processor:
     """The processor's name, and its flags by which onnxruntime chooses kernels."""
-    return {"name": machine.processor()[0], "flags": machine.kernel_flags()}
+    return Processor(name=provenance.processor()[0], flags=provenance.kernel_flags())
 
 
 def number(value: Any) -> float | None:

@@ -14,8 +14,7 @@ from typing import Any
 
 import onnx
 
-from okdc.bundle.words import quoted
-from okdc.errors import CheckFailed
+from okdc.errors import CheckFailed, quoted
 
 LARGEST = 2**31 - 1  # bytes: no protobuf message is larger
 STANDARD = frozenset({"", "ai.onnx"})  # one domain, two spellings

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from okdc.runs.artefacts import StudentInfo
+
 # What a hub takes as `license` (github.com/huggingface/huggingface_hub/issues/4218); every other name is `other`.
 # fmt: off
 LICENSES = frozenset({
@@ -35,21 +37,21 @@ DATASETS = {
 
 
 def front_matter(
-    student: Mapping[str, Any],
+    student: StudentInfo,
     tags: Sequence[str],
     seed: int,
     accuracies: Mapping[str, float],
     images: tuple[int, str],
     licence: str | None,
 ) -> str:
-    """From `---` to `---`. `tags` are the method's, `accuracies` top-1 in % by file, `images` how many judged and of
-    which split.
+    """From `---` to `---`. `tags` are the method's, `accuracies` top-1 in % by file, `images` the number and split of
+    the images that judged.
     """
     count, split = images
-    dataset = student["dataset"]
+    dataset = student.dataset
     hub = DATASETS.get(dataset)
-    facts = {
-        **licence_facts(licence),
+    tables = {
+        **licence_of(licence),
         "library_name": "onnx",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "onnx", "onnxruntime", "okdc", *tags],
@@ -57,7 +59,7 @@ def front_matter(
         "metrics": ["accuracy"],
         "model-index": [
             {
-                "name": f"{student['architecture']} on {dataset} ({student['method']})",
+                "name": f"{student.architecture} on {dataset} ({student.method})",
                 "results": [
                     {
                         "task": {"type": "image-classification", "name": "Image classification"},
@@ -75,10 +77,10 @@ def front_matter(
             }
         ],
     }
-    return "\n".join(["---", *_lines(facts), "---"]) + "\n"
+    return "\n".join(["---", *_lines(tables), "---"]) + "\n"
 
 
-def licence_facts(licence: str | None) -> dict[str, str]:
+def licence_of(licence: str | None) -> dict[str, str]:
     """`license`, and `license_name` for one that a hub has no word for. None: nobody has stated one."""
     if licence is None:
         return {"license": "unknown"}
@@ -94,17 +96,17 @@ def _slug(text: str) -> str:
 
 def _lines(value: Mapping[str, Any] | Sequence[Any]) -> list[str]:
     """Block YAML of nested tables and lists whose keys are plain words."""
-    found = []
-    for key, one in value.items() if isinstance(value, Mapping) else (("-", one) for one in value):
+    lines = []
+    for key, inner in value.items() if isinstance(value, Mapping) else (("-", item) for item in value):
         head = key if key == "-" else f"{key}:"
-        if not isinstance(one, (Mapping, list)):
-            found.append(f"{head} {scalar(one)}")
+        if not isinstance(inner, (Mapping, list)):
+            lines.append(f"{head} {scalar(inner)}")
         elif head == "-":
-            first, *rest = _lines(one)
-            found += [f"- {first}", *(f"  {line}" for line in rest)]
+            first, *rest = _lines(inner)
+            lines += [f"- {first}", *(f"  {line}" for line in rest)]
         else:
-            found += [head, *(f"  {line}" for line in _lines(one))]
-    return found
+            lines += [head, *(f"  {line}" for line in _lines(inner))]
+    return lines
 
 
 def scalar(value: str | float) -> str:

@@ -1,9 +1,9 @@
-"""The bundle on disk: what is in it, and how it comes into place whole or not at all. No torch.
+"""The bundle on disk: its files, which come into place whole or not at all. No torch.
 
     bundle/  model.onnx  [model.int8.onnx]  [model.fp16.onnx]  manifest.json  parity.json  profile.json  README.md
              infer.py  sample/
 
-export/README.md is the contract between these files and whoever reads them.
+export/README.md is the contract between these files and their readers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from okdc import __version__
+from okdc.bundle.artefacts import Content, Manifest, Parity
 from okdc.errors import CheckFailed, RunError
+from okdc.runs import artefacts
+from okdc.runs.artefacts import Preprocessing
 from okdc.runs.files import write, write_json, writing
 
 MANIFEST, PARITY, PROFILE, CARD, CLIENT = "manifest.json", "parity.json", "profile.json", "README.md", "infer.py"
@@ -53,13 +54,13 @@ def building(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole(out: Path, is_one: Callable[[Path], bool], what: str) -> Iterator[Path]:
-    """A folder to build in, moved to `out` at the end: what is there is whole, the old or the new.
+def whole(out: Path, is_kind: Callable[[Path], bool], kind: str) -> Iterator[Path]:
+    """A folder to build in, moved to `out` at the end: `out` is always whole, the old or the new.
 
-    Raises RunError where `out` holds something that is no `what`, DiskError where nothing can be written.
+    Raises RunError where `out` holds something that is no `kind`, DiskError where nothing can be written.
     """
-    if out.exists() and not (out.is_dir() and (is_one(out) or not any(out.iterdir()))):
-        raise RunError(f"{out} is there and is no {what}", hint="choose another -o")
+    if out.exists() and not (out.is_dir() and (is_kind(out) or not any(out.iterdir()))):
+        raise RunError(f"{out} exists and is no {kind}", hint="choose another -o")
     aside = out.with_name(f".{out.name}.new")
     with writing(out):
         shutil.rmtree(aside, ignore_errors=True)
@@ -88,7 +89,7 @@ def _move(aside: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def set_aside(out: Path, models: Mapping[str, bytes], parity: dict[str, Any]) -> Path:
+def set_aside(out: Path, models: Mapping[str, bytes], parity: Parity) -> Path:
     """Models, by precision, that failed their gate while the float32 bundle stands: kept beside it, named so."""
     folder = rejected(out)
     with writing(folder):
@@ -96,7 +97,7 @@ def set_aside(out: Path, models: Mapping[str, bytes], parity: dict[str, Any]) ->
         folder.mkdir(parents=True)
     for precision, blob in models.items():
         write_model(folder, precision, blob)
-    write_json(folder / PARITY, parity)
+    artefacts.write(folder / PARITY, parity)
     return folder
 
 
@@ -128,54 +129,20 @@ def write_samples(
     write_json(folder / EXPECTED, {"schema": SCHEMA, "cases": cases, "models": models})
 
 
-def write_manifest(
-    folder: Path,
-    student: dict[str, Any],
-    recipe: dict[str, Any],
-    top1_pct: Mapping[str, float],
-    opset: int,
-    judged: dict[str, Any],
-    origin: dict[str, Any],
-) -> None:
-    """manifest.json, the last file of a bundle and the contract of all others.
-
-    `top1_pct` is by precision, of the models that passed; `recipe` has no local path in it; `judged` says on which
-    images (split, images, sha256, part, rows), `origin` what the student was made with and what it costs.
-    """
-    rule = student["preprocessing"]
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    facts = {
-        "schema": SCHEMA,
-        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "okdc": __version__,
-        "models": {name: {"file": MODELS[name], "top1_pct": value} for name, value in top1_pct.items()},
-        "opset": opset,
-        "architecture": student["architecture"],
-        "labels": student["classes"],
-        "input": {"name": "image", **input_facts(rule)},
-        "normalisation": {"in_graph": True, "mean": rule["mean"], "std": rule["std"]},
-        "outputs": {"logits": "float32 NK", "probabilities": "float32 NK, softmax of the logits"},
-        "accuracy": {"split": judged["split"], "images": judged["images"], "seed": recipe["seed"], "runs": 1},
-        "judged_on": {key: judged[key] for key in ("sha256", "part", "rows")},
-        "method": student["method"],
-        "student": student["student"],
-        "dataset": student["dataset"],
-        **origin,
-        "weights_sha256": student["weights_sha256"],
-        "recipe_sha256": student["recipe_sha256"],
-        "recipe": recipe,
-        "files": {path.relative_to(folder).as_posix(): _facts(path) for path in files},
-    }
-    write_json(folder / MANIFEST, facts)
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """manifest.json, the last file of a bundle, with the hashes of all others."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {path.relative_to(folder).as_posix(): _content(path) for path in paths}
+    artefacts.write(folder / MANIFEST, manifest.model_copy(update={"files": files}))
 
 
-def input_facts(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
-    """What an image has to become: the same words in the manifest and in the model's own metadata."""
-    size = preprocessing["size"]
-    facts = {"layout": "NHWC", "dtype": "uint8", "colour": "RGB", "height": size, "width": size}
-    return facts | {key: preprocessing[key] for key in ("shorter_side", "resize") if key in preprocessing}
+def input_of(rule: Preprocessing) -> dict[str, Any]:
+    """The model's input: the same words in the manifest and in the model's own metadata."""
+    shorter = {} if rule.shorter_side is None else {"shorter_side": rule.shorter_side}
+    size = {"height": rule.size, "width": rule.size}
+    return {"layout": "NHWC", "dtype": "uint8", "colour": "RGB", **size, **shorter, "resize": rule.resize}
 
 
-def _facts(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> Content:
     content = path.read_bytes()
-    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    return Content(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))

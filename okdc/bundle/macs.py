@@ -10,8 +10,7 @@ import math
 import onnx
 
 from okdc.bundle.structure import INPUT
-from okdc.bundle.words import first_line
-from okdc.errors import CheckFailed
+from okdc.errors import CheckFailed, first_line
 
 Shape = tuple[int, ...]
 

@@ -8,53 +8,50 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from okdc.bundle.artefacts import Parity
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.checks import BATCH, FLOOR, largest, number, probabilities_off
 from okdc.bundle.layout import EXPECTED, INT8, PARITY, SAMPLE
 from okdc.bundle.session import Pixels, Session, answers
 from okdc.data import images as image_files
 from okdc.errors import CheckFailed
+from okdc.runs.artefacts import Artefact, Finite, Index, NotNegative, Tuple
 from okdc.runs.provenance import processor
 
 MOST_CASES = BATCH  # which are decoded and answered at once
 
 
-class _Case(BaseModel):
-    model_config = ConfigDict(strict=True)
-    image: str
-    label: Annotated[int, Field(ge=0)]
+class Case(Artefact):
+    image: str  # a file in sample/
+    label: Index
 
 
-class _Wanted(BaseModel):
-    model_config = ConfigDict(strict=True)
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    logits: list[list[Annotated[float, Field(allow_inf_nan=False)]]]
+class Answers(Artefact):
+    tolerance: NotNegative
+    logits: Tuple[Tuple[Finite]]  # NK
 
 
-class Expected(BaseModel):
-    model_config = ConfigDict(strict=True)
-    cases: Annotated[list[_Case], Field(min_length=1, max_length=MOST_CASES)]
-    models: dict[str, _Wanted]
+class Expected(Artefact):
+    """sample/expected.json."""
+
+    cases: Annotated[Tuple[Case], Field(min_length=1, max_length=MOST_CASES)]
+    models: dict[str, Answers]  # by precision
 
 
 def expected(bundle: Bundle) -> Expected:
     """sample/expected.json, whole: logits of every case for every model. Raises CheckFailed."""
-    try:
-        found = Expected.model_validate(bundle.parsed(EXPECTED))
-    except ValidationError as error:
-        first = error.errors()[0]
-        told = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:200]
-        raise CheckFailed("samples", f"{bundle.folder / EXPECTED} is damaged: {told}") from None
+    path = bundle.folder / EXPECTED
+    content = bundle.read(EXPECTED, Expected, "samples")
     for precision in bundle.precisions:
-        wanted = found.models.get(precision)
-        shape = {len(row) for row in wanted.logits} if wanted else set()
-        if wanted is None or len(wanted.logits) != len(found.cases) or shape != {len(bundle.labels)}:
-            raise CheckFailed("samples", f"{bundle.folder / EXPECTED}: no logits of every case for {precision}")
-    if any(case.label >= len(bundle.labels) for case in found.cases):
-        raise CheckFailed("samples", f"{bundle.folder / EXPECTED}: a label that no class has")
-    return found
+        model = content.models.get(precision)
+        shape = {len(row) for row in model.logits} if model else set()
+        if model is None or len(model.logits) != len(content.cases) or shape != {len(bundle.labels)}:
+            raise CheckFailed("samples", f"{path}: no logits of every case for {precision}")
+    if any(case.label >= len(bundle.labels) for case in content.cases):
+        raise CheckFailed("samples", f"{path}: a label that no class has")
+    return content
 
 
 def pixels(bundle: Bundle, cases: Expected) -> Pixels:
@@ -68,23 +65,26 @@ def _decoded(bundle: Bundle, name: str) -> Pixels:
         with image_files.wary():
             return bundle.pixels(content)
     except Exception as error:
-        told = image_files.damage(error)
-        raise CheckFailed("samples", f"{bundle.folder / SAMPLE / name}: no whole image: {told}") from None
+        reason = image_files.damage(error)
+        raise CheckFailed("samples", f"{bundle.folder / SAMPLE / name}: no whole image: {reason}") from None
 
 
 def compare(
-    bundle: Bundle, precision: str, session: Session, images: Pixels, cases: Expected, told: dict[str, Any]
+    bundle: Bundle, precision: str, session: Session, images: Pixels, cases: Expected, row: dict[str, Any]
 ) -> None:
-    """What one model gives for the cases, into `told`, and against what it should. Raises CheckFailed."""
+    """Write the difference of one model's answers to the cases into its `row` of a report.
+
+    Raises CheckFailed where it is larger than the case's tolerance, or the probabilities are not those of the logits.
+    """
     wanted = cases.models[precision]
     logits, probabilities = answers(session, images, len(bundle.labels))
-    found = largest(logits, np.asarray(wanted.logits))
-    told["samples"] = {"cases": len(images), "max_abs": number(found), "allowed": wanted.tolerance}
-    path = bundle.folder / bundle.manifest["models"][precision]["file"]
-    if found > wanted.tolerance:
+    difference = largest(logits, np.asarray(wanted.logits))
+    row["samples"] = {"cases": len(images), "max_abs": number(difference), "allowed": wanted.tolerance}
+    path = bundle.folder / bundle.manifest.models[precision].file
+    if difference > wanted.tolerance:
         raise CheckFailed(
             "samples",
-            f"{path}: logits of its own cases differ by {found:.1e}, allowed {wanted.tolerance:.1e}",
+            f"{path}: logits of its own cases differ by {difference:.1e}, allowed {wanted.tolerance:.1e}",
             hint=likely(bundle, precision),
         )
     if (off := probabilities_off(logits, probabilities)) > FLOOR:
@@ -92,14 +92,14 @@ def compare(
 
 
 def likely(bundle: Bundle, precision: str) -> str:
-    """Why a file that is whole answers otherwise."""
-    here = f"this processor ({processor()[0]}) computes otherwise than the one that made the bundle"
+    """The likely reason why a file that is whole answers otherwise."""
+    reason = f"this processor ({processor()[0]}) computes otherwise than the one that made the bundle"
     if precision != INT8:
-        return f"{here}, or the bundle's own record was changed"
+        return f"{reason}, or the bundle's own record was changed"
     try:
-        full_range = bundle.parsed(PARITY)[INT8]["full_range"] is True
-    except (CheckFailed, LookupError, TypeError):  # whatever stands there, it is only for the hint
-        full_range = False
-    if full_range:
-        return f"{here}: int8 made with --full-range overflows on x86 without VNNI; export again without --full-range"
-    return f"{here}: int8 kernels differ between processors; --model float32 does not depend on them"
+        report = bundle.read(PARITY, Parity).int8
+    except CheckFailed:  # it has its own failure; here it is only for the hint
+        report = None
+    if report and report.full_range:
+        return f"{reason}: int8 made with --full-range overflows on x86 without VNNI; export again without --full-range"
+    return f"{reason}: int8 kernels differ between processors; --model float32 does not depend on them"

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
-from okdc.bundle.words import first_line
-from okdc.errors import CheckFailed
+from okdc.errors import CheckFailed, first_line
 
 Floats = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]

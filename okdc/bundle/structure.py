@@ -1,6 +1,6 @@
-"""What the ONNX file of a bundle has to look like: checked where it is made and wherever it is used. No torch.
+"""The structure of a bundle's ONNX file: checked after the export and before every use. No torch.
 
-What the exporter gets wrong on some models without a word: a specialised batch axis
+The exporter gets this wrong on some models without an error: a specialised batch axis
 (github.com/pytorch/pytorch/issues/157621), another opset than was asked for, shape arithmetic that channels_last leaks
 into the graph, local paths in metadata (github.com/pytorch/pytorch/issues/108179).
 """
@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import onnx
 
 from okdc import __version__
-from okdc.bundle.layout import INT8, MOST_BYTES, input_facts
-from okdc.bundle.words import first_line, quoted
-from okdc.errors import CheckFailed
+from okdc.bundle.artefacts import Manifest
+from okdc.bundle.layout import INT8, MOST_BYTES, input_of
+from okdc.errors import CheckFailed, first_line, quoted
+from okdc.runs.artefacts import StudentInfo
 
 OPSET = 18
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
 
-# What a feed-forward image classifier is made of. Shape, Range, Gather, Expand and the like mean that a size was
+# The operators of a feed-forward image classifier. Shape, Range, Gather, Expand and the like mean that a size was
 # computed in the graph: a channels_last tensor reached a reshape, or the batch size entered the arithmetic.
 # fmt: off
 OPERATORS = frozenset({
@@ -37,21 +37,21 @@ NAMED = 10  # operators in a message
 QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
-def properties(facts: Mapping[str, Any]) -> dict[str, str]:
-    """metadata_props, sorted: what a client needs that opens the file alone. No time and no path: the bytes repeat."""
-    rule = facts["preprocessing"]
+def properties(info: StudentInfo) -> dict[str, str]:
+    """metadata_props, sorted, for a client that opens the file alone. No time and no path: the bytes repeat."""
+    rule = info.preprocessing
     props = {
         "okdc.schema": "1",
         "okdc.version": __version__,
-        "okdc.architecture": facts["architecture"],
-        "okdc.method": facts["method"],
-        "okdc.dataset": facts["dataset"],
-        "okdc.labels": json.dumps(facts["classes"], ensure_ascii=False),
-        "okdc.input": json.dumps(input_facts(rule)),
-        "okdc.mean": json.dumps(rule["mean"]),
-        "okdc.std": json.dumps(rule["std"]),
-        "okdc.recipe_sha256": facts["recipe_sha256"],
-        "okdc.weights_sha256": facts["weights_sha256"],
+        "okdc.architecture": info.architecture,
+        "okdc.method": info.method,
+        "okdc.dataset": info.dataset,
+        "okdc.labels": json.dumps(info.classes, ensure_ascii=False),
+        "okdc.input": json.dumps(input_of(rule)),
+        "okdc.mean": json.dumps(rule.mean),
+        "okdc.std": json.dumps(rule.std),
+        "okdc.recipe_sha256": info.recipe_sha256,
+        "okdc.weights_sha256": info.weights_sha256,
         # ONNX's own keys for images (onnx, docs/MetadataProps.md)
         "Image.BitmapPixelFormat": "Rgb8",
         "Image.ColorSpaceGamma": "SRGB",
@@ -60,7 +60,7 @@ def properties(facts: Mapping[str, Any]) -> dict[str, str]:
     return dict(sorted(props.items()))
 
 
-def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
+def check_structure(blob: bytes, info: StudentInfo) -> onnx.ModelProto:
     """The file is whole, self-contained and says what it should. Raises CheckFailed; returns the parsed model."""
     try:
         model = onnx.load_model_from_string(blob)
@@ -68,7 +68,7 @@ def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
         raise CheckFailed("structure", f"the file is no valid ONNX model: {first_line(error)}") from None
     _check_valid(model)
     _check_opset(model, OPSET)
-    _check_interface(model.graph, facts["preprocessing"]["size"], len(facts["classes"]))
+    _check_interface(model.graph, info.preprocessing.size, len(info.classes))
     _check_operators(model, OPERATORS)
     if _unfolded(model.graph):
         raise CheckFailed(
@@ -78,33 +78,34 @@ def check_structure(blob: bytes, facts: Mapping[str, Any]) -> onnx.ModelProto:
     for trace in ("site-packages", "stack_trace", str(Path.cwd()), str(Path.home())):
         if len(trace) > 1 and trace.encode() in text:
             raise CheckFailed("structure", f"a trace of this machine is in the file: {trace}")
-    expected, found = properties(facts), {entry.key: entry.value for entry in model.metadata_props}
-    wrong = [key for key in expected if found.get(key) != expected[key]]
+    expected, metadata = properties(info), {entry.key: entry.value for entry in model.metadata_props}
+    wrong = [key for key in expected if metadata.get(key) != expected[key]]
     if wrong:
         raise CheckFailed(
             "structure",
-            f"metadata {wrong[0]}: expected {expected[wrong[0]]}, found {found.get(wrong[0], 'nothing')}",
+            f"metadata {wrong[0]}: expected {expected[wrong[0]]}, found {metadata.get(wrong[0], 'nothing')}",
             hint="labels in another order name every prediction wrongly" if wrong[0] == "okdc.labels" else "",
         )
     return model
 
 
-def check_against(model: onnx.ModelProto, manifest: Mapping[str, Any], precision: str) -> None:
-    """A model that somebody handed over, and `okdc.bundle.foreign` let pass, is what its manifest says, or CheckFailed.
+def check_against(model: onnx.ModelProto, manifest: Manifest, precision: str) -> None:
+    """Raises CheckFailed where a stranger's model, which `okdc.bundle.foreign` has passed, differs from its manifest.
 
     Labels, input, mean and deviation stand in the file and in the manifest, and clients believe either.
     """
     _check_operators(model, OPERATORS | QUANTISED if precision == INT8 else OPERATORS)
-    _check_opset(model, manifest["opset"])
-    _check_interface(model.graph, manifest["input"]["height"], len(manifest["labels"]))
+    _check_opset(model, manifest.opset)
+    _check_interface(model.graph, manifest.input.height, len(manifest.labels))
     _check_valid(model)
-    spec, colours = {k: v for k, v in manifest["input"].items() if k != "name"}, manifest["normalisation"]
-    expected = {"labels": manifest["labels"], "input": spec, "mean": colours["mean"], "std": colours["std"]}
+    spec, colours = manifest.input.to_json(), manifest.normalisation
+    del spec["name"]
+    expected = {"labels": list(manifest.labels), "input": spec, "mean": list(colours.mean), "std": list(colours.std)}
     plain = ("architecture", "method", "dataset", "recipe_sha256", "weights_sha256")
-    expected |= {key: manifest.get(key) for key in plain}
-    found = {entry.key: entry.value for entry in model.metadata_props}
+    expected |= {key: getattr(manifest, key) for key in plain}
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
     for key, value in expected.items():
-        text = found.get(f"okdc.{key}")
+        text = metadata.get(f"okdc.{key}")
         if (text if key in plain else _parsed(text)) != value:
             raise CheckFailed(
                 "structure",
@@ -121,7 +122,7 @@ def _check_valid(model: onnx.ModelProto) -> None:
 
 
 def _parsed(text: str | None) -> Any:
-    """None for what no manifest can say."""
+    """The JSON in a property; None where it is none, or larger than any manifest."""
     try:
         return json.loads(text) if text and len(text) <= MOST_BYTES else None
     except (ValueError, RecursionError):
@@ -129,7 +130,7 @@ def _parsed(text: str | None) -> Any:
 
 
 def _named(word: str | bytes) -> str:
-    """A word of the file, which is its maker's; protobuf gives bytes where it is no text."""
+    """A word of a stranger's file; protobuf gives bytes where it is no text."""
     return word if isinstance(word, str) and word.isidentifier() else quoted(word)
 
 
@@ -139,12 +140,12 @@ def _check_opset(model: onnx.ModelProto, opset: int) -> None:
         raise CheckFailed("opset", f"opset {opset} was asked for, the file has {quoted(opsets)}")
 
 
-def _check_operators(model: onnx.ModelProto, known: frozenset[str]) -> None:
+def _check_operators(model: onnx.ModelProto, expected: frozenset[str]) -> None:
     if model.functions:
         raise CheckFailed(
             "structure", f"the file holds {len(model.functions)} local functions; expected plain operators"
         )
-    strange = sorted(map(_named, {node.op_type for node in model.graph.node} - known))
+    strange = sorted(map(_named, {node.op_type for node in model.graph.node} - expected))
     if strange:
         raise CheckFailed(
             "structure",
@@ -154,9 +155,9 @@ def _check_operators(model: onnx.ModelProto, known: frozenset[str]) -> None:
 
 
 def _check_interface(graph: onnx.GraphProto, size: int, classes: int) -> None:
-    """Names, types and sizes of what goes in and comes out; the batch axis is looked at by itself."""
+    """Names, types and sizes of inputs and outputs; the batch axis is checked by itself."""
     kinds = {onnx.TensorProto.UINT8: "uint8", onnx.TensorProto.FLOAT: "float32"}
-    found = [
+    actual = [
         (v.name, kinds.get(v.type.tensor_type.elem_type, "?"), [d.dim_value for d in v.type.tensor_type.shape.dim][1:])
         for v in (*graph.input, *graph.output)
     ]
@@ -165,8 +166,8 @@ def _check_interface(graph: onnx.GraphProto, size: int, classes: int) -> None:
         (LOGITS, "float32", [classes]),
         (PROBABILITIES, "float32", [classes]),
     ]
-    if found != expected:
-        raise CheckFailed("structure", f"the graph takes and gives {quoted(found)}; expected {expected}")
+    if actual != expected:
+        raise CheckFailed("structure", f"the graph takes and gives {quoted(actual)}; expected {expected}")
     for value in (*graph.input, *graph.output):
         batch = value.type.tensor_type.shape.dim[0]
         if batch.dim_param != "batch":

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from okdc.bundle.artefacts import JudgedOn
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.checks import BATCH
 from okdc.bundle.layout import MANIFEST
 from okdc.bundle.session import Images, Pixels, parts
-from okdc.bundle.words import quoted
 from okdc.data import images as image_files
 from okdc.data import published
 from okdc.data.ondemand import OnDemand
-from okdc.errors import CheckFailed, DataError
+from okdc.errors import CheckFailed, DataError, quoted
 from okdc.recipe.schema import DATASETS, ROOTS
 
 DIGITS = "digits"  # the data set that everybody has
@@ -69,7 +68,7 @@ class NotHereError(Exception):
 
 def data_set(bundle: Bundle) -> object:
     """`data.name` of the recipe, whatever stands there."""
-    data = bundle.manifest["recipe"].get("data")
+    data = bundle.manifest.recipe.get("data")
     return data.get("name") if isinstance(data, dict) else None
 
 
@@ -79,7 +78,7 @@ def find(bundle: Bundle, data_root: str | None) -> Judged:
 
     Files are decoded as they are asked for. Raises NotHereError where there are none, DataError for other ones.
     """
-    name, judged = data_set(bundle), bundle.manifest["judged_on"]
+    name, judged = data_set(bundle), bundle.manifest.judged_on
     if name == DIGITS:
         return _chosen(published.DIGITS, *published.digits(), judged)
     if isinstance(name, str) and ":" in name:
@@ -94,17 +93,17 @@ def find(bundle: Bundle, data_root: str | None) -> Judged:
             raise DataError(f"--data-root: expected a folder of images at {Path(data_root).absolute()}, found none")
         raise NotHereError("no images; --data-root DIR")
     if name in published.CIFAR:
-        part = judged["part"]
+        part = judged.part
         if part not in published.CIFAR[name].parts:
             raise DataError(f"{name} has no split {part!r}")
         return _chosen(*published.cifar(name, root, part), judged)
     return _files(bundle, root, judged)
 
 
-def _files(bundle: Bundle, root: Path, judged: dict[str, Any]) -> Judged:
+def _files(bundle: Bundle, root: Path, judged: JudgedOn) -> Judged:
     """Of a tree of image files, the part and the places in it."""
     listed = image_files.listing(root)
-    part, rows = judged["part"], judged["rows"]
+    part, rows = judged.part, judged.rows
     if part not in listed.splits:
         raise DataError(f"{root} has no split {part!r}, there is: {', '.join(listed.splits)}")
     there = listed.splits[part]
@@ -113,15 +112,15 @@ def _files(bundle: Bundle, root: Path, judged: dict[str, Any]) -> Judged:
     return Judged(listed.classes, files, np.asarray([listed.labels[i] for i in wanted], np.int64))
 
 
-def _chosen(classes: tuple[str, ...], pixels: Pixels, labels: Labels, judged: dict[str, Any]) -> Judged:
-    rows = judged["rows"]
+def _chosen(classes: tuple[str, ...], pixels: Pixels, labels: Labels, judged: JudgedOn) -> Judged:
+    rows = judged.rows
     if rows is not None:
-        rows = _within(rows, len(labels), judged["part"])
-        pixels, labels = pixels[rows], labels[rows]
+        places = list(_within(rows, len(labels), judged.part))
+        pixels, labels = pixels[places], labels[places]
     return Judged(classes, pixels, labels)
 
 
-def _within(rows: list[int], count: int, part: str) -> list[int]:
+def _within(rows: Sequence[int], count: int, part: str) -> Sequence[int]:
     if rows and max(rows) >= count:
         raise DataError(f"the bundle was judged on image {max(rows):,} of {part!r}, there are {count:,} of them")
     return rows
@@ -136,7 +135,7 @@ def proven(bundle: Bundle, found: Judged) -> Iterator[tuple[Pixels, Labels]]:
 
     Raises DataError, after the last batch at the latest, where they are not the images that judged the bundle.
     """
-    count, where = bundle.manifest["accuracy"]["images"], bundle.folder
+    count, where = bundle.manifest.accuracy.images, bundle.folder
     if len(found.labels) != count:
         raise DataError(f"{where} was judged on {count:,} images, here are {len(found.labels):,}")
     proof = Digest()
@@ -144,7 +143,7 @@ def proven(bundle: Bundle, found: Judged) -> Iterator[tuple[Pixels, Labels]]:
         start = proof.count
         proof.add(pixels)
         yield pixels, found.labels[start : proof.count]
-    expected = bundle.manifest["judged_on"]["sha256"]
+    expected = bundle.manifest.judged_on.sha256
     if (sha256 := proof.of(found.labels)) != expected:
         raise DataError(
             f"the images are not those of {where}: pixels or labels {sha256[:12]}, expected {expected[:12]}",

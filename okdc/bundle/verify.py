@@ -1,6 +1,6 @@
-"""`okdc verify`: is a bundle what it says, and does it do on this processor what it did where it was made? No torch.
+"""`okdc verify`: whether a bundle is as it states, on this processor as where it was made. No torch.
 
-Everything is looked at before anything is said: files, models, the bundle's own cases, accuracy.
+Every check is made before the first failure is reported: files, models, the bundle's own cases, accuracy.
 
 Shapes: N images, K classes.
 """
@@ -15,10 +15,10 @@ from typing import Any
 
 import onnxruntime
 
-from okdc.bundle import samples
-from okdc.bundle import test_images as judged
+from okdc.bundle import samples, test_images
+from okdc.bundle.artefacts import Parity, Profile
 from okdc.bundle.bundle import Bundle
-from okdc.bundle.layout import MANIFEST
+from okdc.bundle.layout import MANIFEST, PARITY, PROFILE
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import SAME_PCT, Judged, NotHereError
 from okdc.errors import CheckFailed, DataError
@@ -34,7 +34,8 @@ Sessions = dict[str, Session]  # by precision
 def verify(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any]:
     """The report that `okdc verify --json` prints. `passed` is false where anything differs; `check` raises then.
 
-    Raises RunError for what is no bundle, DataError where `data_root` does not hold the images that it was judged on.
+    Raises RunError for a folder that is no bundle, DataError where `data_root` does not hold the images
+    that judged it.
     """
     bundle = Bundle.open(folder)
     failures: list[CheckFailed] = []
@@ -44,20 +45,20 @@ def verify(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any
         tell.note(f"not named by the manifest, not looked at: {', '.join(unnamed[:NAMED])}{more}")
     sessions, models = _opened(bundle, failures)
     _samples(bundle, sessions, models, failures)
-    untold = _accuracy(bundle, sessions, models, data_root, tell, failures)
-    if untold:
-        tell.note(f"accuracy: not checked: {untold}")
+    reason = _accuracy(bundle, sessions, models, data_root, tell, failures)
+    if reason:
+        tell.note(f"accuracy: not checked: {reason}")
     return {
         "schema": 1,
         "bundle": str(folder),
         "passed": not failures,
         "failures": [{"check": e.kind, "message": e.message, "hint": e.hint} for e in failures],
-        "files": len(bundle.manifest["files"]),
+        "files": len(bundle.manifest.files),
         "unnamed_files": unnamed,
-        "architecture": bundle.manifest["architecture"],
-        "split": bundle.manifest["accuracy"]["split"],
+        "architecture": bundle.manifest.architecture,
+        "split": bundle.manifest.accuracy.split,
         "models": models,
-        "accuracy_not_checked": untold,
+        "accuracy_not_checked": reason,
         "processor": processor()[0],
         "versions": {"onnxruntime": onnxruntime.__version__},
     }
@@ -77,7 +78,7 @@ def _noting(failures: list[CheckFailed]) -> Iterator[None]:
     try:
         yield
     except CheckFailed as error:
-        if error.message not in [known.message for known in failures]:
+        if error.message not in [failure.message for failure in failures]:
             failures.append(error)
 
 
@@ -86,20 +87,24 @@ def _noting(failures: list[CheckFailed]) -> Iterator[None]:
 
 
 def _files(bundle: Bundle, failures: list[CheckFailed]) -> list[str]:
-    """Hashes and sizes; returns what else lies in the folder."""
-    names = bundle.manifest["files"]
+    """Hashes and sizes, and the types in parity.json and profile.json; returns the other files of the folder."""
+    names = bundle.manifest.files
     for name in names:
         with _noting(failures):
             bundle.content(name)
-    there = []
+    for name, model in (PARITY, Parity), (PROFILE, Profile):
+        if name in names:
+            with _noting(failures):
+                bundle.read(name, model)
+    paths = []
     for folder, folders, files in os.walk(bundle.folder):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]  # which are not followed
-        there += [(Path(folder) / name).relative_to(bundle.folder).as_posix() for name in files + links]
-    return sorted(ascii(name)[1:-1] for name in set(there) - set(names) - {MANIFEST})
+        paths += [(Path(folder) / name).relative_to(bundle.folder).as_posix() for name in files + links]
+    return sorted(ascii(name)[1:-1] for name in set(paths) - set(names) - {MANIFEST})
 
 
 def _opened(bundle: Bundle, failures: list[CheckFailed]) -> tuple[Sessions, dict[str, dict[str, Any]]]:
-    """A session for each model that is what it should be, and the report's part on each model."""
+    """A session for each model that is as the manifest states, and the report's row on each model."""
     sessions: Sessions = {}
     models: dict[str, dict[str, Any]] = {}
     for precision in bundle.precisions:
@@ -109,7 +114,7 @@ def _opened(bundle: Bundle, failures: list[CheckFailed]) -> tuple[Sessions, dict
             "structure": precision in sessions,
             "samples": None,
             "top1_pct": None,
-            "recorded_top1_pct": bundle.manifest["models"][precision]["top1_pct"],
+            "recorded_top1_pct": bundle.manifest.models[precision].top1_pct,
             "images": None,
         }
     return sessions, models
@@ -138,20 +143,20 @@ def _accuracy(
     tell: Progress,
     failures: list[CheckFailed],
 ) -> str | None:
-    """Every model on the images that judged it; why not, where that cannot be done."""
+    """Every model on the images that judged it. Returns the reason where that cannot be done."""
     if not sessions:
         return "no model can be run"
-    everywhere = judged.data_set(bundle) == judged.DIGITS  # no folder can be a wrong one
+    everywhere = test_images.data_set(bundle) == test_images.DIGITS  # no folder can be a wrong one
     try:
-        _judge(bundle, sessions, models, judged.find(bundle, data_root), tell, failures)
+        _judge(bundle, sessions, models, test_images.find(bundle, data_root), tell, failures)
     except NotHereError as error:
         return str(error)
     except DataError as error:
         if everywhere:
             failures.append(CheckFailed("images", error.message, hint=error.hint))
         elif data_root is not None:
-            told = [f"{failure.kind}: {failure.message}" for failure in failures]
-            raise DataError(error.message, hint=error.hint, details=(*error.details, *told)) from None
+            lines = [f"{failure.kind}: {failure.message}" for failure in failures]
+            raise DataError(error.message, hint=error.hint, details=(*error.details, *lines)) from None
         return error.message
     return None
 
@@ -160,15 +165,15 @@ def _judge(
     bundle: Bundle,
     sessions: Sessions,
     models: dict[str, dict[str, Any]],
-    found: Judged,
+    judging: Judged,
     tell: Progress,
     failures: list[CheckFailed],
 ) -> None:
-    """One pass over the images, which are decoded once. Raises DataError where they are not those of the bundle."""
-    count, where, done = bundle.manifest["accuracy"]["images"], bundle.folder, 0
+    """One pass over the images, each decoded once. Raises DataError where they are not those of the bundle."""
+    count, where, done = bundle.manifest.accuracy.images, bundle.folder, 0
     right, running = dict.fromkeys(sessions, 0), dict(sessions)
     with tell.reading() as progress:
-        for pixels, labels in judged.proven(bundle, found):
+        for pixels, labels in test_images.proven(bundle, judging):
             for precision, session in list(running.items()):
                 with _noting(failures):
                     del running[precision]  # a model that fails once is not asked again
@@ -177,12 +182,12 @@ def _judge(
                     running[precision] = session
             progress(done := done + len(pixels), count)
     with _noting(failures):
-        judged.check_labels(bundle, found)
+        test_images.check_labels(bundle, judging)
     for precision in running:
         top1_pct = round(100 * right[precision] / count, 4)
         models[precision] |= {"top1_pct": top1_pct, "images": count}
         recorded = models[precision]["recorded_top1_pct"]
         if abs(top1_pct - recorded) > SAME_PCT:
-            name = bundle.manifest["models"][precision]["file"]
-            told = f"{where / name}: {top1_pct:.2f} % of {count:,} images here, {recorded:.2f} % recorded"
-            failures.append(CheckFailed("accuracy", told, hint=samples.likely(bundle, precision)))
+            name = bundle.manifest.models[precision].file
+            message = f"{where / name}: {top1_pct:.2f} % of {count:,} images here, {recorded:.2f} % recorded"
+            failures.append(CheckFailed("accuracy", message, hint=samples.likely(bundle, precision)))

@@ -12,7 +12,8 @@ from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import MANIFEST, whole
 from okdc.errors import UsageError
 from okdc.recipe import catalog
-from okdc.runs.files import write, write_json, writing
+from okdc.runs import artefacts
+from okdc.runs.files import write, writing
 
 PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -24,7 +25,7 @@ def lay(bundle: Path, out: Path, runtime: Path | None = None) -> Path:
 
     `runtime` is the folder of onnxruntime-web's files, or the package they are in; None: node_modules of the working
     directory, of the runners' folder or of one above. Returns `out`. Raises UsageError where there is no runtime,
-    RunError where `bundle` is none or `out` holds something else, CheckFailed where a file is not the manifest's,
+    RunError where `bundle` is no bundle or `out` holds something else, CheckFailed where a file is not the manifest's,
     DiskError where nothing can be written.
     """
     opened, files = Bundle.open(bundle), find_runtime(runtime)
@@ -35,10 +36,10 @@ def lay(bundle: Path, out: Path, runtime: Path | None = None) -> Path:
             shutil.copyfile(catalog.folder("export") / "web" / name, aside / name)
         for name in RUNTIME:
             shutil.copyfile(files / name, aside / "ort" / name)
-        for name in opened.manifest["files"]:
+        for name in opened.manifest.files:
             (aside / "bundle" / name).parent.mkdir(parents=True, exist_ok=True)
             write(aside / "bundle" / name, opened.content(name))
-        write_json(aside / "bundle" / MANIFEST, opened.manifest)  # what was checked, not what may lie there by now
+        artefacts.write(aside / "bundle" / MANIFEST, opened.manifest)  # as checked: the file may be another by now
     return out
 
 
@@ -46,16 +47,16 @@ def _is_page(folder: Path) -> bool:
     return (folder / PAGE[0]).is_file() and (folder / "bundle" / MANIFEST).is_file()
 
 
-def find_runtime(given: Path | None) -> Path:
+def find_runtime(named: Path | None) -> Path:
     """The folder of onnxruntime-web's files. Raises UsageError where there is none."""
     package = Path("node_modules") / "onnxruntime-web"
-    if given is not None:
-        places = [given, given / "dist", given / "onnxruntime-web" / "dist", given / package / "dist"]
+    if named is not None:
+        places = [named, named / "dist", named / "onnxruntime-web" / "dist", named / package / "dist"]
     else:
-        here, runners = Path.cwd(), catalog.folder("export")
-        places = [folder / package / "dist" for start in (here, runners) for folder in (start, *start.parents)]
+        starts = (Path.cwd(), catalog.folder("export"))
+        places = [folder / package / "dist" for start in starts for folder in (start, *start.parents)]
     for place in places:
         if all((place / name).is_file() for name in RUNTIME):
             return place
-    where = str(given) if given is not None else "node_modules of this folder or of one above"
+    where = str(named) if named is not None else "node_modules of this folder or of one above"
     raise UsageError(f"onnxruntime-web is missing: expected {RUNTIME[0]} in {where}", hint=INSTALL)

@@ -169,13 +169,13 @@ def runs(as_json: Json = False) -> None:
     if as_json:
         console.out_json(rows)
         return
-    unfinished = [series for series in all_series() if series.state == "resumable"]
+    unfinished = [series for series in all_series() if series.state() == "resumable"]
     if rows:
         tables.runs(rows)
     elif not unfinished:
         console.say(f"no runs in {runs_.ROOT.absolute()}")
     for series in unfinished:
-        console.say(f"{series.path}: left of its {len(series.seeds)} seeds: {', '.join(map(str, series.left))}")
+        console.say(f"{series.path}: left of its {len(series.seeds())} seeds: {', '.join(map(str, series.left()))}")
     whole = owner(found[-1]) if found else None
     if unfinished and (not found or whole in unfinished):
         console.next_step("okdc resume", (whole or unfinished[-1]).path)
@@ -184,7 +184,7 @@ def runs(as_json: Json = False) -> None:
     if state == "complete":
         console.next_step("okdc profile", found[-1].path)
     elif state == "resumable":
-        console.next_step(found[-1].go_on)
+        console.next_step(found[-1].resume_command())
     else:
         console.next_step("okdc distill")
 

@@ -133,10 +133,10 @@ def export(
     wanted = Wanted(int8, fp16, full_range, calib_images, max_drop, min_agreement, diagnose)
     done = deploy.export(chosen, None if target else out, data_root, talk, index, wanted, license_)
     if not as_json:
-        tables.parity(done.parity)
+        tables.parity(done.parity.to_json())
         console.out(f"bundle {done.folder}")
     elif done.error or not target:
-        console.out_json({"schema": 1, "bundle": str(done.folder), "parity": done.parity})
+        console.out_json({"schema": 1, "bundle": str(done.folder), "parity": done.parity.to_json()})
     if done.error:
         leave(done.error)
     if target:

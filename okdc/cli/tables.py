@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from okdc.cli import console
+from okdc.figures import by, standard_error_pct
 from okdc.recipe.reference import Key, by_table
 
 
@@ -28,8 +29,7 @@ def result(facts: dict[str, Any]) -> None:
 
 def _with_error(top1_pct: float, images: int) -> str:
     """A share of n images with its binomial standard error, in percent."""
-    share = top1_pct / 100
-    return f"{top1_pct:.2f} ± {100 * (share * (1 - share) / images) ** 0.5:.2f}"
+    return f"{top1_pct:.2f} ± {standard_error_pct(top1_pct, images):.2f}"
 
 
 def series(facts: dict[str, Any]) -> None:
@@ -168,14 +168,11 @@ def profile(report: dict[str, Any]) -> None:
     if front := [_row_name(row) for row in rows if row["front"]]:
         console.out(f"+ Pareto front: {', '.join(front)} (no other is better in one thing and as good in the rest)")
     for network in report["stages"]:
-        name = f"{network['architecture']}, {'×'.join(map(str, network['input']))}"
+        name = f"{network['architecture']}, {by(network['input'])}"
         console.out("")
         console.table(
             [name, "output", "params", "MACs"],
-            [
-                [s["stage"], "×".join(map(str, s["output"])), f"{s['params']:,}", f"{s['macs']:,}"]
-                for s in network["stages"]
-            ],
+            [[s["stage"], by(s["output"]), f"{s['params']:,}", f"{s['macs']:,}"] for s in network["stages"]],
         )
     console.out("")
     for row in report["rows"]:
@@ -208,7 +205,7 @@ def _costs(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, list[str]] = {
         # The marks in the cell of the name, after a space: where a terminal is narrow, they are what goes below.
         "": [f"{_row_name(row)} {'*' * row['kept']}{'+' * bool(row['front'])}".rstrip() for row in rows],
-        "input": ["×".join(map(str, row["input"])) if several_sizes else "" for row in rows],
+        "input": [by(row["input"]) if several_sizes else "" for row in rows],
         "val %": [f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "" for row in rows],
         f"{'/'.join(sorted(splits))} %": [
             _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "" for row in rows

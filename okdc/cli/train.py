@@ -108,9 +108,7 @@ def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = Fals
 
 
 def _finished(run: Run, as_json: bool) -> None:
-    from okdc.runs.files import read_json
-
-    facts = read_json(run.result)
+    facts = run.read_result().to_json()
     if as_json:
         console.out_json({"run": str(run.path)} | facts)
         return
@@ -130,4 +128,4 @@ def _finished_series(series: Series, as_json: bool) -> None:
     tables.series(facts)
     if error:
         raise error
-    console.next_step(series.next_step)
+    console.next_step(series.next_command())

@@ -1,4 +1,4 @@
-"""Why does a file disagree with its student? Each suspicion is tried: does the changed student answer as it does?"""
+"""The likely cause of a file that disagrees with its student: each suspicion is tried on an altered student."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from okdc.bundle.session import Floats, Pixels
 from okdc.deploy.onnx import constants
 from okdc.deploy.torch_reference import Torch
 
-LOOKED_AT = 256  # images that a suspicion runs through a network again
+MOST = 256  # images that a suspicion runs through a network again
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Both sides' answers to the same images, for the judgement and for the search of a cause."""
 
-    images: Pixels  # the first LOOKED_AT
+    images: Pixels  # the first MOST
     torch_side: Torch
     torch: Floats
     onnx: Floats
@@ -46,8 +46,8 @@ def find(path: Path, evidence: Evidence, invariance: dict[str, float]) -> str:
     )
     for suspicion in suspicions:
         try:
-            if (found := suspicion()) is not None:
-                return found
+            if (cause := suspicion()) is not None:
+                return cause
         except (ValueError, IndexError, MemoryError):  # a file strange enough to break a guess has failed all the same
             continue
     if largest(evidence.torch, evidence.onnx) <= evidence.bound:
@@ -55,9 +55,9 @@ def find(path: Path, evidence: Evidence, invariance: dict[str, float]) -> str:
     return "all images are affected: other weights, or another preprocessing, than the student's"
 
 
-def _explains(evidence: Evidence, candidate: npt.NDArray[Any], of: slice = slice(None)) -> bool:
-    """Whether a changed student is ten times nearer to the file than the student, or within what is allowed."""
-    wrong, left = largest(evidence.torch[of], evidence.onnx[of]), largest(candidate, evidence.onnx[of])
+def _explains(evidence: Evidence, candidate: npt.NDArray[Any], rows: slice = slice(None)) -> bool:
+    """True if the altered student reproduces the file's logits: within the bound, or at a tenth of the difference."""
+    wrong, left = largest(evidence.torch[rows], evidence.onnx[rows]), largest(candidate, evidence.onnx[rows])
     return wrong > evidence.bound and (left <= evidence.bound or left < wrong / 10)
 
 
@@ -80,23 +80,26 @@ def _normalisation(path: Path, evidence: Evidence) -> str | None:
     """Compare the constants before the first convolution with the student's mean and std."""
     graph = onnx.load(path).graph
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    found: dict[str, npt.NDArray[Any]] = {}
+    first: dict[str, npt.NDArray[Any]] = {}  # the first constant of each operator
     for node in graph.node:
         if node.op_type == "Conv":
             break
         for name in node.input:
             if node.op_type in ("Sub", "Add", "Mul", "Div") and name in weights:
-                found.setdefault(node.op_type, weights[name].ravel())
+                first.setdefault(node.op_type, weights[name].ravel())
     side = evidence.torch_side
     shift, scale = (t.numpy().ravel() for t in constants(side.mean.tolist(), side.std.tolist()))
-    for name, expected, what in (("Sub", shift, "255 · mean"), ("Mul", scale, "1 / (255 · std)")):
-        if name in found and not (
-            found[name].shape == expected.shape and np.allclose(found[name], expected, rtol=1e-6)
-        ):
-            there = np.round(found[name], 5).tolist()
-            return f"preprocessing: {what} is {there} in the graph and {np.round(expected, 5).tolist()} in the student"
-    if not {"Sub", "Mul"} <= set(found) or set(found) - {"Sub", "Mul"}:
-        return f"preprocessing: the graph starts with {', '.join(found) or 'no arithmetic'}; expected Sub, Mul"
+    for operator, expected, term in (("Sub", shift, "255 · mean"), ("Mul", scale, "1 / (255 · std)")):
+        if operator not in first:
+            continue
+        actual = first[operator]
+        if actual.shape != expected.shape or not np.allclose(actual, expected, rtol=1e-6):
+            return (
+                f"preprocessing: {term} is {np.round(actual, 5).tolist()} in the graph and "
+                f"{np.round(expected, 5).tolist()} in the student"
+            )
+    if set(first) != {"Sub", "Mul"}:
+        return f"preprocessing: the graph starts with {', '.join(first) or 'no arithmetic'}; expected Sub, Mul"
     return None
 
 
@@ -116,7 +119,7 @@ def _class_order(evidence: Evidence) -> str | None:
 
 
 def _half(evidence: Evidence) -> str | None:
-    few = slice(0, LOOKED_AT)
+    few = slice(0, MOST)
     side = copy.copy(evidence.torch_side)
     for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
         rounded = copy.deepcopy(side.network)

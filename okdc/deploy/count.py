@@ -50,10 +50,9 @@ class Counts:
     ignored: tuple[str, ...] = ()  # all other operators fvcore has no count for
     modules: dict[str, int] = field(default_factory=dict, repr=False)  # MACs of every submodule by name
 
-    def facts(self) -> dict[str, Any]:
-        facts = asdict(self)
-        del facts["modules"]
-        return facts
+    def to_json(self) -> dict[str, Any]:
+        """All but `modules`."""
+        return {name: value for name, value in asdict(self).items() if name != "modules"}
 
 
 def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:

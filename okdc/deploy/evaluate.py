@@ -1,4 +1,4 @@
-"""`okdc evaluate`: what a student or a bundle does on the split that judged it, class by class, read again.
+"""`okdc evaluate`: a student or a bundle on the split that judged it, class by class, read again.
 
 A run's student is read back from its file and run in float32 on the CPU, as at the end of the training; a bundle is its
 ONNX file in onnxruntime, from raw pixels. Either has to give the number that was recorded.
@@ -16,15 +16,16 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from okdc.assembly import recorded, reopen
-from okdc.assembly import student as kept
-from okdc.bundle import test_images as judged
+from okdc.assembly import reopen
+from okdc.assembly import student as students
+from okdc.bundle import test_images
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import FLOAT32, MANIFEST
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import SAME_PCT, NotHereError
 from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, DataError
+from okdc.figures import standard_error_pct
 from okdc.progress import Progress
 from okdc.runs.run import Run
 
@@ -35,40 +36,40 @@ Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # NK logits, N 
 def evaluate(path: Path, data_root: str | None, tell: Progress) -> dict[str, Any]:
     """The report that `okdc evaluate --json` prints, of a complete run or a bundle.
 
-    Raises RunError for what is neither, DataError where the images are missing or others, CheckFailed where the student
-    or the file is not the recorded one, or does not give the recorded number.
+    Raises RunError for a folder that is neither, DataError where the images are missing or others, CheckFailed where
+    the student or the file is not the recorded one, or does not give the recorded number.
     """
     return _bundle(path, data_root, tell) if (path / MANIFEST).is_file() else _run(Run.open(path), data_root, tell)
 
 
 def _run(run: Run, data_root: str | None, tell: Progress) -> dict[str, Any]:
-    network, facts, result = recorded.student(run, "accuracy", "evaluate")
+    student, result = students.load(run), run.read_result()
     resolved = reopen.recipe_of(run, data_root)
     for note in resolved.notes:
         tell.note(note)
     dataset = reopen.data_of(run, resolved.recipe, tell)
-    rows = _judging_rows(dataset, result["judged_on"], result["images"], str(run.path), tell)
-    logits, labels = kept.answers(network, facts, dataset, rows)
-    report = _report((logits.numpy(), labels.numpy()), facts["classes"], result["kept"]["top1_pct"], str(run.path))
-    about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result["judged_on"]}
-    return {"schema": 1, **about, "architecture": facts["architecture"], **report}
+    rows = _judging_rows(dataset, result.judged_on, result.images, str(run.path), tell)
+    logits, labels = students.answers(student, dataset, rows)
+    report = _report((logits.numpy(), labels.numpy()), student.info.classes, student.result.top1_pct, str(run.path))
+    about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result.judged_on}
+    return {"schema": 1, **about, "architecture": student.info.architecture, **report}
 
 
 def _bundle(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any]:
     bundle = Bundle.open(folder)
     session, manifest = Session(bundle.model()), bundle.manifest
     try:
-        found = judged.find(bundle, data_root)
+        judging = test_images.find(bundle, data_root)
     except NotHereError as error:
         raise DataError(f"{folder}: {error}", hint="OKDC_DATA_ROOT says it, too") from None
-    judged.check_labels(bundle, found)
-    _say_split(manifest["accuracy"]["split"], len(found.labels), tell)
-    logits = np.concatenate([answers(session, x, len(bundle.labels))[0] for x, _ in judged.proven(bundle, found)])
-    recorded_pct = manifest["models"][FLOAT32]["top1_pct"]
-    report = _report((logits, found.labels), bundle.labels, recorded_pct, str(folder))
-    about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU"}
-    about["split"] = manifest["accuracy"]["split"]
-    return {"schema": 1, **about, "architecture": manifest["architecture"], **report}
+    test_images.check_labels(bundle, judging)
+    split = manifest.accuracy.split
+    _say_split(split, len(judging.labels), tell)
+    batches = test_images.proven(bundle, judging)
+    logits = np.concatenate([answers(session, images, len(bundle.labels))[0] for images, _ in batches])
+    report = _report((logits, judging.labels), bundle.labels, manifest.models[FLOAT32].top1_pct, str(folder))
+    about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU", "split": split}
+    return {"schema": 1, **about, "architecture": manifest.architecture, **report}
 
 
 def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Progress) -> Tensor:
@@ -91,7 +92,7 @@ def _say_split(split: str, count: int, tell: Progress) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What they answered
+# The report
 
 
 def _report(answers: Answers, classes: Sequence[str], expected_pct: float, where: str) -> dict[str, Any]:
@@ -101,8 +102,7 @@ def _report(answers: Answers, classes: Sequence[str], expected_pct: float, where
         raise CheckFailed("accuracy", f"{where} gives logits that are not finite", hint="train another student")
     k, n = len(classes), len(labels)
     confusion = np.bincount(labels * k + logits.argmax(1), minlength=k * k).reshape(k, k)  # [label, answer]
-    share = float(np.trace(confusion)) / n
-    top1_pct = 100 * share
+    top1_pct = 100 * float(np.trace(confusion)) / n
     if abs(round(top1_pct, 4) - expected_pct) > SAME_PCT:
         raise CheckFailed(
             "accuracy",
@@ -116,7 +116,7 @@ def _report(answers: Answers, classes: Sequence[str], expected_pct: float, where
     return {
         "images": n,
         "top1_pct": round(top1_pct, 4),
-        "standard_error_pct": round(100 * (share * (1 - share) / n) ** 0.5, 4),  # binomial
+        "standard_error_pct": round(standard_error_pct(top1_pct, n), 4),
         "recorded_top1_pct": expected_pct,
         "top5_pct": round(_top5_pct(logits, labels), 4) if k > 5 else None,
         "classes": [

@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from okdc.assembly import recorded, reopen
+from okdc import __version__
+from okdc.assembly import reopen
+from okdc.assembly import student as students
+from okdc.assembly.student import Student
 from okdc.bundle import layout
+from okdc.bundle.artefacts import (
+    Accuracy,
+    Input,
+    JudgedOn,
+    Manifest,
+    Model,
+    Normalisation,
+    Parity,
+    Profile,
+    StudentReport,
+)
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.session import Images
 from okdc.bundle.structure import OPSET, check_structure
-from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
-from okdc.deploy import bundle_profile as measured
-from okdc.deploy import onnx, parity, reduced
-from okdc.deploy import torch_reference as sides
+from okdc.deploy import bundle_profile, onnx, parity, reduced
 from okdc.deploy.reduced import Judges, Reduced, Wanted
+from okdc.deploy.torch_reference import Split, Torch
 from okdc.errors import CheckFailed, OkdcError
 from okdc.precision.gate import Float32
 from okdc.progress import Progress
 from okdc.recipe import catalog
-from okdc.runs.files import write, write_json
+from okdc.runs import artefacts
+from okdc.runs.artefacts import Result
+from okdc.runs.files import write
 from okdc.runs.run import Run
 
 SAMPLES = 5
@@ -38,8 +53,8 @@ class Exported:
     """A bundle in its place."""
 
     folder: Path
-    parity: dict[str, Any]  # what parity.json says
-    error: OkdcError | None  # what is to be said of a reduced file that was wanted and is not in it
+    parity: Parity
+    error: OkdcError | None  # of a reduced file that was wanted and is not in the bundle
 
 
 def export(
@@ -54,126 +69,160 @@ def export(
     """Write the ONNX bundle of a run's student, by number or the kept one.
 
     Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
-    the file is not the student; what was built is then in `out`.rejected, with the report. A reduced file that fails
-    its gate lies there alone, or cannot be made: the bundle stands without it, and `Exported.error` is to be raised.
+    the file is not the student; the files are then in `out`.rejected, with the report. A reduced file that fails its
+    gate lies there alone, or cannot be made: the bundle stands without it, and `Exported.error` is to be raised.
     """
-    network, facts, result = recorded.student(run, "parity", "export", student)
-    expected_pct = recorded.row(run, result, student)["top1_pct"]
+    chosen, result = students.load(run, student), run.read_result()
     target = _folder_for(run, out)
-    had = _precisions(target)
+    earlier = _precisions(target)
     try:
         with layout.building(target) as folder:  # entered first: a folder that is refused costs no minutes
             resolved = reopen.recipe_of(run, data_root)
             for note in resolved.notes:
                 tell.note(note)
             dataset = reopen.data_of(run, resolved.recipe, tell)
-            judges = _judges(dataset, facts, tell)
-            float32, report = _float32(folder, target, network, facts, judges, expected_pct, tell)
-            made, errors = reduced.make(float32, dataset, judges, wanted or Wanted(), tell)
-            passed = [one for one in made if one.report["passed"]]
-            for one in passed:
-                layout.write_model(folder, one.precision, one.blob)
-            reports = {"schema": layout.SCHEMA, FLOAT32: report} | {one.precision: one.report for one in made}
-            write_json(folder / layout.PARITY, reports)
-
-            logits = sides.Torch(network, facts).logits(judges.samples)
-            samples = {FLOAT32: (logits, report["logits"]["allowed"]["images"])}
-            samples |= {one.precision: one.samples for one in passed}
-            layout.write_samples(folder, judges.samples, judges.labels[_shown(judges.images)].tolist(), samples)
+            judges = _judges(dataset, chosen.info.classes, tell)
+            float32, report = _float32(folder, target, chosen, judges, tell)
+            files, errors = reduced.make(float32, dataset, judges, wanted or Wanted(), tell)
+            passed = [file for file in files if file.report.passed]
+            reports = Parity.model_validate(
+                {"schema": 1, FLOAT32: report} | {file.precision: file.report for file in files}
+            )
+            artefacts.write(folder / layout.PARITY, reports)
+            _write_samples(folder, chosen, judges, report, passed)
+            models = {FLOAT32: float32.blob} | {file.precision: file.blob for file in passed}
+            for file in passed:
+                layout.write_model(folder, file.precision, file.blob)
             tell.note("measuring how long each file takes")
-            models = {FLOAT32: float32.blob} | {one.precision: one.blob for one in passed}
-            costs = measured.facts(network, facts["preprocessing"]["size"], models)
-            write_json(folder / layout.PROFILE, costs)
+            costs = bundle_profile.measure(chosen.network, chosen.info.preprocessing.size, models)
+            artefacts.write(folder / layout.PROFILE, costs)
             counts = {"train": len(dataset.train), "validation": len(dataset.val), "test": len(dataset.test)}
-            story = Story(facts, result, resolved.recipe.portable(), counts, reports, costs, licence)
+            story = Story(chosen.info, result, resolved.recipe.portable(), counts, reports, costs, licence)
             write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
-            origin = _origin(dataset, result, costs, report)
-            judged_on = _judged_on(dataset, report["images_sha256"])
-            layout.write_manifest(folder, facts, resolved.recipe.portable(), story.top1_pct, OPSET, judged_on, origin)
+            layout.write_manifest(
+                folder, _manifest(chosen, result, resolved.recipe.portable(), dataset, report, costs, story)
+            )
     except CheckFailed as error:
-        if had:
+        if earlier:
             error.details = (*error.details, f"the earlier bundle {target} is untouched")
         raise
-    if gone := [precision for precision in had if precision not in models]:
+    if gone := [precision for precision in earlier if precision not in models]:
         tell.note(f"the bundle that was in {target} had {', '.join(gone)}, this one has not")
-    errors += _refused(target, reports, [one for one in made if not one.report["passed"]])
+    errors += _set_aside(target, reports, [file for file in files if not file.report.passed])
     return Exported(target, reports, _joined(errors, target))
 
 
-def _judges(dataset: Dataset, facts: dict[str, Any], tell: Progress) -> Judges:
+def _judges(dataset: Dataset, classes: tuple[str, ...], tell: Progress) -> Judges:
     """The images that judge the student, and some of them for the bundle."""
     split, rows = dataset.final_split
     if split != "test":
         tell.note("the data has no test split: parity is checked on the validation images")
-    images = sides.Split(dataset, rows)
-    return Judges(images, dataset.labels[rows].numpy(), facts["classes"], split, images[_shown(images)])
+    images = Split(dataset, rows)
+    return Judges(images, dataset.labels[rows].numpy(), classes, split, images[_sample_rows(images)])
 
 
-def _shown(images: Images) -> npt.NDArray[np.int64]:
+def _sample_rows(images: Images) -> npt.NDArray[np.int64]:
     """Evenly spread, so that they are of several classes."""
     return np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).astype(np.int64)
 
 
 def _float32(
-    folder: Path,
-    target: Path,
-    network: Backbone,
-    facts: dict[str, Any],
-    judges: Judges,
-    expected_pct: float,
-    tell: Progress,
-) -> tuple[Float32, dict[str, Any]]:
+    folder: Path, target: Path, student: Student, judges: Judges, tell: Progress
+) -> tuple[Float32, StudentReport]:
     """model.onnx in `folder` with its answers, and how it was proven equal to the student, or CheckFailed."""
     tell.note("exporting to ONNX")
-    path = layout.write_model(folder, FLOAT32, onnx.to_onnx(network, facts))
+    path = layout.write_model(folder, FLOAT32, onnx.to_onnx(student.network, student.info))
     blob = path.read_bytes()
-    check_structure(blob, facts)
+    check_structure(blob, student.info)
     tell.note(f"checking parity on {len(judges.images):,} {judges.split} images")
-    report, logits = parity.check(path, network, facts, judges.images, judges.labels, expected_pct, judges.split)
-    if not report["passed"]:
-        write_json(folder / layout.PARITY, {"schema": layout.SCHEMA, FLOAT32: report})
+    report, logits = parity.check(
+        path, student.network, student.info, judges.images, judges.labels, student.result.top1_pct, judges.split
+    )
+    if not report.passed:
+        artefacts.write(folder / layout.PARITY, Parity(schema=1, float32=report))
         raise CheckFailed(
             "parity",
-            f"model.onnx did not pass: {report['failures'][0]}",
-            hint=f"likely cause: {report['cause']}",
-            details=[*report["failures"][1:], f"report: {layout.rejected(target) / layout.PARITY}"],
+            f"model.onnx did not pass: {report.failures[0]}",
+            hint=f"likely cause: {report.cause}",
+            details=[*report.failures[1:], f"report: {layout.rejected(target) / layout.PARITY}"],
         )
     return Float32(blob, logits), report
 
 
-def _origin(dataset: Dataset, result: dict[str, Any], costs: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    """Where the student comes from and what it costs, for the manifest: nothing of where things lay."""
-    teacher = result["teacher"] and {key: result["teacher"][key] for key in ("architecture", "weights_sha256")}
-    return {
-        "students": result["students"],
-        "share": result["share"],
-        "teacher": teacher,
-        "params": costs["params"],
-        "macs": costs["macs"],
-        "versions": report["versions"],
-        "data_sha256": dataset.fingerprint,
-    }
+def _write_samples(
+    folder: Path, student: Student, judges: Judges, report: StudentReport, passed: Sequence[Reduced]
+) -> None:
+    """The samples with the answers of PyTorch for the float32 model, and of each reduced file for itself."""
+    logits = Torch(student.network, student.info.preprocessing).logits(judges.samples)
+    tolerance = report.logits.allowed["images"]
+    assert tolerance is not None  # a student whose answers are not finite did not pass
+    expected = {FLOAT32: (logits, tolerance)} | {file.precision: file.samples for file in passed}
+    labels = judges.labels[_sample_rows(judges.images)].tolist()
+    layout.write_samples(folder, judges.samples, labels, expected)
 
 
-def _refused(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) -> list[OkdcError]:
-    """Put reduced files that failed their gate aside; what is to be said of them, if there are any."""
+def _manifest(
+    student: Student,
+    result: Result,
+    recipe: Mapping[str, Any],
+    dataset: Dataset,
+    report: StudentReport,
+    costs: Profile,
+    story: Story,
+) -> Manifest:
+    """All of manifest.json but `files`. Nothing in it says where things lay."""
+    info, rule = student.info, student.info.preprocessing
+    split, rows = dataset.final_split
+    part, places = dataset.part_of(rows)
+    judged_on = {"sha256": report.images_sha256, "part": part, "rows": places}
+    return Manifest(
+        schema=1,
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        okdc=__version__,
+        models={name: Model(file=layout.MODELS[name], top1_pct=value) for name, value in story.top1_pct.items()},
+        opset=OPSET,
+        architecture=info.architecture,
+        labels=info.classes,
+        input=Input(name="image", **layout.input_of(rule)),
+        normalisation=Normalisation(in_graph=True, mean=rule.mean, std=rule.std),
+        outputs={"logits": "float32 NK", "probabilities": "float32 NK, softmax of the logits"},
+        accuracy=Accuracy(split=split, images=len(rows), seed=recipe["seed"], runs=1),
+        judged_on=JudgedOn.model_validate(judged_on),
+        method=info.method,
+        student=info.student,
+        dataset=info.dataset,
+        students=result.students,
+        share=result.share,
+        teacher=result.teacher,
+        params=costs.params,
+        macs=costs.macs,
+        versions=report.versions,
+        data_sha256=dataset.fingerprint,
+        weights_sha256=info.weights_sha256,
+        recipe_sha256=info.recipe_sha256,
+        recipe=dict(recipe),
+        files={},
+    )
+
+
+def _set_aside(target: Path, reports: Parity, failed: Sequence[Reduced]) -> list[OkdcError]:
+    """Put reduced files that failed their gate aside. Returns their error, if there are any."""
     if not failed:
         return []
-    aside = layout.set_aside(target, {one.precision: one.blob for one in failed}, reports)
-    first = failed[0]
-    name = layout.MODELS[first.precision]
-    worst = first.report.get("worst_layers")
+    aside = layout.set_aside(target, {file.precision: file.blob for file in failed}, reports)
+    first, *others = failed
+    layers = reports.int8.worst_layers if reports.int8 and first.precision == "int8" else None
     error = CheckFailed(
         first.precision,
-        f"{name} did not pass: {first.report['failures'][0]}",
+        f"{layout.MODELS[first.precision]} did not pass: {first.report.failures[0]}",
         hint="--diagnose names the layers that lose most; --max-drop and --min-agreement say what is allowed"
-        if worst is None
+        if layers is None
         else "a network with more room, more training, or float16",
         details=[
-            *first.report["failures"][1:],
-            *(f"{layout.MODELS[one.precision]}: {line}" for one in failed[1:] for line in one.report["failures"]),
-            *(f"{row['sqnr_db']:.1f} dB  {row['operator']} {row['weight'] or row['node']}" for row in worst or ()),
+            *first.report.failures[1:],
+            *(f"{layout.MODELS[file.precision]}: {line}" for file in others for line in file.report.failures),
+            *(f"{layer.sqnr_db:.1f} dB  {layer.operator} {layer.weight or layer.node}" for layer in layers or ()),
             f"it is in {aside} with its report",
         ],
     )
@@ -181,7 +230,7 @@ def _refused(target: Path, reports: dict[str, Any], failed: Sequence[Reduced]) -
 
 
 def _joined(errors: Sequence[OkdcError], target: Path) -> OkdcError | None:
-    """The first error, with what is to be said of the others."""
+    """The first error, with the others among its details."""
     if not errors:
         return None
     first, *others = errors
@@ -202,10 +251,3 @@ def _folder_for(run: Run, out: Path | None) -> Path:
     if target.name in ("", ".."):  # `-o .` has no name to build beside
         target = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow links)
     return target
-
-
-def _judged_on(dataset: Dataset, sha256: str) -> dict[str, Any]:
-    """Which images the numbers are from, so that they can be found and proven without torch."""
-    split, rows = dataset.final_split
-    part, places = dataset.part_of(rows)
-    return {"split": split, "images": len(rows), "sha256": sha256, "part": part, "rows": places}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
@@ -23,6 +23,7 @@ from okdc.cohort import Backbone
 from okdc.deploy.lowering import plain
 from okdc.errors import CheckFailed
 from okdc.precision.tools import quiet
+from okdc.runs.artefacts import Preprocessing, StudentInfo
 
 IR_VERSION = 8  # what runtimes of opset 18's age read
 
@@ -34,7 +35,7 @@ class Deploy(nn.Module):
     weights would pad with the pixel value 0.
     """
 
-    def __init__(self, network: Backbone, mean: list[float], std: list[float]) -> None:
+    def __init__(self, network: Backbone, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
         self.shift, self.scale = (nn.Buffer(tensor, persistent=False) for tensor in constants(mean, std))
@@ -45,25 +46,25 @@ class Deploy(nn.Module):
         return logits, logits.softmax(1)
 
 
-def constants(mean: list[float], std: list[float]) -> tuple[Tensor, Tensor]:
+def constants(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
     """(255·mean, 1 / (255·std)), each 1×3×1×1: computed in float64, kept in float32."""
     shift = 255 * torch.tensor(mean, dtype=torch.float64)
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))
     return shift.float().reshape(1, 3, 1, 1), scale.float().reshape(1, 3, 1, 1)
 
 
-def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
+def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
     """The ONNX file of a student as student.json describes it. `network` itself is left as it is.
 
     Raises CheckFailed ("structure") where the exporter cannot trace it; `check_structure` looks at what came out.
     """
-    rule = facts["preprocessing"]
+    rule = info.preprocessing
     # A copy, plain in every respect that the exporter is known to trip over.
     network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)
-    network = plain(network, torch.zeros(2, 3, rule["size"], rule["size"]))
-    deploy = Deploy(network, rule["mean"], rule["std"]).eval()
-    example = torch.zeros(2, rule["size"], rule["size"], 3, dtype=torch.uint8)
+    network = plain(network, torch.zeros(2, 3, rule.size, rule.size))
+    deploy = Deploy(network, rule.mean, rule.std).eval()
+    example = torch.zeros(2, rule.size, rule.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), quiet(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         try:
@@ -83,15 +84,32 @@ def to_onnx(network: Backbone, facts: Mapping[str, Any]) -> bytes:
             why = str(error.__cause__ or error).strip().splitlines()
             raise CheckFailed(
                 "structure",
-                f"{facts['architecture']} cannot be exported: {' '.join(line.strip() for line in why)[:300]}",
+                f"{info.architecture} cannot be exported: {' '.join(line.strip() for line in why)[:300]}",
                 hint="a forward that depends on the batch size, or on values, has no graph; --debug shows all of it",
             ) from error
     assert program is not None
-    return _finish(program.model, facts)
+    return _finish(program.model, info)
 
 
-def _finish(model: Any, facts: Mapping[str, Any]) -> bytes:
-    """Strip what is local from an onnx_ir model, stamp our facts in, and serialise it deterministically."""
+def untrained(architecture: str, size: int, classes: int) -> StudentInfo:
+    """student.json of a network without training; the size and the times of its file do not depend on the values."""
+    return StudentInfo(
+        schema=1,
+        architecture=architecture,
+        classes=tuple(map(str, range(classes))),
+        preprocessing=Preprocessing(size=size, resize="", mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        student=0,
+        epoch=0,
+        val_top1_pct=None,
+        method="none",
+        dataset="none",
+        recipe_sha256="",
+        weights_sha256="",
+    )
+
+
+def _finish(model: Any, info: StudentInfo) -> bytes:
+    """Strip what is local from an onnx_ir model, stamp the metadata in, and serialise it deterministically."""
     import onnx_ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
@@ -99,6 +117,6 @@ def _finish(model: Any, facts: Mapping[str, Any]) -> bytes:
     proto = onnx_ir.to_proto(model)
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version = "okdc", __version__
-    onnx.helper.set_model_props(proto, properties(facts))
+    onnx.helper.set_model_props(proto, properties(info))
     blob: bytes = proto.SerializeToString(deterministic=True)
     return blob

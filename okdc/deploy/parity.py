@@ -1,4 +1,4 @@
-"""Is the ONNX file the student? Every image of the judging split through both; the two sides share nothing.
+"""Whether the ONNX file is the student: every image of the judging split through both; the two sides share nothing.
 
 torch: the weights read back from student.safetensors, the transform of training on raw pixels, float32 and float64.
 onnxruntime: the file on disk, raw uint8 straight in.
@@ -13,6 +13,7 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ import numpy.typing as npt
 import torch
 from onnx.reference import ReferenceEvaluator
 
+from okdc.bundle.artefacts import Number, StudentLogits, StudentReport
 from okdc.bundle.checks import (
     BATCH,
     FLOOR,
     PROBE,
+    Right,
     invariance,
     largest,
-    made_on,
+    machine,
     number,
     per_class,
     probabilities_off,
@@ -39,132 +42,140 @@ from okdc.bundle.test_images import SAME_PCT, Digest
 from okdc.cohort import Backbone
 from okdc.deploy import cause
 from okdc.deploy.cause import Evidence
-from okdc.deploy.torch_reference import Torch, batches
+from okdc.deploy.torch_reference import Doubles, Torch, batches
 from okdc.errors import CheckFailed
+from okdc.runs.artefacts import StudentInfo
 
 FACTOR = 16
 BATCHES = (2, 7, 64, PROBE)
 FLOAT64 = 1000  # images that are also computed in float64
 MOST_FLIPS = 0.001  # share of images whose class may change, if their margin explains it
 
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Logits:
+    """N×K logits of the same images on both sides; those of torch also in float64, where `rows` were computed so."""
+
+    torch: Floats
+    onnx: Floats
+    exact: Doubles
+    rows: slice | npt.NDArray[np.int64] = slice(None)
+
+    @property
+    def noise(self) -> float:
+        """How far float32 is from float64 in torch alone."""
+        return largest(self.torch[self.rows], self.exact)
+
+    @property
+    def allowed(self) -> float:
+        return max(FACTOR * self.noise, FLOOR)
+
+    @property
+    def from_exact(self) -> float:
+        return largest(self.onnx[self.rows], self.exact)
+
 
 def check(
     path: Path,
     network: Backbone,
-    facts: Mapping[str, Any],
+    info: StudentInfo,
     images: Images,
-    labels: npt.NDArray[np.int64],
+    labels: Labels,
     recorded_pct: float,
     split: str,
-) -> tuple[dict[str, Any], Floats]:
-    """Compare the file at `path` with the student. Returns parity.json and the file's N×K logits of the images.
-
-    parity.json says `passed`, and if not `failures` and `cause`.
+) -> tuple[StudentReport, Floats]:
+    """Compare the file at `path` with the student. Returns the report and the file's N×K logits of the images.
 
     `images` may be decoded as they are read: no more than a batch of them is held, each is read once, and those that
     are computed again some more times.
 
     Raises CheckFailed where an engine cannot run the file at all.
     """
-    side, session = Torch(network, facts), Session(path)
-    failures: list[str] = []
-
-    def hold(what: str, found: float, allowed: float) -> None:
-        if not found <= allowed:
-            failures.append(f"{what}: max |d| {found:.1e} (allowed {allowed:.1e})")
-
-    # Logits of every image on both sides; float64 of some says what rounding alone does, and so what is allowed.
+    side, session, digest = Torch(network, info.preprocessing), Session(path), Digest()
+    logits, probabilities = _of_images(side, session, images, digest)
     # Images that no data set holds round otherwise than real ones and get an allowance of their own.
-    proof = Digest()
-    z_torch, z_onnx, p_onnx = _answers(side, session, images, proof)
-    some = np.linspace(0, len(images) - 1, min(FLOAT64, len(images))).astype(int)
-    z_exact = side.exact(images[some])
-    extremes = _extremes(*images.shape[1:3])
-    e_torch, e_onnx, e_exact = side.logits(extremes), session(extremes)[0], side.exact(extremes)
-    noise = {"images": largest(z_torch[some], z_exact), "extreme_images": largest(e_torch, e_exact)}
-    allowed = {name: max(FACTOR * value, FLOOR) for name, value in noise.items()}
-    bound = allowed["images"]
-    for who, found in (("the student itself", (z_torch, z_exact, e_torch, e_exact)), ("the file", (z_onnx, e_onnx))):
-        if not all(np.isfinite(z).all() for z in found):
-            failures.append(f"{who} gives logits that are not finite")
+    extremes = _of_extremes(side, session, *images.shape[1:3])
+    bound = logits.allowed
     differences = {
-        "images": largest(z_onnx, z_torch),
-        "images_float64": largest(z_onnx[some], z_exact),
-        "extreme_images": largest(e_onnx, e_exact),
+        "images": largest(logits.onnx, logits.torch),
+        "images_float64": logits.from_exact,
+        "extreme_images": extremes.from_exact,
     }
-    for name, value in differences.items():
-        hold(f"logits of {name.replace('_', ' ')}", value, allowed.get(name, bound))
-    probabilities = probabilities_off(z_onnx, p_onnx)
-    hold("probabilities against the softmax of the logits", probabilities, FLOOR)
-
-    # Classes, image by image.
-    flips = np.flatnonzero(z_torch.argmax(1) != z_onnx.argmax(1))
+    softmax = probabilities_off(logits.onnx, probabilities)
+    flips = np.flatnonzero(logits.torch.argmax(1) != logits.onnx.argmax(1))
     unexplained = _unexplained(flips, images, side, differences["images"])
+    right_torch, right_onnx = logits.torch.argmax(1) == labels, logits.onnx.argmax(1) == labels
+    torch_pct, onnx_pct = 100 * float(right_torch.mean()), 100 * float(right_onnx.mean())
+    # The same answers at any batch size, with any number of threads and in another engine.
+    coupling = invariance(path, probe(images), BATCHES)
+    second = largest(_reference(path, images[:4]), logits.onnx[:4])
+
+    failures = [
+        *_not_finite(logits, extremes),
+        *_beyond("logits of images", differences["images"], bound),
+        *_beyond("logits of images float64", differences["images_float64"], bound),
+        *_beyond("logits of extreme images", differences["extreme_images"], extremes.allowed),
+        *_beyond("probabilities against the softmax of the logits", softmax, FLOOR),
+    ]
     if unexplained or len(flips) > max(1, MOST_FLIPS * len(images)):
         failures.append(f"{len(flips)} of {len(images)} predictions differ, {len(unexplained)} beyond rounding")
-    right_torch, right_onnx = z_torch.argmax(1) == labels, z_onnx.argmax(1) == labels
-    torch_pct, onnx_pct = 100 * float(right_torch.mean()), 100 * float(right_onnx.mean())
     if abs(torch_pct - recorded_pct) > SAME_PCT:
         failures.append(f"the weights reach {torch_pct:.2f} % on {split}, the run recorded {recorded_pct:.2f} %")
-
-    # The same answers whatever the batch, the threads and the engine.
-    coupling = invariance(path, probe(images), BATCHES)
     for name, value in coupling.items():
-        hold(name.replace("_", " "), value, bound)
-    second = largest(_reference(path, images[:4]), z_onnx[:4])
-    hold("onnx.reference against onnxruntime", second, bound)
+        failures += _beyond(name.replace("_", " "), value, bound)
+    failures += _beyond("onnx.reference against onnxruntime", second, bound)
+    evidence = Evidence(images[: cause.MOST], side, logits.torch, logits.onnx, bound) if failures else None
 
-    why, made = None, made_on()
-    if failures:
-        why = cause.find(path, Evidence(images[: cause.LOOKED_AT], side, z_torch, z_onnx, bound), coupling)
-    report = {
-        "schema": 1,
-        "passed": not failures,
-        "failures": failures,
-        "cause": why,
-        "split": split,
-        "images": len(images),
-        "images_sha256": proof.of(labels),
-        "logits": {
-            "allowed": _numbers(allowed),
-            "float32_noise": _numbers(noise),
-            "max_abs": _numbers(differences),
-            "mean_abs": number(np.abs(z_onnx - z_torch).mean()),
-            "largest_logit": number(np.abs(z_torch).max()),
-        },
-        "probabilities_max_abs": number(probabilities),
-        "top1_pct": {"torch": round(torch_pct, 4), "onnx": round(onnx_pct, 4), "recorded": recorded_pct},
-        "agreement_pct": round(100 * (1 - len(flips) / len(images)), 4),
-        "predictions_that_differ": len(flips),
-        "flips": [int(i) for i in flips[:100]],
-        "unexplained_flips": unexplained[:100],
-        "discordant": {
-            "torch_only_right": int((right_torch & ~right_onnx).sum()),
-            "onnx_only_right": int((right_onnx & ~right_torch).sum()),
-        },
-        "worst_class": min(
-            per_class(facts["classes"], labels, right_torch, right_onnx), key=lambda row: float(row["change_pct"])
-        ),  # a mean over classes can hide it
-        "invariance_max_abs": _numbers(coupling),
-        "onnx_reference_max_abs": number(second),
-        **made,
-        "versions": {"torch": torch.__version__, **made["versions"]},
-    }
-    return report, z_onnx
+    on = machine()
+    report = StudentReport(
+        passed=not failures,
+        failures=tuple(failures),
+        cause=cause.find(path, evidence, coupling) if evidence else None,
+        split=split,
+        images=len(images),
+        images_sha256=digest.of(labels),
+        logits=StudentLogits(
+            allowed=_numbers({"images": bound, "extreme_images": extremes.allowed}),
+            float32_noise=_numbers({"images": logits.noise, "extreme_images": extremes.noise}),
+            max_abs=_numbers(differences),
+            mean_abs=number(np.abs(logits.onnx - logits.torch).mean()),
+            largest_logit=number(np.abs(logits.torch).max()),
+        ),
+        probabilities_max_abs=number(softmax),
+        top1_pct={"torch": round(torch_pct, 4), "onnx": round(onnx_pct, 4), "recorded": recorded_pct},
+        agreement_pct=round(100 * (1 - len(flips) / len(images)), 4),
+        predictions_that_differ=len(flips),
+        flips=tuple(int(i) for i in flips[:100]),
+        unexplained_flips=tuple(unexplained[:100]),
+        discordant=_discordant(right_torch, right_onnx),
+        worst_class=min(per_class(info.classes, labels, right_torch, right_onnx), key=lambda row: row.change_pct),
+        invariance_max_abs=_numbers(coupling),
+        onnx_reference_max_abs=number(second),
+        **on | {"versions": {"torch": torch.__version__, **on["versions"]}},
+    )
+    return report, logits.onnx
 
 
-def _answers(side: Torch, session: Session, images: Images, proof: Digest) -> tuple[Floats, Floats, Floats]:
-    """(logits of torch, logits of the file, its probabilities) of all images, each of which is read once."""
-    found = []
+# ---------------------------------------------------------------------------------------------------------------------
+# Both sides' answers
+
+
+def _of_images(side: Torch, session: Session, images: Images, digest: Digest) -> tuple[Logits, Floats]:
+    """The logits of all images, each of which is read once, and the file's probabilities."""
+    answers = []
     for part in batches(images):
-        proof.add(part)
-        found.append((side.logits(part), *session(part, BATCH)))
-    z_torch, z_onnx, p_onnx = (np.concatenate(rows) for rows in zip(*found, strict=True))
-    return z_torch, z_onnx, p_onnx
+        digest.add(part)
+        answers.append((side.logits(part), *session(part, BATCH)))
+    z_torch, z_onnx, probabilities = (np.concatenate(rows) for rows in zip(*answers, strict=True))
+    rows = np.linspace(0, len(images) - 1, min(FLOAT64, len(images))).astype(int)
+    return Logits(z_torch, z_onnx, side.exact(images[rows]), rows), probabilities
 
 
-def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: number(value) for name, value in values.items()}
+def _of_extremes(side: Torch, session: Session, height: int, width: int) -> Logits:
+    images = _extremes(height, width)
+    return Logits(side.logits(images), session(images)[0], side.exact(images))
 
 
 def _extremes(height: int, width: int) -> Pixels:
@@ -173,9 +184,39 @@ def _extremes(height: int, width: int) -> Pixels:
     planes = [np.full((height, width), grey) for grey in (0, 64, 128, 192, 255)]
     planes += [255 * pattern for pattern in ((x + y) % 2, (x + y + 1) % 2, x % 2, y % 2, x // 2 % 2, y // 2 % 2)]
     planes += [255 * x // max(width - 1, 1), 255 * y // max(height - 1, 1)]
-    found = [np.repeat(plane[..., None], 3, axis=2) for plane in planes]
-    found += [np.broadcast_to(255 * np.eye(3, dtype=np.int64)[c], (height, width, 3)) for c in range(3)]
-    return np.stack(found).astype(np.uint8)
+    images = [np.repeat(plane[..., None], 3, axis=2) for plane in planes]
+    images += [np.broadcast_to(255 * np.eye(3, dtype=np.int64)[c], (height, width, 3)) for c in range(3)]
+    return np.stack(images).astype(np.uint8)
+
+
+def _reference(path: Path, images: Pixels) -> Floats:
+    """Logits by a second engine, written for clarity, without onnxruntime's kernels and fusions."""
+    try:
+        logits, _ = ReferenceEvaluator(str(path)).run([LOGITS, PROBABILITIES], {INPUT: images})
+    except Exception as error:  # it raises whatever numpy raises
+        raise CheckFailed("parity", f"onnx.reference cannot run the file: {error}") from error
+    return np.asarray(logits)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What does not hold
+
+
+def _beyond(name: str, value: float, allowed: float) -> list[str]:
+    """A failure where `value` is larger than allowed, or not a number."""
+    return [] if value <= allowed else [f"{name}: max |d| {value:.1e} (allowed {allowed:.1e})"]
+
+
+def _not_finite(*logits: Logits) -> list[str]:
+    sides: dict[str, list[npt.NDArray[Any]]] = {
+        "the student itself": [z for both in logits for z in (both.torch, both.exact)],
+        "the file": [both.onnx for both in logits],
+    }
+    return [
+        f"{name} gives logits that are not finite"
+        for name, arrays in sides.items()
+        if not all(np.isfinite(z).all() for z in arrays)
+    ]
 
 
 def _unexplained(flips: npt.NDArray[np.int64], images: Images, side: Torch, difference: float) -> list[int]:
@@ -192,10 +233,12 @@ def _unexplained(flips: npt.NDArray[np.int64], images: Images, side: Torch, diff
     return [int(i) for i, m in zip(flips, margin, strict=True) if m > explained]
 
 
-def _reference(path: Path, images: Pixels) -> Floats:
-    """A second engine, written for clarity: it knows nothing of onnxruntime's kernels and fusions."""
-    try:
-        logits, _ = ReferenceEvaluator(str(path)).run([LOGITS, PROBABILITIES], {INPUT: images})
-    except Exception as error:  # it raises whatever numpy raises
-        raise CheckFailed("parity", f"onnx.reference cannot run the file: {error}") from error
-    return np.asarray(logits)
+def _discordant(torch_right: Right, onnx_right: Right) -> dict[str, int]:
+    return {
+        "torch_only_right": int((torch_right & ~onnx_right).sum()),
+        "onnx_only_right": int((onnx_right & ~torch_right).sum()),
+    }
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, Number]:
+    return {name: number(value) for name, value in values.items()}

@@ -1,26 +1,27 @@
-"""The reduced files of a student, int8 and float16: made from its proven float32 file and held to a gate each.
+"""The reduced files of a student, int8 and float16: made from its proven float32 file, each held to a gate.
 
-    training images, without augmentation      show how far activations reach (calibration)
+    training images, without augmentation      calibrate: they show how far activations reach
     validation images                          choose among six settings; where there are none, or they judge,
-                                               training images that were not shown
+                                               training images that did not calibrate
     the images that judge the student          judge the file, once
 
-What judges has no part in the other two. A file that fails its gate, or cannot be made, is no reason to lose the
-float32 one: the caller decides what becomes of both.
+The images that judge have no part in the other two. A file that fails its gate, or cannot be made, is no reason to
+lose the float32 one: the caller decides what becomes of both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from okdc.bundle.artefacts import Calibration, Int8Report, Quantisation, ReducedReport
+from okdc.bundle.artefacts import Split as SplitInfo
 from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.data.datasets import Dataset
-from okdc.deploy import torch_reference as sides
+from okdc.deploy.torch_reference import Split
 from okdc.errors import CheckFailed, DataError, OkdcError
 from okdc.precision import calibration, diagnose, gate, half, quantize
 from okdc.precision.gate import Float32
@@ -33,24 +34,29 @@ MOST_PIXELS = 1000 * 224 * 224  # of them: all are held at once, 150 MB, and sev
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which reduced files are wanted, and what each has to hold."""
+    """The reduced files that an export makes, and the limits of their gates."""
 
     int8: bool = False
     float16: bool = False
     full_range: bool = False
     calibration_images: int | None = None  # None: 512
-    max_drop: float | None = None  # points of top-1; None: the precision's own limit, and so the next
+    max_drop: float | None = None  # points of top-1; None, here and below: the precision's own limit
     min_agreement: float | None = None  # % of predictions
     diagnose: bool = False
+
+    @property
+    def precisions(self) -> list[gate.Kind]:
+        kinds: list[tuple[gate.Kind, bool]] = [("int8", self.int8), ("float16", self.float16)]
+        return [kind for kind, is_wanted in kinds if is_wanted]
 
 
 @dataclass(frozen=True)
 class Reduced:
-    """One reduced file, what was found of it, and what it answers to the bundle's samples."""
+    """One reduced file, its report, and its answers to the bundle's samples."""
 
-    precision: str
+    precision: gate.Kind
     blob: bytes
-    report: dict[str, Any]
+    report: ReducedReport
     samples: tuple[Floats, float]  # N×K logits, tolerance
 
 
@@ -60,7 +66,7 @@ class Judges:
 
     images: Images
     labels: npt.NDArray[np.int64]
-    classes: list[str]
+    classes: tuple[str, ...]
     split: str
     samples: Pixels
 
@@ -68,68 +74,60 @@ class Judges:
 def make(
     float32: Float32, dataset: Dataset, judges: Judges, wanted: Wanted, tell: Progress
 ) -> tuple[list[Reduced], list[OkdcError]]:
-    """Every reduced file that is wanted, passed or not, and why the others could not be made.
+    """Every reduced file that is wanted, passed or not, and the errors of those that could not be made.
 
-    That is a DataError where there are too few images to calibrate on or one is damaged, a CheckFailed of the
+    An error is a DataError where there are too few images to calibrate on or one is damaged, a CheckFailed of the
     precision's kind where its tools cannot make the file or nothing can run it.
     """
-    found: list[Reduced] = []
+    files: list[Reduced] = []
     errors: list[OkdcError] = []
-    kinds: list[tuple[gate.Kind, bool]] = [("int8", wanted.int8), ("float16", wanted.float16)]
-    for precision in (kind for kind, is_wanted in kinds if is_wanted):
+    for precision in wanted.precisions:
         try:
-            blob, facts = (
-                _int8(float32.blob, dataset, judges.split, wanted, tell)
-                if precision == "int8"
-                else (half.half(float32.blob), {})
-            )
-            found.append(_judged(precision, float32, blob, facts, judges, wanted, tell))
+            if precision == "int8":
+                blob, quantisation = _int8(float32.blob, dataset, judges.split, wanted, tell)
+            else:
+                blob, quantisation = half.half(float32.blob), None
+            files.append(_judge(precision, float32, blob, quantisation, judges, wanted, tell))
         except CheckFailed as error:
             error.kind = precision
             errors.append(error)
         except DataError as error:
             errors.append(error)
-    return found, errors
+    return files, errors
 
 
 def _int8(
     float32: bytes, dataset: Dataset, judged_on: str, wanted: Wanted, tell: Progress
-) -> tuple[bytes, dict[str, Any]]:
+) -> tuple[bytes, Quantisation]:
     if wanted.full_range:
         tell.note(
             "int8: --full-range overflows on x86 processors without VNNI, where about a tenth of the predictions "
             "changed in our tests: verify the bundle on the processor that will run it"
         )
-    train = dataset.train.numpy()
     labels = dataset.labels.numpy()
-    places = calibration.choose(labels[train], wanted.calibration_images or calibration.COUNT, SEED)
-    shown = sides.Split(dataset, dataset.train[places])
+    places = calibration.choose(labels[dataset.train.numpy()], wanted.calibration_images or calibration.COUNT, SEED)
     tell.note(f"int8: calibrating on {len(places):,} training images, of each class the same number or all")
-    rows, split = _searched_on(dataset, places, judged_on)
+    rows, split = _search_images(dataset, places, judged_on)
     tell.note(f"int8: trying {len(quantize.SETTINGS)} settings on {len(rows):,} {split} images")
-    pixels = shown[:]
-    setting, blob, table = quantize.search(
-        float32, pixels, sides.Split(dataset, rows)[:], labels[rows.numpy()], wanted.full_range, tell.note
+    pixels = Split(dataset, dataset.train[places])[:]
+    setting, blob, trials = quantize.search(
+        float32, pixels, Split(dataset, rows)[:], labels[rows.numpy()], wanted.full_range, tell.note
     )
-    facts: dict[str, Any] = {
-        "calibration": {
-            "images": len(places),
-            "seed": SEED,
-            "split": "train",
-            "sha256": calibration.pixels_sha256(pixels),
-        },
-        "full_range": wanted.full_range,
-        "setting": {"weights": setting.weights, "calibration": setting.calibration},
-        "searched_on": {"split": split, "images": len(rows)},
-        "search": table,
-    }
+    quantisation = Quantisation(
+        calibration=Calibration(images=len(places), seed=SEED, split="train", sha256=calibration.pixels_sha256(pixels)),
+        full_range=wanted.full_range,
+        setting=setting,
+        searched_on=SplitInfo(split=split, images=len(rows)),
+        search=trials,
+    )
     if wanted.diagnose:
-        facts["worst_layers"] = diagnose.diagnose(float32, blob, pixels)
-    return blob, facts
+        layers = diagnose.diagnose(float32, blob, pixels)
+        quantisation = quantisation.model_copy(update={"worst_layers": layers})
+    return blob, quantisation
 
 
-def _searched_on(dataset: Dataset, calibrated: npt.NDArray[np.int64], judged_on: str) -> tuple[Tensor, str]:
-    """Which images choose among the settings: of validation, or where there are none, or they judge, of training.
+def _search_images(dataset: Dataset, calibrated: npt.NDArray[np.int64], judged_on: str) -> tuple[Tensor, str]:
+    """The images that choose among the settings: of validation, or where there are none, or they judge, of training.
 
     Training images that did not calibrate, unless they are too few: then all of them.
     """
@@ -143,18 +141,21 @@ def _searched_on(dataset: Dataset, calibrated: npt.NDArray[np.int64], judged_on:
     return rows, split
 
 
-def _judged(
+def _judge(
     precision: gate.Kind,
     float32: Float32,
     blob: bytes,
-    facts: dict[str, Any],
+    quantisation: Quantisation | None,
     judges: Judges,
     wanted: Wanted,
     tell: Progress,
 ) -> Reduced:
     tell.note(f"checking {precision} on {len(judges.images):,} {judges.split} images")
     limits = {"max_drop": wanted.max_drop, "min_agreement": wanted.min_agreement}
-    gates = replace(gate.GATES[precision], **{name: value for name, value in limits.items() if value is not None})
-    found = gate.judge(precision, float32, blob, judges.images, judges.labels, judges.classes, judges.split, gates)
+    gates = gate.GATES[precision].model_copy(update={k: value for k, value in limits.items() if value is not None})
+    report = gate.judge(precision, float32, blob, judges.images, judges.labels, judges.classes, judges.split, gates)
     logits, _ = Session(blob)(judges.samples)
-    return Reduced(precision, blob, found | facts, (logits, found["tolerance"]))
+    samples = logits, report.tolerance if report.tolerance is not None else float("inf")
+    if quantisation:
+        report = Int8Report.model_validate(report.to_json() | quantisation.to_json())
+    return Reduced(precision, blob, report, samples)

@@ -1,4 +1,4 @@
-"""The PyTorch side of a parity check, from raw uint8 NHWC images; the other is `okdc.bundle.session`.
+"""The PyTorch side of a parity check, from raw uint8 NHWC images; the other side is `okdc.bundle.session`.
 
 They share no preprocessing: this one has training's transform, the other has only the file.
 """
@@ -6,8 +6,7 @@ They share no preprocessing: this one has training's transform, the other has on
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +16,7 @@ from okdc.bundle.session import Floats, Images, Pixels, parts
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise, eval_batch
 from okdc.data.datasets import Dataset
+from okdc.runs.artefacts import Preprocessing
 
 Doubles = npt.NDArray[np.float64]
 
@@ -45,23 +45,22 @@ def batches(images: Images) -> Iterator[Pixels]:
 class Torch:
     """A student and training's own transform."""
 
-    def __init__(self, network: Backbone, facts: Mapping[str, Any]) -> None:
-        rule = facts["preprocessing"]
+    def __init__(self, network: Backbone, rule: Preprocessing) -> None:
         self.network = network.eval()
-        self.normalise = Normalise(rule["mean"], rule["std"])
-        self.mean, self.std = (torch.tensor(rule[name], dtype=torch.float64) for name in ("mean", "std"))
+        self.normalise = Normalise(rule.mean, rule.std)
+        self.mean, self.std = (torch.tensor(colour, dtype=torch.float64) for colour in (rule.mean, rule.std))
         self.double = copy.deepcopy(network).double()
 
     @torch.inference_mode()
     def logits(self, images: Images) -> Floats:
-        found = [self.network(self.normalise(torch.from_numpy(part))) for part in batches(images)]
-        return torch.cat(found).numpy()
+        logits = [self.network(self.normalise(torch.from_numpy(part))) for part in batches(images)]
+        return torch.cat(logits).numpy()
 
     @torch.inference_mode()
     def exact(self, images: Images) -> Doubles:
         """The same in float64 from the first pixel to the last logit."""
-        found = []
+        logits = []
         for part in parts(images, max(1, eval_batch(*images.shape[1:3]) // 2)):
             x = (torch.from_numpy(part).double() / 255 - self.mean) / self.std
-            found.append(self.double(x.permute(0, 3, 1, 2).contiguous()))
-        return torch.cat(found).numpy()
+            logits.append(self.double(x.permute(0, 3, 1, 2).contiguous()))
+        return torch.cat(logits).numpy()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from okdc.cohort import Cohort
+from okdc.runs.artefacts import MethodCard
 
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -69,10 +70,11 @@ class Method(nn.Module):
         self.cohort = cohort
 
     @classmethod
-    def card(cls) -> dict[str, Any]:
-        """What result.json records of the method, so that a model card or a comparison need not import its class."""
-        names = ("title", "summary", "tags", "fused_head", "reference")
-        return {name: getattr(cls, name) for name in names} | {"tags": list(cls.tags)}
+    def card(cls) -> MethodCard:
+        """The method in result.json, so that a model card or a comparison need not import its class."""
+        return MethodCard(
+            title=cls.title, summary=cls.summary, tags=cls.tags, fused_head=cls.fused_head, reference=cls.reference
+        )
 
     @classmethod
     def architecture(cls, name: str, config: BaseModel) -> str:  # noqa: ARG003

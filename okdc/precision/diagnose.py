@@ -10,13 +10,13 @@ import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto
 from onnxruntime.quantization import qdq_loss_debug
 
+from okdc.bundle.artefacts import Layer
 from okdc.bundle.session import Images, Pixels
 from okdc.precision import ranges, regions
 from okdc.precision.tools import refusals
@@ -26,13 +26,13 @@ MOST, FEWEST, PIXELS = 64, 8, 64 * 64 * 64  # images, by how large they are
 Sums = npt.NDArray[np.float64]
 
 
-def diagnose(float32: bytes, int8: bytes, images: Images, worst: int = WORST) -> list[dict[str, Any]]:
+def diagnose(float32: bytes, int8: bytes, images: Images, worst: int = WORST) -> tuple[Layer, ...]:
     """The activations with the lowest signal-to-noise ratio, on the first of `images`: 64 of them, 8 of large ones.
 
-    A row: `node` and `operator` of the float32 graph that make the tensor `output`, the `weight` that it is made with
-    (as PyTorch names it; none behind a sum), and `sqnr_db`, how far what the float32 file has there stands above the
-    error of the int8 file, with all that was lost in front of it: a layer that stands out against those before it is
-    where to look. Below 20 dB the error is more than a tenth of the signal.
+    `node` and `operator` of the float32 graph make the tensor `output`, with the `weight` as PyTorch names it (none
+    behind a sum). `sqnr_db` is the float32 signal over the error of the int8 file, which includes all that was lost
+    in front: look at a layer that stands out against those before it. Below 20 dB the error is more than a tenth of
+    the signal.
 
     Raises CheckFailed ("int8") where onnxruntime's tool cannot compare the two.
     """
@@ -41,18 +41,18 @@ def diagnose(float32: bytes, int8: bytes, images: Images, worst: int = WORST) ->
     graph = regions.parse(float32).graph
     made = {name: node for node in graph.node for name in node.output}
     weights = {tensor.name for tensor in graph.initializer}
-    rows = [
-        {
-            "node": made[name].name,
-            "operator": made[name].op_type,
-            "output": name,
-            "weight": _weight(made[name], made, weights),
-            "sqnr_db": _decibels(*found),
-        }
-        for name, found in sums.items()
+    layers = [
+        Layer(
+            node=made[name].name,
+            operator=made[name].op_type,
+            output=name,
+            weight=_weight(made[name], made, weights),
+            sqnr_db=_decibels(*powers),
+        )
+        for name, powers in sums.items()
         if name in made
     ]
-    return sorted(rows, key=lambda row: (row["sqnr_db"], row["node"]))[:worst]
+    return tuple(sorted(layers, key=lambda layer: (layer.sqnr_db, layer.node))[:worst])
 
 
 def _sums(float32: bytes, int8: bytes, images: Images) -> dict[str, Sums]:
@@ -60,10 +60,10 @@ def _sums(float32: bytes, int8: bytes, images: Images) -> dict[str, Sums]:
     count = min(len(images), MOST, max(FEWEST, PIXELS // int(np.prod(images.shape[1:3]))))
     sums: dict[str, Sums] = {}
     with TemporaryDirectory() as folder:
-        one, other = _opened(float32, Path(folder, "float32.onnx")), _opened(int8, Path(folder, "int8.onnx"))
+        full, reduced = _opened(float32, Path(folder, "float32.onnx")), _opened(int8, Path(folder, "int8.onnx"))
         for part in ranges.batches(images[:count]):
-            for name, found in _compared(one, other, part).items():
-                sums[name] = sums.get(name, 0) + found
+            for name, powers in _compared(full, reduced, part).items():
+                sums[name] = sums.get(name, 0) + powers
     return sums
 
 
@@ -71,8 +71,8 @@ def _weight(node: NodeProto, made: Mapping[str, NodeProto], weights: Collection[
     """Of a node or, where it is an activation, of the one in front of it."""
     while node.op_type in ("Relu", "Clip") and node.input[0] in made:
         node = made[node.input[0]]
-    found: list[str] = [name for name in node.input if name in weights]
-    return found[0] if found and node.op_type in regions.WEIGHTED else None
+    names: list[str] = [name for name in node.input if name in weights]
+    return names[0] if names and node.op_type in regions.WEIGHTED else None
 
 
 def _opened(blob: bytes, path: Path) -> str:
@@ -85,10 +85,12 @@ def _opened(blob: bytes, path: Path) -> str:
 
 def _compared(float32: str, int8: str, images: Pixels) -> dict[str, Sums]:
     """The same of one batch."""
-    one, other = (qdq_loss_debug.collect_activations(path, ranges.Reader(iter([images]))) for path in (float32, int8))
-    matching = qdq_loss_debug.create_activation_matching(other, one)
-    there = {name: match for name, match in matching.items() if "float" in match}
-    errors = qdq_loss_debug.compute_activation_error(there, _powers)
+    full, reduced = (
+        qdq_loss_debug.collect_activations(path, ranges.Reader(iter([images]))) for path in (float32, int8)
+    )
+    matching = qdq_loss_debug.create_activation_matching(reduced, full)
+    in_both = {name: match for name, match in matching.items() if "float" in match}
+    errors = qdq_loss_debug.compute_activation_error(in_both, _powers)
     return {name: error["xmodel_err"] for name, error in errors.items()}
 
 

@@ -4,23 +4,22 @@ QDQ format, unsigned activations and signed weights: the pair that onnxruntime's
 bits unless asked otherwise: without VNNI those kernels add pairs of products in 16 bits, which saturate with eight, and
 a file that is fine here loses a tenth of its predictions there (github.com/microsoft/onnxruntime/issues/5849, 6004).
 
-What onnxruntime would also quantise and is better left alone: the normalisation in front, the softmax behind, and
-BatchNormalization where none could be folded (it is computed in float anyway).
+onnxruntime would also quantise the normalisation in front, the softmax behind, and BatchNormalization where none could
+be folded (it is computed in float anyway): these stay in float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_static, save_tensors_data
 
+from okdc.bundle.artefacts import Setting, Trial
 from okdc.bundle.checks import BATCH
 from okdc.bundle.session import Images, Session
 from okdc.errors import CheckFailed
@@ -35,19 +34,8 @@ OPTIONS = {"MatMulConstBOnly": True, "OpTypesToExcludeOutputQuantization": ["Gem
 OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "AveragePool", "MaxPool", "Flatten", "Reshape"]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How weights are scaled, and how far activations are taken to reach."""
-
-    weights: Literal["per-channel", "per-tensor"]
-    calibration: ranges.Method
-
-    def __str__(self) -> str:
-        return f"{self.weights} weights, {self.calibration} calibration"
-
-
 SETTINGS = tuple(
-    Setting(weights, calibration)
+    Setting.model_validate({"weights": weights, "calibration": calibration})
     for calibration in ("minmax", "entropy", "percentile")
     for weights in ("per-channel", "per-tensor")
 )
@@ -105,54 +93,57 @@ def search(
     labels: npt.NDArray[np.int64],
     full_range: bool,
     tell: Callable[[str], None],
-) -> tuple[Setting, bytes, list[dict[str, Any]]]:
-    """The setting that keeps most of the float32 file's predictions on validation `images`, its file, and all six.
+) -> tuple[Setting, bytes, tuple[Trial, ...]]:
+    """The setting that keeps most of the float32 file's predictions on validation `images`, its file, and all trials.
 
-    A row: the setting, top1_pct, agreement_pct, mean_abs (difference of logits), bytes; or the setting and `error`.
-    Best is the highest agreement, then the highest accuracy, then the smallest difference, then the first.
+    Best is the highest agreement, then the highest accuracy, then the smallest mean difference, then the first.
 
     Raises CheckFailed ("int8") where no setting gives a file that works.
     """
     expected, _ = Session(blob)(images, BATCH)
     quantizer = Quantizer(blob, calibration, full_range)
-    rows: list[dict[str, Any]] = []
+    trials: list[Trial] = []
     best: tuple[tuple[float, ...], Setting, bytes] | None = None
     for setting in SETTINGS:
         tell(f"int8: {setting}")
-        row: dict[str, Any] = asdict(setting)
-        rows.append(row)
         try:
-            found = quantizer(setting)
-            logits, _ = Session(found)(images, BATCH)
+            file = quantizer(setting)
+            logits, _ = Session(file)(images, BATCH)
+            if not np.isfinite(logits).all():
+                raise CheckFailed("int8", "gives logits that are not finite")
         except CheckFailed as error:
-            row["error"] = error.message
-            continue
-        if not np.isfinite(logits).all():
-            row["error"] = "gives logits that are not finite"
+            trials.append(Trial(**dict(setting), error=error.message))
             continue
         agreement = 100 * float((logits.argmax(1) == expected.argmax(1)).mean())
         top1 = 100 * float((logits.argmax(1) == labels).mean())
         difference = float(np.abs(logits - expected).mean())
-        row |= {"top1_pct": round(top1, 4), "agreement_pct": round(agreement, 4)}
-        row |= {"mean_abs": difference, "bytes": len(found)}
+        trials.append(
+            Trial(
+                **dict(setting),
+                top1_pct=round(top1, 4),
+                agreement_pct=round(agreement, 4),
+                mean_abs=difference,
+                bytes=len(file),
+            )
+        )
         rank = (agreement, top1, -difference)
         if best is None or rank > best[0]:
-            best = rank, setting, found
+            best = rank, setting, file
     if best is None:
-        details = [f"{row['weights']} weights, {row['calibration']}: {row['error']}" for row in rows]
+        details = [f"{trial}: {trial.error}" for trial in trials]
         raise CheckFailed("int8", "none of the six settings gives a file that works", details=details)
-    return best[1], best[2], rows
+    return best[1], best[2], tuple(trials)
 
 
 def _finish(blob: bytes, source: onnx.ModelProto) -> bytes:
-    """What the source says of itself, in place of the quantiser's notes; the bytes repeat."""
+    """The source's metadata in place of the quantiser's notes; the bytes repeat."""
     model = onnx.load_model_from_string(blob)
     model.ir_version = source.ir_version
     model.producer_name, model.producer_version = source.producer_name, source.producer_version
     del model.metadata_props[:], model.graph.value_info[:]
     model.metadata_props.extend(source.metadata_props)
-    there = {name for node in model.graph.node for name in node.output}
-    model.graph.value_info.extend(value for value in source.graph.value_info if value.name in there)
+    outputs = {name for node in model.graph.node for name in node.output}
+    model.graph.value_info.extend(value for value in source.graph.value_info if value.name in outputs)
     used = {node.domain for node in model.graph.node}
     opsets = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]

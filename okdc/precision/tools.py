@@ -1,4 +1,4 @@
-"""Other people's tools: what they log is not for okdc's user, and what they raise is no bug of the command."""
+"""Tools of other packages: their log is not for okdc's user, and their errors are no bug of the command."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from okdc.errors import CheckFailed, OkdcError
+from okdc.errors import CheckFailed, OkdcError, first_line
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Advice through whatever logger; errors still come as exceptions."""
+    """Silences every logger; errors still come as exceptions."""
     level = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -21,12 +21,11 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def refusals(kind: str, what: str) -> Iterator[None]:
-    """These tools raise whatever Python does: CheckFailed (`kind`), which says `what` could not be done."""
+def refusals(kind: str, failure: str) -> Iterator[None]:
+    """Turns any exception of such a tool into CheckFailed (`kind`) with the words of `failure`."""
     try:
         yield
     except (OkdcError, MemoryError):
         raise
     except Exception as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckFailed(kind, f"{what}: {why}") from error
+        raise CheckFailed(kind, f"{failure}: {first_line(error)}") from error

@@ -10,13 +10,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
+from okdc.assembly.student import recorded
 from okdc.errors import UsageError, nearest
 from okdc.profiling import students
 from okdc.profiling.measure import measure, networks
-from okdc.profiling.students import called
 from okdc.progress import Progress
+from okdc.runs.artefacts import Judged
 from okdc.runs.run import Run
 
 NAMES = {
@@ -39,8 +39,8 @@ class Limit:
     value: float
     text: str  # as it was written
 
-    def holds(self, found: float) -> bool:
-        return found < self.value or (self.operator == "<=" and found == self.value)
+    def holds(self, cost: float) -> bool:
+        return cost < self.value or (self.operator == "<=" and cost == self.value)
 
     def __str__(self) -> str:
         return self.text
@@ -54,13 +54,13 @@ def parse(text: str) -> tuple[Limit, ...]:
     limits: list[Limit] = []
     mistakes: list[str] = []
     for part in text.split(","):
-        found = _limit(part.strip())
-        if isinstance(found, str):
-            mistakes.append(found)
-        elif found.name in [limit.name for limit in limits]:
-            mistakes.append(f"{found}: {found.name} is limited twice")
+        limit = _limit(part.strip())
+        if isinstance(limit, str):
+            mistakes.append(limit)
+        elif limit.name in [earlier.name for earlier in limits]:
+            mistakes.append(f"{limit}: {limit.name} is limited twice")
         else:
-            limits.append(found)
+            limits.append(limit)
     if not mistakes:
         return tuple(limits)
     several = len(mistakes) > 1
@@ -76,19 +76,19 @@ def _limit(part: str) -> Limit | str:
     """A limit, or what is wrong with it."""
     if not part:
         return "expected NAME<NUMBER, found nothing"
-    found = LIMIT.fullmatch(part)
-    if not found:
+    match = LIMIT.fullmatch(part)
+    if not match:
         return f"{part!r}: expected NAME<NUMBER"
-    name, operator = found["name"], found["operator"]
+    name, operator, text = match["name"], match["operator"], match["value"].strip()
     wrong = []
     if name not in NAMES:
         wrong.append(f"unknown name {name!r}{nearest(name, NAMES)}")
     if operator not in ("<", "<="):
         wrong.append(f"expected < or <=, found {operator}")
-    number = NUMBER.fullmatch(found["value"].strip())
+    number = NUMBER.fullmatch(text)
     value = float(Decimal(number["number"]) * UNITS[number["unit"].lower()]) if number else 0.0
     if number is None:
-        wrong.append(f"expected a number such as 2, 0.5, 300k or 1.5M, found {found['value'].strip()!r}")
+        wrong.append(f"expected a number such as 2, 0.5, 300k or 1.5M, found {text!r}")
     elif not value:
         wrong.append("expected a number above 0")
     if wrong:
@@ -97,49 +97,49 @@ def _limit(part: str) -> Limit | str:
 
 
 def choose(run: Run, limits: Sequence[Limit], tell: Progress) -> tuple[int, str]:
-    """The student that is best on validation of those within every limit, and a line that says why.
+    """The student that is best on validation of those within every limit, and a line with the reason.
 
     At equal accuracy the one of fewer parameters, then the first. Raises UsageError where none fits, with what each
     lacks, and where several fit and nothing was validated; RunError for a run that is not complete.
     """
-    rows = students.recorded(run)
+    rows = recorded(run).cohort
     costs = _costs(run, rows, limits, tell)
     fitting = [row for row, cost in zip(rows, costs, strict=True) if all(x.holds(cost[x.name]) for x in limits)]
     text = ",".join(map(str, limits))
     if not fitting:
         raise _none_fits(run, rows, costs, limits, text)
-    if len(fitting) > 1 and any(row["val_top1_pct"] is None for row in fitting):
+    if len(fitting) > 1 and any(row.val_top1_pct is None for row in fitting):
         raise UsageError(
             f"{len(fitting)} students of {run.path} fit {text}, and nothing was validated to choose by: chosen by the "
             "test images, the student would be judged by what chose it",
-            hint="name one: " + ", ".join(f"--student {row['student']} ({row['architecture']})" for row in fitting),
+            hint="name one: " + ", ".join(f"--student {row.student} ({row.architecture})" for row in fitting),
         )
-    best = max(fitting, key=lambda row: (row["val_top1_pct"], -row["params"], -row["student"]))
+    best = max(fitting, key=lambda row: (row.val_top1_pct, -row.params, -row.student))
     cost = costs[rows.index(best)]
-    found = ", ".join(f"{limit.name} {_number(cost[limit.name])}" for limit in limits)
+    costs_text = ", ".join(f"{limit.name} {_number(cost[limit.name])}" for limit in limits)
     if len(fitting) == 1:
-        why = f"the only one of {len(rows)} that fits"
+        reason = f"the only one of {len(rows)} that fits"
     else:
-        why = f"the most accurate on validation ({best['val_top1_pct']:.2f} %) of {len(fitting)} that fit"
-    return best["student"], f"{called(best)} is {why} {text}: {found}"
+        reason = f"the most accurate on validation ({best.val_top1_pct:.2f} %) of {len(fitting)} that fit"
+    return best.student, f"{best.name} is {reason} {text}: {costs_text}"
 
 
-def _costs(run: Run, rows: Sequence[dict[str, Any]], limits: Sequence[Limit], tell: Progress) -> list[dict[str, float]]:
+def _costs(run: Run, rows: Sequence[Judged], limits: Sequence[Limit], tell: Progress) -> list[dict[str, float]]:
     """What each student costs, by name; what has to be measured only where a limit names it."""
-    costs = [{"params": row["params"], "macs": row["macs"], "flops": 2 * row["macs"]} for row in rows]
+    costs: list[dict[str, float]] = [{"params": row.params, "macs": row.macs, "flops": 2 * row.macs} for row in rows]
     if any(limit.name in MEASURED for limit in limits):
         subjects = students.subjects(run)
-        found = {key: measure(network, 1, tell) for key, network in networks(subjects).items()}
+        measured = {key: measure(network, 1, tell) for key, network in networks(subjects).items()}
         for cost, subject in zip(costs, subjects, strict=True):
-            one = found[subject.key]
-            assert one.onnx_bytes is not None
-            cost |= {"bytes": one.onnx_bytes, "latency_ms": one.latency_ms["onnxruntime"]["p50"]}
+            network = measured[subject.key]
+            assert network.onnx_bytes is not None
+            cost |= {"bytes": network.onnx_bytes, "latency_ms": network.latency_ms["onnxruntime"]["p50"]}
     return costs
 
 
 def _none_fits(
     run: Run,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Judged],
     costs: Sequence[dict[str, float]],
     limits: Sequence[Limit],
     text: str,
@@ -147,7 +147,7 @@ def _none_fits(
     details, unmet = [], []
     for limit in limits:
         missed = [
-            f"{called(row)} {_number(cost[limit.name])}"
+            f"{row.name} {_number(cost[limit.name])}"
             for row, cost in zip(rows, costs, strict=True)
             if not limit.holds(cost[limit.name])
         ]
@@ -155,14 +155,16 @@ def _none_fits(
             unmet.append(str(limit))
         if missed:
             details.append(f"{limit}: missed by {', '.join(missed)}")
-    why = f"none meets {' or '.join(unmet)}" if unmet else "each limit is met by one at least, but no student meets all"
+    reason = (
+        f"none meets {' or '.join(unmet)}" if unmet else "each limit is met by one at least, but no student meets all"
+    )
     return UsageError(
-        f"no student of {run.path} fits {text}: {why}",
+        f"no student of {run.path} fits {text}: {reason}",
         hint=f"a wider budget; what there is: okdc profile {shlex.quote(str(run.path))}",
         details=details,
     )
 
 
-def _number(found: float) -> str:
+def _number(cost: float) -> str:
     """A count with its thousands, or milliseconds."""
-    return f"{found:,}" if isinstance(found, int) else f"{found:.3f}"
+    return f"{cost:,}" if isinstance(cost, int) else f"{cost:.3f}"

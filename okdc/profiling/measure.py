@@ -7,19 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from okdc.assembly.student import Student
 from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.deploy import latency, onnx
 from okdc.deploy.count import Counts, count
 from okdc.progress import Progress
+from okdc.runs.artefacts import Result
 
 Key = tuple[str, int, int]  # architecture, size, classes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student of a complete run."""
+
+    run: Path
+    student: Student
+    record: Result
+
+    @property
+    def is_kept(self) -> bool:
+        return self.student.info.student == self.record.kept.student
 
 
 @dataclass(frozen=True)
@@ -27,18 +43,14 @@ class Subject:
     """Something to measure: one row of a profile."""
 
     name: str
-    kind: str  # network, student or training
+    kind: Literal["network", "student", "training"]
     architecture: str
     module: nn.Module
     size: int
     classes: int
     model: bytes | None = None  # an ONNX file that is there already
     export: bool = False
-    facts: dict[str, Any] | None = None  # student.json, of a student that was trained
-    run: str | None = None  # whose student it is
-    student: int | None = None  # its number in that run
-    kept: bool = False
-    result: dict[str, Any] | None = None  # what result.json says of it, and of the images that judged it
+    trained: Trained | None = None
 
     @property
     def key(self) -> Key:
@@ -56,15 +68,15 @@ class Measured:
 
 
 def networks(subjects: Iterable[Subject]) -> dict[Key, Subject]:
-    """Of each architecture, size and number of classes one: whichever row has a file lends it to the others."""
-    found: dict[Key, Subject] = {}
+    """One subject for each architecture, size and number of classes: a row that has a file lends it to the others."""
+    by_key: dict[Key, Subject] = {}
     for subject in subjects:
         if subject.kind != "training":
-            before = found.setdefault(subject.key, subject)
-            found[subject.key] = replace(
+            before = by_key.setdefault(subject.key, subject)
+            by_key[subject.key] = replace(
                 before, model=before.model or subject.model, export=before.export or subject.export
             )
-    return found
+    return by_key
 
 
 def measure(subject: Subject, threads: int, tell: Progress) -> Measured:
@@ -73,44 +85,35 @@ def measure(subject: Subject, threads: int, tell: Progress) -> Measured:
     Raises CheckFailed where the two counters disagree.
     """
     example = torch.zeros(1, 3, subject.size, subject.size)
-    found = Measured(count(subject.module, example))
+    measured = Measured(count(subject.module, example))
     if not isinstance(subject.module, Backbone):
-        return found
-    found.stages = _stages(subject.module, found.counts, example)
+        return measured
+    measured.stages = _stages(subject.module, measured.counts, example)
+    info = (
+        subject.trained.student.info
+        if subject.trained
+        else onnx.untrained(subject.architecture, subject.size, subject.classes)
+    )
     model = subject.model
-    facts = subject.facts or _plain_facts(subject)
     if model is None and subject.export:
         tell.note(f"exporting {subject.architecture} for its file size and latency")
-        model = onnx.to_onnx(subject.module, facts)
-    rule = facts["preprocessing"]
-    deploy = onnx.Deploy(subject.module, rule["mean"], rule["std"]).eval()
-    image = torch.zeros(1, subject.size, subject.size, 3, dtype=torch.uint8)
+        model = onnx.to_onnx(subject.module, info)
+    deploy = onnx.Deploy(subject.module, info.preprocessing.mean, info.preprocessing.std).eval()
+    pixels = np.zeros((1, subject.size, subject.size, 3), np.uint8)
+    image = torch.from_numpy(pixels)
     variants: dict[str, Callable[[], object]] = {"torch": lambda: deploy(image)}
     if model is not None:
-        found.onnx_bytes = len(model)
-        session, pixels = Session(model, threads), np.zeros((1, subject.size, subject.size, 3), np.uint8)
+        measured.onnx_bytes = len(model)
+        session = Session(model, threads)
         variants["onnxruntime"] = lambda: session(pixels)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         with torch.inference_mode():
-            found.latency_ms = latency.measure(variants)
+            measured.latency_ms = latency.measure(variants)
     finally:
         torch.set_num_threads(before)
-    return found
-
-
-def _plain_facts(subject: Subject) -> dict[str, Any]:
-    """What an export needs to be told of a network that nothing was trained on; sizes and times do not depend on it."""
-    return {
-        "architecture": subject.architecture,
-        "classes": [str(c) for c in range(subject.classes)],
-        "preprocessing": {"size": subject.size, "resize": "", "mean": [0.5] * 3, "std": [0.25] * 3},
-        "method": "none",
-        "dataset": "none",
-        "recipe_sha256": "",
-        "weights_sha256": "",
-    }
+    return measured
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -59,21 +59,21 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progre
         tell.note(f"nothing named: {run.path} is the newest complete run")
         words = [str(run.path)]
     for word in words:
-        if (Path(word) / "run.json").is_file():
+        if Run.is_at(Path(word)):
             run = Run.open(Path(word))
             subjects += _of_run(run, tell)
         elif backbones.is_name(word):
             size, classes = (FOREIGN_SIZE, FOREIGN_CLASSES) if ":" in word else (SIZE, CLASSES)
-            subjects.append(_network(word, word, "network", size, classes, export_names))
+            subjects.append(_network(word, "network", size, classes, export_names))
         elif Path(word).is_file() or catalog.find_recipe(word):
             subjects += _of_recipe(word, export_names, tell)
         else:
             raise _unknown(word)
-    alike = networks(subjects)
-    shared = {key: measure(network, threads, tell) for key, network in alike.items()}
-    rows = [_row(s, measure(s, threads, tell) if s.kind == "training" else shared[s.key]) for s in subjects]
-    for run_ in {s.run for s in subjects if s.run}:
-        mark_front([row for row in rows if row["run"] == run_])
+    by_key = networks(subjects)
+    measured = {key: measure(network, threads, tell) for key, network in by_key.items()}
+    rows = [_row(s, measure(s, threads, tell) if s.kind == "training" else measured[s.key]) for s in subjects]
+    for path in {row["run"] for row in rows if row["run"]}:
+        mark_front([row for row in rows if row["run"] == path])
     return {
         "schema": 1,
         "run": str(run.path) if run else None,
@@ -84,9 +84,9 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progre
                 "architecture": network.architecture,
                 "input": [3, network.size, network.size],
                 "classes": network.classes,
-                "stages": shared[key].stages,
+                "stages": measured[key].stages,
             }
-            for key, network in alike.items()
+            for key, network in by_key.items()
         ],
         "latency": {"batch": 1, "threads": threads, "processor": processor()[0]},
     }
@@ -99,23 +99,15 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progre
 def _unknown(word: str) -> UsageError:
     if (Path(word) / MANIFEST).is_file():
         return UsageError(f"{word} is a bundle: it was profiled when it was made", hint=f"see {Path(word) / PROFILE}")
-    known = [*backbones.ZOO, *catalog.recipes(), *(str(r.path) for r in runs())]
+    names = [*backbones.ZOO, *catalog.recipes(), *(str(r.path) for r in runs())]
     return UsageError(
-        f"{word} is no run, network or recipe{nearest(word, known)}",
+        f"{word} is no run, network or recipe{nearest(word, names)}",
         hint=f"networks: {', '.join(backbones.ZOO)}; okdc recipes and okdc runs list the rest",
     )
 
 
-def _network(label: str, name: str, kind: str, size: int, classes: int, export: bool) -> Subject:
-    return Subject(
-        label,
-        kind,
-        name,
-        backbones.build(name, classes, square(size)).eval(),
-        size,
-        classes,
-        export=export,
-    )
+def _network(name: str, kind: Literal["network", "student"], size: int, classes: int, export: bool) -> Subject:
+    return Subject(name, kind, name, backbones.build(name, classes, square(size)).eval(), size, classes, export=export)
 
 
 def _of_recipe(word: str, export: bool, tell: Progress) -> list[Subject]:
@@ -128,19 +120,19 @@ def _of_recipe(word: str, export: bool, tell: Progress) -> list[Subject]:
     for note in notes:
         tell.note(note)
     names = dict.fromkeys(resolved.architectures)
-    students = [_network(name, name, "student", data.image_size, classes, export) for name in names]
+    students = [_network(name, "student", data.image_size, classes, export) for name in names]
     return [*students, _whole(resolved, classes)]
 
 
 def _of_run(run: Run, tell: Progress) -> list[Subject]:
-    resolved, classes = reopen.recipe_of(run), len(run.facts("classes")["classes"])
+    resolved, classes = reopen.recipe_of(run), len(run.read_info().classes)
     size = resolved.recipe.data.image_size
     whole: list[Subject] = []
     try:
         whole.append(_whole(resolved, classes))
     except (RecipeError, RunError) as error:  # a teacher that is gone: what it taught can be counted all the same
         tell.note(f"the training as a whole is not counted: {'; '.join((error.message, *error.details))}")
-    if run.state == "complete":
+    if run.state() == "complete":
         return [*students.subjects(run), *whole]
     cohort = build.cohort(resolved, square(size), classes)[0].eval()
     untrained = [
@@ -157,27 +149,30 @@ def _whole(resolved: ResolvedRecipe, classes: int) -> Subject:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# What is said of it
+# The rows
 
 
-def _row(subject: Subject, found: Measured) -> dict[str, Any]:
-    result = subject.result or {}
+def _row(subject: Subject, measured: Measured) -> dict[str, Any]:
+    trained = subject.trained
+    judged = trained.student.result.to_json() if trained else {}
     return {
         "name": subject.name,
         "kind": subject.kind,
         "architecture": subject.architecture,
-        "run": subject.run,
-        "student": subject.student,
-        "kept": subject.kept,
+        "run": str(trained.run) if trained else None,
+        "student": judged.get("student"),
+        "kept": trained is not None and trained.is_kept,
         "front": None,  # true or false among the students of a complete run
-        **{key: result.get(key) for key in ("epoch", "val_top1_pct", "top1_pct", "judged_on", "images")},
+        **{key: judged.get(key) for key in ("epoch", "val_top1_pct", "top1_pct")},
+        "judged_on": trained.record.judged_on if trained else None,
+        "images": trained.record.images if trained else None,
         "input": [3, subject.size, subject.size],
         "classes": subject.classes,
-        **found.counts.facts(),
-        "lower_bound": bool(found.counts.uncounted),
-        "onnx_bytes": found.onnx_bytes,
+        **measured.counts.to_json(),
+        "lower_bound": bool(measured.counts.uncounted),
+        "onnx_bytes": measured.onnx_bytes,
         **{
-            f"latency_ms_{quantile}_{engine}": found.latency_ms.get(engine, {}).get(quantile)
+            f"latency_ms_{quantile}_{engine}": measured.latency_ms.get(engine, {}).get(quantile)
             for engine in ("torch", "onnxruntime")
             for quantile in ("p50", "p90")
         },

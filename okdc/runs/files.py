@@ -59,21 +59,18 @@ def _sync_folder(folder: Path) -> None:
             os.close(number)
 
 
-def write_json(path: Path, facts: dict[str, Any]) -> None:
-    write(path, (json.dumps(facts, indent=2, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, tables: dict[str, Any]) -> None:
+    write(path, (json.dumps(tables, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Raises RunError for a file that is missing or damaged, or that lacks one of `keys`."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The tables of a JSON file, whatever is in them. Raises RunError for a file that is missing or no JSON object."""
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        tables = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # nested a thousand deep
         raise RunError(f"{path}: not JSON: {error}") from None
-    if not isinstance(facts, dict):
+    if not isinstance(tables, dict):
         raise RunError(f"{path}: expected a JSON object")
-    missing = [key for key in keys if key not in facts]
-    if missing:
-        raise RunError(f"{path} is damaged: {', '.join(missing)} missing")
-    return facts
+    return tables

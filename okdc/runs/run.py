@@ -22,12 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from okdc.errors import DiskError, RunError
-from okdc.recipe.draft import read
-from okdc.runs import locks
-from okdc.runs.files import read_json, write, write_json, writing
+from okdc.recipe.draft import read as read_recipe
+from okdc.runs import artefacts, locks
+from okdc.runs.artefacts import Result, RunInfo
+from okdc.runs.files import write, writing
 
 ROOT = Path("runs")
-SERIES = "series.json"  # what makes a folder of runs a series
+INFO, RECIPE, RESULT = "run.json", "recipe.toml", "result.json"
+SERIES = "series.json"  # makes a folder of runs a series
 State = Literal["complete", "running", "resumable", "failed"]
 
 
@@ -39,11 +41,11 @@ class Run:
 
     @property
     def recipe(self) -> Path:
-        return self.path / "recipe.toml"
+        return self.path / RECIPE
 
     @property
     def info(self) -> Path:
-        return self.path / "run.json"
+        return self.path / INFO
 
     @property
     def log(self) -> Path:
@@ -75,10 +77,10 @@ class Run:
 
     @property
     def result(self) -> Path:
-        return self.path / "result.json"
+        return self.path / RESULT
 
     @classmethod
-    def create(cls, stem: str, recipe_text: str, info: dict[str, Any], out: Path | None = None) -> Run:
+    def create(cls, stem: str, recipe_text: str, info: RunInfo, out: Path | None = None) -> Run:
         """A new directory: `out`, else runs/<stem>-<n> with the first free n.
 
         Raises RunError where `out` holds anything, DiskError where it cannot be made.
@@ -86,7 +88,7 @@ class Run:
         run = cls(new_folder(stem, out))
         try:
             write(run.recipe, recipe_text.encode())
-            write_json(run.info, info)
+            artefacts.write(run.info, info)
         except DiskError:
             run.discard()
             raise
@@ -97,31 +99,40 @@ class Run:
         """Raises RunError for a directory that is no run, or a series of them."""
         run = cls(path)
         if not path.is_dir():
-            raise RunError(f"{path}: no such run", hint=_known())
+            raise RunError(f"{path}: no such run", hint=_existing())
         refuse_series(path)
-        if not run.info.is_file() or not run.recipe.is_file():
-            raise RunError(f"{path} is not a run: expected run.json and recipe.toml in it", hint=_known())
+        if not run.is_begun():
+            raise RunError(f"{path} is not a run: expected {INFO} and {RECIPE} in it", hint=_existing())
         return run
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether the folder holds a run.json."""
+        return (path / INFO).is_file()
+
+    def is_begun(self) -> bool:
+        """Whether the first files of a run are there."""
+        return self.info.is_file() and self.recipe.is_file()
 
     @classmethod
     def newest(cls, state: State, root: Path = ROOT) -> Run:
         """The run of `state` that was started last. Raises RunError where there is none."""
-        found = [run for run in runs(root) if run.state == state]
-        if not found:
+        of_state = [run for run in runs(root) if run.state() == state]
+        if not of_state:
             hint = "start one: okdc distill"
-            if state == "complete" and any(run.state == "resumable" for run in runs(root)):
+            if state == "complete" and any(run.state() == "resumable" for run in runs(root)):
                 hint = "one can be continued: okdc resume"
             raise RunError(f"no {state} run in {root.absolute()}", hint=hint)
-        return found[-1]
+        return of_state[-1]
 
-    @property
     def state(self) -> State:
+        """Read from the files; a run whose run.json is damaged cannot continue and counts as failed."""
         if self.result.is_file():
             return "complete"
         try:
-            if "failed" in self.facts():
+            if self.read_info().failed is not None:
                 return "failed"
-        except RunError:  # a damaged run.json: nothing can continue from it
+        except RunError:
             return "failed"
         return "running" if locks.is_held(self.path) else "resumable"
 
@@ -131,33 +142,36 @@ class Run:
         with locks.held(self.path):
             yield
 
-    @property
     def started_at(self) -> str:
-        """When it was started, as text that sorts; nothing where run.json is damaged."""
+        """The time of its start, as text that sorts; empty where run.json is damaged."""
         try:
-            return str(self.facts().get("started_at", ""))
+            return self.read_info().started_at
         except RunError:
             return ""
 
-    def facts(self, *keys: str) -> dict[str, Any]:
-        """run.json. Raises RunError where it is damaged or lacks one of `keys`."""
-        return read_json(self.info, *keys)
+    def read_info(self) -> RunInfo:
+        """run.json. Raises RunError where it is damaged."""
+        return artefacts.read(self.info, RunInfo)
 
-    @property
-    def go_on(self) -> str:
-        """The command that continues it, by as many processes as it had last: with others it is not exact."""
-        count = here = 1
+    def read_result(self) -> Result:
+        """result.json. Raises RunError where it is damaged, or missing: the run is then not complete."""
+        return artefacts.read(self.result, Result)
+
+    def resume_command(self) -> str:
+        """The command that continues it, with as many processes as it had last: with others it is not exact."""
+        count = local = 1
         with contextlib.suppress(RunError):
-            count, here = (self.facts().get(key, 1) for key in ("processes", "processes_here"))
+            info = self.read_info()
+            count, local = info.processes, info.processes_here
         command = f"okdc resume {shlex.quote(str(self.path))}"
         if count == 1:
             return command
-        nodes = "--standalone" if count == here else f"--nnodes={count // here} ..."
-        return f"torchrun {nodes} --nproc-per-node={here} -m {command}"
+        nodes = "--standalone" if count == local else f"--nnodes={count // local} ..."
+        return f"torchrun {nodes} --nproc-per-node={local} -m {command}"
 
-    def note(self, **facts: Any) -> None:
-        """Add facts to run.json."""
-        write_json(self.info, self.facts() | facts)
+    def note(self, **values: Any) -> None:
+        """Set keys of run.json."""
+        artefacts.write(self.info, self.read_info().model_copy(update=values))
 
     def append(self, row: dict[str, Any]) -> None:
         """One line of log.jsonl, on disk when this returns."""
@@ -167,7 +181,7 @@ class Run:
                 stream.flush()
                 os.fsync(stream.fileno())
         except DiskError as error:
-            raise DiskError(error.message, hint=f"free some space, then: {self.go_on}") from error
+            raise DiskError(error.message, hint=f"free some space, then: {self.resume_command()}") from error
 
     def rows(self) -> list[dict[str, Any]]:
         """log.jsonl, without a last line that was cut short."""
@@ -188,24 +202,29 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """A line of `okdc runs`. Raises RunError, or RecipeError, where the run's files are damaged."""
-        recipe, state = read(self.recipe), self.state
-        result = read_json(self.result, "kept", "judged_on") if state == "complete" else {}
-        kept = result.get("kept", {})
+        recipe, state = read_recipe(self.recipe), self.state()
+        result = self.read_result() if state == "complete" else None
         return {
             "run": str(self.path),
             "state": state,
-            "method": recipe.get("method", {}).get("name", "?"),
+            "method": recipe_value(recipe, "method", "name", "?"),
             "epoch": len(self.rows()),
-            "epochs": recipe.get("optim", {}).get("epochs", "?"),
-            "kept": kept.get("architecture"),
-            "top1_pct": kept.get("top1_pct"),
-            "images": result.get("images"),
-            "judged_on": result.get("judged_on"),
+            "epochs": recipe_value(recipe, "optim", "epochs", "?"),
+            "kept": result and result.kept.architecture,
+            "top1_pct": result and result.kept.top1_pct,
+            "images": result and result.images,
+            "judged_on": result and result.judged_on,
         }
 
     def discard(self) -> None:
         """Remove a run that came to nothing before its first step."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def recipe_value(tables: dict[str, Any], table: str, key: str, default: Any = None) -> Any:
+    """A value of a recipe that nothing has checked."""
+    values = tables.get(table)
+    return values.get(key, default) if isinstance(values, dict) else default
 
 
 def new_folder(stem: str, out: Path | None) -> Path:
@@ -227,10 +246,10 @@ def refuse_taken(out: Path | None) -> None:
         raise DiskError(f"{target}: cannot be made: {place} is not a folder", hint="choose another -o")
     if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if (out / "run.json").exists():
-        run, hint = Run(out), "choose another -o"
-        more = f", or continue it: {run.go_on}" if run.state == "resumable" else ""
-        raise RunError(f"{out} already holds a run, which is {run.state}", hint=hint + more)
+    if (out / INFO).exists():
+        run, state = Run(out), Run(out).state()
+        more = f", or continue it: {run.resume_command()}" if state == "resumable" else ""
+        raise RunError(f"{out} already holds a run, which is {state}", hint=f"choose another -o{more}")
     if (out / SERIES).exists():
         raise RunError(f"{out} already holds a series", hint=f"choose another -o, or continue it: okdc resume {out}")
     raise RunError(f"{out} is not an empty folder", hint="choose another -o")
@@ -246,7 +265,7 @@ def refuse_series(path: Path) -> None:
     raise RunError(
         f"{path} is a series of {len(inside)} runs, expected one run",
         hint=f"the best of them on validation is {chosen.path}",
-        details=[f"{run.path} ({run.state})" for run in inside],
+        details=[f"{run.path} ({run.state()})" for run in inside],
     )
 
 
@@ -255,11 +274,11 @@ def best(root: Path) -> Run | None:
 
     def validated(run: Run) -> float:  # below all others where nothing was validated, or result.json is damaged
         with contextlib.suppress(RunError):
-            value = read_json(run.result, "kept")["kept"].get("val_top1_pct")
-            return -1.0 if value is None else float(value)
+            value = run.read_result().kept.val_top1_pct
+            return -1.0 if value is None else value
         return -2.0
 
-    return max((run for run in runs(root) if run.state == "complete"), key=validated, default=None)
+    return max((run for run in runs(root) if run.state() == "complete"), key=validated, default=None)
 
 
 def runs(root: Path = ROOT) -> list[Run]:
@@ -268,8 +287,8 @@ def runs(root: Path = ROOT) -> list[Run]:
         return []
     folders = list(root.iterdir())
     folders += [inside for path in folders if (path / SERIES).is_file() for inside in path.iterdir()]
-    found = [Run(path) for path in folders if (path / "run.json").is_file() and (path / "recipe.toml").is_file()]
-    return sorted(found, key=lambda run: (run.started_at, run.path.name))
+    begun = [run for run in map(Run, folders) if run.is_begun()]
+    return sorted(begun, key=lambda run: (run.started_at(), run.path.name))
 
 
 def _next(stem: str) -> Path:
@@ -286,6 +305,6 @@ def _next(stem: str) -> Path:
             return path
 
 
-def _known() -> str:
+def _existing() -> str:
     names = [str(run.path) for run in runs()]
     return "there is: " + ", ".join(names[-5:]) if names else "there is no run here yet; start one: okdc distill"

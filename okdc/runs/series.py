@@ -26,9 +26,10 @@ import tomli_w
 from okdc.errors import DiskError, OkdcError, RunError, TrainingError, UsageError
 from okdc.recipe.draft import read
 from okdc.recipe.schema import Recipe
-from okdc.runs import locks
-from okdc.runs.files import read_json, write, write_json
-from okdc.runs.run import ROOT, SERIES, Run, State, best, new_folder, runs
+from okdc.runs import artefacts, locks
+from okdc.runs.artefacts import Provenance, SeriesInfo, Settings
+from okdc.runs.files import write
+from okdc.runs.run import INFO, RECIPE, ROOT, SERIES, Run, State, best, new_folder, recipe_value, runs
 
 MOST = 1000  # seeds of one series: more is a slip of the keyboard
 LARGEST = 2**63 - 1  # seed that a recipe takes
@@ -37,15 +38,15 @@ LARGEST = 2**63 - 1  # seed that a recipe takes
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`0,1,2` or `0-4`, or both joined by commas. Raises UsageError for anything else, and for a seed named twice."""
 
-    def refuse(why: str) -> UsageError:
-        return UsageError(f"--seeds {text!r}: {why}", hint="distinct seeds, as in --seeds 0,1,2 or --seeds 0-4")
+    def refuse(reason: str) -> UsageError:
+        return UsageError(f"--seeds {text!r}: {reason}", hint="distinct seeds, as in --seeds 0,1,2 or --seeds 0-4")
 
     seeds: list[int] = []
     for part in text.split(","):
-        found = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", part.strip())
-        if not found:
+        ends = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", part.strip())
+        if not ends:
             raise refuse(f"expected integers from 0 on, found {part.strip()!r}")
-        first, last = int(found[1]), int(found[2] or found[1])
+        first, last = int(ends[1]), int(ends[2] or ends[1])
         if last < first:
             raise refuse(f"expected a range that rises, found {part.strip()!r}")
         if last > LARGEST:
@@ -72,22 +73,36 @@ class Series:
     @property
     def recipe(self) -> Path:
         """The resolved recipe, without a seed."""
-        return self.path / "recipe.toml"
+        return self.path / RECIPE
 
     @classmethod
     def create(
-        cls, stem: str, recipe: Recipe, seeds: tuple[int, ...], info: dict[str, Any], out: Path | None = None
+        cls,
+        stem: str,
+        recipe: Recipe,
+        seeds: tuple[int, ...],
+        started_at: str,
+        settings: Settings,
+        provenance: Provenance,
+        out: Path | None = None,
     ) -> Series:
         """A new directory: `out`, else runs/<stem>-<n>. Raises as `Run.create`."""
         series = cls(new_folder(stem, out))
         tables = recipe.model_dump(exclude_none=True)
         del tables["seed"]
         text = tomli_w.dumps(tables)
-        facts = {"schema": 1, "seeds": list(seeds), "recipe_sha256": _sha256(tomllib.loads(text))}
+        info = SeriesInfo(
+            schema=1,
+            seeds=seeds,
+            recipe_sha256=_sha256(tomllib.loads(text)),
+            started_at=started_at,
+            settings=settings,
+            **dict(provenance),
+        )
         try:
             # In this order: a series without its recipe could not go on alone, and series.json is what makes it one.
             write(series.recipe, text.encode())
-            write_json(series.info, facts | info)
+            artefacts.write(series.info, info)
         except DiskError:
             series.discard()
             raise
@@ -97,8 +112,7 @@ class Series:
     def open(cls, path: Path) -> Series:
         """Raises RunError where series.json is damaged, or the recipe is not the one that the series began with."""
         series = cls(path)
-        facts = series.facts()
-        if _sha256(read(series.recipe)) != facts["recipe_sha256"]:
+        if _sha256(read(series.recipe)) != series.read_info().recipe_sha256:
             raise RunError(
                 f"{series.recipe} is not the recipe that the series began with: its runs would not be comparable",
                 hint="restore it, or start another series",
@@ -109,16 +123,12 @@ class Series:
     def is_at(path: Path) -> bool:
         return (path / SERIES).is_file()
 
-    def facts(self) -> dict[str, Any]:
+    def read_info(self) -> SeriesInfo:
         """series.json. Raises RunError where it is damaged."""
-        facts = read_json(self.info, "seeds", "recipe_sha256", "settings")
-        if not isinstance(facts["seeds"], list) or not all(type(seed) is int and seed >= 0 for seed in facts["seeds"]):
-            raise RunError(f"{self.info} is damaged: seeds: expected a list of integers, found {facts['seeds']!r}")
-        return facts
+        return artefacts.read(self.info, SeriesInfo)
 
-    @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(self.facts()["seeds"])
+        return self.read_info().seeds
 
     def run(self, seed: int) -> Run:
         """Where the run of a seed is, whether it was begun or not."""
@@ -127,40 +137,39 @@ class Series:
     def state_of(self, seed: int) -> State | None:
         """None: not begun."""
         run = self.run(seed)
-        return run.state if run.info.is_file() and run.recipe.is_file() else None
+        return run.state() if run.is_begun() else None
 
-    @property
     def state(self) -> State:
         """Running while it is held, resumable while a seed is left to train, else failed if one failed."""
         if locks.is_held(self.path):
             return "running"
         try:
-            if self.left:
-                return "resumable"
+            states = [self.state_of(seed) for seed in self.seeds()]
         except RunError:  # a damaged series.json: nothing can continue from it
             return "failed"
-        states = [self.state_of(seed) for seed in self.seeds]
+        if None in states or "resumable" in states:
+            return "resumable"
         return next((state for state in ("running", "failed") if state in states), "complete")
 
-    @property
     def left(self) -> list[int]:
         """The seeds that are not begun or not at their end. Raises RunError where series.json is damaged."""
-        return [seed for seed in self.seeds if self.state_of(seed) in (None, "resumable")]
+        return [seed for seed in self.seeds() if self.state_of(seed) in (None, "resumable")]
 
     def failure(self) -> TrainingError | None:
-        """What is to be said where seeds failed: which, and why."""
-        failed = [seed for seed in self.seeds if self.state_of(seed) == "failed"]
+        """The error of a series in which seeds failed: which, and for what reason."""
+        seeds = self.seeds()
+        failed = [seed for seed in seeds if self.state_of(seed) == "failed"]
         if not failed:
             return None
         return TrainingError(
-            f"{len(failed)} of {len(self.seeds)} seeds of {self.path} failed: {', '.join(map(str, failed))}",
+            f"{len(failed)} of {len(seeds)} seeds of {self.path} failed: {', '.join(map(str, failed))}",
             hint="a lower optim.lr, or optim.clip=1.0",
-            details=[f"seed {seed}: {self._why(seed)}" for seed in failed],
+            details=[f"seed {seed}: {self._reason(seed)}" for seed in failed],
         )
 
-    def _why(self, seed: int) -> str:
+    def _reason(self, seed: int) -> str:
         try:
-            return str(self.run(seed).facts()["failed"])
+            return str(self.run(seed).read_info().failed)
         except RunError as error:  # run.json is damaged
             return error.message
 
@@ -173,7 +182,7 @@ class Series:
     def discard_half(self, seed: int) -> None:
         """Remove a seed's folder that a kill left between its first files: nothing was trained in it."""
         folder = self.run(seed).path
-        begun = {"recipe.toml", "run.json", ".recipe.toml.new", ".run.json.new"}
+        begun = {RECIPE, INFO, f".{RECIPE}.new", f".{INFO}.new"}
         if self.state_of(seed) is None and folder.is_dir() and {path.name for path in folder.iterdir()} <= begun:
             shutil.rmtree(folder)
 
@@ -187,35 +196,34 @@ class Series:
         `top1_pct_sd` is the standard deviation of the sample (n - 1), None below two. Raises RunError where files are
         damaged.
         """
-        rows = [self._row(seed) for seed in self.seeds]
+        rows = [self._row(seed) for seed in self.seeds()]
         done = [row for row in rows if row["state"] == "complete"]
-        found = [row["top1_pct"] for row in done]
+        accuracies = [row["top1_pct"] for row in done]
         return {
             "series": str(self.path),
-            "state": self.state,
-            "method": read(self.recipe)["method"]["name"],
+            "state": self.state(),
+            "method": recipe_value(read(self.recipe), "method", "name"),
             "judged_on": done[0]["judged_on"] if done else None,
             "images": done[0]["images"] if done else None,
             "runs": rows,
-            "n": len(found),
-            "top1_pct_mean": round(statistics.fmean(found), 4) if found else None,
-            "top1_pct_sd": round(statistics.stdev(found), 4) if len(found) > 1 else None,
+            "n": len(accuracies),
+            "top1_pct_mean": round(statistics.fmean(accuracies), 4) if accuracies else None,
+            "top1_pct_sd": round(statistics.stdev(accuracies), 4) if len(accuracies) > 1 else None,
         }
 
-    @property
-    def next_step(self) -> str:
+    def next_command(self) -> str:
         """The command after a series: methods side by side where several share its setting, else its best run."""
-        mine, methods, folders, others = _setting(read(self.recipe)), set(), [], 0
-        trained: list[tuple[str, int]] = []
+        setting, methods, folders, others = _setting(read(self.recipe)), set(), [], 0
+        trained: list[tuple[str, str]] = []
         for run in runs(self.path.parent):
             with contextlib.suppress(OkdcError):  # a damaged run beside it is no reason to stop here
-                if run.state != "complete":
+                if run.state() != "complete":
                     continue
-                tables, whole = read(run.recipe), owner(run)
-                if _setting(tables) == mine:
-                    methods.add(tables.get("method", {}).get("name"))
-                    trained.append((json.dumps(tables.get("method"), sort_keys=True), tables.get("seed", 0)))
-                    folders.append(str(whole.path if whole else run.path))
+                tables, series = read(run.recipe), owner(run)
+                if _setting(tables) == setting:
+                    methods.add(str(recipe_value(tables, "method", "name")))
+                    trained.append((json.dumps(tables.get("method"), sort_keys=True), str(tables.get("seed", 0))))
+                    folders.append(str(series.path if series else run.path))
                 else:
                     others += 1
         if len(methods) > 1 and len(set(trained)) == len(trained):  # of two runs of one seed a comparison takes neither
@@ -227,12 +235,16 @@ class Series:
 
     def _row(self, seed: int) -> dict[str, Any]:
         run, state = self.run(seed), self.state_of(seed)
-        row: dict[str, Any] = {"seed": seed, "run": str(run.path), "state": state or "not begun"}
-        row["failed"] = self._why(seed) if state == "failed" else None
-        result = read_json(run.result, "kept", "judged_on", "images", "weights_sha256") if state == "complete" else {}
+        result = run.read_result().to_json() if state == "complete" else {}
         kept = result.get("kept", {})
-        row |= {key: kept.get(key) for key in ("student", "architecture", "epoch", "val_top1_pct", "top1_pct")}
-        return row | {key: result.get(key) for key in ("judged_on", "images", "weights_sha256")}
+        return {
+            "seed": seed,
+            "run": str(run.path),
+            "state": state or "not begun",
+            "failed": self._reason(seed) if state == "failed" else None,
+            **{key: kept.get(key) for key in ("student", "architecture", "epoch", "val_top1_pct", "top1_pct")},
+            **{key: result.get(key) for key in ("judged_on", "images", "weights_sha256")},
+        }
 
 
 def _sha256(tables: dict[str, Any]) -> str:
@@ -244,10 +256,11 @@ def _sha256(tables: dict[str, Any]) -> str:
 
 
 def _setting(tables: dict[str, Any]) -> dict[str, Any]:
-    """What runs have in common that are compared: a recipe but for its method, its seed and what follows from them."""
-    left_out = ("root", "mean", "std")
-    data = {key: value for key, value in tables.get("data", {}).items() if key not in left_out}
-    return {"data": data, "students": tables.get("cohort", {}).get("students"), "optim": tables.get("optim")}
+    """The part of a recipe that compared runs share: all but the method, the seed and what follows from them."""
+    data = tables.get("data")
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key not in ("root", "mean", "std")}
+    return {"data": data, "students": recipe_value(tables, "cohort", "students"), "optim": tables.get("optim")}
 
 
 def all_series(root: Path = ROOT) -> list[Series]:
@@ -266,15 +279,15 @@ def newest_resumable(root: Path = ROOT) -> Run | Series:
 
     A run of a series counts for its series, unless series.json is damaged. Raises RunError where there is none.
     """
-    found: list[tuple[str, Run | Series]] = []
+    resumable: list[tuple[str, Run | Series]] = []
     for run in runs(root):
-        whole = owner(run)
-        if run.state == "resumable" and (whole is None or whole.state == "failed"):
-            found.append((run.started_at, run))
+        series = owner(run)
+        if run.state() == "resumable" and (series is None or series.state() == "failed"):
+            resumable.append((run.started_at(), run))
     for series in all_series(root):
-        if series.state == "resumable":
-            begun = str(series.facts().get("started_at", ""))
-            found.append((max([begun, *(run.started_at for run in runs(series.path))]), series))
-    if not found:
+        if series.state() == "resumable":
+            times = [series.read_info().started_at, *(run.started_at() for run in runs(series.path))]
+            resumable.append((max(times), series))
+    if not resumable:
         raise RunError(f"no resumable run in {root.absolute()}", hint="start one: okdc distill")
-    return max(found, key=lambda pair: (pair[0], str(pair[1].path)))[1]
+    return max(resumable, key=lambda pair: (pair[0], str(pair[1].path)))[1]

@@ -95,13 +95,13 @@ def notes(runs: Sequence[Finished]) -> list[str]:
     """What differs and does not keep the runs from being compared, but belongs beside the numbers."""
     found = []
     for key in ("device", "dtype"):
-        found += _differing(f"engine {key}", [(run, run.info.settings.get(key)) for run in runs])
+        found += _differing(f"engine {key}", [(run, getattr(run.info.settings, key)) for run in runs])
     found += _differing(
         "the number of processes, each of which normalises its own images,",
-        [(run, run.info.trained_by) for run in runs if not run.info.settings.get("sync_batchnorm")],
+        [(run, run.info.trained_by) for run in runs if not run.info.settings.sync_batchnorm],
     )
     found += _differing("torch", [(run, run.info.versions.get("torch")) for run in runs])
-    machines = [(run, (run.info.processor, run.info.settings.get("threads"))) for run in runs]
+    machines = [(run, (run.info.processor, run.info.settings.threads)) for run in runs]
     if _differing("", machines):
         found.append("the runs had different processors or numbers of threads: their seconds do not compare")
     found += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])

@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from okdc.figures import standard_error_pct
 from okdc.recipe.schema import Paper
-from okdc.runs.run import SERIES
+from okdc.runs.run import RECIPE, SERIES
 from okdc.study import comparable as alike
 from okdc.study import stats
 from okdc.study.finished import find
@@ -67,7 +68,7 @@ def next_step(facts: Mapping[str, Any]) -> str:
         folder = Path(fewest["runs"][0]["run"])
         if (folder.parent / SERIES).is_file():  # its recipe is of no seed: a seed's has that one's mean
             folder = folder.parent
-        recipe = folder / "recipe.toml"
+        recipe = folder / RECIPE
         beside = next(path for n in count(2) if not (path := folder.with_name(f"{folder.name}-{n}")).exists())
         seeds = ",".join(map(str, missing))
         return f"okdc distill {shlex.quote(str(recipe))} --seeds {seeds} -o {shlex.quote(str(beside))}"
@@ -111,7 +112,7 @@ def _facts(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
         "n": len(row.runs),
         "seeds": [run.seed for run in row.runs],
         "kept": accuracy,
-        "kept_standard_error_pct": round(stats.standard_error_pct(accuracy["mean_top1_pct"], _images(row)), 4),
+        "kept_standard_error_pct": round(standard_error_pct(accuracy["mean_top1_pct"], _images(row)), 4),
         "heads_last_epoch": {
             head.removeprefix("last "): stats.sample(row.accuracy(head))
             for head in row.heads()
@@ -130,7 +131,7 @@ def _facts(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
                 "run": str(run.path),
                 "seed": run.seed,
                 "seconds": run.result.seconds,
-                "kept": run.result.kept.model_dump(),
+                "kept": run.result.kept.to_json(),
             }
             for run in row.runs
         ],

@@ -64,9 +64,3 @@ def verdict(differences: Sequence[float], interval: tuple[float, float] | None) 
         return "no difference"
     low, high = interval
     return "better" if low > 0 else "worse" if high < 0 else "not resolved"
-
-
-def standard_error_pct(top1_pct: float, images: int) -> float:
-    """Of one accuracy on one set of n images: the binomial's √(p(1-p)/n)."""
-    share = top1_pct / 100
-    return 100 * math.sqrt(share * (1 - share) / images)

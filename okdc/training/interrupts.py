@@ -39,19 +39,21 @@ def continuable(run: Run) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         number = signals.signal_of(stop)
         raise Interrupted(
-            f"{number.name}: {run.path} is as its last checkpoint left it", exit_code=128 + number, hint=run.go_on
+            f"{number.name}: {run.path} is as its last checkpoint left it",
+            exit_code=128 + number,
+            hint=run.resume_command(),
         ) from None
     except RuntimeError as error:
         if torch_errors.peer_lost(error):
-            raise RunError(LOST, hint=f"torchrun's report names it; then: {run.go_on}") from None
+            raise RunError(LOST, hint=f"torchrun's report names it; then: {run.resume_command()}") from None
         if not torch_errors.worker_died(error):
             raise
         raise DataError(
             f"a process that decodes images died: {str(error).splitlines()[0]}",
-            hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; {run.go_on}",
+            hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; {run.resume_command()}",
         ) from None
     except DiskError as error:
-        raise DiskError(error.message, hint=f"free some space, then: {run.go_on}") from error
+        raise DiskError(error.message, hint=f"free some space, then: {run.resume_command()}") from error
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ class Stops:
             self.save()
             if error is None:
                 raise ToldElsewhere(DataError.exit_code)
-            raise DataError(error.message, hint=f"{error.hint}, then: {self.run.go_on}", details=error.details)
+            raise DataError(
+                error.message, hint=f"{error.hint}, then: {self.run.resume_command()}", details=error.details
+            )
         return result, number  # type: ignore[return-value]
 
     def leave(self, number: int) -> NoReturn:
@@ -110,7 +114,7 @@ class Stops:
             Interrupted(
                 f"{signal.Signals(number).name} after {at}: saved in {self.run.path}",
                 exit_code=128 + number,
-                hint=self.run.go_on,
+                hint=self.run.resume_command(),
             )
         )
 

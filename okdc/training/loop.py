@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from okdc import signals
-from okdc.assembly import student as kept
 from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.feed import batches_of
@@ -31,7 +30,6 @@ from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.progress import Progress
-from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 from okdc.training import checkpoint, device, optim, result, selection
 from okdc.training.checkpoint import Position
@@ -212,12 +210,8 @@ class Training:
         selection.write_all(run, job, position.best)
         split, rows = job.dataset.final_split
         self.progress.note(f"judging on the {len(rows):,} {split} images, in float32")
-        facts = result.judge(job, run, self.batches, position.seconds)
-        judged = {"judged_on": facts["judged_on"], "images": facts["images"]}
-        for student in facts["cohort"]:
-            _, path = kept.files(run, student["student"])
-            write_json(path, read_json(path) | judged | {"top1_pct": student["top1_pct"]})
-        write_json(run.result, facts)  # last: this file makes the run complete
+        kept = selection.chosen(job, position.best)["student"]
+        result.judge(job, run, self.batches, kept, position.seconds)
 
 
 def _line(epoch: int, epochs: int, trained: Summary, validated: Summary | None) -> str:

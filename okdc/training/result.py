@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import hashlib
 
 import torch
 
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.assembly.job import Job
 from okdc.cohort import Backbone, count_macs, count_params
 from okdc.data.batches import EVAL_BATCH, Batches, eval_batches
-from okdc.runs.files import read_json
+from okdc.runs import artefacts
+from okdc.runs.artefacts import Judged, Kept, Result, StudentInfo, Teacher
 from okdc.runs.run import Run
 from okdc.training.interrupts import fail
 from okdc.training.metrics import evaluate
 
 
-def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any]:
-    """result.json: in float32, without autocast, every head at the last epoch and every student from its file.
+def judge(job: Job, run: Run, batches: Batches, kept: int, seconds: float) -> None:
+    """Complete the run: every head at the last epoch and every student from its file, in float32 without autocast.
 
-    `cohort` has each student as it would be shipped. It chooses nothing: `kept` was chosen on validation.
+    Each student.json gets its accuracy; then result.json, the last file, records the hashes of all students' files.
+    Nothing is chosen here: validation has chosen the student `kept`. `seconds` is the time of all training steps.
     """
-    (split, rows), epochs = job.dataset.final_split, job.recipe.optim.epochs
+    (split, rows), recipe, cohort = job.dataset.final_split, job.recipe, job.method.cohort
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too
         heads = evaluate(
             job.method,
@@ -30,45 +32,53 @@ def judge(job: Job, run: Run, batches: Batches, seconds: float) -> dict[str, Any
         )
     if heads.bad:  # weights that the last step ruined, where no validation saw them
         fail(run, f"{split} images after the last epoch: {heads.bad[1]} is not finite")
-    cohort = job.method.cohort
-    found = [kept.load(run, k) for k in range(len(cohort.students))]
-    accuracies = kept.top1_pct([network for network, _ in found], found[0][1], job.dataset, rows)
-    students = [_student(network, facts, x, job) for (network, facts), x in zip(found, accuracies, strict=True)]
-    chosen = students[read_json(run.student)["student"]]
-    return {
-        "schema": 1,
-        "method": job.recipe.method["name"],
-        "method_card": job.method.card(),
-        "variant": job.variant,
-        "students": [student.architecture for student in cohort.backbones()],
-        "share": cohort.share,
-        "teacher": job.teacher,
-        "leader": job.method.leader,
-        "dataset": job.recipe.data.name,
-        "seed": job.recipe.seed,
-        "recipe_sha256": job.recipe.sha256(),
-        "judged_on": split,
-        "images": len(rows),
-        "heads_last_epoch_top1_pct": {name: round(value, 4) for name, value in heads.top1_pct.items()},
-        "kept": {key: value for key, value in chosen.items() if key != "weights_sha256"},
-        "cohort": students,
-        "data_sha256": job.dataset.fingerprint,
-        "weights_sha256": chosen["weights_sha256"],
-        "epochs": epochs,
-        "seconds": round(seconds, 3),  # of all steps, the first one's compilation too
-        "compiled": run.facts("settings")["settings"]["compile"] == "on",
-        "images_per_s": round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
-    }
+    written = [students.open_written(run, k, kept) for k in range(len(cohort.students))]
+    rule = written[0][1].preprocessing
+    accuracies = students.top1_pct([network for network, _ in written], rule, job.dataset, rows)
+    judged = []
+    for (network, info), accuracy in zip(written, accuracies, strict=True):
+        update = {"judged_on": split, "images": len(rows), "top1_pct": round(accuracy, 4)}
+        _, path = students.files(run, info.student, kept)
+        artefacts.write(path, info.model_copy(update=update))
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        judged.append(_row(network, info, accuracy, sha256, job.dataset.size))
+    epochs = recipe.optim.epochs
+    result = Result(
+        schema=1,
+        method=recipe.method["name"],
+        method_card=job.method.card(),
+        variant=job.variant,
+        students=tuple(student.architecture for student in cohort.backbones()),
+        share=cohort.share,
+        teacher=Teacher(**job.teacher) if job.teacher else None,
+        leader=job.method.leader,
+        dataset=recipe.data.name,
+        seed=recipe.seed,
+        recipe_sha256=recipe.sha256(),
+        judged_on=split,
+        images=len(rows),
+        heads_last_epoch_top1_pct={name: round(value, 4) for name, value in heads.top1_pct.items()},
+        kept=Kept.model_validate(judged[kept].to_json()),
+        cohort=tuple(judged),
+        data_sha256=job.dataset.fingerprint,
+        weights_sha256=judged[kept].weights_sha256,
+        epochs=epochs,
+        seconds=round(seconds, 3),
+        compiled=run.read_info().settings.compile == "on",
+        images_per_s=round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
+    )
+    artefacts.write(run.result, result)
 
 
-def _student(network: Backbone, facts: dict[str, Any], accuracy: float, job: Job) -> dict[str, Any]:
-    return {
-        "student": facts["student"],
-        "architecture": facts["architecture"],
-        "epoch": facts["epoch"],
-        "val_top1_pct": facts["val_top1_pct"],
-        "top1_pct": round(accuracy, 4),
-        "params": count_params(network),
-        "macs": count_macs(network, torch.zeros(1, *job.dataset.size)),
-        "weights_sha256": facts["weights_sha256"],
-    }
+def _row(network: Backbone, info: StudentInfo, accuracy: float, sha256: str, size: torch.Size) -> Judged:
+    return Judged(
+        student=info.student,
+        architecture=info.architecture,
+        epoch=info.epoch,
+        val_top1_pct=info.val_top1_pct,
+        top1_pct=round(accuracy, 4),
+        params=count_params(network),
+        macs=count_macs(network, torch.zeros(1, *size)),
+        weights_sha256=info.weights_sha256,
+        student_sha256=sha256,
+    )

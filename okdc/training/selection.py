@@ -1,4 +1,4 @@
-"""What remains of the students: the best epoch of each, and which one is kept. Validation chooses both, never the test.
+"""The students that a training leaves: the best epoch of each, and the kept one. Validation chooses both, not the test.
 
 The kept student is written whenever it is chosen, the others once, at the end of the training.
 """
@@ -15,7 +15,9 @@ from safetensors.torch import save as to_safetensors
 from okdc.assembly.job import Job
 from okdc.cohort import Backbone, count_params
 from okdc.data.images import rule
-from okdc.runs.files import write, write_json, writing
+from okdc.runs import artefacts
+from okdc.runs.artefacts import Preprocessing, StudentInfo
+from okdc.runs.files import write, writing
 from okdc.runs.run import Run
 from okdc.training.metrics import Summary
 
@@ -37,25 +39,24 @@ def best(job: Job, epoch: int, validated: Summary | None, before: Sequence[Recor
     """One record a student: its best epoch so far, this one or that of `before`; the later of two equal ones, which
     has trained longer. Without validation it is this one.
     """
-    found = []
+    records = []
     for k, student in enumerate(job.method.cohort.backbones()):
         accuracy = validated.top1_pct[f"student{k}"] if validated else None
         if before and accuracy is not None and accuracy < before[k]["val_top1_pct"]:
-            found.append(before[k])
+            records.append(before[k])
         else:
-            found.append(record(epoch, k, accuracy, student))
-    return found
+            records.append(recorded(epoch, k, accuracy, student))
+    return records
 
 
 def chosen(job: Job, records: Sequence[Record]) -> Record:
     """The kept one of the records: the candidate that is best on validation; of equal ones that of the later epoch,
     and of one epoch the first. Without validation there is one candidate.
     """
-    among = [records[k] for k in candidates(job)]
-    return max(among, key=lambda r: (r["val_top1_pct"], r["epoch"], -r["student"]))
+    return max((records[k] for k in candidates(job)), key=lambda r: (r["val_top1_pct"], r["epoch"], -r["student"]))
 
 
-def record(epoch: int, k: int, accuracy: float | None, student: Backbone) -> Record:
+def recorded(epoch: int, k: int, accuracy: float | None, student: Backbone) -> Record:
     """A student as a checkpoint remembers it: where it comes from, and a copy of its weights."""
     weights = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.weights().items()
@@ -77,33 +78,32 @@ def write_all(run: Run, job: Job, records: Sequence[Record]) -> None:
             run.students.mkdir(exist_ok=True)
             for path in run.files_of_other(kept["student"]):  # of an end that came otherwise and was not reached
                 path.unlink(missing_ok=True)
-    for one in records:
-        if one is not kept:
-            _write_student(run.files_of_other(one["student"]), job, one)
+    for record in records:
+        if record is not kept:
+            _write_student(run.files_of_other(record["student"]), job, record)
 
 
-def _write_student(files: tuple[Path, Path], job: Job, best: Record) -> None:
-    """Weights with the plain backbone's own keys, and JSON that says what they are."""
-    weights = to_safetensors(best["weights"])
-    recipe = job.recipe
+def _write_student(files: tuple[Path, Path], job: Job, record: Record) -> None:
+    """The weights under the plain backbone's own keys, and student.json."""
+    weights, recipe = to_safetensors(record["weights"]), job.recipe
+    assert recipe.data.mean is not None
+    assert recipe.data.std is not None
     write(files[0], weights)
-    write_json(
-        files[1],
-        {
-            "schema": 1,
-            "architecture": job.method.cohort.backbone(best["student"]).architecture,
-            "classes": list(job.dataset.classes),
-            "preprocessing": {
-                **rule(recipe.data.image_size, recipe.data.shorter_side),
-                "mean": list(job.normalisation.mean),
-                "std": list(job.normalisation.std),
-            },
-            "student": best["student"],
-            "epoch": best["epoch"],
-            "val_top1_pct": best["val_top1_pct"],
-            "method": recipe.method["name"],
-            "dataset": recipe.data.name,
-            "recipe_sha256": recipe.sha256(),
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        },
+    info = StudentInfo(
+        schema=1,
+        architecture=job.method.cohort.backbone(record["student"]).architecture,
+        classes=job.dataset.classes,
+        preprocessing=Preprocessing(
+            **rule(recipe.data.image_size, recipe.data.shorter_side),
+            mean=job.normalisation.mean,
+            std=job.normalisation.std,
+        ),
+        student=record["student"],
+        epoch=record["epoch"],
+        val_top1_pct=record["val_top1_pct"],
+        method=recipe.method["name"],
+        dataset=recipe.data.name,
+        recipe_sha256=recipe.sha256(),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
     )
+    artefacts.write(files[1], info)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from okdc import signals
 from okdc.assembly import reopen
@@ -13,6 +12,7 @@ from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, Training
 from okdc.progress import EachNoteOnce, Progress
 from okdc.recipe.draft import read
 from okdc.recipe.schema import TEACHER, Recipe
+from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
 from okdc.runs.series import Series
@@ -26,7 +26,7 @@ def start(
     seeds: tuple[int, ...],
     stem: str,
     out: Path | None,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     tell: Progress,
 ) -> Series:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
@@ -37,7 +37,7 @@ def start(
     tell = EachNoteOnce(tell)
     settings = _settings(resolved.recipe)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
-    series = Series.create(stem, resolved.recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
+    series = Series.create(stem, resolved.recipe, seeds, begun, settings, provenance, out)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
     try:
         with series.held():
@@ -51,7 +51,7 @@ def start(
     return series
 
 
-def resume(series: Series, provenance: dict[str, Any], tell: Progress, data_root: str | None = None) -> Series:
+def resume(series: Series, provenance: Provenance, tell: Progress, data_root: str | None = None) -> Series:
     """Skip the seeds that are complete, continue the one that was interrupted to the bit, start the others.
 
     Raises as `start`; RunError where another process trains the series, DataError for other images, DeviceError where
@@ -59,7 +59,7 @@ def resume(series: Series, provenance: dict[str, Any], tell: Progress, data_root
     """
     tell = EachNoteOnce(tell)
     with series.held():
-        states = {seed: series.state_of(seed) for seed in series.seeds}
+        states = {seed: series.state_of(seed) for seed in series.seeds()}
         if all(state in ENDED for state in states.values()):
             tell.note(f"{series.path}: no seed is left to train")
             return series
@@ -70,7 +70,7 @@ def resume(series: Series, provenance: dict[str, Any], tell: Progress, data_root
         begun = [seed for seed, state in states.items() if state in ("complete", "resumable")]
         if missing:
             _same_settings(series, resolved.recipe)
-            for difference in differences(series.facts()):
+            for difference in differences(series.read_info()):
                 tell.note(f"not exact to the bit: {difference}")
         if missing and begun:  # the seeds to come have to learn from the images of those before
             reopen.data_of(series.run(begun[0]), resolved.recipe, tell)
@@ -79,18 +79,18 @@ def resume(series: Series, provenance: dict[str, Any], tell: Progress, data_root
 
 
 def _train(
-    series: Series, resolved: ResolvedRecipe, provenance: dict[str, Any], tell: Progress, data_root: str | None
+    series: Series, resolved: ResolvedRecipe, provenance: Provenance, tell: Progress, data_root: str | None
 ) -> None:
     """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
     go_on = f"okdc resume {series.path}"
     with signals.raised():  # between two trainings; the loop, which saves first, notes signals itself
         try:
-            for number, seed in enumerate(series.seeds, 1):
+            for number, seed in enumerate(series.seeds(), 1):
                 series.discard_half(seed)
                 run, state = series.run(seed), series.state_of(seed)
                 if state in ENDED:
                     continue
-                tell.note(f"seed {seed}: {number} of {len(series.seeds)}")
+                tell.note(f"seed {seed}: {number} of {len(series.seeds())}")
                 try:
                     if state is None:
                         teacher = _teacher(series)
@@ -112,22 +112,21 @@ def _train(
 
 def _teacher(series: Series) -> str | None:
     """The hash of the teacher that the seeds before had, so that another in its place is refused."""
-    begun = [read(series.run(seed).recipe) for seed in series.seeds if series.state_of(seed) is not None]
+    begun = [read(series.run(seed).recipe) for seed in series.seeds() if series.state_of(seed) is not None]
     return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
 
 
-def _settings(recipe: Recipe) -> dict[str, str | int]:
+def _settings(recipe: Recipe) -> Settings:
     """The settings that change the weights. The number of workers that decode images is none of them."""
-    chosen = starts.settings_of(recipe, recipe.engine).saved()
-    return {name: chosen[name] for name in ("device", "dtype", "memory_format", "threads")}
+    return Settings.model_validate(starts.settings_of(recipe, recipe.engine).saved())
 
 
 def _same_settings(series: Series, recipe: Recipe) -> None:
     """Raises DeviceError if the seeds to come would be trained with other settings: they would be no repetitions."""
-    then, now = series.facts()["settings"], _settings(recipe)
-    other = [f"{name} {now[name]} now, {then.get(name)} when it began" for name in now if now[name] != then.get(name)]
+    then, now = dict(series.read_info().settings), dict(_settings(recipe))
+    other = [f"{name} {now[name]} now, {then[name]} when it began" for name in now if now[name] != then[name]]
     if other:
-        threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then.get("threads") else ""
+        threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then["threads"] else ""
         raise DeviceError(
             f"{series.path}: the seeds to come would be trained otherwise: {'; '.join(other)}",
             hint=f"continue it where it began, or as there: {threads}okdc resume {series.path}",

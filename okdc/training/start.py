@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from okdc.assembly import job as build
 from okdc.assembly import reopen
@@ -25,6 +24,7 @@ from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.progress import Progress
 from okdc.recipe.schema import STREAMED, Engine, Recipe
+from okdc.runs.artefacts import Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
 from okdc.training import checkpoint, compiling, device, loop
@@ -37,7 +37,7 @@ def start(
     resolved: ResolvedRecipe,
     stem: str,
     out: Path | None,
-    provenance: dict[str, Any],
+    provenance: Provenance,
     tell: Progress,
     ranks: Ranks = ALONE,
 ) -> Run:
@@ -64,18 +64,18 @@ def start(
             tell.note(note)
         settings = ranks.first_does(partial(compiling.decide, settings, job))
         tell.note(settings.reasons[-1])
-        info = {
-            "schema": 1,
-            "recipe_sha256": job.recipe.sha256(),
-            "data_sha256": job.dataset.fingerprint,
-            "classes": list(job.dataset.classes),
-            "started_at": datetime.now(UTC).isoformat(timespec="microseconds"),
-            "settings": settings.saved(),
-            "reasons": list(settings.reasons),
-            "processes": ranks.count,
-            "processes_here": ranks.here,
-            **provenance,
-        }
+        info = RunInfo(
+            schema=1,
+            recipe_sha256=job.recipe.sha256(),
+            data_sha256=job.dataset.fingerprint,
+            classes=job.dataset.classes,
+            started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
+            settings=RunSettings.model_validate(settings.saved()),
+            reasons=settings.reasons,
+            processes=ranks.count,
+            processes_here=ranks.here,
+            **dict(provenance),
+        )
         run = ranks.first_does(lambda: Run.create(stem, job.recipe.text(), info, out))
         tell.note(f"run {run.path}")
         with _held(run, ranks), continuable(run):
@@ -89,29 +89,29 @@ def resume(run: Run, tell: Progress, data_root: str | None = None, ranks: Ranks 
     Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
     device, DataError for other images.
     """
-    if run.state == "complete":
+    run_state = run.state()
+    if run_state == "complete":
         tell.note(f"{run.path} is complete: nothing to do")
         return run
-    if run.state == "failed":
-        why = run.facts().get("failed", "")
-        raise RunError(f"{run.path} failed: {why}", hint="it would fail again; start another run")
-    facts = run.facts("settings")
+    info = run.read_info()
+    if run_state == "failed":
+        raise RunError(f"{run.path} failed: {info.failed}", hint="it would fail again; start another run")
     resolved = reopen.recipe_of(run, data_root)
     recipe = resolved.recipe
     try:
-        settings = settings_of(recipe, Engine(**facts["settings"]), ranks)
+        settings = settings_of(recipe, Engine(**dict(info.settings)), ranks)
     except DeviceError as error:
         raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
     with ranks.joined(settings.device), _held(run, ranks), continuable(run):
-        ranks.agree("the run's facts", json.dumps(facts, sort_keys=True))
+        ranks.agree("the run's facts", json.dumps(info.to_json(), sort_keys=True))
         for note in resolved.notes:
             tell.note(note)
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
-        for difference in differences(facts):
+        for difference in differences(info):
             tell.note(f"not exact to the bit: {difference}")
-        if (then := facts.get("processes", 1)) != ranks.count:
+        if (then := info.processes) != ranks.count:
             tell.note(f"not exact to the bit: {then} process{'es' if then > 1 else ''} then, {ranks.count} now")
-            before = [*facts.get("processes_before", ()), then]
+            before = (*info.processes_before, then)
             now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
             ranks.first_does(lambda: run.note(**now))
         job = build.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))

@@ -9,20 +9,18 @@ import pytest
 import torch
 from asking import write_tree
 from harness import Quiet
+from making import run_info
 from PIL import Image
-from safetensors.torch import save_file
 
 from okdc import backbones
 from okdc.assembly import job as build
 from okdc.assembly import reopen
-from okdc.assembly import student as kept_student
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
-from okdc.errors import DataError, OkdcError, RecipeError, RunError
+from okdc.errors import DataError, OkdcError, RecipeError
 from okdc.recipe.draft import Draft, load, read
 from okdc.recipe.schema import Recipe
-from okdc.runs.files import write_json
 from okdc.runs.run import Run
 
 
@@ -201,8 +199,8 @@ def test_another_number_of_classes_than_the_source_announced_is_an_error() -> No
 
 
 def made(recipe: Recipe, found: Dataset) -> Run:
-    facts: dict[str, object] = {"classes": list(found.classes), "data_sha256": found.fingerprint}
-    return Run.create("made", build.with_normalisation(recipe, build.normalisation_of(recipe, found)).text(), facts)
+    info = run_info(classes=found.classes, data_sha256=found.fingerprint)
+    return Run.create("made", build.with_normalisation(recipe, build.normalisation_of(recipe, found)).text(), info)
 
 
 @pytest.mark.usefixtures("root")
@@ -261,62 +259,8 @@ def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
     reopen.data_of(run, reopen.recipe_of(run, "elsewhere").recipe, Quiet())
 
 
-@pytest.fixture
-def kept() -> Run:
-    """A run that kept a student."""
-    run = Run.create("kept", resolved().recipe.text(), {})
-    facts: dict[str, object] = {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
-    facts |= {"student": 0, "epoch": 1} | dict.fromkeys(("method", "dataset", "recipe_sha256", "weights_sha256"), "x")
-    write_json(run.student, facts)
-    save_file(kept_student.empty(facts).state_dict(), run.weights)
-    return run
-
-
-def test_a_kept_student_is_read_back_in_eval_mode_with_its_weights(kept: Run) -> None:
-    network, facts = kept_student.load(kept)
-    assert facts["classes"] == ["a", "b", "c"]
-    assert not network.training
-    fresh = kept_student.empty(facts)
-    for name, tensor in network.state_dict().items():
-        assert torch.equal(tensor, fresh.state_dict()[name])
-    assert network(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
-
-
-def cut(run: Run) -> None:
-    run.weights.write_bytes(run.weights.read_bytes()[:-100])
-
-
-def empty(run: Run) -> None:
-    run.weights.write_bytes(b"")
-
-
-def missing(run: Run) -> None:
-    run.weights.unlink()
-
-
-def another(run: Run) -> None:
-    save_file(
-        kept_student.empty({"architecture": "resnet14", "classes": ["a"], "preprocessing": {"size": 8}}).state_dict(),
-        run.weights,
-    )
-
-
-def lacking(run: Run) -> None:
-    state = kept_student.empty(
-        {"architecture": "resnet8", "classes": ["a", "b", "c"], "preprocessing": {"size": 8}}
-    ).state_dict()
-    save_file(dict(list(state.items())[1:]), run.weights)
-
-
-@pytest.mark.parametrize("damage", [cut, empty, missing, another, lacking])
-def test_weights_that_are_not_the_students_are_named(kept: Run, damage: object) -> None:
-    assert callable(damage)
-    damage(kept)
-    with pytest.raises(RunError, match=r"student\.safetensors: not the weights of a resnet8"):
-        kept_student.load(kept)
-
-
-def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path(kept: Run) -> None:
+def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path() -> None:
+    kept = Run.create("kept", resolved().recipe.text(), run_info())
     kept.recipe.write_text("[optim]\nepoch = 3", encoding="utf-8")
     with pytest.raises(OkdcError, match=r"kept-1/recipe\.toml: \d problems"):
         reopen.recipe_of(kept)

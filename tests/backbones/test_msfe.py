@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from okdc import backbones
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.assembly.resolve import resolve
 from okdc.backbones.msfe import with_extraction
 from okdc.backbones.parts import PoolLinear
@@ -161,7 +161,7 @@ def test_a_run_keeps_the_network_with_its_extraction(in_path: Run) -> None:
     assert read_json(in_path.result)["kept"]["params"] == 78_042 + 14_680 + 680
     network: Backbone = backbones.build("resnet8+msfe", 10, SMALL)
     network.load_weights(load_file(in_path.weights))
-    again, _ = kept.load(in_path)
+    again = students.load(in_path).network
     images, _ = batch()
     assert torch.equal(network.eval()(images), again(images))
 

@@ -8,18 +8,23 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from making import result_of, student_info
+from reports import COSTS, FLOAT16, FLOAT32, INT8, MACHINE, model_cost
 
 from okdc import methods
 from okdc.bundle import card_texts as known
 from okdc.bundle import frontmatter
+from okdc.bundle.artefacts import Parity, Profile
 from okdc.bundle.card import Story, card
-from okdc.bundle.frontmatter import licence_facts, scalar
+from okdc.bundle.frontmatter import licence_of, scalar
 from okdc.recipe.schema import DATASETS
+from okdc.runs.artefacts import Model, Result
 
 yaml: Any = importlib.import_module("yaml")  # fvcore brings it; it has no types
 
@@ -38,88 +43,26 @@ ODD = [
     "<b>",
     "",
 ]
-TIMES = {"p50": 0.0239, "p90": 0.0247, "min": 0.0233, "runs": 100, "noisy": False}
 
 
-def _model(file: str, size: int) -> dict[str, Any]:
-    return {"file": file, "bytes": size, "macs": 781_952, "latency_ms": {"batch_1": TIMES, "batch_64": TIMES}}
+def changed(model: Model, **keys: Any) -> Model:
+    """With other values, checked as those of a file."""
+    return type(model).model_validate(model.to_json() | keys)
 
 
-def _student(**other: Any) -> dict[str, Any]:
-    rule = {"size": 8, "resize": "a rule", "mean": [0.3] * 3, "std": [0.4] * 3}
-    return {
-        "architecture": "resnet8",
-        "classes": [str(d) for d in range(10)],
-        "preprocessing": rule,
-        "student": 0,
-        "epoch": 7,
-        "val_top1_pct": 92.5714,
-        "method": "fefr",
-        "dataset": "digits",
-        **other,
-    }
-
-
-RESULT = {
-    "method_card": methods.find("fefr").card(),
-    "variant": "fefr",
-    "students": ["resnet8", "resnet14"],
-    "share": "none",
-    "teacher": None,
-    "leader": None,
-    "kept": {"student": 0},
-    "epochs": 8,
-    "data_sha256": "d" * 64,
-}
-RECIPE = {"seed": 3, "data": {"name": "digits"}, "cohort": {"keep": "best"}}
-FLOAT32 = {
-    "passed": True,
-    "split": "test",
-    "images": 797,
-    "logits": {
-        "allowed": {"images": 3.0e-5, "extreme_images": 5.9e-5},
-        "max_abs": {"images": 3.8e-6, "images_float64": 3.3e-6, "extreme_images": 2.4e-6},
-    },
-    "top1_pct": {"torch": 91.2171, "onnx": 91.2171, "recorded": 91.2171},
-    "predictions_that_differ": 0,
-    "worst_class": {"class": "0", "images": 79, "change_pct": 0.0},
-    "invariance_max_abs": {"batch_2": 0.0, "2_threads": 1.5e-6},
-    "onnx_reference_max_abs": 1.2e-6,
-}
-INT8 = {
-    "passed": True,
-    "gates": {"max_drop": 1.0, "min_agreement": 97.0, "max_class_drop": 5.0},
-    "top1_pct": {"float32": 91.2171, "int8": 90.9661},
-    "drop_points": 0.251,
-    "agreement_pct": 98.7453,
-    "worst_class": {"class": "8", "images": 77, "change_pct": -2.5974},
-    "calibration": {"images": 300, "seed": 0, "split": "train", "sha256": "c" * 64},
-    "full_range": False,
-    "setting": {"weights": "per-channel", "calibration": "minmax"},
-    "searched_on": {"split": "validation", "images": 700},
-    "search": [{}] * 6,
-}
-PROFILE = {
-    "params": 78_042,
-    "macs": 781_952,
-    "flops": 1_563_904,
-    "lower_bound": False,
-    "models": {"float32": _model("model.onnx", 319_100)},
-    "machine": {"processor": "A Processor", "threads": 1, "load_average_before": 0.5, "noisy": False},
-    "versions": {"onnxruntime": "1.31.1"},
-}
-PLAIN = Story(
-    _student(),
-    RESULT,
-    RECIPE,
-    {"train": 300, "validation": 700, "test": 797},
-    {"schema": 1, "float32": FLOAT32},
-    PROFILE,
+CARDS = {name: methods.find(name).card().to_json() for name in methods.METHODS.own}
+RESULT = Result.model_validate(
+    result_of("fefr", {}, ["resnet8", "resnet14"], method_card=CARDS["fefr"], epochs=8, data_sha256="d" * 64)
 )
+RECIPE = {"seed": 3, "data": {"name": "digits"}, "cohort": {"keep": "best"}}
+PARITY = Parity.model_validate({"schema": 1, "float32": FLOAT32})
+PROFILE = Profile.model_validate(COSTS)
+PLAIN = Story(student_info(), RESULT, RECIPE, {"train": 300, "validation": 700, "test": 797}, PARITY, PROFILE)
+INT8_MODEL = {"int8": model_cost("model.int8.onnx", 99_000)}
 LIGHTER = replace(
     PLAIN,
-    reports={**PLAIN.reports, "int8": INT8},
-    profile={**PROFILE, "models": {**PROFILE["models"], "int8": _model("model.int8.onnx", 99_000)}},  # type: ignore[dict-item]
+    parity=changed(PARITY, int8=INT8),
+    profile=changed(PROFILE, models=PROFILE.to_json()["models"] | INT8_MODEL),
 )
 
 
@@ -172,7 +115,7 @@ def test_the_front_matter_says_what_a_hub_asks_for() -> None:
 
 @pytest.mark.parametrize("name", ODD)
 def test_names_that_yaml_would_take_for_something_else_stay_names(name: str) -> None:
-    story = replace(PLAIN, student=_student(architecture=name, dataset=name, classes=ODD))
+    story = replace(PLAIN, student=student_info(architecture=name, dataset=name, classes=ODD))
     index = _front(card(story))["model-index"][0]
     assert index["name"] == f"{name} on {name} (fefr)"
     assert index["results"][0]["dataset"]["name"] == name
@@ -204,7 +147,7 @@ def test_numbers_stay_numbers(value: float) -> None:
     ],
 )
 def test_a_licence_is_one_that_a_hub_knows_or_other_with_its_name(given_: str | None, expected: dict[str, str]) -> None:
-    assert licence_facts(given_) == expected
+    assert licence_of(given_) == expected
     front = _front(card(replace(PLAIN, licence=given_)))
     assert {key: value for key, value in front.items() if key.startswith("license")} == expected
 
@@ -219,16 +162,16 @@ def test_a_licence_is_named_in_the_text_as_it_was_given_and_a_missing_one_is_mis
 
 
 def test_a_data_set_is_linked_only_where_a_hub_has_it() -> None:
-    assert _front(card(replace(PLAIN, student=_student(dataset="cifar10"))))["datasets"] == ["uoft-cs/cifar10"]
+    assert _front(card(replace(PLAIN, student=student_info(dataset="cifar10"))))["datasets"] == ["uoft-cs/cifar10"]
     for own in ("folder", "digits", "mine.data:photos"):
-        assert "datasets" not in _front(card(replace(PLAIN, student=_student(dataset=own))))
+        assert "datasets" not in _front(card(replace(PLAIN, student=student_info(dataset=own))))
     assert frontmatter.DATASETS.keys() < set(DATASETS)
 
 
 @pytest.mark.parametrize(("method", "tags"), [("baseline", 0), ("dualnet", 0), ("kd", 1), ("dml", 2)])
 def test_only_what_was_distilled_is_called_so(method: str, tags: int) -> None:
-    result = {**RESULT, "variant": method, "method_card": methods.find(method).card()}
-    found = _front(card(replace(PLAIN, student=_student(method=method), result=result)))["tags"]
+    result = changed(RESULT, variant=method, method_card=CARDS[method])
+    found = _front(card(replace(PLAIN, student=student_info(method=method), result=result)))["tags"]
     assert sum("distillation" in tag for tag in found) == tags
 
 
@@ -249,8 +192,8 @@ def test_the_numbers_stand_with_their_split_error_seed_and_machine() -> None:
 
 
 def test_a_busy_machine_and_a_lower_bound_are_said() -> None:
-    machine = {**PROFILE["machine"], "noisy": True, "threads": 2, "load_average_before": None}  # type: ignore[dict-item]
-    text = card(replace(PLAIN, profile={**PROFILE, "machine": machine, "lower_bound": True}))
+    machine = MACHINE | {"noisy": True, "threads": 2, "load_average_before": None}
+    text = card(replace(PLAIN, profile=changed(PROFILE, machine=machine, lower_bound=True)))
     assert "It was busy" in text
     assert "2 threads of `A Processor`. They" in text
     assert "At least 781,952 MACs" in text
@@ -272,26 +215,20 @@ def test_every_check_has_what_was_found_and_what_was_allowed() -> None:
 
 def test_a_prediction_that_rounding_changed_is_said() -> None:
     for count, words in ((1, "1 prediction changed, by rounding"), (2, "2 predictions changed, by rounding")):
-        report = {**FLOAT32, "predictions_that_differ": count}
-        assert words in card(replace(PLAIN, reports={"float32": report}))
+        report = FLOAT32 | {"predictions_that_differ": count}
+        assert words in card(replace(PLAIN, parity=changed(PARITY, float32=report)))
 
 
 def test_the_full_range_of_int8_comes_with_its_warning() -> None:
-    story = replace(LIGHTER, reports={**LIGHTER.reports, "int8": {**INT8, "full_range": True, "drop_points": -0.1}})
+    story = replace(LIGHTER, parity=changed(PARITY, int8=INT8 | {"full_range": True, "drop_points": -0.1}))
     text = card(story)
     assert "Weights of 8 bits: on x86 processors without VNNI they overflow." in text
     assert "top-1 rises by 0.10 points" in text
 
 
 def test_a_float16_model_has_its_row_and_its_check() -> None:
-    report = {key: INT8[key] for key in ("gates", "agreement_pct")}
-    report |= {
-        "drop_points": 0.0,
-        "top1_pct": {"float32": 91.2171, "float16": 91.2171},
-        "worst_class": FLOAT32["worst_class"],
-    }
-    models = {**PROFILE["models"], "float16": _model("model.fp16.onnx", 1_600_000)}  # type: ignore[dict-item]
-    text = card(replace(PLAIN, reports={**PLAIN.reports, "float16": report}, profile={**PROFILE, "models": models}))
+    models = PROFILE.to_json()["models"] | {"float16": model_cost("model.fp16.onnx", 1_600_000)}
+    text = card(replace(PLAIN, parity=changed(PARITY, float16=FLOAT16), profile=changed(PROFILE, models=models)))
     assert "| `model.fp16.onnx` | 91.22 ± 1.00 | 98.75 % | 1.6 MB |" in text
     assert "- `model.fp16.onnx` against `model.onnx`, on the same images: top-1 stays (it may fall by 1)" in text
     assert "int8 is static" not in text
@@ -307,26 +244,25 @@ def test_a_rejected_model_is_named_and_has_no_row() -> None:
 
 def test_who_was_trained_beside_it_and_why_it_is_this_one() -> None:
     assert "It is student0 of 2, the best on the validation images; its peer was `resnet14`." in card(PLAIN)
-    other = card(replace(PLAIN, student=_student(student=1, architecture="resnet14")))
+    other = card(replace(PLAIN, student=student_info(student=1, architecture="resnet14")))
     assert "It is student1 of 2, chosen at export; its peer was `resnet8`." in other
     small = replace(PLAIN, recipe={**RECIPE, "cohort": {"keep": "smallest"}})
     assert "student0 of 2, the smallest;" in card(small)
     assert "student0 of 2, named by the recipe;" in card(replace(PLAIN, recipe={**RECIPE, "cohort": {"keep": 0}}))
-    led = {**RESULT, "leader": 0, "students": ["a", "b", "c"], "share": "low", "variant": "okddip peers=2"}
-    text = card(replace(PLAIN, result=led, student=_student(method="okddip")))
+    led = changed(RESULT, leader=0, students=["a", "b", "c"], share="low", variant="okddip peers=2")
+    text = card(replace(PLAIN, result=led, student=student_info(method="okddip")))
     assert "student0 of 3, the leader; its peers were `b`, `c`, which shared all stages but the last." in text
     assert "Its settings differ from the default: `okddip peers=2`." in text
 
 
 def test_a_student_without_peers_or_with_a_teacher_says_so() -> None:
-    alone = {**RESULT, "students": ["resnet8"], "variant": "baseline"}
-    alone["method_card"] = methods.find("baseline").card()
-    text = card(replace(PLAIN, student=_student(method="baseline"), result=alone))
+    alone = changed(RESULT, students=["resnet8"], variant="baseline", method_card=CARDS["baseline"])
+    text = card(replace(PLAIN, student=student_info(method="baseline"), result=alone))
     assert "Trained alone, without distillation.\n" in text
     assert "peer" not in text
-    taught = {**alone, "variant": "kd", "teacher": {"architecture": "resnet110", "weights_sha256": "7" * 64}}
+    taught = changed(alone, variant="kd", teacher={"architecture": "resnet110", "weights_sha256": "7" * 64})
     assert f"The teacher: `resnet110`, weights `{'7' * 64}`" in card(
-        replace(PLAIN, student=_student(method="kd"), result=taught)
+        replace(PLAIN, student=student_info(method="kd"), result=taught)
     )
 
 
@@ -337,15 +273,15 @@ def test_which_images_trained_chose_and_judged() -> None:
     assert "Epoch 7 of 8, the best on validation (92.57 %)." in text
     assert "flatters" not in text
     unchosen = replace(
-        PLAIN, student=_student(val_top1_pct=None, epoch=8), data={"train": 1, "validation": 0, "test": 797}
+        PLAIN, student=student_info(val_top1_pct=None, epoch=8), data={"train": 1, "validation": 0, "test": 797}
     )
     assert "797 test images to judge, once; none to choose." in card(unchosen)
     assert "Epoch 8 of 8, the last." in card(unchosen)
 
 
 def test_an_accuracy_on_the_images_that_chose_is_said_to_flatter() -> None:
-    report = {**FLOAT32, "split": "validation", "images": 700}
-    text = card(replace(PLAIN, reports={"float32": report}, data={"train": 300, "validation": 700, "test": 0}))
+    parity = changed(PARITY, float32=FLOAT32 | {"split": "validation", "images": 700})
+    text = card(replace(PLAIN, parity=parity, data={"train": 300, "validation": 700, "test": 0}))
     assert "700 validation images to choose and to judge: there is no test split" in text
     assert "also chose it: the accuracy flatters" in text
     assert "| file | top-1, % on validation |" in text
@@ -353,7 +289,7 @@ def test_an_accuracy_on_the_images_that_chose_is_said_to_flatter() -> None:
 
 def test_few_classes_are_all_named_and_many_are_counted() -> None:
     assert "`0`, `1`, `2`, `3`, `4`, `5`, `6`, `7`, `8`, `9`.\n" in card(PLAIN)
-    many = card(replace(PLAIN, student=_student(classes=[f"c{k}" for k in range(1000)])))
+    many = card(replace(PLAIN, student=student_info(classes=[f"c{k}" for k in range(1000)])))
     assert "1,000 classes" in many
     assert "`c9` and 990 more: `labels` in manifest.json.\n" in many
     assert "c10" not in many
@@ -361,8 +297,8 @@ def test_few_classes_are_all_named_and_many_are_counted() -> None:
 
 
 def test_the_use_names_the_size_and_the_shorter_side() -> None:
-    rule = {"size": 224, "shorter_side": 256}
-    text = card(replace(PLAIN, student=_student(preprocessing=rule)))
+    rule = {"size": 224, "shorter_side": 256, "resize": "a rule", "mean": [0.3] * 3, "std": [0.4] * 3}
+    text = card(replace(PLAIN, student=student_info(preprocessing=rule)))
     assert "N×224×224×3" in text
     assert "shorter side resized to 256 pixels (bilinear, antialiased), and its centre of 224×224 cut out" in text
     assert "python infer.py . photo.jpg" in text
@@ -370,7 +306,7 @@ def test_the_use_names_the_size_and_the_shorter_side() -> None:
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_what_is_known_of_a_data_set_is_said(name: str) -> None:
-    text = card(replace(PLAIN, student=_student(dataset=name)))
+    text = card(replace(PLAIN, student=student_info(dataset=name)))
     assert known.DATA.get(name, "") in text
     assert ("saved again as JPEG" in text) == (name not in known.FIXED)
 
@@ -378,7 +314,7 @@ def test_what_is_known_of_a_data_set_is_said(name: str) -> None:
 def test_the_card_warns_of_cinic10_as_the_training_does() -> None:
     from okdc.data import cinic10 as cinic
 
-    text = card(replace(PLAIN, student=_student(dataset="cinic10")))
+    text = card(replace(PLAIN, student=student_info(dataset="cinic10")))
     for fact in cinic.KNOWN:
         (source,) = re.findall(r"\((github\.com/[^)]+)\)", fact)
         assert source in text
@@ -390,24 +326,23 @@ def test_every_data_set_with_a_name_is_described() -> None:
 
 @pytest.mark.parametrize("name", methods.METHODS.own)
 def test_every_method_describes_itself_in_a_sentence_with_its_source(name: str) -> None:
-    facts = methods.find(name).card()
-    assert facts["title"].lower() == name
-    assert facts["summary"].endswith(".")
-    assert facts["reference"] == (name == "baseline")
-    assert name == "baseline" or facts["title"] in facts["summary"]
+    described = methods.find(name).card()
+    assert described.title.lower() == name
+    assert described.summary.endswith(".")
+    assert described.reference == (name == "baseline")
+    assert name == "baseline" or described.title in described.summary
 
 
 @pytest.mark.parametrize("name", [name for name in ODD if name])
 def test_foreign_names_are_only_letters_in_the_text(name: str) -> None:
     """Outside code spans nothing of a class, a data set or a processor is left that Markdown or HTML could read."""
     classes = [name, "other"]
-    machine = {**PROFILE["machine"], "processor": name}  # type: ignore[dict-item]
-    int8 = {**INT8, "worst_class": {**INT8["worst_class"], "class": name}}  # type: ignore[dict-item]
+    int8 = INT8 | {"worst_class": INT8["worst_class"] | {"class": name}}
     story = replace(
         LIGHTER,
-        student=_student(architecture=name, dataset=name, classes=classes),
-        profile={**LIGHTER.profile, "machine": machine},
-        reports={**LIGHTER.reports, "int8": int8},
+        student=student_info(architecture=name, dataset=name, classes=classes),
+        profile=changed(LIGHTER.profile, machine=MACHINE | {"processor": name}),
+        parity=changed(PARITY, int8=int8),
         licence=name,
     )
     text = card(story).split("---\n", 2)[2]
@@ -430,12 +365,12 @@ def test_the_same_facts_give_the_same_card_and_are_left_as_they_were() -> None:
     assert before == LIGHTER
     code = (
         "import runpy, sys; "
-        "names = runpy.run_path(sys.argv[1]); "
+        "sys.path[:0] = sys.argv[2:]; names = runpy.run_path(sys.argv[1]); "
         "sys.stdout.reconfigure(encoding='utf-8'); "
         "print(names['card'](names['LIGHTER']), end='')"
     )
     run = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, __file__],
+        [sys.executable, "-W", "ignore", "-c", code, __file__, *map(str, Path(__file__).parents[1:3])],
         capture_output=True, check=True, encoding="utf-8", env={"PYTHONHASHSEED": "7", "TZ": "Asia/Tokyo"},
     )  # fmt: skip
     assert run.stdout == card(LIGHTER)

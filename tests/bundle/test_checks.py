@@ -40,7 +40,7 @@ def test_the_probe_is_the_first_images_repeated_where_they_are_few(count: int) -
 def test_classes_without_images_are_no_row() -> None:
     labels, before, after = np.array([0, 0, 2, 2]), np.array([1, 1, 0, 1]), np.array([1, 0, 1, 1])
     rows = per_class(["a", "b", "c"], labels, before.astype(bool), after.astype(bool))
-    assert rows == [{"class": "a", "images": 2, "change_pct": -50.0}, {"class": "c", "images": 2, "change_pct": 50.0}]
+    assert [(row.class_, row.images, row.change_pct) for row in rows] == [("a", 2, -50.0), ("c", 2, 50.0)]
 
 
 def test_json_is_given_no_infinity() -> None:

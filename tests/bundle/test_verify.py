@@ -18,6 +18,7 @@ from asking import Answer, ask, write_tree
 from bundles import add_model, digest, edit, edit_model, of_digits, of_folder, seal
 from lookalike import write_cifar
 from pictures import write_imagenet
+from reports import INT8
 
 from okdc.bundle import test_images as judged
 from okdc.bundle.bundle import Bundle
@@ -274,7 +275,7 @@ def test_int8_that_does_otherwise_here_points_at_the_processor(
     capsys: Captured, bundle: Path, blob: bytes, full_range: bool
 ) -> None:
     """The file itself is of no matter: it is called int8, and its number is another."""
-    edit(bundle / "parity.json", lambda parity: parity.update(int8={"full_range": full_range}))
+    edit(bundle / "parity.json", lambda parity: parity.update(int8=INT8 | {"full_range": full_range}))
     add_model(bundle, "int8", blob, 1e-5)
     edit(bundle / "manifest.json", lambda m: m["models"]["int8"].update(top1_pct=99.0))
     answer, report = verify(capsys, bundle)
@@ -371,7 +372,7 @@ def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> Bundl
 def same_images(dataset: Dataset, name: str, root: str | None, shorter_side: int | None = None) -> None:
     bundle = named(dataset, name, shorter_side)
     found = judged.find(bundle, root)
-    assert digest(found.images, found.labels) == bundle.manifest["judged_on"]["sha256"]
+    assert digest(found.images, found.labels) == bundle.manifest.judged_on.sha256
     assert found.classes == dataset.classes
     assert torch.equal(torch.from_numpy(found.labels), dataset.labels[dataset.final_split[1]])
 

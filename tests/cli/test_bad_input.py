@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from asking import Answer, ask, picture, write_tree
+from making import run_info
 from PIL import Image
 
 from okdc.assembly import job as build
@@ -156,7 +157,7 @@ def test_images_that_changed_stop_a_resume_and_the_run_stays_resumable(
         Image.fromarray(picture(99)).save("root/train/a/000.png")
         said = f"the images are not those of {run.path}"
     refused(ask(capsys, "resume"), "data", said)
-    assert Run.open(run.path).state == "resumable"
+    assert Run.open(run.path).state() == "resumable"
 
 
 # --- places
@@ -216,7 +217,7 @@ def test_a_log_on_a_full_disk_stops_the_run_which_can_then_be_resumed(
         answer = ask(capsys, "distill", *SHORT)
     run = Run.open(Path("runs/digits_resnet8-1"))
     refused(answer, "disk", f"{run.log}: cannot be written: No space left on device", f"okdc resume {run.path}")
-    assert run.state == "resumable"
+    assert run.state() == "resumable"
     run.log.unlink()
     assert ask(capsys, "resume").code == 0
     assert [row["epoch"] for row in run.rows()] == [1, 2]
@@ -226,7 +227,7 @@ def test_a_log_on_a_full_disk_stops_the_run_which_can_then_be_resumed(
 
 
 def test_a_damaged_run_json_is_named_and_hides_no_other_run(capsys: Captured) -> None:
-    run, whole = Run.create("a", "", {"started_at": "2026-01-01"}), Run.create("b", "", {"started_at": "2026-01-02"})
+    run, whole = (Run.create(name, "", run_info()) for name in "ab")
     run.info.write_text('{"started_at": ')
     refused(ask(capsys, "resume", str(run.path)), "run", "runs/a-1/run.json: not JSON")
     refused(ask(capsys, "export", "--onnx", str(run.path)), "run", "runs/a-1")
@@ -235,12 +236,12 @@ def test_a_damaged_run_json_is_named_and_hides_no_other_run(capsys: Captured) ->
 
 
 def test_a_failed_run_is_not_continued(capsys: Captured) -> None:
-    run = Run.create("a", "", {"failed": "the loss term ce_student0 is not finite at step 3"})
+    run = Run.create("a", "", run_info(failed="the loss term ce_student0 is not finite at step 3"))
     refused(ask(capsys, "resume", str(run.path)), "run", "runs/a-1 failed: the loss term", "start another run")
 
 
 def test_an_unfinished_run_is_not_exported_by_default(capsys: Captured) -> None:
-    Run.create("a", "", {})
+    Run.create("a", "", run_info())
     refused(ask(capsys, "export", "--onnx"), "run", "no complete run in ", "okdc resume")
 
 

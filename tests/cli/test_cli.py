@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 from asking import Answer, ask, write_tree
+from making import run_info
 
 import okdc
 from okdc.__main__ import main
@@ -113,7 +114,7 @@ def test_the_default_run_is_made_kept_and_tells_the_next_command(capsys: Capture
     answer = ask(capsys, "distill", *SHORT)
     nothing_went_wrong(answer)
     run = Run.open(Path("runs/digits_resnet8-1"))
-    assert run.state == "complete"
+    assert run.state() == "complete"
     assert "no recipe named: digits_resnet8" in answer.err
     assert "next: okdc profile runs/digits_resnet8-1" in answer.err
     for choice in ("device cpu (", "dtype float32 (", "memory format channels_last (", "threads 1 ("):
@@ -149,8 +150,8 @@ def test_running_a_saved_recipe_repeats_the_run(capsys: Captured, done: Path) ->
     assert again.recipe.read_bytes() == first.recipe.read_bytes()
     assert again.weights.read_bytes() == first.weights.read_bytes()
     for key in ("recipe_sha256", "data_sha256", "settings"):
-        assert again.facts()[key] == first.facts()[key]
-    assert read_json(again.result)["recipe_sha256"] == first.facts()["recipe_sha256"]
+        assert read_json(again.info)[key] == read_json(first.info)[key]
+    assert read_json(again.result)["recipe_sha256"] == first.read_info().recipe_sha256
 
 
 def test_flags_are_short_for_keys_of_the_recipe(capsys: Captured) -> None:
@@ -196,7 +197,7 @@ def test_a_folder_moved_between_start_and_resume_is_found_by_data_root(
     assert f"are not at {Path.cwd()}/root" in lost.err
     assert "--data-root DIR" in lost.err
     nothing_went_wrong(ask(capsys, "resume", "--data-root", "elsewhere"))
-    assert Run.open(Path("runs/folder_resnet20-1")).state == "complete"
+    assert Run.open(Path("runs/folder_resnet20-1")).state() == "complete"
 
 
 # --- resume, recipes, runs
@@ -240,9 +241,9 @@ def test_runs_shows_what_each_run_is(capsys: Captured, done: Path) -> None:
     recipe = (done / "runs/digits_resnet8-1/recipe.toml").read_text(encoding="utf-8")
     Path("runs").mkdir()
     Path("runs/digits_resnet8-1").symlink_to(done / "runs/digits_resnet8-1")
-    later = Run.create("later", recipe, {"started_at": "2999-01-01"})
+    later = Run.create("later", recipe, run_info(started_at="2999-01-01"))
     later.append({"epoch": 1})
-    Run.create("wrong", recipe, {"started_at": "2999-01-02", "failed": "the loss is not finite"})
+    Run.create("wrong", recipe, run_info(started_at="2999-01-02", failed="the loss is not finite"))
     rows = json.loads(ask(capsys, "runs", "--json").out)
     assert [(row["run"], row["state"], row["epoch"], row["epochs"]) for row in rows] == [
         ("runs/digits_resnet8-1", "complete", 2, 2),
@@ -341,7 +342,7 @@ def test_a_reader_that_goes_away_ends_the_printing_and_not_the_training(gone: st
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
         getattr(process, gone).close()
     assert process.returncode == 0
-    assert Run.open(Path("run")).state == "complete"
+    assert Run.open(Path("run")).state() == "complete"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from okdc.assembly.resolve import resolve
 from okdc.data.cifar import cifar
 from okdc.errors import DataError, RecipeError
 from okdc.recipe.draft import load
-from okdc.runs.run import Run
+from okdc.runs.files import read_json
 
 
 @pytest.mark.parametrize(("name", "batches", "classes"), [("cifar10", 5, 10), ("cifar100", 1, 100)])
@@ -130,6 +130,6 @@ def test_a_run_on_it_is_judged_on_its_test_split(
     answer = ask(capsys, "distill", "data.name=cifar10", "data.image_size=32", *words, "data.train_images=20")
     assert answer.code == 0, answer.err
     assert "on 10 test images" in answer.out
-    facts = Run.open(Path("runs/digits_resnet8-1")).facts()
+    facts = read_json(Path("runs/digits_resnet8-1/run.json"))
     assert facts["classes"] == [f"class{c:02}" for c in range(10)]
     assert facts["data_sha256"] == cifar("cifar10", Path("data")).fingerprint

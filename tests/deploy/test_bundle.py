@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from okdc.__main__ import main
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.bundle import layout, session
 from okdc.bundle.session import Session
 from okdc.cli import ship
@@ -63,8 +63,9 @@ def test_the_model_file_is_the_same_from_every_run_folder(exported: Path, finish
 
 def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(exported: Path, finished: Run) -> None:
     expected = json.loads((exported / "sample" / "expected.json").read_text())
-    network, facts = kept.load(finished)
-    side = sides.Torch(network, facts)
+    student = students.load(finished)
+    network, info = student.network, student.info
+    side = sides.Torch(network, info.preprocessing)
     told = expected["models"]["float32"]
     pixels = np.stack([np.array(Image.open(exported / "sample" / case["image"])) for case in expected["cases"]])
     assert pixels.shape[1:] == (8, 8, 3)
@@ -229,25 +230,27 @@ def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, 
     """A split smaller than the largest batch is repeated, not skipped."""
     path = tmp_path / "model.onnx"
     path.write_bytes(blob)
-    network, facts = kept.load(finished)
+    student = students.load(finished)
+    network, info = student.network, student.info
     images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
     labels = Session(blob)(images)[0].argmax(1)
-    report, _ = parity.check(path, network, facts, images, labels, 100.0, "test")
-    assert report["passed"], report["failures"]
-    assert report["images"] == 3
+    report, _ = parity.check(path, network, info, images, labels, 100.0, "test")
+    assert report.passed, report.failures
+    assert report.images == 3
 
 
 def test_a_student_whose_answers_are_not_finite_never_passes(finished: Run, blob: bytes, tmp_path: Path) -> None:
     """Its float64 noise would be infinite, and with it what is allowed."""
     path = tmp_path / "model.onnx"
     path.write_bytes(blob)
-    network, facts = kept.load(finished)
+    student = students.load(finished)
+    network, info = student.network, student.info
     next(network.head.parameters()).data.fill_(float("nan"))
     images = np.zeros((8, 8, 8, 3), np.uint8)
-    report, _ = parity.check(path, network, facts, images, np.zeros(8, np.int64), 0.0, "test")
-    assert not report["passed"]
-    assert "the student itself gives logits that are not finite" in report["failures"]
-    json.dumps(report, allow_nan=False)  # clients read it in languages that know no NaN
+    report, _ = parity.check(path, network, info, images, np.zeros(8, np.int64), 0.0, "test")
+    assert not report.passed
+    assert "the student itself gives logits that are not finite" in report.failures
+    json.dumps(report.to_json(), allow_nan=False)  # clients read it in languages that know no NaN
 
 
 def test_exchanged_classes_are_found_among_a_thousand() -> None:

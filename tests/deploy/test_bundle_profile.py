@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from okdc import backbones
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.bundle.macs import macs
-from okdc.deploy import bundle_profile as measured
-from okdc.deploy import latency
+from okdc.deploy import bundle_profile, latency
 from okdc.deploy.count import check_graph, exported_macs
 from okdc.errors import CheckFailed
 from okdc.runs.files import read_json
+from okdc.runs.provenance import load_average
 from okdc.runs.run import Run
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
 
 def test_the_profile_says_what_the_run_recorded_and_what_the_files_weigh(finished: Run, blob: bytes) -> None:
-    network, _ = kept.load(finished)
-    found = measured.facts(network, 8, {"float32": blob, "float16": blob})
+    network = students.load(finished).network
+    found = bundle_profile.measure(network, 8, {"float32": blob, "float16": blob}).to_json()
     recorded = read_json(finished.result)["kept"]
     assert (found["params"], found["macs"], found["flops"]) == (
         recorded["params"],
@@ -51,7 +51,7 @@ def test_a_machine_that_was_busy_is_said_to_be(
 ) -> None:
     rows = {"float32": {"p50": 1.0, "p90": p90, "min": 0.9, "runs": 100}}
     monkeypatch.setattr(latency, "measure", lambda *_: rows)
-    found = measured.facts(kept.load(finished)[0], 8, {"float32": blob})
+    found = bundle_profile.measure(students.load(finished).network, 8, {"float32": blob}).to_json()
     assert found["machine"]["noisy"] is noisy
     assert {row["noisy"] for row in found["models"]["float32"]["latency_ms"].values()} == {noisy}
 
@@ -61,7 +61,7 @@ def test_where_nobody_keeps_count_of_the_load_none_is_said(monkeypatch: pytest.M
         raise OSError
 
     monkeypatch.setattr("os.getloadavg", refuses)
-    assert measured._load() is None
+    assert load_average() is None
 
 
 def test_every_variant_takes_its_turn_and_as_many_as_the_warm_up_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +79,7 @@ def test_every_variant_takes_its_turn_and_as_many_as_the_warm_up_are_counted(mon
 def test_a_file_of_another_network_is_refused(blob: bytes) -> None:
     other = backbones.build("resnet14", 10, IMAGE[0].shape)
     with pytest.raises(CheckFailed, match=r"model\.onnx has 781,952; expected the same number") as caught:
-        measured.facts(other, 8, {"float32": blob})
+        bundle_profile.measure(other, 8, {"float32": blob})
     assert (caught.value.kind, caught.value.exit_code) == ("counting", 1)
 
 
@@ -88,7 +88,7 @@ def test_a_graph_that_lost_a_layer_is_refused(finished: Run, blob: bytes) -> Non
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
     model.graph.node.remove(gemm)
     with pytest.raises(CheckFailed, match="expected the same number") as caught:
-        check_graph(exported_macs(kept.load(finished)[0], IMAGE), macs(model), "model.onnx")
+        check_graph(exported_macs(students.load(finished).network, IMAGE), macs(model), "model.onnx")
     assert (caught.value.kind, caught.value.exit_code) == ("counting", 1)
     assert caught.value.message.startswith("the network has 781,952 MACs, model.onnx has 781,312;")
     assert "auxiliary head" in caught.value.hint
@@ -108,7 +108,7 @@ def test_a_lower_bound_may_be_exceeded_by_the_graph_and_not_undercut() -> None:
 
 
 def test_counting_what_is_exported_leaves_the_network_as_it_was(finished: Run) -> None:
-    network = kept.load(finished)[0].train()
+    network = students.load(finished).network.train()
     head = network.head
     assert exported_macs(network, IMAGE) == 781_952
     assert network.head is head

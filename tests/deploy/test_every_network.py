@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from making import student_info
 
 from okdc import backbones
 from okdc.bundle import structure
@@ -20,6 +20,7 @@ from okdc.deploy import onnx
 from okdc.deploy.count import count, exported_macs
 from okdc.deploy.parity import FACTOR
 from okdc.deploy.torch_reference import Torch
+from okdc.runs.artefacts import StudentInfo
 from okdc.seeds import seeded
 
 CLASSES = 10
@@ -36,17 +37,10 @@ LEFT["torchvision:densenet121"] = 58 + 3 + 1  # one a layer, one a transition, t
 POOLED = {"torchvision:vgg11_bn": 512 * (2 * 7 * 2 + 7 * 7 * 2)}
 
 
-def facts(name: str) -> dict[str, Any]:
-    """What an export needs to be told of a network that nothing was trained on."""
-    return {
-        "architecture": name,
-        "classes": [str(c) for c in range(CLASSES)],
-        "preprocessing": {"size": SIZES[name], "resize": "", "mean": [0.5, 0.45, 0.4], "std": [0.25, 0.2, 0.3]},
-        "method": "none",
-        "dataset": "none",
-        "recipe_sha256": "",
-        "weights_sha256": "",
-    }
+def info_of(name: str) -> StudentInfo:
+    """student.json of a network without training."""
+    rule = {"size": SIZES[name], "resize": "", "mean": [0.5, 0.45, 0.4], "std": [0.25, 0.2, 0.3]}
+    return student_info(architecture=name, classes=[str(c) for c in range(CLASSES)], preprocessing=rule)
 
 
 def used(name: str) -> Backbone:
@@ -62,19 +56,19 @@ def used(name: str) -> Backbone:
             module.momentum = None  # the mean over all batches
             torch.nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
             torch.nn.init.uniform_(module.bias, -0.2, 0.2, generator=generator)
-    rule = facts(name)["preprocessing"]
+    rule = info_of(name).preprocessing
     pixels = torch.randint(0, 256, (2, 16, SIZES[name], SIZES[name], 3), dtype=torch.uint8, generator=generator)
     with torch.no_grad():
         for batch in pixels:
-            network.train()(Normalise(rule["mean"], rule["std"])(batch))
+            network.train()(Normalise(rule.mean, rule.std)(batch))
     return network.eval()
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_same(name: str) -> None:
     network = used(name)
-    blob = onnx.to_onnx(network, facts(name))
-    model = structure.check_structure(blob, facts(name))
+    blob = onnx.to_onnx(network, info_of(name))
+    model = structure.check_structure(blob, info_of(name))
     operators = Counter(node.op_type for node in model.graph.node)
     convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in network.modules())
     assert operators["Conv"] == convolutions
@@ -83,7 +77,7 @@ def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_sam
     assert macs(model) == exported_macs(network, example), "to the unit"
     assert macs(model) == count(network, example).macs + POOLED.get(name, 0), "and to fvcore's"
 
-    side, session = Torch(network, facts(name)), Session(blob)
+    side, session = Torch(network, info_of(name).preprocessing), Session(blob)
     images = np.random.default_rng(1).integers(0, 256, (5, SIZES[name], SIZES[name], 3), dtype=np.uint8)
     expected = side.logits(images)
     allowed = max(FACTOR * largest(expected, side.exact(images)), FLOOR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import onnx as onnx_
 import pytest
+from making import seal
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 from safetensors.torch import load_file, save_file
 
 from okdc.__main__ import main
 from okdc.deploy import onnx
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import Run
 
 Array = npt.NDArray[Any]
@@ -241,9 +241,7 @@ def test_weights_that_do_not_reach_the_recorded_accuracy_stop_the_export(
     bias = next(name for name, tensor in weights.items() if tensor.shape == (10,))
     weights[bias][3] += 1.0
     save_file(weights, run.weights)
-    digest = hashlib.sha256(run.weights.read_bytes()).hexdigest()
-    for path in (run.student, run.result):
-        write_json(path, read_json(path) | {"weights_sha256": digest})
+    seal(run)
     assert main(["export", str(run.path), "--onnx"]) == 1
     said = capsys.readouterr().err
     assert "recorded" in said

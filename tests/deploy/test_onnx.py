@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx as onnx_
@@ -18,22 +17,23 @@ import torch
 from onnx import helper, numpy_helper
 
 from okdc import backbones
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.bundle import structure
 from okdc.bundle.session import Session
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.errors import CheckFailed
+from okdc.runs.artefacts import StudentInfo
 from okdc.runs.run import Run
 
 
 @pytest.fixture(scope="session")
-def facts(finished: Run) -> dict[str, Any]:
-    return kept.load(finished)[1]
+def info(finished: Run) -> StudentInfo:
+    return students.load(finished).info
 
 
-def test_the_file_is_one_plain_graph_with_a_free_batch(blob: bytes, facts: dict[str, Any]) -> None:
-    model = structure.check_structure(blob, facts)
+def test_the_file_is_one_plain_graph_with_a_free_batch(blob: bytes, info: StudentInfo) -> None:
+    model = structure.check_structure(blob, info)
     assert [node.op_type for node in model.graph.node][:4] == ["Cast", "Transpose", "Sub", "Mul"]
     assert not [node for node in model.graph.node if node.op_type == "BatchNormalization"], "folded"
     assert [value.name for value in model.graph.input] == ["image"]
@@ -44,12 +44,12 @@ def test_the_file_is_one_plain_graph_with_a_free_batch(blob: bytes, facts: dict[
     assert (model.opset_import[0].version, model.ir_version, model.producer_name) == (18, 8, "okdc")
 
 
-def test_the_file_carries_labels_preprocessing_and_origin(blob: bytes, facts: dict[str, Any]) -> None:
+def test_the_file_carries_labels_preprocessing_and_origin(blob: bytes, info: StudentInfo) -> None:
     props = {p.key: p.value for p in onnx_.load_model_from_string(blob).metadata_props}
     assert json.loads(props["okdc.labels"]) == [str(d) for d in range(10)]
-    assert json.loads(props["okdc.mean"]) == facts["preprocessing"]["mean"]
+    assert json.loads(props["okdc.mean"]) == list(info.preprocessing.mean)
     assert json.loads(props["okdc.input"])["layout"] == "NHWC"
-    assert props["okdc.weights_sha256"] == facts["weights_sha256"]
+    assert props["okdc.weights_sha256"] == info.weights_sha256
     assert props["Image.BitmapPixelFormat"] == "Rgb8"
     assert list(props) == sorted(props)
 
@@ -61,9 +61,10 @@ def test_no_path_and_no_source_line_is_in_the_file(blob: bytes) -> None:
 
 def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(blob: bytes, finished: Run, tmp_path: Path) -> None:
     code = (
-        "import sys, hashlib; from pathlib import Path; from okdc.assembly import student as kept;"
+        "import sys, hashlib; from pathlib import Path; from okdc.assembly import student;"
         "from okdc.deploy import onnx;"
-        "from okdc.runs.run import Run; file = onnx.to_onnx(*kept.load(Run.open(Path(sys.argv[1]))));"
+        "from okdc.runs.run import Run; chosen = student.load(Run.open(Path(sys.argv[1])));"
+        "file = onnx.to_onnx(chosen.network, chosen.info);"
         "print(hashlib.sha256(file).hexdigest())"
     )
     (tmp_path / "elsewhere").mkdir()
@@ -82,11 +83,12 @@ def test_any_state_of_the_network_exports_alike_and_is_left_alone(
     blob: bytes, finished: Run, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Training mode, channels_last and gradients are what a network comes out of training with."""
-    network, facts = kept.load(finished)
+    student = students.load(finished)
+    network, info = student.network, student.info
     network.train().to(memory_format=torch.channels_last)
     weight = next(p for p in network.parameters() if p.ndim == 4)
     strides, before = weight.stride(), copy.deepcopy(network.state_dict())
-    assert onnx.to_onnx(network, facts) == blob
+    assert onnx.to_onnx(network, info) == blob
     assert network.training
     assert weight.requires_grad
     assert weight.stride() == strides
@@ -96,11 +98,12 @@ def test_any_state_of_the_network_exports_alike_and_is_left_alone(
 
 
 def test_the_graph_normalises_as_training_does(blob: bytes, finished: Run) -> None:
-    network, facts = kept.load(finished)
+    student = students.load(finished)
+    network, info = student.network, student.info
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
-    rule = facts["preprocessing"]
+    rule = info.preprocessing
     with torch.inference_mode():
-        expected = network(Normalise(rule["mean"], rule["std"])(torch.from_numpy(pixels)))
+        expected = network(Normalise(rule.mean, rule.std)(torch.from_numpy(pixels)))
     logits, probabilities = Session(blob)(pixels)
     np.testing.assert_allclose(logits, expected.numpy(), atol=2e-5)
     np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-6)
@@ -160,23 +163,23 @@ def _edit(blob: bytes, change: str) -> bytes:
     ],
 )
 def test_a_wrong_structure_is_refused_by_name(
-    blob: bytes, facts: dict[str, Any], change: str, kind: str, says: str
+    blob: bytes, info: StudentInfo, change: str, kind: str, says: str
 ) -> None:
     with pytest.raises(CheckFailed) as caught:
-        structure.check_structure(_edit(blob, change), facts)
+        structure.check_structure(_edit(blob, change), info)
     assert caught.value.kind == kind
     assert says in caught.value.message
 
 
 def test_a_short_path_that_stands_in_the_weights_is_no_trace(
-    blob: bytes, facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    blob: bytes, info: StudentInfo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In megabytes of numbers any three letters occur."""
     model = onnx_.load_model_from_string(blob)
     weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     weights.raw_data = b"/ab/" + weights.raw_data[4:]
     monkeypatch.setattr(Path, "cwd", lambda: Path("/ab"))
-    structure.check_structure(model.SerializeToString(), facts)
+    structure.check_structure(model.SerializeToString(), info)
 
 
 class _ConstantBatch(torch.nn.Module):
@@ -184,10 +187,10 @@ class _ConstantBatch(torch.nn.Module):
         return x.mean((2, 3)).reshape(2, 64)[:, :10]
 
 
-def test_a_forward_with_a_constant_batch_size_is_an_error_not_a_file(facts: dict[str, Any]) -> None:
+def test_a_forward_with_a_constant_batch_size_is_an_error_not_a_file(info: StudentInfo) -> None:
     """Such a file would take pairs of images only."""
     network = backbones.build("resnet8", 10, torch.Size((3, 32, 32)))
     network.head = _ConstantBatch()
     with pytest.raises(CheckFailed, match="static shape of 2") as caught:
-        structure.check_structure(onnx.to_onnx(network, facts), facts)
+        structure.check_structure(onnx.to_onnx(network, info), info)
     assert caught.value.kind == "structure"

@@ -16,6 +16,7 @@ from PIL import Image
 
 from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
+from okdc.bundle.artefacts import Int8Report, Model, Setting, Trial
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.session import Session
 from okdc.deploy import latency, onnx, reduced
@@ -65,7 +66,7 @@ def test_both_files_are_made_judged_and_named(capsys: Captured, run: Run, blob: 
         assert report["passed"]
         assert report["split"] == "test"
         assert report["images"] == 797
-        assert bundle.manifest["models"][precision] == {"file": name, "top1_pct": report["top1_pct"][precision]}
+        assert bundle.manifest.models[precision] == Model(file=name, top1_pct=report["top1_pct"][precision])
         assert len(content) < len(blob) * (0.4 if precision == "int8" else 0.6)
         assert bundle.model(precision) == content
     table = parity["int8"]["search"]
@@ -210,11 +211,9 @@ class Taken:
         self.calibration: Any = None
         self.images: Any = None
 
-    def __call__(
-        self, blob: bytes, calibration: Any, images: Any, *_: Any
-    ) -> tuple[quantize.Setting, bytes, list[Any]]:
+    def __call__(self, blob: bytes, calibration: Any, images: Any, *_: Any) -> tuple[Setting, bytes, tuple[Trial, ...]]:
         self.calibration, self.images = calibration, images[:]
-        return quantize.SETTINGS[0], blob, []
+        return quantize.SETTINGS[0], blob, ()
 
 
 @pytest.mark.parametrize("validation", [True, False])
@@ -226,7 +225,7 @@ def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
     taken = Taken()
     monkeypatch.setattr(quantize, "search", taken)
     judging = dataset.images[dataset.test].numpy()
-    judges = reduced.Judges(judging, dataset.labels[dataset.test].numpy(), list(dataset.classes), "test", judging[:2])
+    judges = reduced.Judges(judging, dataset.labels[dataset.test].numpy(), dataset.classes, "test", judging[:2])
     float32 = Float32(blob, Session(blob)(judging)[0])
     (made,), _ = reduced.make(float32, dataset, judges, replace(reduced.Wanted(), int8=True), Quiet())
     rows = {image.tobytes(): i for i, image in enumerate(dataset.images.numpy())}
@@ -234,7 +233,8 @@ def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
     assert not calibrated & chose
     assert not (calibrated | chose) & set(dataset.test.tolist())
     assert calibrated <= set(dataset.train.tolist())
-    assert made.report["searched_on"]["split"] == ("validation" if validation else "training")
+    assert isinstance(made.report, Int8Report)
+    assert made.report.searched_on.split == ("validation" if validation else "training")
     assert chose <= set((dataset.val if validation else dataset.train).tolist())
 
 
@@ -247,12 +247,13 @@ def test_images_that_judge_do_not_choose_where_there_is_no_test_split(
     monkeypatch.setattr(quantize, "search", taken)
     split, rows = dataset.final_split
     judging = dataset.images[rows].numpy()
-    judges = reduced.Judges(judging, dataset.labels[rows].numpy(), list(dataset.classes), split, judging[:2])
+    judges = reduced.Judges(judging, dataset.labels[rows].numpy(), dataset.classes, split, judging[:2])
     wanted = reduced.Wanted(int8=True, calibration_images=64)
     float32 = Float32(blob, Session(blob)(judging)[0])
     (made,), _ = reduced.make(float32, dataset, judges, wanted, Quiet())
-    assert made.report["split"] == "validation"
-    assert made.report["searched_on"] == {"split": "training", "images": 300 - 64}
+    assert isinstance(made.report, Int8Report)
+    assert made.report.split == "validation"
+    assert (made.report.searched_on.split, made.report.searched_on.images) == ("training", 300 - 64)
     shown = {image.tobytes() for image in judging}
     assert not shown & {image.tobytes() for image in taken.images}
 
@@ -262,7 +263,7 @@ def test_of_large_images_fewer_choose(size: int, most: int) -> None:
     dataset = build.dataset(resolve(load(["digits_resnet8"])).recipe)
     images = torch.empty(0, size, size, 3, dtype=torch.uint8)
     many = replace(dataset, images=images, val=torch.arange(6000))
-    rows, split = reduced._searched_on(many, np.arange(64), "test")
+    rows, split = reduced._search_images(many, np.arange(64), "test")
     assert (len(rows), split) == (most, "validation")
 
 
@@ -271,7 +272,7 @@ def test_too_few_training_images_that_did_not_calibrate_choose_with_the_others()
     dataset = replace(dataset, val=dataset.val[:0])
     count = len(dataset.train)
     for calibrated, expected in ((count - 64, 64), (count - 63, count), (count, count)):
-        rows, split = reduced._searched_on(dataset, np.arange(calibrated), "test")
+        rows, split = reduced._search_images(dataset, np.arange(calibrated), "test")
         assert (len(rows), split) == (expected, "training")
 
 

@@ -29,12 +29,12 @@ def int8(blob: bytes, images: Pixels) -> bytes:
 def test_the_worst_stand_first_and_are_nodes_of_the_float32_graph(blob: bytes, int8: bytes, images: Pixels) -> None:
     rows = diagnose(blob, int8, images)
     assert 5 <= len(rows) <= 10
-    assert [row["sqnr_db"] for row in rows] == sorted(row["sqnr_db"] for row in rows)
-    assert all(10 < row["sqnr_db"] < 80 for row in rows)
+    assert [row.sqnr_db for row in rows] == sorted(row.sqnr_db for row in rows)
+    assert all(10 < row.sqnr_db < 80 for row in rows)
     graph = onnx.load_model_from_string(blob).graph
     there = {(node.name, node.op_type, node.output[0]) for node in graph.node}
-    assert {(row["node"], row["operator"], row["output"]) for row in rows} <= there
-    weights = {row["weight"] for row in rows}
+    assert {(row.node, row.operator, row.output) for row in rows} <= there
+    weights = {row.weight for row in rows}
     assert "network.stages.3.0.conv2.weight" in weights
     assert weights <= {tensor.name for tensor in graph.initializer} | {None}
 
@@ -45,8 +45,8 @@ def test_a_layer_that_was_spoilt_stands_out(blob: bytes, int8: bytes, images: Pi
     tensor = next(t for t in model.graph.initializer if t.name == name)
     tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(3), name))
     rows = diagnose(blob, model.SerializeToString(), images, worst=100)
-    found = {row["weight"]: row["sqnr_db"] for row in rows if row["weight"]}
-    assert rows[0]["weight"] == "network.stages.2.0.conv1.weight"
+    found = {row.weight: row.sqnr_db for row in rows if row.weight}
+    assert rows[0].weight == "network.stages.2.0.conv1.weight"
     assert found["network.stages.2.0.conv1.weight"] < 10
     assert found["network.stages.1.0.conv1.weight"] > 20, "what lies in front of it is sound"
 
@@ -58,8 +58,8 @@ def test_it_says_the_same_twice_whatever_the_batch(
     assert diagnose(blob, int8, images) == expected
     monkeypatch.setattr(ranges, "PIXELS", 7 * 8 * 8)
     found = diagnose(blob, int8, images)
-    assert [row["node"] for row in found] == [row["node"] for row in expected]
-    assert [row["sqnr_db"] for row in found] == pytest.approx([row["sqnr_db"] for row in expected], abs=0.11)
+    assert [row.node for row in found] == [row.node for row in expected]
+    assert [row.sqnr_db for row in found] == pytest.approx([row.sqnr_db for row in expected], abs=0.11)
     assert capfd.readouterr() == ("", "")
 
 

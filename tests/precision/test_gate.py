@@ -34,9 +34,14 @@ def int8(blob: bytes) -> bytes:
     return quantize.quantize(blob, graphs.digits()[0][:256], quantize.SETTINGS[0])
 
 
+def gates(drop: float, agreement: float, class_drop: float) -> Gates:
+    return Gates(max_drop=drop, min_agreement=agreement, max_class_drop=class_drop)
+
+
 def judged(kind: Kind, blob: bytes, reduced: bytes, images: Images, *others: Any) -> dict[str, Any]:
     """The report on a reduced file, the float32 one being asked here."""
-    return gate.judge(kind, Float32(blob, Session(blob)(images[:], 64)[0]), reduced, images, *others)
+    report = gate.judge(kind, Float32(blob, Session(blob)(images[:], 64)[0]), reduced, images, *others)
+    return report.to_json()
 
 
 def changed(blob: bytes, change: Callable[[ModelProto], None]) -> bytes:
@@ -131,7 +136,7 @@ def test_one_image_of_a_small_class_is_allowed_and_two_are_not(blob: bytes, judg
         add = np.zeros(10, np.float32)
         add[3] = -(margin[threes[flips - 1]] + margin[threes[flips]]) / 2
         file = changed(blob, bias(add))
-        report = judged("float16", blob, file, images[rows], labels[rows], CLASSES, "test", Gates(9, 9, 2.0))
+        report = judged("float16", blob, file, images[rows], labels[rows], CLASSES, "test", gates(9, 9, 2.0))
         assert report["passed"] == passes, report["failures"]
         assert report["worst_class"] == {
             "class": "3",
@@ -157,12 +162,12 @@ def test_one_flip_among_few_images_fails_no_gate(blob: bytes, judging: tuple[Pix
 
 
 def test_gates_are_what_they_are_set_to(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    assert GATES["int8"] == Gates(1.0, 97.0, 5.0)
+    assert GATES["int8"] == gates(1.0, 97.0, 5.0)
     add = np.zeros(10, np.float32)
     add[:5] += 0.5
     file = changed(blob, bias(add))
-    strict = judged("int8", blob, file, *judging, CLASSES, "test", Gates(0.0, 100.0, 0.0))
-    lenient = judged("int8", blob, file, *judging, CLASSES, "test", Gates(100.0, 0.0, 100.0))
+    strict = judged("int8", blob, file, *judging, CLASSES, "test", gates(0.0, 100.0, 0.0))
+    lenient = judged("int8", blob, file, *judging, CLASSES, "test", gates(100.0, 0.0, 100.0))
     assert not strict["passed"]
     assert lenient["passed"], lenient["failures"]
 
@@ -264,7 +269,7 @@ def test_the_float32_file_is_not_asked_again(blob: bytes, judging: tuple[Pixels,
     images, labels = judging
     others = np.roll(Session(blob)(images, 64)[0], 1, axis=1)
     report = gate.judge("float16", Float32(blob, others), half(blob), images, labels, CLASSES, "test")
-    assert report["predictions_that_differ"] == len(images)
+    assert report.predictions_that_differ == len(images)
 
 
 def test_fewer_images_than_a_batch_are_enough() -> None:

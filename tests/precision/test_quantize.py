@@ -229,15 +229,15 @@ def test_the_search_takes_the_setting_that_keeps_most_predictions(blob: bytes) -
     images, labels = graphs.digits()
     said: list[str] = []
     setting, small, rows = quantize.search(blob, images[:96], images[1000:1400], labels[1000:1400], False, said.append)
-    assert [(row["weights"], row["calibration"]) for row in rows] == [(s.weights, s.calibration) for s in SETTINGS]
+    assert [(row.weights, row.calibration) for row in rows] == [(s.weights, s.calibration) for s in SETTINGS]
     assert len(said) == 6
-    best = max(rows, key=lambda row: (row["agreement_pct"], row["top1_pct"], -row["mean_abs"]))
-    assert (best["weights"], best["calibration"]) == (setting.weights, setting.calibration)
+    best = max(rows, key=lambda row: (row.agreement_pct, row.top1_pct, -(row.mean_abs or 0.0)))
+    assert (best.weights, best.calibration) == (setting.weights, setting.calibration)
     assert small == quantize.quantize(blob, images[:96], setting)
-    assert best["bytes"] == len(small) < 0.6 * len(blob)
+    assert best.bytes == len(small) < 0.6 * len(blob)
     z, found = Session(blob)(images[1000:1400], 64)[0], Session(small)(images[1000:1400], 64)[0]
-    assert best["agreement_pct"] == pytest.approx(100 * (z.argmax(1) == found.argmax(1)).mean())
-    assert best["mean_abs"] == pytest.approx(np.abs(z - found).mean())
+    assert best.agreement_pct == pytest.approx(100 * (z.argmax(1) == found.argmax(1)).mean())
+    assert best.mean_abs == pytest.approx(np.abs(z - found).mean())
 
 
 def test_a_setting_that_fails_is_a_row_with_an_error_and_is_never_taken(
@@ -253,8 +253,8 @@ def test_a_setting_that_fails_is_a_row_with_an_error_and_is_never_taken(
     monkeypatch.setattr(quantize, "quantize_static", fails)
     setting, _, rows = quantize.search(blob, images[:64], images[:64], labels[:64], False, lambda _: None)
     assert setting.weights == "per-tensor"
-    assert ["error" in row for row in rows] == [True, False] * 3
-    assert rows[0]["error"].endswith("no such axis")
+    assert [row.error is not None for row in rows] == [True, False] * 3
+    assert (rows[0].error or "").endswith("no such axis")
 
 
 def test_where_no_setting_works_each_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from okdc.errors import OkdcError, RunError, UsageError
 from okdc.profiling import budget
 from okdc.profiling import measure as subject
 from okdc.profiling.budget import NAMES, Limit, choose, parse
-from okdc.runs.files import read_json
+from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 
 # --- what it takes
@@ -95,7 +95,7 @@ def cohort(*students: tuple[str, float | None, float, int, int]) -> Run:
     rows: list[dict[str, Any]] = [
         {
             "student": k, "architecture": name, "epoch": 3, "val_top1_pct": val, "top1_pct": top1, "params": params,
-            "macs": macs, "weights_sha256": "0" * 64,
+            "macs": macs, "weights_sha256": "0" * 64, "student_sha256": "0" * 64,
         }
         for k, (name, val, top1, params, macs) in enumerate(students)
     ]  # fmt: skip
@@ -185,8 +185,12 @@ def test_a_run_that_is_not_complete_has_none_to_choose() -> None:
 
 
 def test_a_run_that_recorded_its_kept_student_alone_is_damaged() -> None:
-    with pytest.raises(RunError, match=r"result\.json is damaged: cohort missing"):
-        choose(Run.open(make_run("run")), parse("params<1k"), Quiet())
+    run = Run.open(make_run("run"))
+    result = read_json(run.result)
+    del result["cohort"]
+    write_json(run.result, result)
+    with pytest.raises(RunError, match=r"result\.json.* cohort: missing"):
+        choose(run, parse("params<1k"), Quiet())
 
 
 # --- what is measured

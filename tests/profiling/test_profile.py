@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from okdc.__main__ import main
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.cli import console, tables
 from okdc.cohort import Backbone
 from okdc.deploy import onnx
 from okdc.deploy.latency import measure
 from okdc.profiling import report as profile
+from okdc.runs.artefacts import StudentInfo
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
 
@@ -29,8 +30,8 @@ def exports(blob: bytes, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The architectures that were exported; the file itself is one that is there already."""
     made: list[str] = []
 
-    def counted(_: object, facts: dict[str, Any]) -> bytes:
-        made.append(facts["architecture"])
+    def counted(_: object, info: StudentInfo) -> bytes:
+        made.append(info.architecture)
         return blob
 
     monkeypatch.setattr(onnx, "to_onnx", counted)
@@ -242,8 +243,8 @@ def test_students_of_a_run_are_weighed_with_the_weights_that_were_trained(
 ) -> None:
     seen: dict[str, dict[str, torch.Tensor]] = {}
 
-    def watched(network: Backbone, facts: dict[str, Any]) -> bytes:
-        seen[facts["architecture"]] = {"student": torch.tensor(facts["student"]), **network.state_dict()}
+    def watched(network: Backbone, info: StudentInfo) -> bytes:
+        seen[info.architecture] = {"student": torch.tensor(info.student), **network.state_dict()}
         return blob
 
     monkeypatch.setattr(onnx, "to_onnx", watched)
@@ -254,7 +255,7 @@ def test_students_of_a_run_are_weighed_with_the_weights_that_were_trained(
     assert set(seen) == {"resnet14", "resnet8"}
     for exported in seen.values():
         k = int(exported.pop("student"))
-        network, _ = kept.load(Run.open(Path("two")), k)
+        network = students.load(Run.open(Path("two")), k).network
         assert all(torch.equal(exported[name], value) for name, value in network.state_dict().items())
 
 
@@ -309,7 +310,7 @@ def test_fronts_of_two_runs_are_their_own(
     """Runs are compared by `okdc compare`: accuracies of two runs may be of other images."""
     shutil.copytree(run.path, "again")
     result = read_json(Path("again/result.json"))
-    for student in result["cohort"]:
+    for student in (result["kept"], *result["cohort"]):
         student["val_top1_pct"] = 1.0
     write_json(Path("again/result.json"), result)
     rows = _report([str(run.path), "again"], capsys)["rows"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import make_run
+from making import make_run, result_of
 
-from okdc.assembly import student as kept
+from okdc.assembly.student import load
 from okdc.errors import RunError, UsageError
 from okdc.profiling import students
 from okdc.profiling.students import by_name
@@ -21,8 +21,8 @@ def three() -> Run:
     """A complete run, as files, of a ResNet-14 and two ResNet-8."""
     names = ["resnet14", "resnet8", "resnet8"]
     rows = [
-        {"student": k, "architecture": name, "val_top1_pct": 90.0 + k, "top1_pct": 80.0, "params": 1000 * (k + 1)}
-        for k, name in enumerate(names)
+        row | {"student": k, "val_top1_pct": 90.0 + k, "params": 1000 * (k + 1)}
+        for k, row in enumerate(result_of("fefr", {}, names)["cohort"])
     ]
     return Run.open(make_run("run", result={"cohort": rows}, students=names))
 
@@ -62,17 +62,17 @@ def test_a_student_that_nothing_validated_is_taken_by_its_name(three: Run) -> No
 
 def test_an_unfinished_run_has_no_student_to_name(three: Run) -> None:
     three.result.unlink()
-    with pytest.raises(RunError, match="resumable, not complete: there is no student to choose"):
+    with pytest.raises(RunError, match="resumable, not complete: it has no student yet"):
         by_name(three, "0")
 
 
 def test_the_students_of_a_run_are_those_that_were_recorded(run: Run) -> None:
     result = read_json(run.result)
     found = students.subjects(run)
-    assert [subject.student for subject in found] == [0, 1]
-    assert [subject.kept for subject in found] == [k == result["kept"]["student"] for k in range(2)]
+    assert [subject.name for subject in found] == ["student0", "student1"]
     for subject, row in zip(found, result["cohort"], strict=True):
-        network, _ = kept.load(run, row["student"])
+        network = load(run, row["student"]).network
         assert all(torch.equal(subject.module.state_dict()[k], value) for k, value in network.state_dict().items())
-        assert subject.facts is not None
-        assert subject.facts["weights_sha256"] == row["weights_sha256"]
+        assert subject.trained is not None
+        assert subject.trained.student.info.weights_sha256 == row["weights_sha256"]
+        assert subject.trained.is_kept == (row["student"] == result["kept"]["student"])

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from making import run_info
 
 from okdc.__main__ import main
 from okdc.runs.run import Run
@@ -14,7 +15,9 @@ from okdc.runs.run import Run
 @pytest.fixture
 def three() -> list[Run]:
     """One good run, one whose run.json is cut, one whose recipe is not TOML."""
-    made = [Run.create("x", "[method]\nname = 'fefr'\n[optim]\nepochs = 7\n", {"started_at": str(n)}) for n in range(3)]
+    made = [
+        Run.create("x", "[method]\nname = 'fefr'\n[optim]\nepochs = 7\n", run_info(started_at=str(n))) for n in range(3)
+    ]
     made[1].info.write_text('{"started_at": "1", ')
     made[2].recipe.write_text("not = = toml")
     return made

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making import run_info
 
 from okdc.errors import DiskError, RunError
 from okdc.runs import run as run_module
+from okdc.runs.artefacts import Provenance
 from okdc.runs.files import read_json, write, write_json
 from okdc.runs.provenance import provenance
 from okdc.runs.run import Run, runs
 
 
 def made(stem: str = "digits", out: Path | None = None, at: str = "2026-01-01T00:00:00", **facts: object) -> Run:
-    return Run.create(stem, "seed = 0\n", {"started_at": at, **facts}, out)
+    return Run.create(stem, "seed = 0\n", run_info(started_at=at, **facts), out)
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -57,8 +59,12 @@ def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(monkeypatch: 
 
 
 def test_processes_that_start_together_get_runs_of_their_own() -> None:
-    code = "from okdc.runs.run import Run\nfor _ in range(20): print(Run.create('a', '', {}).path)"
-    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); from making import run_info; from okdc.runs.run import Run\n"
+        "for _ in range(20): print(Run.create('a', '', run_info()).path)"
+    )
+    tests = str(Path(__file__).parents[1])
+    both = [subprocess.Popen([sys.executable, "-c", code, tests], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     taken = [line for process in both for line in process.communicate()[0].split()]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(taken) == sorted(f"runs/a-{n}" for n in range(1, 41))
@@ -67,7 +73,7 @@ def test_processes_that_start_together_get_runs_of_their_own() -> None:
 def test_a_run_starts_with_its_recipe_and_its_facts() -> None:
     run = made(recipe_sha256="abc")
     assert run.recipe.read_text() == "seed = 0\n"
-    assert run.facts()["recipe_sha256"] == "abc"
+    assert run.read_info().recipe_sha256 == "abc"
     assert names(run.path) == {"recipe.toml", "run.json"}
 
 
@@ -81,11 +87,11 @@ def test_a_named_directory_is_taken_as_it_is_named(there: str) -> None:
 
 
 def test_a_directory_that_holds_a_run_is_refused_and_left_alone() -> None:
-    first = made(out=Path("here"), seed=1)
+    first = made(out=Path("here"), processes=1)
     with pytest.raises(RunError, match="here already holds a run") as caught:
-        made(out=Path("here"), seed=2)
+        made(out=Path("here"), processes=2)
     assert "okdc resume here" in caught.value.hint
-    assert first.facts()["seed"] == 1
+    assert first.read_info().processes == 1
 
 
 def test_a_directory_with_anything_in_it_and_a_file_are_refused() -> None:
@@ -151,8 +157,8 @@ def test_a_run_is_resumable_until_it_is_complete_or_failed() -> None:
     fresh, failed, complete = made(), made(), made()
     failed.note(failed="the loss is not finite")
     write_json(complete.result, {})
-    assert [run.state for run in (fresh, failed, complete)] == ["resumable", "failed", "complete"]
-    assert failed.facts()["started_at"] == "2026-01-01T00:00:00"  # a note adds
+    assert [run.state() for run in (fresh, failed, complete)] == ["resumable", "failed", "complete"]
+    assert failed.read_info().started_at == "2026-01-01T00:00:00"  # a note adds
 
 
 def test_the_newest_run_is_the_one_started_last_and_not_the_one_named_last() -> None:
@@ -321,6 +327,6 @@ def test_a_log_on_a_full_disk_says_how_to_go_on() -> None:
 
 def test_provenance_is_the_command_and_the_versions() -> None:
     found = provenance(["okdc", "distill", "seed=1"])
-    assert found["command"] == ["okdc", "distill", "seed=1"]
-    assert {"okdc", "python", "torch", "numpy"} <= set(found["versions"])
-    assert json.loads(json.dumps(found)) == found
+    assert found.command == ("okdc", "distill", "seed=1")
+    assert {"okdc", "python", "torch", "numpy"} <= set(found.versions)
+    assert Provenance.model_validate(json.loads(json.dumps(found.to_json()))) == found

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from asking import ask, tried
 from hypothesis import given
 from hypothesis import strategies as st
+from making import result_of, run_info
 
 from okdc.errors import DiskError, RecipeError, RunError, UsageError
 from okdc.recipe.draft import check, load
 from okdc.recipe.schema import Recipe
 from okdc.runs import locks
+from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.files import read_json, write, write_json
 from okdc.runs.run import Run, best, runs
 from okdc.runs.series import Series, all_series, newest_resumable, owner, parse_seeds
 
 Captured = pytest.CaptureFixture[str]
-SETTINGS = {"device": "cpu", "dtype": "float32", "memory_format": "contiguous", "threads": 1}
+SETTINGS = Settings(device="cpu", dtype="float32", memory_format="contiguous", threads=1)
 
 
 def recipe(*words: str) -> Recipe:
@@ -30,20 +31,18 @@ def recipe(*words: str) -> Recipe:
 
 
 def made(*seeds: int, at: str = "2026-01-01", out: Path | None = None) -> Series:
-    info = {"started_at": at, "settings": SETTINGS}
-    return Series.create("digits", recipe(), seeds or (0, 1, 2), info, out)
+    return Series.create("digits", recipe(), seeds or (0, 1, 2), at, SETTINGS, Provenance(), out)
 
 
 def begin(series: Series, seed: int, at: str = "2026-01-02", **facts: object) -> Run:
     """A run of a seed that has its first files and nothing else."""
     one = recipe(f"seed={seed}")
-    return Run.create("x", one.text(), {"started_at": at, **facts}, series.run(seed).path)
+    return Run.create("x", one.text(), run_info(started_at=at, **facts), series.run(seed).path)
 
 
 def finish(run: Run, top1_pct: float = 90.0, val_top1_pct: float | None = 91.0) -> Run:
-    kept: dict[str, Any] = {"student": 0, "architecture": "resnet8", "epoch": 3, "val_top1_pct": val_top1_pct}
-    kept["top1_pct"] = top1_pct
-    write_json(run.result, {"kept": kept, "judged_on": "test", "images": 797, "weights_sha256": "ab"})
+    kept = {"epoch": 3, "val_top1_pct": val_top1_pct, "top1_pct": top1_pct}
+    write_json(run.result, result_of("fefr", kept, images=797))
     return run
 
 
@@ -107,7 +106,7 @@ def test_a_series_starts_with_its_seeds_and_a_recipe_without_one() -> None:
     series = made(3, 1)
     assert series.path == Path("runs/digits-1")
     assert {path.name for path in series.path.iterdir()} == {"series.json", "recipe.toml"}
-    facts = series.facts()
+    facts = read_json(series.info)
     assert (facts["schema"], facts["seeds"], facts["started_at"]) == (1, [3, 1], "2026-01-01")
     assert len(facts["recipe_sha256"]) == 64
     assert "seed" not in series.recipe.read_text().split()
@@ -116,7 +115,7 @@ def test_a_series_starts_with_its_seeds_and_a_recipe_without_one() -> None:
 
 
 def test_runs_and_series_are_numbered_together() -> None:
-    assert [made().path.name, Run.create("digits", "", {}).path.name, made().path.name] == [
+    assert [made().path.name, Run.create("digits", "", run_info()).path.name, made().path.name] == [
         "digits-1",
         "digits-2",
         "digits-3",
@@ -125,7 +124,7 @@ def test_runs_and_series_are_numbered_together() -> None:
 
 def test_a_folder_that_holds_a_series_is_refused_to_runs_and_series() -> None:
     made(out=Path("here"))
-    for make in (lambda: made(out=Path("here")), lambda: Run.create("x", "", {}, Path("here"))):
+    for make in (lambda: made(out=Path("here")), lambda: Run.create("x", "", run_info(), Path("here"))):
         with pytest.raises(RunError, match="here already holds a series") as caught:
             make()
         assert "okdc resume here" in caught.value.hint
@@ -135,7 +134,7 @@ def test_a_series_whose_first_files_cannot_be_written_leaves_no_folder(monkeypat
     def full(*_: object) -> None:
         raise DiskError("full")
 
-    monkeypatch.setattr("okdc.runs.series.write_json", full)
+    monkeypatch.setattr("okdc.runs.artefacts.write", full)
     with pytest.raises(DiskError):
         made()
     assert list(Path("runs").iterdir()) == []
@@ -159,7 +158,7 @@ def test_a_damaged_series_is_named_and_hides_no_run(capsys: Captured, text: str)
     series, other = made(), made(at="2026-02-01")
     begin(series, 0)
     series.info.write_text(text)
-    assert series.state == "failed"
+    assert series.state() == "failed"
     with pytest.raises(RunError, match=r"series\.json"):
         Series.open(series.path)
     answer = ask(capsys, "resume", str(series.path))
@@ -174,26 +173,26 @@ def test_a_damaged_series_is_named_and_hides_no_run(capsys: Captured, text: str)
 
 def test_a_series_is_resumable_until_every_seed_is_at_its_end() -> None:
     series = made(0, 1)
-    states = [series.state]
+    states = [series.state()]
     first = begin(series, 0)
-    states.append(series.state)
+    states.append(series.state())
     finish(first)
-    states.append(series.state)
+    states.append(series.state())
     second = begin(series, 1)
     with second.held():
-        states.append(series.state)
+        states.append(series.state())
     finish(second)
-    states.append(series.state)
+    states.append(series.state())
     assert states == ["resumable", "resumable", "resumable", "running", "complete"]
-    assert series.left == []
+    assert series.left() == []
 
 
 def test_a_series_with_a_failed_seed_is_resumable_while_others_are_left_and_failed_then() -> None:
     series = made(0, 1)
     begin(series, 0, failed="the loss is not finite")
-    assert (series.state, series.left) == ("resumable", [1])
+    assert (series.state(), series.left()) == ("resumable", [1])
     finish(begin(series, 1))
-    assert series.state == "failed"
+    assert series.state() == "failed"
     error = series.failure()
     assert error is not None
     assert error.message == "1 of 2 seeds of runs/digits-1 failed: 0"
@@ -204,13 +203,13 @@ def test_one_process_holds_a_series() -> None:
     series = made()
     states = []
     with series.held():
-        states.append(series.state)
+        states.append(series.state())
         assert locks.is_held(series.path)
         with pytest.raises(RunError, match="runs/digits-1 is being trained by another process"), series.held():
             pass
         with pytest.raises(RunError, match="no resumable run"):
             newest_resumable()
-    states.append(series.state)
+    states.append(series.state())
     assert states == ["running", "resumable"]
 
 
@@ -230,7 +229,7 @@ def test_a_begun_run_and_anything_of_the_users_is_not_removed() -> None:
     begin(series, 0)
     series.run(1).path.mkdir()
     (series.run(1).path / "notes.txt").write_text("mine")
-    for seed in series.seeds:
+    for seed in series.seeds():
         series.discard_half(seed)
     assert series.state_of(0) == "resumable"
     assert (series.run(1).path / "notes.txt").read_text() == "mine"
@@ -240,7 +239,7 @@ def test_a_begun_run_and_anything_of_the_users_is_not_removed() -> None:
 
 
 def test_the_runs_of_a_series_are_found_among_the_others() -> None:
-    alone = Run.create("x", "", {"started_at": "2026-01-03"})
+    alone = Run.create("x", "", run_info(started_at="2026-01-03"))
     series = made(0, 1)
     (series.path / "notes").mkdir()
     first, second = begin(series, 0, at="2026-01-02"), begin(series, 1, at="2026-01-04")
@@ -263,7 +262,7 @@ def test_the_runs_of_a_series_are_found_among_the_others() -> None:
 def test_the_newest_resumable_is_a_series_where_it_was_worked_on_last(
     series_at: str, seed_at: str | None, newest: str
 ) -> None:
-    alone = Run.create("x", "", {"started_at": "2026-01-03"})
+    alone = Run.create("x", "", run_info(started_at="2026-01-03"))
     series = made(0, 1, at=series_at)
     if seed_at:
         finish(begin(series, 0, at=seed_at))
@@ -345,16 +344,16 @@ def test_one_seed_has_a_mean_and_no_deviation() -> None:
 def test_what_follows_a_series_is_a_comparison_where_there_are_several_methods() -> None:
     series = made(0)
     finish(begin(series, 0))
-    assert series.next_step == "okdc profile runs/digits-1/seed0"
-    finish(Run.create("other", recipe("method.name=baseline").text(), {"started_at": "1"}))
-    Run.create("broken", "not = = toml", {})
-    assert series.next_step == "okdc compare runs"
+    assert series.next_command() == "okdc profile runs/digits-1/seed0"
+    finish(Run.create("other", recipe("method.name=baseline").text(), run_info(started_at="1")))
+    Run.create("broken", "not = = toml", run_info())
+    assert series.next_command() == "okdc compare runs"
     shorter = recipe("method.name=baseline", "optim.epochs=3")
-    finish(Run.create("shorter", shorter.text(), {"started_at": "2"}))
-    assert series.next_step == "okdc compare runs/other-1 runs/digits-1"
-    finish(Run.create("again", recipe().text(), {"started_at": "3"}))
-    assert series.next_step.startswith("okdc profile"), "two runs of one method and seed are not compared"
-    alone = Series.create("shorter", shorter, (0,), {"settings": SETTINGS})
-    finish(Run.create("x", shorter.text(), {"started_at": "4"}, alone.run(0).path))
-    assert alone.next_step == "okdc profile runs/shorter-2/seed0"
+    finish(Run.create("shorter", shorter.text(), run_info(started_at="2")))
+    assert series.next_command() == "okdc compare runs/other-1 runs/digits-1"
+    finish(Run.create("again", recipe().text(), run_info(started_at="3")))
+    assert series.next_command().startswith("okdc profile"), "two runs of one method and seed are not compared"
+    alone = Series.create("shorter", shorter, (0,), "2026-01-01", SETTINGS, Provenance())
+    finish(Run.create("x", shorter.text(), run_info(started_at="4"), alone.run(0).path))
+    assert alone.next_command() == "okdc profile runs/shorter-2/seed0"
     assert read_json(series.info)["seeds"] == [0]

@@ -10,10 +10,11 @@ import pytest
 from asking import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from making import PAPER, make_row, make_run
+from making import PAPER, SETTINGS, make_row, make_run
 
 import okdc.study
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
+from okdc.runs.run import Run
 from okdc.study import stats
 from okdc.study.compare import compare, next_step
 from okdc.study.require import check
@@ -335,10 +336,10 @@ def test_the_same_run_named_twice_is_one_run() -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"info": {"settings": {"device": "cpu", "dtype": "bfloat16", "threads": 1}}}, "engine dtype differs: "),
+        ({"info": {"settings": SETTINGS | {"dtype": "bfloat16"}}}, "engine dtype differs: "),
         ({"info": {"processes": 2}}, "own images, differs: 1 in runs/a; 2 in runs/b"),
         ({"info": {"processes": 2, "processes_before": [1]}}, "own images, differs: 1 in runs/a; 1, then 2 in runs/b"),
-        ({"info": {"settings": {"device": "cuda", "dtype": "float32", "threads": 1}}}, "engine device differs: "),
+        ({"info": {"settings": SETTINGS | {"device": "cuda"}}}, "engine device differs: "),
         ({"info": {"versions": {"torch": "9.9"}}}, "torch differs: 2.14.1 in runs/a; 9.9 in runs/b"),
         ({"info": {"processor": "another"}}, "their seconds do not compare"),
         ({"recipe": {"cohort": {"keep": "smallest"}}}, "cohort.keep differs: best in runs/a; smallest in runs/b"),
@@ -388,7 +389,7 @@ def _unfinished(path: Path) -> None:
 
 def _failed(path: Path) -> None:
     _unfinished(path)
-    (path / "run.json").write_text('{"failed": "the loss is not finite"}')
+    Run(path).note(failed="the loss is not finite")
 
 
 def _cut(name: str) -> Callable[[Path], None]:
@@ -425,7 +426,7 @@ DAMAGE = {
     "more than all": (_changed("result.json", '"top1_pct": 95.0', '"top1_pct": 101'), "kept.top1_pct"),
     "a key of another recipe": (_changed("recipe.toml", "epochs = 60", "epochs = 61"), "not of one run"),
     "of another seed": (_changed("recipe.toml", "seed = 2", "seed = 3"), "not of one run"),
-    "no student": (_changed("result.json", '"student0"', '"studentO"'), "student0 missing"),
+    "no student": (_changed("result.json", '"student0"', '"studentO"'), "student0: missing"),
 }
 
 

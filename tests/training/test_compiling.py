@@ -18,7 +18,7 @@ from harness import Quiet, built, digest, outcome, recipe, resume, rows, signall
 from safetensors import safe_open
 from torch._dynamo.utils import counters
 
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.assembly.job import Job
 from okdc.errors import DeviceError, Interrupted
 from okdc.runs.files import read_json
@@ -164,7 +164,7 @@ def test_a_run_goes_on_as_it_began_whatever_would_be_decided_now(monkeypatch: py
     with pytest.raises(Interrupted):
         start(*words, tell=signalled(6, signal.SIGINT))
     path = Path("runs/tiny-2")
-    assert Run.open(path).facts("settings")["settings"]["compile"] == "on"
+    assert Run.open(path).read_info().settings.compile == "on"
     monkeypatch.setattr(compiling, "ENOUGH_GMACS_A_THREAD", 10**9)
 
     torch._dynamo.reset()
@@ -249,7 +249,7 @@ def test_nothing_that_a_compiled_run_leaves_behind_knows_of_it(compiled: Compile
         names = [*file.keys(), *state["method"]]
     assert names
     assert not [name for name in names if "_orig_mod" in name]
-    student, _ = kept.load(compiled.run)
+    student = students.load(compiled.run).network
     assert type(student).__name__ == "Backbone"
     assert (
         read_json(compiled.run.result)["cohort"][0]["top1_pct"] == compiled.outcome["result"]["cohort"][0]["top1_pct"]
@@ -265,4 +265,4 @@ def test_a_trial_names_what_is_missing(compiled: Compiled, tmp_path: Path, monke
         told = compiling.without_compiler("cpu")
     assert "No working C++ compiler" in told
     assert len(told.splitlines()) == 1
-    assert compiled.run.state == "complete"
+    assert compiled.run.state() == "complete"

@@ -18,6 +18,7 @@ from torch._dynamo.utils import counters
 from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.recipe.schema import Engine
+from okdc.runs.artefacts import Provenance
 from okdc.training import device
 from okdc.training import start as starts
 from okdc.training.device import Settings
@@ -137,8 +138,8 @@ class Watched(Quiet):
 def test_the_whole_loop_never_waits_within_an_epoch_and_learns(compile: str) -> None:
     tell = Watched(25, WARM)
     words = ("engine.device=cuda", "engine.dtype=auto", f"engine.compile={compile}", "optim.epochs=4", "optim.clip=1.0")
-    run = starts.start(recipe(*MORE, *words), "watched", None, {}, tell)
-    assert run.state == "complete"
+    run = starts.start(recipe(*MORE, *words), "watched", None, Provenance(), tell)
+    assert run.state() == "complete"
     assert tell.watched == 4 * (24 - WARM)
     losses = [row["loss"] for row in rows(run)]
     assert losses[-1] < losses[0]

@@ -34,12 +34,13 @@ from harness import (
     train,
     uninterrupted,
 )
+from making import run_info
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from okdc.assembly import job as build
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.assembly.student import logits_of
 from okdc.backbones.resnet import cifar_resnet
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
@@ -300,9 +301,9 @@ def test_every_student_is_there_at_its_own_best_epoch() -> None:
         epoch, _ = expected_choice(run.rows(), [k])
         assert (student["student"], student["epoch"]) == (k, epoch)
         assert student["val_top1_pct"] == run.rows()[epoch - 1]["val_top1_pct"][f"student{k}"]
-        network, facts = kept.load(run, k)
-        assert network.architecture == student["architecture"] == facts["architecture"]
-        assert kept.weights_sha256(run, k) == student["weights_sha256"] == facts["weights_sha256"]
+        loaded = students.load(run, k)
+        assert loaded.network.architecture == student["architecture"] == loaded.info.architecture
+        assert student["weights_sha256"] == loaded.info.weights_sha256
     assert [student["architecture"] for student in found["cohort"]] == ["resnet14", "resnet8", "resnet8"]
     assert len({student["epoch"] for student in found["cohort"]}) > 1, "the recipe above is meant to tell epochs apart"
     chosen = found["cohort"][found["kept"]["student"]]
@@ -318,11 +319,11 @@ def test_every_students_file_scores_what_was_recorded() -> None:
     job = built(recipe(*DIFFERENT, "optim.epochs=2"))
     run = train(job)
     for k, student in enumerate(read_json(run.result)["cohort"]):
-        network, facts = kept.load(run, k)
+        loaded = students.load(run, k)
         for split, expected in ((job.dataset.val, "val_top1_pct"), (job.dataset.test, "top1_pct")):
-            scored = top1_pct(*kept.answers(network, facts, job.dataset, split))
+            scored = top1_pct(*students.answers(loaded, job.dataset, split))
             assert scored == pytest.approx(student[expected], abs=1e-4)
-            assert facts[expected] == student[expected]
+            assert getattr(loaded.info, expected) == student[expected]
 
 
 def test_one_student_has_no_others() -> None:
@@ -334,7 +335,7 @@ def test_one_student_has_no_others() -> None:
 def test_the_kept_student_lies_once_though_an_earlier_end_had_kept_another() -> None:
     """On a GPU a training that is continued from the checkpoint before its last may end otherwise."""
     job = built(recipe("cohort.keep=1"))
-    run = Run.create("held", job.recipe.text(), {})
+    run = Run.create("held", job.recipe.text(), run_info())
     run.students.mkdir()
     for path in run.files_of_other(1):
         path.write_bytes(b"of another end")
@@ -363,14 +364,14 @@ def test_the_kept_weights_score_what_was_recorded() -> None:
     """On validation, and on the test split: read back from the file, in float32."""
     job = built(recipe("optim.lr=0.2", "optim.epochs=4"))
     run = train(job)
-    network, facts = kept.load(run)
-    rule = facts["preprocessing"]
+    loaded = students.load(run)
+    rule = loaded.info.preprocessing
     for split, expected in (
-        (job.dataset.val, facts["val_top1_pct"]),
+        (job.dataset.val, loaded.info.val_top1_pct),
         (job.dataset.test, read_json(run.result)["kept"]["top1_pct"]),
     ):
-        batches = eval_batches(job.dataset, split, Normalise(rule["mean"], rule["std"]), 64)
-        assert top1_pct(*logits_of(network, batches)) == pytest.approx(expected, abs=1e-4)
+        batches = eval_batches(job.dataset, split, Normalise(rule.mean, rule.std), 64)
+        assert top1_pct(*logits_of(loaded.network, batches)) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("share", ["low", "stem1", "none"])
@@ -383,7 +384,7 @@ def test_without_validation_the_named_student_of_the_last_epoch_is_kept_as_it_wa
     assert (found["student"], found["epoch"], found["val_top1_pct"]) == (1, EPOCHS, None)
     other = read_json(run.result)["cohort"][0]
     assert (other["student"], other["epoch"], other["val_top1_pct"]) == (0, EPOCHS, None)
-    network, _ = kept.load(run)
+    network = students.load(run).network
     images = torch.randn(6, 3, 8, 8)
     with torch.no_grad():
         inside = job.method.eval()(images, torch.zeros(6, dtype=torch.int64), torch.ones(())).logits["student1"]
@@ -446,16 +447,16 @@ def test_result_json_holds_these_facts() -> None:
     assert (found["kept"]["params"], found["kept"]["macs"]) == (78_042, 781_952)  # of the profile, at 8×8
     assert (found["variant"], found["students"], found["share"]) == ("fefr", ["resnet8", "resnet8"], "low")
     assert found["teacher"] is None
-    assert found["data_sha256"] == run.facts()["data_sha256"]
+    assert found["data_sha256"] == run.read_info().data_sha256
     assert set(found["heads_last_epoch_top1_pct"]) == {"student0", "student1", "fused", "ensemble"}
     assert (found["judged_on"], found["images"], found["epochs"]) == ("test", 797, EPOCHS)
-    assert found["recipe_sha256"] == run.facts()["recipe_sha256"] == read_json(run.student)["recipe_sha256"]
+    assert found["recipe_sha256"] == run.read_info().recipe_sha256 == read_json(run.student)["recipe_sha256"]
     assert found["weights_sha256"] == uninterrupted()["weights"]
     assert found["images_per_s"] == pytest.approx(EPOCHS * STEPS * 16 / found["seconds"], rel=0.02)
     student = read_json(run.student)
     assert student["top1_pct"] == found["kept"]["top1_pct"]
     assert (student["judged_on"], student["images"]) == ("test", 797)
-    assert run.state == "complete"
+    assert run.state() == "complete"
 
 
 def test_a_data_set_without_test_images_is_judged_on_validation_and_says_so() -> None:
@@ -491,7 +492,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_by_step_and_term_and_keeps_what
         train(job)
     assert caught.value.exit_code == 2
     run = Run.open(Path("runs/held-1"))
-    assert run.state == "failed"
+    assert run.state() == "failed"
     assert len(run.rows()) == 2
     state, _ = checkpoint.load(run)
     assert state is not None
@@ -510,7 +511,7 @@ def test_a_signal_after_a_loss_that_is_not_finite_saves_no_ruined_state() -> Non
     run = Run.open(Path("runs/held-1"))
     state, _ = checkpoint.load(run)
     assert state is not None
-    assert (state["epoch"], state["step"], run.state) == (1, 0, "failed")
+    assert (state["epoch"], state["step"], run.state()) == (1, 0, "failed")
 
 
 def test_a_rate_that_is_far_too_high_fails_in_words() -> None:
@@ -518,7 +519,7 @@ def test_a_rate_that_is_far_too_high_fails_in_words() -> None:
         start("optim.lr=1e30")
     assert "optim.lr" in caught.value.hint
     run = Run.open(Path("runs/tiny-1"))
-    assert run.state == "failed"
+    assert run.state() == "failed"
     assert not run.result.exists()
 
 
@@ -541,7 +542,7 @@ def test_weights_ruined_by_an_epochs_last_step_are_noticed_before_they_are_saved
     with pytest.raises(TrainingError, match="a weight is not finite after epoch 3"):
         train(job)
     run = Run.open(Path("runs/held-1"))
-    assert run.state == "failed"
+    assert run.state() == "failed"
     assert read_json(run.student)["epoch"] < 3
     assert not run.students.exists()
 
@@ -552,7 +553,7 @@ def test_weights_ruined_by_the_last_step_fail_where_nothing_validates() -> None:
     ruin_at_last_step(job)
     with pytest.raises(TrainingError, match="not finite"):
         train(job)
-    assert Run.open(Path("runs/held-1")).state == "failed"
+    assert Run.open(Path("runs/held-1")).state() == "failed"
 
 
 # ---------------------------------------------------------------------------------------------------------------------

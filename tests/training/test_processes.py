@@ -24,6 +24,7 @@ import processes
 import pytest
 from asking import Answer
 from harness import EPOCHS, STEPS, Quiet, built, outcome, recipe, result, resume, rows, start, write_recipe
+from making import run_info
 from pictures import streamed, write_imagenet
 from processes import Learned, Told, asked, broken, damaged, stepped, together, traced, training
 
@@ -210,8 +211,8 @@ def test_one_process_writes_and_talks(pair: tuple[Run, list[Told]], elsewhere: P
     assert first.notes[-1].startswith("judging on the 797 test images")
     assert not any(note.startswith("judging") for note in second.notes)
     assert "2 processes, batch normalisation over each process's own images" in first.notes
-    assert run.facts()["processes"] == 2
-    assert run.state == "complete"
+    assert run.read_info().processes == 2
+    assert run.state() == "complete"
 
 
 def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(pair: tuple[Run, list[Told]]) -> None:
@@ -267,7 +268,7 @@ def test_a_signal_to_any_process_stops_all_and_they_continue_to_the_bit(
     assert re.search(r"SIG(INT|TERM) after epoch \d, step \d: saved in ", first.message)
     assert first.hint == f"{TOGETHER} {out}"
     assert second == quiet(code)
-    assert Run(out).state == "resumable"
+    assert Run(out).state() == "resumable"
     told = together(2, training, out)
     assert [one.error for one in told] == ["", ""]
     assert not any("processes then" in note for note in told[0].notes)
@@ -290,10 +291,10 @@ def test_another_number_of_processes_continues_and_says_that_it_is_not_exact(tmp
     with pytest.raises(Interrupted, match="SIGINT after epoch 1, step 2"):
         resume(out, tell)
     assert "not exact to the bit: 2 processes then, 1 now" in tell.notes
-    assert Run(out).go_on == f"okdc resume {out}"
+    assert Run(out).resume_command() == f"okdc resume {out}"
     told = together(2, training, out)
     assert "not exact to the bit: 1 process then, 2 now" in told[0].notes
-    facts = Run(out).facts()
+    facts = read_json(Run(out).info)
     assert (facts["processes_before"], facts["processes"]) == ([2, 1], 2)
     assert [one.error for one in told] == ["", ""]
     assert [row["epoch"] for row in rows(Run(out))] == [1, 2, 3]
@@ -324,8 +325,7 @@ def test_what_all_find_wrong_is_said_by_one(tmp_path: Path) -> None:
     once(together(2, asked, "distill", *nowhere), "nowhere")
     once(together(2, asked, "resume", str(tmp_path / "nowhere")), "no such run")
     for k in range(2):
-        facts = {"started_at": str(k), "settings": {"device": "cpu"}}
-        Run.create("tiny", recipe().recipe.text(), facts, tmp_path / f"rank{k}" / "run")
+        Run.create("tiny", recipe().recipe.text(), run_info(started_at=str(k)), tmp_path / f"rank{k}" / "run")
     once(together(2, asked, "resume", "run"), "the run's facts: process 1 of 2 has others than the first one")
     assert not any((tmp_path / f"rank{k}" / "runs").exists() for k in range(2))
 
@@ -336,7 +336,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_once(tmp_path: Path) -> None:
     words = ("distill", str(tmp_path / "tiny.toml"), "optim.lr=1e30", "-o", str(out))
     told = once(together(2, asked, *words), "is not finite")
     assert "hint: a lower optim.lr" in told.err
-    assert Run(out).state == "failed"
+    assert Run(out).state() == "failed"
     once(together(2, asked, "resume", str(out)), "failed: ")
 
 
@@ -365,7 +365,7 @@ def test_a_process_that_is_killed_ends_the_others_who_say_so_and_the_run_goes_on
     assert told[1] == -signal.SIGKILL
     assert (told[0].error, told[0].message, told[0].code) == ("RunError", LOST, 2)
     assert told[0].hint.endswith(f"then: {TOGETHER} {out}")
-    assert Run(out).state == "resumable"
+    assert Run(out).state() == "resumable"
     together(2, training, out)
     assert outcome(Run(out)) == outcome(pair[0])
 
@@ -486,4 +486,4 @@ def test_a_killed_process_ends_torchrun_and_leaves_none_behind(tmp_path: Path) -
     assert err.count(f"error[run]: {LOST}") == 1
     assert err.count(f"{TOGETHER} {out}") == 1
     assert "SIGKILL" in err, "torchrun's report"
-    assert Run(out).state == "resumable"
+    assert Run(out).state() == "resumable"

@@ -36,7 +36,8 @@ from okdc.errors import DataError, DeviceError, Interrupted, RunError
 from okdc.methods.base import Method
 from okdc.recipe.draft import load
 from okdc.recipe.schema import Optim
-from okdc.runs.files import read_json, write_json
+from okdc.runs.artefacts import Provenance
+from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.training import checkpoint, compiling, device, optim, step
 from okdc.training import loop as engine
@@ -78,7 +79,7 @@ def test_a_signal_that_ends_the_compiler_too_is_no_failure_of_it(
     assert caught.value.hint == "okdc resume run"
     said = f"{number.name}: stopping after this step, which may still be compiling; another one stops at once"
     assert tell.notes[-1] == said
-    assert Run.open(Path("run")).state == "resumable"
+    assert Run.open(Path("run")).state() == "resumable"
 
 
 def test_sigterm_before_the_first_step_is_called_by_its_name(
@@ -103,7 +104,7 @@ def test_a_run_stopped_at_any_moment_continues_to_the_bit(call: int) -> None:
     assert Run.newest("resumable", Path()).path.name == "run"
     assert len(run.rows()) == call // (STEPS + 1) + (call % (STEPS + 1) == STEPS)
     assert outcome(resume(run.path)) == uninterrupted()
-    assert run.state == "complete"
+    assert run.state() == "complete"
 
 
 def stopped_again_and_again(choose: random.Random, *words: str) -> tuple[Run, int]:
@@ -339,8 +340,8 @@ def test_automatic_choices_survive_a_move_to_another_processor(monkeypatch: pyte
     path = interrupted(1, *words)
     processor(monkeypatch)
     resumed = resume(path)
-    assert resumed.facts()["settings"] == whole.facts()["settings"]
-    assert resumed.facts()["settings"]["dtype"] == "bfloat16"
+    assert resumed.read_info().settings == whole.read_info().settings
+    assert resumed.read_info().settings.dtype == "bfloat16"
     assert outcome(resumed) == outcome(whole)
     assert outcome(start(*words, out=Path("there"))) != outcome(whole)  # the move would have made a difference
 
@@ -348,12 +349,12 @@ def test_automatic_choices_survive_a_move_to_another_processor(monkeypatch: pyte
 def test_a_setting_that_this_machine_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = Run(interrupted(2))
-    write_json(run.info, run.facts() | {"settings": run.facts()["settings"] | {"device": "cuda"}})
+    run.note(settings=run.read_info().settings.model_copy(update={"device": "cuda"}))
     before = run.checkpoint.read_bytes()
     with pytest.raises(DeviceError, match="cuda"):
         resume(run.path)
     assert run.checkpoint.read_bytes() == before
-    assert run.state == "resumable"
+    assert run.state() == "resumable"
 
 
 def test_threads_are_those_of_the_start() -> None:
@@ -411,6 +412,6 @@ def test_where_a_run_continues_is_said() -> None:
 def test_the_resolved_recipe_of_a_run_repeats_it() -> None:
     run = start("optim.lr=0.03", out=Path("first"))
     shutil.copy(run.recipe, "again.toml")
-    again = starts.start(resolve(load(["again.toml"])), "again", None, {}, Quiet())
+    again = starts.start(resolve(load(["again.toml"])), "again", None, Provenance(), Quiet())
     assert outcome(again) == outcome(run)
-    assert again.facts()["recipe_sha256"] == run.facts()["recipe_sha256"] != recipe().recipe.sha256()
+    assert again.read_info().recipe_sha256 == run.read_info().recipe_sha256 != recipe().recipe.sha256()

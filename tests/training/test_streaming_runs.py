@@ -19,7 +19,7 @@ from harness import Quiet, digest, recipe, result, resume, rows, signalled, star
 from pictures import streamed, write_imagenet
 from PIL import Image
 
-from okdc.assembly import student as kept
+from okdc.assembly import student as students
 from okdc.bundle import checks as soundness
 from okdc.data import images, ondemand
 from okdc.data.imagenet import PUBLISHED
@@ -134,7 +134,7 @@ def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_whe
         start(*asked, out=run)
     assert "okdc resume run" in caught.value.hint
     assert caught.value.exit_code == 2
-    assert Run(run).state == "resumable"
+    assert Run(run).state() == "resumable"
     assert not multiprocessing.active_children()
     state, _ = checkpoint.load(Run(run))
     assert state is not None
@@ -237,18 +237,19 @@ def test_parity_holds_no_more_images_than_a_batch_at_a_time_and_finds_the_same(
 ) -> None:
     monkeypatch.setattr(parity, "FLOAT64", 10)
     monkeypatch.setattr(sides, "eval_batch", lambda *_: 50)
-    network, facts = kept.load(whole)
+    student = students.load(whole)
+    network, info = student.network, student.info
     pixels = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
-    labels = sides.Torch(network, facts).logits(pixels).argmax(1)
+    labels = sides.Torch(network, info.preprocessing).logits(pixels).argmax(1)
     asked = Asked(pixels)
     path = bundle[0] / "model.onnx"
-    report, logits = parity.check(path, network, facts, asked, labels, 100.0, "test")
-    assert report["passed"], report["failures"]
-    assert report["images"] == 400
+    report, logits = parity.check(path, network, info, asked, labels, 100.0, "test")
+    assert report.passed, report.failures
+    assert report.images == 400
     assert max(asked.counts) == soundness.PROBE
     assert asked.counts.count(50) == 400 / 50, "each once for both sides"
     assert sum(asked.counts) == 400 + 10 + soundness.PROBE + 4, "and some for float64, the batches, the second engine"
-    again, at_once = parity.check(path, network, facts, pixels, labels, 100.0, "test")
+    again, at_once = parity.check(path, network, info, pixels, labels, 100.0, "test")
     assert report == again
     np.testing.assert_array_equal(logits, at_once)
 

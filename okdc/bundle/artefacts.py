@@ -1,0 +1,322 @@
+"""The JSON files of a bundle as types, for the export that writes them and for every reader. No torch.
+
+    manifest.json  Manifest   the contract of all other files: `okdc.bundle.manifest` reads it, as a stranger's
+    parity.json    Parity     how each model was compared, and with what outcome
+    profile.json   Profile    what the network costs
+
+export/README.md explains them. A run's files are in `okdc.runs.artefacts`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from okdc.errors import quoted
+from okdc.runs.artefacts import Artefact, Colour, Count, File, Finite, Index, NotNegative, Percent, Teacher, Tuple
+
+LARGEST = 4096  # sides of a model's input, and of an image before its centre is cut out
+MOST_FILES = 1000  # each is hashed
+
+
+def _printable(text: str) -> str:
+    """Text that is printed as it is moves no cursor and starts no line."""
+    if not text.isprintable():
+        raise ValueError(f"expected printable text, found {quoted(text)}")
+    return text
+
+
+Side = Annotated[int, Field(ge=1, le=LARGEST)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Word = Annotated[str, AfterValidator(_printable)]
+Number = Finite | None  # None: it is not finite, which JSON cannot say
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# manifest.json
+
+
+class Table(Artefact):
+    """A part of the manifest. Keys that it does not name are kept: a copy of the manifest says all that it says."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class Model(Table):
+    file: str
+    top1_pct: Percent
+
+
+class Input(Table):
+    name: str
+    layout: str
+    dtype: str
+    colour: str
+    height: Side
+    width: Side
+    shorter_side: Side | None = None
+    resize: str
+
+
+class Normalisation(Table):
+    in_graph: Literal[True]
+    mean: Colour
+    std: Colour
+
+
+class Accuracy(Table):
+    split: Word
+    images: Count
+    seed: Index
+    runs: Count
+
+
+class JudgedOn(Table):
+    """The images that judged the models."""
+
+    sha256: Sha256  # of their pixels and labels
+    part: Literal["all", "train", "val", "test"]
+    rows: Tuple[Index] | None  # places in the part; None: all of it
+
+
+class Content(Table):
+    """The bytes of a file."""
+
+    sha256: Sha256
+    bytes: Index
+
+
+class Manifest(File, Table):
+    """manifest.json."""
+
+    created_at: str
+    okdc: str  # version
+    models: dict[str, Model]  # by precision
+    opset: int
+    architecture: Word
+    labels: Annotated[Tuple[str], Field(min_length=2)]  # in the order of the logits
+    input: Input
+    normalisation: Normalisation
+    outputs: dict[str, str]
+    accuracy: Accuracy
+    judged_on: JudgedOn
+    method: str
+    student: Index
+    dataset: str
+    students: Tuple[str]
+    share: str
+    teacher: Teacher | None
+    params: Count
+    macs: Count
+    versions: dict[str, str]
+    data_sha256: str
+    weights_sha256: str
+    recipe_sha256: str
+    recipe: dict[str, Any]
+    files: Annotated[dict[Word, Content], Field(max_length=MOST_FILES)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# parity.json
+
+
+class Processor(Artefact):
+    name: str
+    flags: Tuple[str]  # those by which onnxruntime chooses its kernels
+
+
+class ClassChange(Artefact):
+    """The accuracy of one class in a file, less that in the file or student that it was compared with."""
+
+    class_: str = Field(alias="class")
+    images: Count
+    change_pct: Finite
+    allowed_pct: NotNegative | None = None  # which it may fall by
+
+
+class Report(Artefact):
+    """A model compared with the student (float32) or with the float32 model (the others)."""
+
+    passed: bool
+    failures: Tuple[str]
+    split: str
+    images: Count
+    top1_pct: dict[str, Percent]  # by what was compared
+    agreement_pct: Percent
+    predictions_that_differ: Index
+    discordant: dict[str, Index]  # images that one side alone has right
+    worst_class: ClassChange
+    probabilities_max_abs: Number
+    invariance_max_abs: dict[str, Number]  # by batch size or threads
+    versions: dict[str, str]
+    platform: str
+    processor: Processor
+
+
+class StudentLogits(Artefact):
+    """Differences of logits, by the kind of images."""
+
+    allowed: dict[str, Number]
+    float32_noise: dict[str, Number]
+    max_abs: dict[str, Number]
+    mean_abs: Number
+    largest_logit: Number
+
+
+class StudentReport(Report):
+    """The float32 model against the student in PyTorch."""
+
+    cause: str | None  # the likely one, of a file that did not pass
+    images_sha256: Sha256
+    logits: StudentLogits
+    flips: Tuple[Index]  # images whose prediction differs, the first hundred
+    unexplained_flips: Tuple[Index]
+    onnx_reference_max_abs: Number
+
+
+class Gates(Artefact):
+    """What a reduced model may cost: points of top-1, % of equal predictions, points of one class."""
+
+    max_drop: NotNegative
+    min_agreement: Percent
+    max_class_drop: NotNegative
+
+
+class ReducedLogits(Artefact):
+    max_abs: Number
+    mean_abs: Number
+    largest_logit: Number
+
+
+class ReducedReport(Report):
+    """A reduced model against the float32 one."""
+
+    gates: Gates
+    drop_points: Finite
+    logits: ReducedLogits
+    tolerance: Number  # by which its logits may differ on another machine
+    finite: bool
+    bytes: dict[str, int | float]  # of both files, and their ratio
+
+
+class Calibration(Artefact):
+    images: Count
+    seed: Index
+    split: str
+    sha256: Sha256
+
+
+class Setting(Artefact):
+    """How weights are scaled, and how far activations are taken to reach."""
+
+    weights: Literal["per-channel", "per-tensor"]
+    calibration: Literal["minmax", "entropy", "percentile"]
+
+    def __str__(self) -> str:
+        return f"{self.weights} weights, {self.calibration} calibration"
+
+
+class Trial(Setting):
+    """A setting that was tried: its figures, or the reason why there are none."""
+
+    error: str | None = None
+    top1_pct: Percent | None = None
+    agreement_pct: Percent | None = None
+    mean_abs: Finite | None = None
+    bytes: Index | None = None
+
+
+class Split(Artefact):
+    split: str
+    images: Count
+
+
+class Layer(Artefact):
+    """An activation of the int8 file: how far the signal stands above the error, in decibels."""
+
+    node: str
+    operator: str
+    output: str
+    weight: str | None
+    sqnr_db: Finite
+
+
+class Quantisation(Artefact):
+    """How an int8 file was made."""
+
+    calibration: Calibration
+    full_range: bool
+    setting: Setting
+    searched_on: Split
+    search: Tuple[Trial]
+    worst_layers: Tuple[Layer] | None = None
+
+
+class Int8Report(ReducedReport, Quantisation):
+    pass
+
+
+class Parity(File):
+    """parity.json: a report for each model that was made, also for one that was rejected."""
+
+    float32: StudentReport
+    int8: Int8Report | None = None
+    float16: ReducedReport | None = None
+
+    def reduced(self, precision: str) -> ReducedReport | None:
+        return {"int8": self.int8, "float16": self.float16}.get(precision)
+
+    def top1_pct(self, precision: str) -> float:
+        """The accuracy of a model itself."""
+        report = self.reduced(precision)
+        return report.top1_pct[precision] if report else self.float32.top1_pct["onnx"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# profile.json
+
+
+class Latency(Artefact):
+    """Milliseconds for a whole batch."""
+
+    p50: NotNegative
+    p90: NotNegative
+    min: NotNegative
+    runs: Count
+    noisy: bool
+
+
+class ModelCost(Artefact):
+    file: str
+    bytes: Count
+    macs: Index
+    latency_ms: dict[str, Latency]  # batch_1, batch_64
+
+
+class Machine(Artefact):
+    engine: str
+    processor: str
+    flags: Tuple[str]
+    threads: Count
+    load_average_before: NotNegative | None
+    noisy: bool
+
+
+class Profile(File):
+    """profile.json. Counts are of one image; with `lower_bound` there are operators that no counter knows."""
+
+    input: Tuple[Count]  # CHW
+    params: Count
+    params_trainable: Index
+    buffers: Index
+    macs: Index  # multiply-adds of convolutions and linear layers
+    flops: Index  # 2 × MACs
+    fvcore_total: Index
+    activations: Index
+    uncounted: Tuple[str]
+    ignored: Tuple[str]
+    lower_bound: bool
+    models: dict[str, ModelCost]  # by precision
+    machine: Machine
+    versions: dict[str, str]
