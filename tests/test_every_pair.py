@@ -61,7 +61,7 @@ def trains(name: str, network: str, size: int) -> None:
     students = dict(method.cohort.named_parameters())
     before = {key: corner(p) for key, p in students.items()}
     for t in (0.0, 0.5):
-        losses = method(*batch(images), torch.tensor(t)).losses
+        losses = method(batch(images), torch.tensor(t)).losses
         total = torch.stack(list(losses.values())).sum()
         assert torch.isfinite(total), {key: loss.item() for key, loss in losses.items()}
         optimizer.zero_grad(set_to_none=True)

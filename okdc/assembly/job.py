@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,7 +17,7 @@ from okdc.data import datasets, sources
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.errors import DataError, RecipeError
-from okdc.methods.base import Method
+from okdc.methods.base import Method, TaughtConfig
 from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Recipe
 from okdc.seeds import seeded
 
@@ -27,7 +28,7 @@ class Job:
 
     recipe: Recipe  # resolved: mean and std filled in
     dataset: Dataset
-    method: Method
+    method: Method[Any]
     notes: tuple[str, ...] = ()
     variant: str = ""
     teacher: dict[str, str] | None = None
@@ -82,10 +83,10 @@ def cohort(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Cohort, st
     elif not kind.branches:
         share, words = "none", f"the students share nothing: {recipe.method['name']} trains separate networks"
     elif len(set(names)) > 1:
-        if kind.trunk and share != "none":
+        if kind.needs_trunk and share != "none":
             raise RecipeError(
                 f"cohort.share={share!r} needs students of one architecture: {recipe.method['name']}'s branches grow "
-                f"from one trunk, and these differ ({', '.join(names)}); {kind.trunk}"
+                f"from one trunk, and these differ ({', '.join(names)}); {kind.alternatives}"
             )
         share, words = "none", "the students share nothing: they differ"
     else:
@@ -98,7 +99,9 @@ def cohort(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Cohort, st
     return Cohort(students, share), words
 
 
-def method(recipe: Recipe, images: torch.Size, classes: int, instructor: nn.Module | None = None) -> tuple[Method, str]:
+def method(
+    recipe: Recipe, images: torch.Size, classes: int, instructor: nn.Module | None = None
+) -> tuple[Method[Any], str]:
     """The recipe's method around its cohort, for images of CHW size `images`, and a sentence on what is shared."""
     kind = methods.find(recipe.method["name"])
     students, words = cohort(recipe, images, classes)
@@ -111,10 +114,10 @@ def method(recipe: Recipe, images: torch.Size, classes: int, instructor: nn.Modu
 
 def variant(recipe: Recipe) -> str:
     """The method and its keys that differ from its defaults: `fefr reconstruct=cyclic`. What one row compares."""
-    fields = methods.find(recipe.method["name"]).Config.model_fields
     config = methods.find(recipe.method["name"]).Config.model_validate(recipe.method)
+    fields = type(config).model_fields
     words = [recipe.method["name"]]
-    places = (TEACHER, *TEACHER_PLACES) if TEACHER in fields else ()
+    places = (TEACHER, *TEACHER_PLACES) if isinstance(config, TaughtConfig) else ()
     for key in sorted(fields.keys() - {"name", *places}):
         value = getattr(config, key)
         if value != fields[key].default:
@@ -130,7 +133,7 @@ def _stages(cohort: Cohort) -> list[str]:
 
 def teacher(recipe: Recipe, images: torch.Size, classes: int | None) -> Teacher | None:
     """The teacher that the recipe's method names, if it has one; `classes=None` only looks whether there is one."""
-    if TEACHER not in methods.find(recipe.method["name"]).Config.model_fields:
+    if not issubclass(methods.find(recipe.method["name"]).Config, TaughtConfig):
         return None
     return teachers.load(recipe.method["teacher"], recipe.method.get("weights"), classes, images)
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from okdc import backbones, methods
 from okdc.assembly import job as build
@@ -66,8 +66,7 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
         return table, [], [f"method.name: {'; '.join(filter(None, (error.message, error.hint)))}"]
     notes = []
     if "method.name" in draft.overridden:  # the file's keys were meant for its own method
-        known = {key for key in config.model_fields if _means_the_same(key, config, draft)}
-        foreign = [key for key in table if key not in known and f"method.{key}" not in draft.overridden]
+        foreign = [key for key in table if key not in config.model_fields and f"method.{key}" not in draft.overridden]
         if foreign:
             table = {key: value for key, value in table.items() if key not in foreign}
             notes.append(f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]")
@@ -75,14 +74,6 @@ def _method_table(table: dict[str, Any], draft: Draft) -> tuple[dict[str, Any], 
         return config.model_validate(table).model_dump(mode="json", exclude_none=True), notes, []
     except ValidationError as error:
         return table, notes, explain(error, config, "method.")
-
-
-def _means_the_same(key: str, config: type[BaseModel], draft: Draft) -> bool:
-    """Whether a key is as in the file's own method, whose place another takes: kd's teacher is a run, kdcl's is not."""
-    if draft.replaced is None or draft.replaced not in methods.METHODS:
-        return True
-    before = methods.find(draft.replaced).Config.model_fields
-    return key not in before or before[key].annotation == config.model_fields[key].annotation or key == "name"
 
 
 def _rules(recipe: Recipe, needs_data: bool) -> list[str]:

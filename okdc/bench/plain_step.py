@@ -33,7 +33,7 @@ from torch.utils import data as loading
 
 from okdc.cohort import Backbone
 from okdc.data.workers import end, forking, of_loader
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.precision.tools import quiet
 from okdc.recipe.schema import Optim
 
@@ -43,7 +43,7 @@ PREFETCH = 2  # batches of each worker, as torch has it
 class PlainStep:
     """A method in float32 and contiguous memory, with an optimiser for each part of it."""
 
-    def __init__(self, method: Method, recipe: Optim, device: torch.device) -> None:
+    def __init__(self, method: Method[Any], recipe: Optim, device: torch.device) -> None:
         self.method, self.recipe, self.device = method.to(device).train(), recipe, device
         self.optimizers = [
             torch.optim.SGD(part, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=True)
@@ -55,7 +55,7 @@ class PlainStep:
 
         FFL's own code reads the loss and three accuracies; most others one to four numbers, mmrazor every term.
         """
-        step = self.method(images, labels, torch.full((), done, device=self.device))
+        step = self.method(Batch(images, labels), torch.full((), done, device=self.device))
         loss = torch.stack(list(step.losses.values())).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -68,7 +68,7 @@ class PlainStep:
         return {"loss": loss.item()} | right
 
 
-def parts(method: Method, recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
+def parts(method: Method[Any], recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
     """What learns, with its decay: each student's own weights (a trunk's with the first), then the scaffolding."""
     taken: set[int] = set()
     found = []

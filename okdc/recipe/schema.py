@@ -166,7 +166,6 @@ class Draft:
     overridden: frozenset[str] = frozenset()  # dotted keys given on the command line
     problems: tuple[str, ...] = ()  # what was already wrong with the overrides
     notes: tuple[str, ...] = field(default=())  # what was chosen on the user's behalf
-    replaced: str | None = None  # the file's own method, where an override names another
     named: bool = True  # by the user; else it is the default, and what is wrong are the overrides
 
     @property
@@ -192,7 +191,6 @@ def load(words: Sequence[str]) -> Draft:
         )
     path, notes = _find(named[0]) if named else (catalog.recipes()[DEFAULT], [f"no recipe named: {DEFAULT}"])
     tables = read(path)
-    own = tables.get("method", {}).get("name") if isinstance(tables.get("method"), dict) else None
     problems: list[str] = []
     overridden: set[str] = set()
     for word in words:
@@ -200,8 +198,7 @@ def load(words: Sequence[str]) -> Draft:
             key, _, value = word.partition("=")
             overridden.add(key.strip())
             problems += _override(tables, key.strip(), value)
-    replaced = own if isinstance(own, str) and "method.name" in overridden else None
-    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), replaced, bool(named))
+    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), bool(named))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from okdc.data.feed import batches_of
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
+from okdc.methods.base import Batch
 from okdc.progress import Listener
 from okdc.recipe.schema import Recipe
 from okdc.runs.files import read_json, write_json
@@ -116,7 +117,7 @@ def train(
             for images, labels in until_asked(reading, stop, run, partial(pause, totals, began), leave):
                 done = at.epoch * steps + at.step
                 try:
-                    step = train_step(images, labels, done / whole)
+                    step = train_step(Batch(images, labels), done / whole)
                 except DeviceError:  # Ctrl-C in a terminal ends the compiler too
                     stop.heard()
                     raise
