@@ -12,19 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from okdc.kernels import global_average
+
 MATCHES = ("patch", "conv3x3_s2", "pool1x1")
-
-
-def pooled(x: Tensor) -> Tensor:
-    """Global average pooling, NCHW -> NC, whose gradient lies in memory as x does: contiguous or channels_last.
-
-    The gradient of a mean over H and W lies in contiguous memory whatever x does. Under channels_last the layers before
-    it then mix both formats: 2 of 40 ms in the side paths of FEFR (ResNet-20, batch 128, two threads).
-    """
-    # Compiler, export and torch.fx, whose stand-ins have no strides, find one operator.
-    if torch.compiler.is_compiling() or not isinstance(x, Tensor) or x.is_contiguous():
-        return x.mean((2, 3))
-    return x.permute(0, 2, 3, 1).mean((1, 2))
 
 
 class PatchConv(nn.Module):
@@ -136,7 +126,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # mean and amax, not adaptive pooling: AdaptiveMaxPool2d exports badly (github.com/pytorch/pytorch/issues/60452)
-        weight_NC = torch.sigmoid(self.mlp(pooled(x)) + self.mlp(x.amax((2, 3))))
+        weight_NC = torch.sigmoid(self.mlp(global_average(x)) + self.mlp(x.amax((2, 3))))
         return x * weight_NC[:, :, None, None]
 
 
@@ -226,5 +216,5 @@ class OverallFusion(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         x = torch.cat([regress(m) for regress, m in zip(self.regressors, maps, strict=True)], 1)
         x = self.pointwise(self.depthwise(x))
-        logits: Tensor = self.fc(pooled(x))
+        logits: Tensor = self.fc(global_average(x))
         return logits.float()

@@ -136,7 +136,7 @@ def count_params(module: nn.Module) -> int:
 
 
 @torch.no_grad()
-def count_macs(module: nn.Module, *inputs: Tensor) -> int:
+def count_macs(module: nn.Module, *inputs: object) -> int:
     """Multiply-adds of convolutions and linear layers, by torch's own counter: cheap enough for the end of every run.
 
     `okdc.deploy.count` is the thorough form, which checks this number against fvcore's. `module` is in eval mode:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from okdc import backbones
 from okdc.assembly import job as build
 from okdc.assembly.resolve import ResolvedRecipe, resolve
-from okdc.methods.base import Method, Step
+from okdc.methods.base import Batch, Method, Step
 from okdc.recipe.draft import Draft
 from okdc.seeds import seeded
 
@@ -72,9 +72,9 @@ def make(
     return build.method(recipe, images, K, teacher(images=images) if name == "kd" else None)[0]
 
 
-def batch(images: torch.Size = SMALL, n: int = 4) -> tuple[Tensor, Tensor]:
+def batch(images: torch.Size = SMALL, n: int = 4) -> Batch:
     torch.manual_seed(1)
-    return torch.randn(n, *images), torch.randint(K, (n,))
+    return Batch(torch.randn(n, *images), torch.randint(K, (n,)))
 
 
 def spread(n: int, images: int = 5, scale: float = 3.0, seed: int = 0) -> Tensor:
@@ -259,7 +259,7 @@ def attended(x: Array, attention: nn.Module) -> Array:
 def reached(method: Method, *terms: str, images: torch.Size = SMALL) -> set[str]:
     """The names of the parameters that these loss terms move."""
     method.zero_grad(set_to_none=True)
-    losses = method(*batch(images), torch.tensor(1.0)).losses
+    losses = method(batch(images), torch.tensor(1.0)).losses
     torch.stack([losses[term] for term in terms]).sum().backward()
     return {name for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 

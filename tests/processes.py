@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from asking import Answer
 from harness import STEPS, Quiet, built, recipe, signalled
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from okdc.__main__ import main
@@ -35,7 +35,7 @@ from okdc.assembly import job as build
 from okdc.data.batches import Normalise, TrainBatches
 from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError
-from okdc.methods.base import Step
+from okdc.methods.base import Batch, Step
 from okdc.runs.artefacts import Provenance
 from okdc.runs.run import Run
 from okdc.training import checkpoint, compiling, device
@@ -236,7 +236,7 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
     job.method.train()
     totals = Totals(torch.device("cpu"))
     for i, (images, labels) in zip(range(steps), source.epoch(0), strict=False):
-        totals.add(step(images, labels, i / steps), labels, i)
+        totals.add(step(Batch(images, labels), i / steps), labels, i)
     step.share_statistics()
     momenta = [step.optimizer.state[p]["momentum_buffer"] for p in step.parameters]
     return Learned(
@@ -256,13 +256,13 @@ def _hold() -> None:
     """Before each step of the second epoch, wait for a signal, if there is a file that says so."""
     step, count = TrainStep.__call__, 0
 
-    def held(self: TrainStep, images: Tensor, labels: Tensor, done: float) -> Step:
+    def held(self: TrainStep, batch: Batch, done: float) -> Step:
         nonlocal count
         count += 1
         if count == STEPS + 2 and Path("hold").exists():
             Path(f"waiting{self.ranks.rank}").write_text(str(os.getpid()), encoding="utf-8")
             _await_signal()
-        return step(self, images, labels, done)
+        return step(self, batch, done)
 
     TrainStep.__call__ = held  # type: ignore[method-assign]
 

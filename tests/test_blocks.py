@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from okdc.backbones.resnet import cifar_resnet
-from okdc.blocks import ChannelAttention, DualAttention, OverallFusion, PatchConv, SpatialAttention, match, pooled
+from okdc.blocks import ChannelAttention, DualAttention, OverallFusion, PatchConv, SpatialAttention, match
+from okdc.kernels import global_average
 
 Array = npt.NDArray[np.float64]
 
@@ -184,18 +185,18 @@ def test_pooling_and_its_gradient_are_those_of_a_mean(
     torch.manual_seed(0)
     values, given = torch.randn(size, dtype=dtype), torch.randn(size[:2], dtype=dtype)
     x, plain = layout(values).requires_grad_(), values.requires_grad_()
-    found, expected = pooled(x), plain.mean((2, 3))
+    found, expected = global_average(x), plain.mean((2, 3))
     torch.testing.assert_close(found, expected)
     (gradient,) = torch.autograd.grad(found, x, given)
     assert torch.equal(gradient, *torch.autograd.grad(expected, plain, given))
     if dtype == torch.float64:
-        assert torch.autograd.gradgradcheck(pooled, layout(values.detach()).requires_grad_())
+        assert torch.autograd.gradgradcheck(global_average, layout(values.detach()).requires_grad_())
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_the_gradient_of_pooling_lies_in_memory_as_the_map_does(layout: str) -> None:
     x = LAYOUTS[layout](torch.randn(4, 6, 5, 3)).requires_grad_()
-    (gradient,) = torch.autograd.grad(pooled(x).sum(), x)
+    (gradient,) = torch.autograd.grad(global_average(x).sum(), x)
     assert gradient.stride() == x.stride()
 
 

@@ -58,11 +58,11 @@ BUILT: dict[tuple[str, int, torch.Size, int], Backbone] = {}
 def trains(name: str, network: str, size: int) -> None:
     images = torch.Size((3, size, size))
     method = make(name, [network] * (1 if methods.find(name).single else 2), "low", images).train()
-    optimizer = sgd(method, table(name).optim)
+    optimizer = sgd(method, table(name).recipe.optim)
     students = dict(method.cohort.named_parameters())
     before = {key: corner(p) for key, p in students.items()}
     for t in (0.0, 0.5):
-        losses = method(*batch(images), torch.tensor(t)).losses
+        losses = method(batch(images), torch.tensor(t)).losses
         total = torch.stack(list(losses.values())).sum()
         assert torch.isfinite(total), {key: loss.item() for key, loss in losses.items()}
         optimizer.zero_grad(set_to_none=True)

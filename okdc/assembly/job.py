@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -46,7 +46,7 @@ class Job:
 
     recipe: Recipe  # with mean, std and the teacher's hash written in
     dataset: Dataset
-    method: Method
+    method: Method[Any]
     normalisation: Normalisation
     notes: tuple[str, ...] = ()
     variant: str = ""
@@ -140,10 +140,10 @@ def cohort(resolved: ResolvedRecipe, images: torch.Size, classes: int) -> tuple[
     elif not kind.branches:
         share, words = "none", f"the students share nothing: {name} trains separate networks"
     elif len(set(architectures)) > 1:
-        if kind.trunk and share != "none":
+        if kind.needs_trunk and share != "none":
             raise RecipeError(
                 f"cohort.share={share!r} needs students of one architecture: {name}'s branches grow "
-                f"from one trunk, and these differ ({', '.join(architectures)}); {kind.trunk}"
+                f"from one trunk, and these differ ({', '.join(architectures)}); {kind.alternatives}"
             )
         share, words = "none", "the students share nothing: they differ"
     else:

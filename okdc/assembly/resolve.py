@@ -7,11 +7,11 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from okdc import backbones, methods
 from okdc.errors import RecipeError
-from okdc.methods.base import Method
+from okdc.methods.base import Config, Method, TaughtConfig
 from okdc.recipe.draft import Draft, check
 from okdc.recipe.explain import explain, salvage
 from okdc.recipe.schema import CROP_PADDING, ROOTS, STREAMED, TEACHER, TEACHER_PLACES, Recipe
@@ -26,7 +26,7 @@ class ResolvedRecipe:
 
     recipe: Recipe  # the tables: what is written to disk and hashed
     kind: type[Method]
-    config: BaseModel
+    config: Config
     place: str = "the recipe"  # where it was written, for messages
     notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
 
@@ -40,7 +40,7 @@ class ResolvedRecipe:
     @property
     def has_teacher(self) -> bool:
         """Whether the method learns from a frozen teacher."""
-        return TEACHER in self.kind.Config.model_fields
+        return issubclass(self.kind.Config, TaughtConfig)
 
     @property
     def variant(self) -> str:
@@ -123,24 +123,15 @@ def _with_root(draft: Draft) -> tuple[dict[str, Any], list[str]]:
     return tables, notes
 
 
-def _keys_of_method(table: dict[str, Any], config: type[BaseModel], draft: Draft) -> tuple[dict[str, Any], list[str]]:
+def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
     """`[method]` without the keys that the file meant for another method, and a note that names them."""
     if "method.name" not in draft.overridden:
         return table, []
-    known = {key for key in config.model_fields if _means_the_same(key, config, draft)}
-    foreign = [key for key in table if key not in known and f"method.{key}" not in draft.overridden]
+    foreign = [key for key in table if key not in config.model_fields and f"method.{key}" not in draft.overridden]
     if not foreign:
         return table, []
     note = f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]"
     return {key: value for key, value in table.items() if key not in foreign}, [note]
-
-
-def _means_the_same(key: str, config: type[BaseModel], draft: Draft) -> bool:
-    """Whether a key is as in the file's own method, whose place another takes: kd's teacher is a run, kdcl's is not."""
-    if draft.replaced is None or draft.replaced not in methods.METHODS:
-        return True
-    before = methods.find(draft.replaced).Config.model_fields
-    return key not in before or before[key].annotation == config.model_fields[key].annotation or key == "name"
 
 
 def _rules(recipe: Recipe, students: int, needs_data: bool) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from okdc.blocks import pooled
+from okdc.kernels import global_average
 
 
 class PoolLinear(nn.Module):
@@ -15,7 +15,7 @@ class PoolLinear(nn.Module):
         self.fc = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.fc(pooled(x))
+        logits: Tensor = self.fc(global_average(x))
         return logits
 
 

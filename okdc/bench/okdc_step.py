@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from okdc.cohort import Backbone
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, in_order
 from okdc.data.datasets import Dataset
 from okdc.deploy import onnx
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.recipe.schema import Recipe
 from okdc.training.compiling import forward_macs
 from okdc.training.device import Settings
@@ -93,7 +94,7 @@ class Work:
         """Multiply-adds of one image through the whole method, what is discarded included."""
         return forward_macs(self.method(), square(self.size))
 
-    def method(self) -> Method:
+    def method(self) -> Method[Any]:
         """On the CPU, with the weights that the recipe's seed gives."""
         assembly = build.assemble(self.resolved, self.classes)
         if assembly.teacher:
@@ -101,7 +102,7 @@ class Work:
             teachers.renormalise(assembly.method, assembly.teacher, mean, std)
         return assembly.method
 
-    def trained(self, name: str) -> tuple[Side, Method]:
+    def trained(self, name: str) -> tuple[Side, Method[Any]]:
         """okdc's step with what the loop counts of it, and the method that it trains."""
         method = self.method()
         step = TrainStep(method, self.recipe.optim, self.settings)
@@ -110,7 +111,7 @@ class Work:
 
         def run() -> None:
             images, labels = next(batches)
-            totals.add(step(images, labels, 0.0), labels, 0)
+            totals.add(step(Batch(images, labels), 0.0), labels, 0)
 
         return Side(name, run, self.batch_size, prepare=method.train), method
 
@@ -124,7 +125,7 @@ class Work:
         batches = self._batches(Settings(self.settings.device, "float32", "contiguous", self.settings.threads))
         return Side("plain", lambda: step(*next(batches), 0.0), self.batch_size)
 
-    def evaluation(self, method: Method) -> Side:
+    def evaluation(self, method: Method[Any]) -> Side:
         """Accuracy and losses of every head in one pass, as a validation counts them."""
         settings = self.settings
         images = EVALUATED if settings.device == "cuda" else eval_batch(self.size, self.size)

@@ -32,7 +32,7 @@ from torch.utils import data as loading
 from okdc import signals
 from okdc.cohort import Backbone
 from okdc.data.workers import end, forking, of_loader
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.precision.tools import quiet
 from okdc.recipe.schema import Optim
 
@@ -42,7 +42,7 @@ PREFETCH = 2  # batches of each worker, as torch has it
 class PlainStep:
     """A method in float32 and contiguous memory, with an optimiser for each part of it."""
 
-    def __init__(self, method: Method, recipe: Optim, device: torch.device) -> None:
+    def __init__(self, method: Method[Any], recipe: Optim, device: torch.device) -> None:
         self.method, self.recipe, self.device = method.to(device).train(), recipe, device
         self.optimizers = [
             torch.optim.SGD(part, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=True)
@@ -54,7 +54,7 @@ class PlainStep:
 
         FFL's own code reads the loss and three accuracies; most others one to four numbers, mmrazor every term.
         """
-        step = self.method(images, labels, torch.full((), done, device=self.device))
+        step = self.method(Batch(images, labels), torch.full((), done, device=self.device))
         loss = torch.stack(list(step.losses.values())).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad()
@@ -67,7 +67,7 @@ class PlainStep:
         return {"loss": loss.item()} | right
 
 
-def parts(method: Method, recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
+def parts(method: Method[Any], recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
     """Weights with their decay: each student's own (a trunk's with the first student), then the scaffolding."""
     taken: set[int] = set()
     groups = []

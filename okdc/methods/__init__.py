@@ -5,7 +5,7 @@ Importing this imports none of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from okdc.errors import RecipeError
 from okdc.plugins import Registry
@@ -32,7 +32,7 @@ METHODS = Registry(
 )
 
 
-def find(name: str) -> type[Method]:
+def find(name: str) -> type[Method[Any]]:
     """The class of a method. Raises RecipeError for an unknown name, and for one that leads to no method."""
     kind = METHODS.load(name)
     if name in METHODS.own:

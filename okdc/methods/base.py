@@ -1,13 +1,13 @@
-"""What every method is made of: its contract, the one KL divergence and the one ramp-up.
+"""What every method is made of: its contract, the cross-entropy of a batch, the KL divergence and the ramp-up.
 
-Shapes: N images, K classes; z_k are the logits of student k.
+Shapes: N images, K classes; C channels, H×W pixels of an image; z_k are the logits of student k, NK.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,33 @@ from torch import Tensor, nn
 from okdc.cohort import Cohort
 from okdc.runs.artefacts import MethodCard
 
+# ---------------------------------------------------------------------------------------------------------------------
+# A method's recipe table. Each key is described where it is declared: `okdc recipes` and the reference print that.
+
 Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DetachFeatures = Annotated[
+    bool,
+    Field(
+        description="Whether the maps are detached before they enter the fused classifier, whose losses then train no "
+        "student's features; false as in FFL's public code."
+    ),
+]
+Reduction = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="How many times fewer units than channels the hidden layer of channel attention has, four units at "
+        "least; 16 is CBAM's, since neither paper gives a number.",
+    ),
+]
+SpatialKernel = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="Height and width in pixels of spatial attention's convolution, odd, so that the map keeps its "
+        "size; 7 is CBAM's, since neither paper gives a number.",
+    ),
+]
 
 
 class Config(BaseModel):
@@ -25,13 +51,60 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    name: str = Field(
+        description="The method: a name of okdc's or of an installed package, or package.module:Class of your own."
+    )
+
 
 class RampedConfig(Config):
-    """Of a method whose students teach each other from the start, when they have little to teach."""
+    """The table of a method whose students teach each other from the start, when they have little to teach."""
 
-    name: str
-    temperature: Temperature = 3.0  # MFEF section 4.1
-    rampup: Annotated[float, Field(ge=0, le=1)] = 80 / 300  # MFEF section 4.1, as a fraction of the run; 0: no ramp
+    temperature: Temperature = Field(
+        3.0,
+        description="T: logits are divided by it before the softmax of a KL term, which is multiplied by T²; 3 is of "
+        "MFEF section 4.1.",
+    )
+    rampup: Annotated[float, Field(ge=0, le=1)] = Field(
+        80 / 300,
+        description="The fraction of the training over which the weight of the KL terms rises from e⁻⁵ to 1, 0 for "
+        "none; MFEF section 4.1 has 80 of 300 epochs.",
+    )
+
+
+class TaughtConfig(Config):
+    """The table of a method with a frozen teacher, which is loaded before the method is built."""
+
+    teacher: Annotated[str, Field(min_length=1)] = Field(
+        description="A complete run such as runs/NAME, whose kept student teaches, or a network's name together with "
+        "weights."
+    )
+    weights: str | None = Field(
+        None,
+        description="The file of the teacher's weights, .safetensors or .pt, where the teacher is a network's name.",
+    )
+    teacher_sha256: str | None = Field(
+        None,
+        description="The SHA-256 of the teacher's weights: filled in when a training starts, so that another teacher "
+        "is refused when the recipe runs again.",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What goes in and what comes out
+
+
+class Batch(NamedTuple):
+    """The images of one step and what is known of them.
+
+    Where images were mixed in pairs, `mix` is the weight of `labels` and 1 - `mix` that of `other_labels`: both are
+    set, or neither is.
+    """
+
+    images: Tensor  # NCHW
+    labels: Tensor  # N, int64
+    other_labels: Tensor | None = None  # N, int64
+    mix: Tensor | None = None  # N, 0..1
+    views: tuple[Tensor, ...] = ()  # NCHW each: further augmentations of the same images, `Method.views` of them
 
 
 class Step(NamedTuple):
@@ -41,33 +114,86 @@ class Step(NamedTuple):
     logits: dict[str, Tensor]  # NK, every head that deserves an accuracy column: student0, student1, fused, ...
 
 
-class Method(nn.Module):
+C = TypeVar("C", bound=Config)
+
+
+class Method(nn.Module, Generic[C]):
     """A way to train a cohort. Parameters under `cohort` may be kept; all others are scaffolding.
 
-    `forward(images NCHW, labels N, progress)` returns a Step; `progress` is the fraction of training done, a 0-d
-    tensor in 0..1, so that schedules never see epoch numbers.
+    A subclass names its table, `class FEFR(Method[FEFRConfig])`, adds its modules in `setup` and computes its losses
+    in `forward`. Everything that learns runs inside `forward`, once a step: that is what is compiled and distributed.
     """
 
-    Config: ClassVar[type[BaseModel]]
+    Config: ClassVar[type[BaseModel]]  # C, taken from the base class's brackets
     title: ClassVar[str]  # how papers write it: FEFR
     summary: ClassVar[str]  # a sentence of the model card: how a student of it was trained, and the source
     tags: ClassVar[tuple[str, ...]] = ("knowledge-distillation", "online-distillation")  # of the model card, for a hub
     fused_head: ClassVar[str] = "fused"  # the head that papers print as the fused or ensemble classifier
     reference: ClassVar[bool] = False  # the row that a comparison takes differences to
+
     branches: ClassVar[bool] = False  # made for a shared trunk; False: nothing is shared, whatever the recipe says
-    trunk: ClassVar[str] = (
-        ""  # it stands on a shared trunk, so that students that differ are refused: what to do instead
-    )
+    needs_trunk: ClassVar[bool] = False  # where cohort.share asks for a trunk and the students differ: refused, so that
+    alternatives: ClassVar[str] = ""  # nobody trains separate networks unawares; what to do instead, for that refusal
     single: ClassVar[bool] = False  # gets a cohort of the first student alone
+    least_students: ClassVar[int] = 1
+    views: ClassVar[int] = 0  # further augmentations of each image that a batch brings
+
     notes: tuple[str, ...] = ()  # what was chosen when it was built, for the run to print
     leader: int | None = None  # the student that is made to be kept, where a method has one
+    label_smoothing: float = 0.0  # of `cross_entropy` and `targets`, 0..1
+    class_weights: Tensor | None  # K, of `cross_entropy`; a buffer, so that it is where the logits are
+    teacher: nn.Module | None  # frozen and in eval mode, of a method whose table is a TaughtConfig
 
     def __init__(
-        self, cohort: Cohort, config: BaseModel, images: torch.Size, classes: int, teacher: nn.Module | None = None
+        self, cohort: Cohort, config: C, images: torch.Size, classes: int, teacher: nn.Module | None = None
     ) -> None:
-        """`images` is the CHW size of the recipe's images. Subclasses raise ValueError where they cannot be built."""
+        """`images` is the CHW size of the recipe's images.
+
+        Raises ValueError, with the reason, where the method cannot be built for these students.
+        """
         super().__init__()
-        self.cohort = cohort
+        self.cohort, self.config, self.images, self.classes = cohort, config, images, classes
+        self.teacher = teacher if teacher is None else teacher.eval().requires_grad_(False)
+        self.register_buffer("class_weights", None, persistent=False)  # the recipe's: no part of what was learned
+        self.require_students(self.least_students)
+        self.setup()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for base in cls.__dict__.get("__orig_bases__", ()):
+            for argument in get_args(base):
+                if isinstance(argument, type) and issubclass(argument, Config):
+                    cls.Config = argument
+
+    def setup(self) -> None:
+        """Add the modules that are trained beside the cohort. Raises ValueError where they do not fit the students."""
+
+    def forward(self, batch: Batch, progress: Tensor) -> Step:
+        """`progress` is the fraction of the training that is done, 0-d, 0..1: no schedule sees epoch numbers.
+
+        It is a tensor because a number that changes at each step would be compiled anew at each step.
+        """
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Self:
+        """A teacher stays in eval mode: a container's train() would set its batch statistics moving."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    def cross_entropy(self, z: Tensor, batch: Batch) -> Tensor:
+        """The cross-entropy of NK logits to the batch's labels, as `label_smoothing` and `class_weights` say. 0-d."""
+        return cross_entropy(z, batch, self.label_smoothing, self.class_weights)
+
+    def targets(self, batch: Batch) -> Tensor:
+        """The distribution that each image's logits are to have, NK, float32: for losses that read labels otherwise."""
+        return targets(batch, self.classes, self.label_smoothing)
+
+    def require_students(self, count: int) -> None:
+        """Raises ValueError for fewer students than `count`: some would have nobody to learn from."""
+        if len(self.cohort.students) < count:
+            raise ValueError(f"{self.config.name} needs at least {count} students; method.name=baseline trains one")
 
     @classmethod
     def card(cls) -> MethodCard:
@@ -77,18 +203,13 @@ class Method(nn.Module):
         )
 
     @classmethod
-    def architecture(cls, name: str, config: BaseModel) -> str:  # noqa: ARG003
+    def architecture(cls, name: str, config: C) -> str:  # noqa: ARG003
         """The zoo name of the network that is trained where the recipe's student is `name`."""
         return name
 
-    def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
-        raise NotImplementedError
 
-
-def at_least_two(cohort: Cohort, name: str) -> None:
-    """Raises ValueError for a single student: it has nobody to learn from."""
-    if len(cohort.students) < 2:
-        raise ValueError(f"{name} needs at least two students; method.name=baseline trains one")
+# ---------------------------------------------------------------------------------------------------------------------
+# Pieces of losses
 
 
 def students(z: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -96,9 +217,45 @@ def students(z: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"student{k}": z_k for k, z_k in enumerate(z)}
 
 
-def full_precision(images: Tensor) -> AbstractContextManager[None]:
+def full_precision(batch: Batch) -> AbstractContextManager[None]:
     """Losses are computed outside autocast: on a CPU it would leave a log_softmax of bfloat16 in bfloat16."""
-    return torch.autocast(images.device.type, enabled=False)
+    return torch.autocast(batch.images.device.type, enabled=False)
+
+
+def cross_entropy(z: Tensor, batch: Batch, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
+    """The mean over the images of -Σ_c w_c q_c log softmax(z)_c, q = `targets(batch)`. 0-d.
+
+    The mean is weighted too, as torch's: by the weight of an image's label, of a mixed image by mix·w[label] +
+    (1 - mix)·w[other label]. Not by Σ_c w_c q_c: smoothing moves a little of every image to all classes, and leaves
+    what an image counts for as it was. Without mixing this is F.cross_entropy to the bit, whatever the other two are.
+    """
+    if batch.mix is None:
+        return F.cross_entropy(z, batch.labels, class_weights, label_smoothing=label_smoothing)
+    assert batch.other_labels is not None
+    first, second = (
+        F.cross_entropy(z, labels, class_weights, label_smoothing=label_smoothing, reduction="none")
+        for labels in (batch.labels, batch.other_labels)
+    )
+    errors = batch.mix * first + (1 - batch.mix) * second  # N
+    if class_weights is None:
+        return errors.mean()
+    counts = batch.mix * class_weights[batch.labels] + (1 - batch.mix) * class_weights[batch.other_labels]
+    return errors.sum() / counts.sum()
+
+
+def targets(batch: Batch, classes: int, label_smoothing: float = 0.0) -> Tensor:
+    """NK, float32, each row sums to 1: 1 at the label, or mix and 1 - mix at the two of a mixed image.
+
+    Smoothing s takes (1 - s) of that and spreads s evenly over all classes. Weights of classes are no part of it: they
+    say how much an error counts, not what is right.
+    """
+    each = torch.arange(classes, device=batch.labels.device)  # compared, since F.one_hot writes with a scatter
+    q = (batch.labels[:, None] == each).float()
+    if batch.mix is not None:
+        assert batch.other_labels is not None
+        mix = batch.mix[:, None]
+        q = mix * q + (1 - mix) * (batch.other_labels[:, None] == each).float()
+    return q * (1 - label_smoothing) + label_smoothing / classes if label_smoothing else q
 
 
 def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, detach: bool = True) -> Tensor:
@@ -111,6 +268,7 @@ def kl(teacher_logits: Tensor, student_logits: Tensor, temperature: float, detac
         teacher_logits = teacher_logits.detach()
     student = F.log_softmax(student_logits.float() / temperature, 1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, 1)
+    # "batchmean", not "mean", which would divide by the number of classes too; the arguments are (student, teacher).
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
@@ -125,7 +283,7 @@ def ramp(progress: Tensor, length: float) -> Tensor:
     return torch.exp(-5 * (1 - torch.clamp(progress / length, max=1)) ** 2)
 
 
-def mutual(z: Sequence[Tensor], z_f: Tensor, labels: Tensor, w: Tensor, temperature: float) -> Step:
+def mutual(method: Method[Any], batch: Batch, z: Sequence[Tensor], z_f: Tensor, w: Tensor, temperature: float) -> Step:
     """Σ_k CE(z_k) + CE(z_f) + w·T²·[KL(z_a ‖ z_f) + Σ_k KL(z_f ‖ z_k)], z_a = mean_k z_k: of FFL, MFEF and FEFR.
 
     The ensemble teaches the fused classifier, which teaches every student; each teacher is detached (MFEF eq. 9-11;
@@ -133,8 +291,8 @@ def mutual(z: Sequence[Tensor], z_f: Tensor, labels: Tensor, w: Tensor, temperat
     with it.
     """
     z_a = torch.stack(list(z)).mean(0)
-    losses = {f"ce_student{k}": F.cross_entropy(z_k, labels) for k, z_k in enumerate(z)}
-    losses["ce_fused"] = F.cross_entropy(z_f, labels)
+    losses = {f"ce_student{k}": method.cross_entropy(z_k, batch) for k, z_k in enumerate(z)}
+    losses["ce_fused"] = method.cross_entropy(z_f, batch)
     losses["kl_ensemble_fused"] = w * kl(z_a, z_f, temperature)
     losses |= {f"kl_fused_student{k}": w * kl(z_f, z_k, temperature) for k, z_k in enumerate(z)}
     return Step(losses, students(z) | {"fused": z_f, "ensemble": z_a})

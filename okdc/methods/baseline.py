@@ -1,30 +1,29 @@
-"""The baseline: one student, cross-entropy, on the same loop, data order and budget as every method."""
+"""The baseline: one student, cross-entropy, on the same loop, data order and budget as every method.
+
+Every method is compared with this row, so it takes nothing that the methods do not take, and lacks nothing of theirs.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
-
-import torch.nn.functional as F
 from torch import Tensor
 
-from okdc.methods.base import Config, Method, Step, full_precision
+from okdc.methods.base import Batch, Config, Method, Step, full_precision
 
 
 class BaselineConfig(Config):
-    name: Literal["baseline"]
+    """It has no keys of its own."""
 
 
-class Baseline(Method):
+class Baseline(Method[BaselineConfig]):
     """L = CE(z, y)."""
 
-    Config = BaselineConfig
     title = "Baseline"
     summary = "Trained alone, without distillation."
     tags = ()
     reference = True
     single = True
 
-    def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
-        (z,) = self.cohort.logits(self.cohort(images))
-        with full_precision(images):
-            return Step({"ce_student0": F.cross_entropy(z, labels)}, {"student0": z})
+    def forward(self, batch: Batch, progress: Tensor) -> Step:
+        (z,) = self.cohort.logits(self.cohort(batch.images))  # NK
+        with full_precision(batch):
+            return Step({"ce_student0": self.cross_entropy(z, batch)}, {"student0": z})

@@ -1,64 +1,53 @@
 """KD: distillation from a frozen teacher (Hinton et al., 2015), the offline reference that the papers compare with.
 
-The papers name a trained ResNet-110 as the teacher and no weights; the form is that of the public code of OKDDip, whose
-temperature and scale are those of the online losses.
+The papers name a trained ResNet-110 as the teacher and give no weights of the loss. The form is that of OKDDip's public
+code: its temperature and scale are those of the online losses, so that a difference between KD and an online method is
+not one of scale. Other public code weighs differently (RepDistiller: 0.1·CE + 0.9·T²·KL at T = 4).
+
+Shapes: N images, K classes.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
-import torch.nn.functional as F
-from pydantic import BaseModel, Field
-from torch import Tensor, nn
+from pydantic import Field
+from torch import Tensor
 
-from okdc.cohort import Cohort
-from okdc.methods.base import Config, Method, Step, Temperature, full_precision, kl
+from okdc.methods.base import Batch, Method, Step, TaughtConfig, Temperature, full_precision, kl
 
 
-class KDConfig(Config):
-    name: Literal["kd"]
-    teacher: Annotated[
-        str, Field(min_length=1, description="a finished run such as runs/NAME, or a network with method.weights=FILE")
-    ]
-    weights: str | None = None  # of a network that is no run's
-    teacher_sha256: str | None = None  # filled in: which teacher it was
-    temperature: Temperature = 3.0
-    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0  # weight of the distillation term
+class KDConfig(TaughtConfig):
+    temperature: Temperature = Field(
+        3.0,
+        description="T: logits are divided by it before the softmax of the KL term, which is multiplied by T²; 3 as in "
+        "OKDDip's public code and in the online methods.",
+    )
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0, description="α, the weight of the KL term beside the cross-entropy; 1 as in OKDDip's public code."
+    )
 
 
-class KD(Method):
-    """L = CE(z, y) + α·T²·KL(z_t ‖ z). The teacher learns nothing and stays in eval mode."""
+class KD(Method[KDConfig]):
+    """L = CE(z, y) + α·T²·KL(z_t ‖ z). The teacher learns nothing and stays in eval mode (`Method` sees to that)."""
 
-    Config = KDConfig
     title = "KD"
     summary = "Distilled from a frozen teacher (KD; Hinton et al., 2015)."
     tags = ("knowledge-distillation",)
     single = True
 
-    def __init__(
-        self, cohort: Cohort, config: BaseModel, images: torch.Size, classes: int, teacher: nn.Module | None = None
-    ) -> None:
-        super().__init__(cohort, config, images, classes, teacher)
-        assert isinstance(config, KDConfig)
-        assert teacher is not None
-        self.temperature, self.alpha = config.temperature, config.alpha
-        self.teacher = teacher.eval().requires_grad_(False)
+    def setup(self) -> None:
+        assert self.teacher is not None
 
-    def train(self, mode: bool = True) -> KD:
-        """A container's train() would set the teacher's batch statistics moving."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def forward(self, images: Tensor, labels: Tensor, progress: Tensor) -> Step:
-        with torch.no_grad():
-            z_t = self.teacher(images).float()
-        (z,) = self.cohort.logits(self.cohort(images))
-        with full_precision(images):
+    def forward(self, batch: Batch, progress: Tensor) -> Step:
+        assert self.teacher is not None
+        with torch.no_grad():  # nothing in it is trained: its maps need not be kept for a backward pass
+            z_t = self.teacher(batch.images).float()  # NK
+        (z,) = self.cohort.logits(self.cohort(batch.images))  # NK
+        with full_precision(batch):
             losses = {
-                "ce_student0": F.cross_entropy(z, labels),
-                "kl_teacher_student0": self.alpha * kl(z_t, z, self.temperature),
+                "ce_student0": self.cross_entropy(z, batch),
+                "kl_teacher_student0": self.config.alpha * kl(z_t, z, self.config.temperature),
             }
         return Step(losses, {"student0": z, "teacher": z_t})

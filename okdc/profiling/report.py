@@ -22,7 +22,7 @@ from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
 from okdc.data import sources
 from okdc.errors import RecipeError, RunError, UsageError, nearest
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.profiling import students
 from okdc.profiling.measure import Measured, Subject, measure, networks
 from okdc.progress import Progress
@@ -38,13 +38,13 @@ FOREIGN_CLASSES, FOREIGN_SIZE = 1000, 224  # of torchvision:NAME and the like, w
 class _Heads(nn.Module):
     """A method as a function of images alone, for the counters: every head's logits."""
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method[Any]) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        labels = torch.zeros(len(images), dtype=torch.int64)
-        return tuple(self.method(images, labels, torch.ones(())).logits.values())
+        batch = Batch(images, torch.zeros(len(images), dtype=torch.int64))
+        return tuple(self.method(batch, torch.ones(())).logits.values())
 
 
 def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progress) -> dict[str, Any]:

@@ -32,7 +32,6 @@ class Draft:
     overridden: frozenset[str] = frozenset()  # dotted keys given on the command line
     problems: tuple[str, ...] = ()  # what was already wrong with the overrides
     notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
-    replaced: str | None = None  # the file's own method, where an override names another
     named: bool = True  # the user named the recipe; False: it is the default, and any problem is in the overrides
 
     @property
@@ -58,7 +57,6 @@ def load(words: Sequence[str]) -> Draft:
         )
     path, notes = _find(named[0]) if named else (catalog.recipes()[DEFAULT], [f"no recipe named: {DEFAULT}"])
     tables = read(path)
-    method = tables.get("method", {}).get("name") if isinstance(tables.get("method"), dict) else None
     problems: list[str] = []
     overridden: set[str] = set()
     for word in words:
@@ -66,8 +64,7 @@ def load(words: Sequence[str]) -> Draft:
             key, _, value = word.partition("=")
             overridden.add(key.strip())
             problems += _override(tables, key.strip(), value)
-    replaced = method if isinstance(method, str) and "method.name" in overridden else None
-    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), replaced, bool(named))
+    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), bool(named))
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from okdc.assembly.job import Job
 from okdc.cohort import count_macs
 from okdc.errors import DeviceError
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.training.device import Settings
 
 # The eager training in float32 and contiguous maps from which on a compiled one is through earlier, in multiply-adds of
@@ -56,13 +57,13 @@ def _choose(settings: Settings, job: Job) -> tuple[str, str]:
 
 
 @torch.inference_mode()
-def forward_macs(method: Method, images: torch.Size) -> int:
+def forward_macs(method: Method[Any], images: torch.Size) -> int:
     """Multiply-adds of one image of CHW size `images` through the whole method, what is discarded included.
 
     The method is on the CPU; it is left in eval mode.
     """
-    image, done = torch.zeros(1, *images), torch.ones(())
-    return count_macs(method.eval(), image, torch.zeros(1, dtype=torch.int64), done)
+    batch = Batch(torch.zeros(1, *images), torch.zeros(1, dtype=torch.int64))
+    return count_macs(method.eval(), batch, torch.ones(()))
 
 
 def without_compiler(device: str) -> str:

@@ -29,6 +29,7 @@ from okdc.data.feed import batches_of
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
+from okdc.methods.base import Batch
 from okdc.progress import Progress
 from okdc.runs.run import Run
 from okdc.training import checkpoint, device, optim, result, selection
@@ -108,7 +109,7 @@ class Training:
                 for images, labels in stops.between_steps(self.batches.epoch(position.epoch, position.step)):
                     done = position.epoch * self.steps + position.step
                     try:
-                        step = self.train_step(images, labels, done / whole)
+                        step = self.train_step(Batch(images, labels), done / whole)
                     except DeviceError:
                         received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
                         raise

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from okdc.distributed import ALONE, Ranks
-from okdc.methods.base import Method, Step
+from okdc.methods.base import Batch, Method, Step
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Totals:
 
     @torch.no_grad()
     def add(self, step: Step, labels: Tensor, number: int) -> None:
-        """Count one step; `number` is its place in the whole run."""
+        """Count one step; `number` is its place in the whole run. Of mixed images `labels` are the first of the two."""
         if not self.terms:
             self.terms, self.heads = tuple(step.losses), tuple(step.logits)
             self.sums = torch.zeros(len(self.terms) + len(self.heads), dtype=torch.float64, device=self.device)
@@ -95,17 +95,17 @@ class Totals:
 
 
 @torch.inference_mode()
-def count(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Totals:
+def count(method: Method[Any], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Totals:
     """Accuracy and losses of every head in one pass, in eval mode, of the batches of this process."""
     method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
     totals = Totals(device)
     done = torch.ones((), device=device)
     for images, labels in batches:
-        totals.add(method(images, labels, done), labels, 0)
+        totals.add(method(Batch(images, labels), done), labels, 0)
     return totals
 
 
-def evaluate(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
+def evaluate(method: Method[Any], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
     """What `count` counts; `bad` tells whether anything was not finite."""
     return count(method, batches, device).read()
 

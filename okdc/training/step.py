@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
-from okdc.methods.base import Method, Step
+from okdc.methods.base import Batch, Method, Step
 from okdc.recipe.schema import Optim
 from okdc.training import compiling, depthwise, optim
 from okdc.training import synchronised as synced
@@ -26,7 +26,7 @@ FIRST = 3  # steps: the first is compiled, a GPU records its launches in the nex
 class TrainStep:
     """A method on its device, its optimiser, and the step that both take together."""
 
-    def __init__(self, method: Method, recipe: Optim, settings: Settings, ranks: Ranks = ALONE) -> None:
+    def __init__(self, method: Method[Any], recipe: Optim, settings: Settings, ranks: Ranks = ALONE) -> None:
         """Modules move in place. The memory format is final before the optimiser exists: its fused kernel walks raw
         memory.
         """
@@ -52,15 +52,15 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         optim.assert_same_strides(self.optimizer)
 
-    def __call__(self, images: Tensor, labels: Tensor, done: float) -> Step:
-        """Learn from NCHW images and their N labels, when the fraction `done` of the training is over.
+    def __call__(self, batch: Batch, done: float) -> Step:
+        """Learn from a batch, when the fraction `done` of the training is over.
 
         Raises DeviceError where the first steps show that it cannot be compiled, or lacks a deterministic kernel.
         """
         if self._taken >= FIRST:
-            return self._learn(images, labels, done)
+            return self._learn(batch, done)
         try:
-            return self._learn(images, labels, done)
+            return self._learn(batch, done)
         except RuntimeError as error:
             if self.settings.compiled and compiling.failed(error):
                 raise DeviceError(
@@ -74,7 +74,7 @@ class TrainStep:
                 ) from error
             raise
 
-    def _learn(self, images: Tensor, labels: Tensor, done: float) -> Step:
+    def _learn(self, batch: Batch, done: float) -> Step:
         self.progress.fill_(done)
         rate = optim.rate(self.recipe, done)
         for group in self.optimizer.param_groups:
@@ -83,7 +83,7 @@ class TrainStep:
             torch.compiler.cudagraph_mark_step_begin()
         self.optimizer.zero_grad(set_to_none=True)  # here, and their memory is free for the maps
         with self.settings.autocast():
-            step: Step = self._runner()(images, labels, self.progress)
+            step: Step = self._runner()(batch, self.progress)
         loss = torch.stack(list(step.losses.values())).sum()
         loss.backward()
         if self.recipe.clip:
@@ -113,7 +113,7 @@ class TrainStep:
                 torch.distributed.broadcast(buffer, 0)
 
 
-def compiled(method: Method, settings: Settings, ranks: Ranks) -> nn.Module:
+def compiled(method: Method[Any], settings: Settings, ranks: Ranks) -> nn.Module:
     """The method through torch.compile, for batches of one shape. The method itself stays as it is."""
     compiling.quiet()
     # Graphs of CUDA launches want gradients where they lie; the wrapper of several processes moves them.

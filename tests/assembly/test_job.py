@@ -139,7 +139,7 @@ def test_a_student_starts_from_the_same_weights_whatever_its_peers_and_its_metho
 
 def test_a_method_that_cannot_be_built_is_a_recipe_error() -> None:
     for words, said in (
-        (["cohort.students=['resnet8']"], "at least two students"),
+        (["cohort.students=['resnet8']"], "at least 2 students"),
         (["method.taps=[9, 10, 11]"], "outside the 4 maps"),
     ):
         with pytest.raises(RecipeError) as caught:
@@ -269,7 +269,7 @@ def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path() -> None:
 def test_resolving_leaves_the_draft_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_DATA_ROOT", "/x")
     draft = load(["cifar10_resnet20", "method.name=baseline"])
-    before = Draft(draft.path, read(draft.path), draft.overridden, draft.problems, draft.notes, "fefr")
+    before = Draft(draft.path, read(draft.path), draft.overridden, draft.problems, draft.notes)
     before.tables["method"]["name"] = "baseline"
     resolve(draft)
     assert draft == before

@@ -126,7 +126,7 @@ def test_it_is_a_student_for_every_method(suffix: str) -> None:
     """A baseline of the same network is what an in_path student has to be compared with."""
     for name in ("baseline", "dml", "fefr", "ffl"):
         method = make(name, [f"resnet8{suffix}"] * (1 if name == "baseline" else 2), "low" if name == "ffl" else "none")
-        step = method(*batch(), torch.tensor(0.5))
+        step = method(batch(), torch.tensor(0.5))
         torch.stack(list(step.losses.values())).sum().backward()
         assert [n for n, p in method.named_parameters() if p.grad is None] == []
 

@@ -21,7 +21,7 @@ from okdc.bench.pairings import Scale
 from okdc.bench.plain_step import PlainBatches, PlainImages, PlainStep, parts, to_onnx
 from okdc.data.batches import Normalise, in_order
 from okdc.data.datasets import Dataset
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.training.device import Settings
 from okdc.training.step import TrainStep
 
@@ -52,7 +52,7 @@ def test_three_plain_steps_are_three_of_okdcs_in_float32(name: str, words: tuple
     fast, plain = TrainStep(ours, optim, FLOAT32), PlainStep(theirs, optim, CPU)
     before = {key: value.clone() for key, value in theirs.state_dict().items()}
     for images, labels in ready(random_images(3 * 16, 8, 10)):
-        step = fast(images, labels, 0.0)
+        step = fast(Batch(images, labels), 0.0)
         read = plain(images, labels, 0.0)
         assert read["loss"] == pytest.approx(sum(float(term.detach()) for term in step.losses.values()), rel=1e-4)
         for head, z in step.logits.items():
@@ -67,7 +67,7 @@ def test_three_plain_steps_are_three_of_okdcs_in_float32(name: str, words: tuple
 def test_a_plain_step_reads_the_loss_and_the_accuracy_of_every_head_and_each_read_is_a_number() -> None:
     method = made("ffl")
     images, labels = next(ready(random_images(16, 8, 10)))
-    step = method(images, labels, torch.zeros(()))
+    step = method(Batch(images, labels), torch.zeros(()))
     read = PlainStep(method, recipe().recipe.optim, CPU)(images, labels, 0.0)
     assert set(read) == {"loss"} | {f"{head}_top1" for head in step.logits}
     assert all(isinstance(value, float) for value in read.values())

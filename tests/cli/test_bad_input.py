@@ -60,7 +60,7 @@ def refused(answer: Answer, kind: str, *said: str) -> None:
         ),
         (["distill", "--device", "gpu"], "recipe", "engine.device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
         (["distill", "--threads", "many"], "recipe", "engine.threads: expected 'auto' or an integer, found 'many'"),
-        (["distill", "cohort.students=['resnet8']"], "recipe", "needs at least two students"),
+        (["distill", "cohort.students=['resnet8']"], "recipe", "needs at least 2 students"),
         (["distill", "optim.batch_size=400"], "data", "optim.batch_size is 400, there are 300 training images"),
         (["distill", "data.train_images=301"], "data", "data.train_images: expected at most 300, found 301"),
         (["distill", "folder_resnet20"], "recipe", "data.root: missing; expected a folder of images"),

@@ -9,6 +9,7 @@ from byhand import resolved
 from okdc.assembly import job as build
 from okdc.backbones.resnet import cifar_resnet
 from okdc.cohort import Cohort
+from okdc.methods.base import Batch
 from okdc.methods.baseline import Baseline, BaselineConfig
 
 
@@ -22,7 +23,7 @@ def baseline() -> Baseline:
 def test_the_loss_is_the_cross_entropy_of_the_one_student() -> None:
     method = baseline().eval()
     images, labels = torch.randn(6, 3, 8, 8), torch.randint(10, (6,))
-    step = method(images, labels, torch.tensor(0.5))
+    step = method(Batch(images, labels), torch.tensor(0.5))
     assert list(step.losses) == ["ce_student0"]
     assert list(step.logits) == ["student0"]
     z = step.logits["student0"].detach().double().numpy()
@@ -36,13 +37,13 @@ def test_the_loss_is_the_cross_entropy_of_the_one_student() -> None:
 def test_progress_has_no_say_in_it() -> None:
     method = baseline().eval()
     images, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 2])
-    first, last = (method(images, labels, torch.tensor(t)).losses["ce_student0"] for t in (0.0, 1.0))
+    first, last = (method(Batch(images, labels), torch.tensor(t)).losses["ce_student0"] for t in (0.0, 1.0))
     assert torch.equal(first, last)
 
 
 def test_it_has_no_scaffolding_and_every_parameter_gets_a_gradient() -> None:
     method = baseline()
-    step = method(torch.randn(4, 3, 8, 8), torch.randint(10, (4,)), torch.tensor(0.0))
+    step = method(Batch(torch.randn(4, 3, 8, 8), torch.randint(10, (4,))), torch.tensor(0.0))
     step.losses["ce_student0"].backward()
     assert {id(p) for p in method.parameters()} == {id(p) for p in method.cohort.parameters()}
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.parameters())
@@ -51,7 +52,7 @@ def test_it_has_no_scaffolding_and_every_parameter_gets_a_gradient() -> None:
 def test_the_loss_is_float32_under_autocast() -> None:
     images, labels = torch.randn(4, 3, 8, 8), torch.randint(10, (4,))
     with torch.autocast("cpu", torch.bfloat16):
-        step = baseline()(images, labels, torch.tensor(0.0))
+        step = baseline()(Batch(images, labels), torch.tensor(0.0))
     assert step.losses["ce_student0"].dtype == step.logits["student0"].dtype == torch.float32
     expected = torch.nn.functional.cross_entropy(step.logits["student0"], labels)
     assert torch.equal(step.losses["ce_student0"], expected)

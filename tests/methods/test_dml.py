@@ -7,6 +7,7 @@ import torch
 from byhand import POSITIONS, agrees, array, batch, cross_entropy, divergence, hold, make, names, reached, spread
 from torch import Tensor
 
+from okdc.methods.base import Batch
 from okdc.methods.dml import DMLConfig
 
 NS = pytest.mark.parametrize("n", [2, 3, 4])
@@ -31,8 +32,8 @@ def test_every_term_equals_a_slow_transcription_with_no_ramp_up(
 ) -> None:
     method, z = make("dml", n), spread(n)
     hold(monkeypatch, method, z)
-    images, labels = batch(n=5)
-    step = method(images, labels, torch.tensor(t))
+    images, labels, *_ = batch(n=5)
+    step = method(Batch(images, labels), torch.tensor(t))
     agrees(step, transcription(z, labels))
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), "ensemble"]
     assert array(step.logits["ensemble"]) == pytest.approx(sum(array(z_k) for z_k in z) / n, rel=1e-5)
@@ -61,7 +62,7 @@ def test_a_students_terms_reach_that_student_alone(n: int) -> None:
 def test_one_backward_gives_each_network_the_gradient_of_its_own_loss(n: int) -> None:
     """So that a joint update is the separate ones of the paper, made at once."""
     method = make("dml", n).eval()
-    losses = method(*batch(), torch.tensor(0.5)).losses
+    losses = method(batch(), torch.tensor(0.5)).losses
     together = torch.autograd.grad(
         torch.stack(list(losses.values())).sum(), list(method.parameters()), retain_graph=True
     )
@@ -84,8 +85,8 @@ def test_it_has_no_scaffolding_no_temperature_and_no_trunk() -> None:
 
 def test_losses_and_logits_are_float32_under_autocast() -> None:
     method = make("dml", 2)
-    images, labels = batch()
+    images, labels, *_ = batch()
     with torch.autocast("cpu", torch.bfloat16):
-        step = method(images, labels, torch.tensor(0.5))
+        step = method(Batch(images, labels), torch.tensor(0.5))
     assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
     agrees(step, transcription(torch.stack([step.logits["student0"], step.logits["student1"]]), labels))

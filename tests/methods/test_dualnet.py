@@ -8,6 +8,7 @@ import torch
 from byhand import POSITIONS, agrees, array, batch, cross_entropy, hold, linear, make, names, reached, spread
 
 from okdc.errors import RecipeError
+from okdc.methods.base import Batch
 from okdc.methods.dualnet import DualNet, DualNetConfig
 
 NS = pytest.mark.parametrize("n", [2, 3, 4])
@@ -26,13 +27,13 @@ def test_every_term_equals_a_slow_transcription_and_none_is_a_divergence(
 ) -> None:
     method, z = dualnet(n).eval(), spread(n)
     assert isinstance(method, DualNet)
-    images, labels = batch(n=5)
+    images, labels, *_ = batch(n=5)
     total = np.zeros((5, 64, 2, 2))
     for own in method.cohort(images):
         total += array(own[-1])  # features are summed, then pooled and classified
     z_f = linear(total.mean((2, 3)), method.fc)
     hold(monkeypatch, method, z)
-    step = method(images, labels, torch.tensor(t))
+    step = method(Batch(images, labels), torch.tensor(t))
     agrees(
         step,
         {"ce_fused": cross_entropy(z_f, labels)} | {f"ce_student{k}": cross_entropy(z[k], labels) for k in range(n)},
@@ -63,15 +64,15 @@ def test_features_of_other_widths_cannot_be_summed() -> None:
 
 
 def test_one_student_is_refused() -> None:
-    with pytest.raises(RecipeError, match="two students"):
+    with pytest.raises(RecipeError, match="at least 2 students"):
         dualnet(1)
 
 
 def test_losses_and_logits_are_float32_under_autocast() -> None:
     method = dualnet()
-    images, labels = batch()
+    images, labels, *_ = batch()
     with torch.autocast("cpu", torch.bfloat16):
-        step = method(images, labels, torch.tensor(0.5))
+        step = method(Batch(images, labels), torch.tensor(0.5))
     assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
     for name in ("student0", "student1", "fused"):
         expected = cross_entropy(step.logits[name], labels)

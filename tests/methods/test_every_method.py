@@ -16,7 +16,7 @@ from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
 from okdc.cohort import count_macs
 from okdc.errors import RecipeError
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.recipe.draft import load
 from okdc.training.optim import sgd
 
@@ -58,7 +58,7 @@ SWITCHES = [
     Case("fefr", {}),
     Case("dualnet", {}),
     Case("okddip", {}),
-    *(Case("kdcl", {"teacher": kind}) for kind in ("naive", "linear", "minlogit")),
+    *(Case("kdcl", {"target": kind}) for kind in ("naive", "linear", "minlogit")),
 ]
 PLAIN = [Case(name, {}) for name in methods.METHODS.own]
 
@@ -104,10 +104,10 @@ def test_every_method_is_here() -> None:
 def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Case, n: int, share: str) -> None:
     """Distributed training stops at a parameter without one. What lies outside the cohort has a decay of its own."""
     method = of(case, n, share).train()
-    images, labels = batch()
-    step = method(images, labels, torch.tensor(0.3))
+    images, labels, *_ = batch()
+    step = method(Batch(images, labels), torch.tensor(0.3))
     assert all(torch.isfinite(loss) for loss in step.losses.values())
-    optim = table("fefr").optim
+    optim = table("fefr").recipe.optim
     optimizer = sgd(method, optim)
     torch.stack(list(step.losses.values())).sum().backward()
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
@@ -134,10 +134,10 @@ def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Cas
 def test_a_second_step_of_a_run_is_as_good_as_the_first() -> None:
     for case in PLAIN:
         method = of(case, counts(case.name)[0], sharings(case.name)[0]).train()
-        optimizer = sgd(method, table("fefr").optim)
+        optimizer = sgd(method, table("fefr").recipe.optim)
         seen = []
         for t in (0.0, 0.01, 0.9):
-            losses = method(*batch(), torch.tensor(t)).losses
+            losses = method(batch(), torch.tensor(t)).losses
             total = torch.stack(list(losses.values())).sum()
             optimizer.zero_grad(set_to_none=True)
             total.backward()
@@ -189,7 +189,7 @@ def scaffolding(name: str, n: int, share: str) -> int:
     }.get(name, 0)
 
 
-@grid([*PLAIN, Case("mfef", {"in_path": True}), Case("kdcl", {"teacher": "linear"})])
+@grid([*PLAIN, Case("mfef", {"in_path": True}), Case("kdcl", {"target": "linear"})])
 def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: int, share: str) -> None:
     """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice."""
     method = of(case, n, share).train()
@@ -199,7 +199,7 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: i
         watched += [m for m in method.get_submodule("teacher").modules() if not list(m.children())]
     for module in {id(m): m for m in watched}.values():
         module.register_forward_hook(lambda m, *_: runs.update([id(m)]))
-    method(*batch(), torch.tensor(0.5))
+    method(batch(), torch.tensor(0.5))
     assert set(runs) == {id(m) for m in watched}
     assert set(runs.values()) == {1}
 
@@ -234,8 +234,8 @@ HEADS = {
 def test_every_head_has_a_name_and_one_row_an_image(case: Case) -> None:
     name = case.name
     method = of(case, 1 if name in SINGLE else 3, sharings(name)[0]).eval()
-    images, labels = batch()
-    logits = method(images, labels, torch.tensor(0.5)).logits
+    images, labels, *_ = batch()
+    logits = method(Batch(images, labels), torch.tensor(0.5)).logits
     assert list(logits) == HEADS[name]
     assert {tuple(z.shape) for z in logits.values()} == {(4, 10)}
     assert {z.dtype for z in logits.values()} == {torch.float32}
@@ -251,12 +251,12 @@ def test_every_head_has_a_name_and_one_row_an_image(case: Case) -> None:
 @pytest.mark.parametrize("case", SWITCHES, ids=called)
 def test_an_answer_in_eval_mode_depends_on_no_other_image_of_the_batch_and_moves_nothing(case: Case) -> None:
     method = of(case, 1 if case.name in SINGLE else 2, sharings(case.name)[0])
-    method(*batch(), torch.tensor(0.5))
+    method(batch(), torch.tensor(0.5))
     method.eval()
     before = {name: t.clone() for name, t in method.state_dict().items()}
-    images, labels = batch()
-    whole = method(images, labels, torch.tensor(1.0)).logits
-    alone = method(images[:1], labels[:1], torch.tensor(1.0)).logits
+    images, labels, *_ = batch()
+    whole = method(Batch(images, labels), torch.tensor(1.0)).logits
+    alone = method(Batch(images[:1], labels[:1]), torch.tensor(1.0)).logits
     for name in whole:
         torch.testing.assert_close(whole[name][:1], alone[name], rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], t) for name, t in method.state_dict().items())
@@ -278,7 +278,7 @@ class Replayed(nn.Module):
 
 
 def divergences(method: Method, t: float) -> dict[str, float]:
-    losses = method(*batch(), torch.tensor(t)).losses
+    losses = method(batch(), torch.tensor(t)).losses
     return {name: loss.item() for name, loss in losses.items() if name.startswith("kl_")}
 
 
@@ -307,14 +307,14 @@ def test_the_mean_weight_of_distillation_does_not_depend_on_the_epochs(
 @pytest.mark.parametrize("name", [name for name in methods.METHODS.own if name not in RAMPED])
 def test_the_others_weigh_every_term_alike_from_the_first_step_on(name: str) -> None:
     method = make(name, 1 if name in SINGLE else 3).eval()
-    first, last = (method(*batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
+    first, last = (method(batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
     assert all(torch.equal(first[term], last[term]) for term in first)
 
 
 @pytest.mark.parametrize("name", RAMPED)
 def test_cross_entropies_are_never_ramped(name: str) -> None:
     method = make(name, 3, "low").eval()
-    first, last = (method(*batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
+    first, last = (method(batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
     for term in first:
         assert torch.equal(first[term], last[term]) is term.startswith("ce_"), term
 
@@ -382,7 +382,7 @@ def test_features_of_other_widths_are_refused_and_of_one_width_taken(name: str, 
 def test_students_that_differ_learn_together(name: str) -> None:
     method = make(name, ["resnet8", "wrn16_1", "resnet14"], "none", CIFAR)
     assert method.cohort.shared == 0
-    step = method(*batch(CIFAR), torch.tensor(0.5))
+    step = method(batch(CIFAR), torch.tensor(0.5))
     torch.stack(list(step.losses.values())).sum().backward()
     assert [k for k, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
 
@@ -390,7 +390,7 @@ def test_students_that_differ_learn_together(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in methods.METHODS.own if name not in SINGLE])
 def test_one_student_is_refused_with_the_method_that_trains_one(name: str) -> None:
     (told,) = resolved(name, ["resnet8"], "low")
-    assert told == f"[method] {name}: {name} needs at least two students; method.name=baseline trains one"
+    assert told == f"[method] {name}: {name} needs at least 2 students; method.name=baseline trains one"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -427,8 +427,8 @@ def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, 
         method = build.method(table(name, ["resnet20"], share, 32), CIFAR, 10, big)[0]
     else:
         method = make(name, ["resnet20"] * n, share, CIFAR)
-    images, labels = batch(CIFAR, 1)
-    assert count_macs(method.eval(), images, labels, torch.tensor(0.5)) == macs
+    images, labels, *_ = batch(CIFAR, 1)
+    assert count_macs(method.eval(), Batch(images, labels), torch.tensor(0.5)) == macs
     assert macs / 1e6 == pytest.approx(millions, abs=0.06)
 
 

@@ -19,7 +19,7 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.backbones.parts import PoolLinear
 from okdc.backbones.resnet import cifar_resnet
 from okdc.cohort import Backbone, Cohort
-from okdc.methods.base import Step
+from okdc.methods.base import Batch, Step
 from okdc.methods.fefr import FEFR, FeaturePath, FEFRConfig, reconstruct
 from okdc.recipe.schema import Recipe
 from okdc.seeds import seeded
@@ -53,9 +53,9 @@ def fefr(n: int = 2, share: str = "none", images: torch.Size = SMALL, depth: int
         return FEFR(Cohort(students, share), config(**keys), images, 10)
 
 
-def batch(images: torch.Size = SMALL, n: int = 4) -> tuple[Tensor, Tensor]:
+def batch(images: torch.Size = SMALL, n: int = 4) -> Batch:
     torch.manual_seed(1)
-    return torch.randn(n, *images), torch.randint(10, (n,))
+    return Batch(torch.randn(n, *images), torch.randint(10, (n,)))
 
 
 def takes_a_step(method: FEFR, images: torch.Size) -> None:
@@ -64,7 +64,7 @@ def takes_a_step(method: FEFR, images: torch.Size) -> None:
     A parameter without a gradient would stop distributed training.
     """
     method.train()
-    step = method(*batch(images), torch.tensor(0.5))
+    step = method(batch(images), torch.tensor(0.5))
     total = torch.stack(list(step.losses.values())).sum()
     assert torch.isfinite(total)
     optimizer = sgd(method, OPTIM)
@@ -241,10 +241,10 @@ def test_without_early_fusion_a_path_sees_the_last_map_alone() -> None:
 
 def test_the_fused_classifier_sees_every_students_refined_map() -> None:
     method = fefr(3).eval()
-    images, labels = batch()
+    images, labels, *_ = batch()
     maps = method.cohort(images)
     refined = [path(own) for path, own in zip(method.paths, maps, strict=True)]
-    assert torch.equal(method(images, labels, torch.tensor(0.0)).logits["fused"], method.fusion(refined))
+    assert torch.equal(method(Batch(images, labels), torch.tensor(0.0)).logits["fused"], method.fusion(refined))
     for k in range(3):
         refined[k] = refined[k] + 1
         assert not torch.equal(
@@ -257,9 +257,9 @@ def test_a_whole_step_leaves_every_tapped_map_as_it_was() -> None:
     method = fefr(2, "low").train()
     seen: list[list[list[Tensor]]] = []
     method.cohort.register_forward_hook(lambda module, args, out: seen.append(out))  # noqa: ARG005
-    images, labels = batch()
+    images, labels, *_ = batch()
     copies = [[m.detach().clone() for m in own] for own in method.cohort(images)]
-    method(images, labels, torch.tensor(0.5))
+    method(Batch(images, labels), torch.tensor(0.5))
     for own, copied in zip(seen[-1], copies, strict=True):
         assert all(torch.equal(m, c) for m, c in zip(own, copied, strict=True))
 
@@ -268,10 +268,10 @@ def test_a_student_alone_answers_as_it_does_in_the_method() -> None:
     for share in ("low", "stem1", "none"):
         method = fefr(2, share)
         for _ in range(3):
-            method(*batch(n=8), torch.tensor(0.5))
+            method(batch(n=8), torch.tensor(0.5))
         method.eval()
-        images, labels = batch()
-        step = method(images, labels, torch.tensor(0.5))
+        images, labels, *_ = batch()
+        step = method(Batch(images, labels), torch.tensor(0.5))
         for k in range(2):
             alone = cifar_resnet(8, 10).eval()
             alone.load_state_dict(method.cohort.backbone(k).state_dict(), strict=True)
@@ -329,9 +329,9 @@ def test_maps_and_their_gradients_stay_channels_last_through_the_side_paths(
 
     for name, module in method.named_modules():
         module.register_forward_hook(lambda _, __, y, name=name: watch(name, y))
-    x, labels = batch(images)
+    x, labels, *_ = batch(images)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        losses = method(x.contiguous(memory_format=torch.channels_last), labels, torch.tensor(0.5)).losses
+        losses = method(Batch(x.contiguous(memory_format=torch.channels_last), labels), torch.tensor(0.5)).losses
     torch.stack(list(losses.values())).sum().backward()
     # Of a map that is a part of another's channels, the others lie between its pixels.
     assert not [(name, y.shape, y.stride()) for name, y in seen if y.stride(1) != 1]
@@ -381,8 +381,8 @@ def transcription(step: Step, labels: Tensor, t: float, T: float, alpha: float) 
 @pytest.mark.parametrize("t", [0.0, 0.1, 0.9])
 def test_every_term_equals_a_slow_transcription(t: float, n: int, T: float, alpha: float) -> None:
     method = fefr(n, "low", temperature=T, rampup=alpha)
-    images, labels = batch(n=5)
-    step = method(images, labels, torch.tensor(t))
+    images, labels, *_ = batch(n=5)
+    step = method(Batch(images, labels), torch.tensor(t))
     expected = transcription(step, labels, t, T, alpha)
     assert set(step.losses) == set(expected)
     for name, value in expected.items():
@@ -390,7 +390,7 @@ def test_every_term_equals_a_slow_transcription(t: float, n: int, T: float, alph
 
 
 def test_every_head_has_an_accuracy_column() -> None:
-    step = fefr(3)(*batch(), torch.tensor(0.0))
+    step = fefr(3)(batch(), torch.tensor(0.0))
     assert list(step.logits) == ["student0", "student1", "student2", "fused", "ensemble"]
     z = [step.logits[f"student{k}"] for k in range(3)]
     torch.testing.assert_close(step.logits["ensemble"], (z[0] + z[1] + z[2]) / 3)
@@ -398,9 +398,9 @@ def test_every_head_has_an_accuracy_column() -> None:
 
 def test_losses_and_logits_are_float32_under_autocast_and_softmax_is_not_rounded() -> None:
     method = fefr()
-    images, labels = batch()
+    images, labels, *_ = batch()
     with torch.autocast("cpu", torch.bfloat16):
-        step = method(images, labels, torch.tensor(0.5))
+        step = method(Batch(images, labels), torch.tensor(0.5))
     assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
     for name, value in transcription(step, labels, 0.5, 3.0, 80 / 300).items():
         assert step.losses[name].item() == pytest.approx(value, rel=2e-4, abs=1e-6), name
@@ -413,7 +413,7 @@ def test_losses_and_logits_are_float32_under_autocast_and_softmax_is_not_rounded
 def reached(method: FEFR, term: str) -> set[str]:
     """The names of the parameters that one loss term moves."""
     method.zero_grad(set_to_none=True)
-    method(*batch(), torch.tensor(1.0)).losses[term].backward()
+    method(batch(), torch.tensor(1.0)).losses[term].backward()
     return {name for name, p in method.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
 
 
@@ -462,7 +462,7 @@ def test_the_gradient_of_a_shared_trunk_is_a_sum_over_students() -> None:
     trunk = [p for stage in method.cohort.backbone(0).stages[:3] for p in stage.parameters()]
 
     def gradient(*terms: str) -> list[Tensor]:
-        losses = method(*batch(), torch.tensor(1.0)).losses
+        losses = method(batch(), torch.tensor(1.0)).losses
         return list(torch.autograd.grad(torch.stack([losses[t] for t in terms]).sum(), trunk))
 
     for kind in ("ce_", "kl_fused_"):
@@ -500,7 +500,7 @@ def test_early_fusion_of_fewer_than_three_maps_is_refused_with_the_way_out() -> 
 
 
 def test_one_student_is_refused() -> None:
-    with pytest.raises(ValueError, match="two students"):
+    with pytest.raises(ValueError, match="at least 2 students"):
         fefr(1)
 
 
@@ -534,13 +534,13 @@ def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
 def test_steps_on_a_gpu_never_wait_for_it() -> None:
     method = fefr(2, "low").cuda()
     optimizer = sgd(method, OPTIM)
-    images, labels = (t.cuda() for t in batch())
+    images, labels = (t.cuda() for t in batch()[:2])
     progress = torch.zeros((), device="cuda")
 
     def step() -> Tensor:
         progress.fill_(0.5)
         with torch.autocast("cuda", torch.bfloat16):
-            losses = method(images, labels, progress).losses
+            losses = method(Batch(images, labels), progress).losses
         total = torch.stack(list(losses.values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()

@@ -23,6 +23,7 @@ from byhand import (
 )
 
 from okdc.errors import RecipeError
+from okdc.methods.base import Batch
 from okdc.methods.ffl import FFL, FFLConfig
 
 NS = pytest.mark.parametrize("n", [2, 3, 4])
@@ -43,10 +44,10 @@ def test_every_term_equals_a_slow_transcription(
     """The fused classifier too: from the students' last maps, by loops over pixels."""
     method, z = ffl(n).train(training), spread(n)
     assert isinstance(method, FFL)
-    images, labels = batch(n=5)
+    images, labels, *_ = batch(n=5)
     z_f = torch.from_numpy(fused([array(own[-1]) for own in method.cohort(images)], method.fusion))
     hold(monkeypatch, method, z)
-    step = method(images, labels, torch.tensor(t))
+    step = method(Batch(images, labels), torch.tensor(t))
     torch.testing.assert_close(step.logits["fused"].double(), z_f, rtol=1e-4, atol=1e-5)
     agrees(step, mutual(z, z_f, labels, t, 3.0, ALPHA))
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), "fused", "ensemble"]
@@ -60,8 +61,8 @@ def test_temperature_ramp_up_and_detaching_are_the_recipes(
 ) -> None:
     method, z = ffl(temperature=T, rampup=alpha, detach_features=detach).eval(), spread(2)
     hold(monkeypatch, method, z)
-    images, labels = batch(n=5)
-    step = method(images, labels, torch.tensor(0.1))
+    images, labels, *_ = batch(n=5)
+    step = method(Batch(images, labels), torch.tensor(0.1))
     agrees(step, mutual(z, step.logits["fused"], labels, 0.1, T, alpha))
 
 
@@ -99,12 +100,12 @@ def test_students_of_other_widths_meet_at_the_smallest_map() -> None:
     method = make("ffl", ["resnet8", "wrn16_2"], "none", CIFAR)
     assert isinstance(method, FFL)
     assert method.notes == ("fused classifier of 64×8×8 + 128×8×8, joined at 192×8×8, 64 channels",)
-    step = method(*batch(CIFAR), torch.tensor(0.5))
+    step = method(batch(CIFAR), torch.tensor(0.5))
     assert step.logits["fused"].shape == (4, 10)
 
 
 def test_one_student_is_refused() -> None:
-    with pytest.raises(RecipeError, match="two students"):
+    with pytest.raises(RecipeError, match="at least 2 students"):
         ffl(1, "none")
 
 

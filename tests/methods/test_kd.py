@@ -11,7 +11,7 @@ from byhand import agrees, batch, cross_entropy, divergence, hold, make, names, 
 from torch import nn
 
 from okdc.assembly import job as build
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.methods.kd import KD, KDConfig
 from okdc.training.optim import sgd
 
@@ -41,8 +41,8 @@ def test_every_term_equals_a_slow_transcription(T: float, alpha: float, monkeypa
         table("kd", ["resnet8"], temperature=T, alpha=alpha), torch.Size((3, 8, 8)), 10, Answers(z_t)
     )
     hold(monkeypatch, method, z[None])
-    images, labels = batch(n=5)
-    step = method(images, labels, torch.tensor(0.0))
+    images, labels, *_ = batch(n=5)
+    step = method(Batch(images, labels), torch.tensor(0.0))
     agrees(
         step,
         {"ce_student0": cross_entropy(z, labels), "kl_teacher_student0": alpha * divergence(z_t, z, T)},
@@ -54,7 +54,7 @@ def test_every_term_equals_a_slow_transcription(T: float, alpha: float, monkeypa
 
 def test_there_is_no_ramp_up() -> None:
     method = kd().eval()
-    first, last = (method(*batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
+    first, last = (method(batch(), torch.tensor(t)).losses for t in (0.0, 1.0))
     assert all(torch.equal(first[name], last[name]) for name in first)
 
 
@@ -79,13 +79,13 @@ def test_a_teacher_stays_what_it_was_through_training_steps() -> None:
     method = kd()
     before = state(method.teacher)
     assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in before.items() if k.endswith("running_mean"))
-    optimizer = sgd(method, table("kd", ["resnet8"]).optim)
+    optimizer = sgd(method, table("kd", ["resnet8"]).recipe.optim)
     for _ in range(2):
         assert method.train() is method
         assert method.training
         assert method.cohort.training
         assert not any(m.training for m in method.teacher.modules())
-        losses = method(*batch(), torch.tensor(0.5)).losses
+        losses = method(batch(), torch.tensor(0.5)).losses
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -98,10 +98,10 @@ def test_a_teacher_stays_what_it_was_through_training_steps() -> None:
 
 def test_the_teacher_answers_as_it_does_alone() -> None:
     method = kd().train()
-    images, labels = batch()
+    images, labels, *_ = batch()
     alone = teacher().eval()
     with torch.no_grad():
-        assert torch.equal(method(images, labels, torch.tensor(0.0)).logits["teacher"], alone(images))
+        assert torch.equal(method(Batch(images, labels), torch.tensor(0.0)).logits["teacher"], alone(images))
 
 
 def test_it_trains_the_first_student_of_a_recipe_alone() -> None:
@@ -114,9 +114,9 @@ def test_it_trains_the_first_student_of_a_recipe_alone() -> None:
 
 def test_losses_and_logits_are_float32_under_autocast() -> None:
     method: Method = kd()
-    images, labels = batch()
+    images, labels, *_ = batch()
     with torch.autocast("cpu", torch.bfloat16):
-        step = method(images, labels, torch.tensor(0.5))
+        step = method(Batch(images, labels), torch.tensor(0.5))
     assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
     z, z_t = step.logits["student0"], step.logits["teacher"]
     agrees(step, {"ce_student0": cross_entropy(z, labels), "kl_teacher_student0": divergence(z_t, z, 3.0)})

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from okdc import backbones
 from okdc.errors import RecipeError
+from okdc.methods.base import Batch
 from okdc.methods.mfef import MFEF, MFEFConfig
 
 NS = pytest.mark.parametrize("n", [2, 3, 4])
@@ -78,14 +79,14 @@ def test_the_fused_classifier_equals_a_slow_transcription(
 ) -> None:
     keys: dict[str, Any] = {"msfe": msfe, "attention": attention, "groups": groups}
     method = mfef(n, **keys)
-    images, labels = batch(n=5)
+    images, labels, *_ = batch(n=5)
     for _ in range(3):
-        method(images + 0.2, labels, torch.tensor(0.0))  # batch statistics leave 0 and 1
+        method(Batch(images + 0.2, labels), torch.tensor(0.0))  # batch statistics leave 0 and 1
     method.eval()
     z_f = torch.from_numpy(fused(refined(method, method.cohort(images), msfe, attention, groups), method.fusion))
     z = spread(n)
     hold(monkeypatch, method, z)
-    step = method(images, labels, torch.tensor(0.1))
+    step = method(Batch(images, labels), torch.tensor(0.1))
     torch.testing.assert_close(step.logits["fused"].double(), z_f, rtol=1e-4, atol=1e-5)
     agrees(step, mutual(z, z_f, labels, 0.1, 3.0, ALPHA))
 
@@ -99,8 +100,8 @@ def test_every_term_equals_a_slow_transcription(
 ) -> None:
     method, z = mfef(n, in_path=in_path, temperature=T, rampup=alpha).eval(), spread(n)
     hold(monkeypatch, method, z)
-    images, labels = batch(n=5)
-    step = method(images, labels, torch.tensor(t))
+    images, labels, *_ = batch(n=5)
+    step = method(Batch(images, labels), torch.tensor(t))
     agrees(step, mutual(z, step.logits["fused"], labels, t, T, alpha))
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), "fused", "ensemble"]
     assert array(step.logits["ensemble"]) == pytest.approx(sum(array(z_k) for z_k in z) / n, rel=1e-5)
@@ -112,11 +113,11 @@ def test_case_c_is_distillation_of_the_ensembles_logits(t: float, n: int, monkey
     """Table 5 prints no fused result for it: Σ CE(z_k) + w·T²·Σ KL(z_a ‖ z_k)."""
     method, z = mfef(n, **CASES["C"]).eval(), spread(n)
     hold(monkeypatch, method, z)
-    images, labels = batch(n=5)
+    images, labels, *_ = batch(n=5)
     z_a = sum((array(z_k) for z_k in z), np.zeros((5, 10))) / n
     expected = {f"ce_student{k}": cross_entropy(z[k], labels) for k in range(n)}
     expected |= {f"kl_ensemble_student{k}": weight(t, ALPHA) * divergence(z_a, z[k], 3.0) for k in range(n)}
-    step = method(images, labels, torch.tensor(t))
+    step = method(Batch(images, labels), torch.tensor(t))
     agrees(step, expected)
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), "ensemble"]
     torch.testing.assert_close(step.logits["ensemble"].double(), torch.from_numpy(z_a), rtol=1e-5, atol=1e-6)
@@ -131,8 +132,8 @@ def test_without_distillation_every_student_learns_from_the_labels_alone(
     inside = {id(p) for p in method.cohort.parameters()}
     assert {id(p) for p in method.parameters()} == inside
     hold(monkeypatch, method, z)
-    images, labels = batch(n=5)
-    step = method(images, labels, torch.tensor(0.5))
+    images, labels, *_ = batch(n=5)
+    step = method(Batch(images, labels), torch.tensor(0.5))
     agrees(step, {f"ce_student{k}": cross_entropy(z[k], labels) for k in range(n)})
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), *(["ensemble"] if n > 1 else [])]
 
@@ -176,14 +177,14 @@ def test_what_is_kept_is_the_plain_network_unless_extraction_is_in_its_path(keys
 
 def test_in_its_path_the_extraction_decides_what_the_student_says() -> None:
     """Beside it, it does not: a student's logits are its plain backbone's."""
-    images, labels = batch()
+    images, labels, *_ = batch()
     for in_path in (False, True):
         method = mfef(2, "none", in_path=in_path).eval()
-        before = method(images, labels, torch.tensor(0.0)).logits
+        before = method(Batch(images, labels), torch.tensor(0.0)).logits
         for name, p in method.named_parameters():
             if "convs" in name:
                 nn.init.zeros_(p)
-        after = method(images, labels, torch.tensor(0.0)).logits
+        after = method(Batch(images, labels), torch.tensor(0.0)).logits
         assert torch.equal(before["student0"], after["student0"]) is not in_path
         assert not torch.equal(before["fused"], after["fused"])
 
@@ -199,7 +200,7 @@ def test_students_of_other_widths_each_have_a_path_of_their_own_width() -> None:
     method = make("mfef", ["resnet8", "wrn16_2"], "none", CIFAR)
     assert isinstance(method, MFEF)
     assert "64×8×8 + 128×8×8" in method.notes[0]
-    assert method(*batch(CIFAR), torch.tensor(0.5)).logits["fused"].shape == (4, 10)
+    assert method(batch(CIFAR), torch.tensor(0.5)).logits["fused"].shape == (4, 10)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -276,7 +277,7 @@ def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("case", ["C", "D", "E"])
 def test_one_student_has_nobody_to_learn_from(case: str) -> None:
-    with pytest.raises(RecipeError, match="two students"):
+    with pytest.raises(RecipeError, match="at least 2 students"):
         mfef(1, "none", **CASES[case])
 
 

@@ -28,6 +28,7 @@ from byhand import (
 from torch import Tensor
 
 from okdc.errors import RecipeError
+from okdc.methods.base import Batch
 from okdc.methods.okddip import OKDDip, OKDDipConfig
 from okdc.runs.files import read_json
 from okdc.training import selection as keep
@@ -85,13 +86,13 @@ def test_every_term_equals_a_slow_transcription(
 ) -> None:
     method = sharpened(okddip(n, temperature=T, rampup=alpha)).eval()
     assert isinstance(method, OKDDip)
-    images, labels = batch(n=5)
+    images, labels, *_ = batch(n=5)
     A, z = attention(method, method.cohort(images)), spread(n)
     if n > 2:
         assert abs(A - A.transpose(0, 2, 1)).max() > 0.05
         assert A.std(0).max() > 1e-3
     hold(monkeypatch, method, z)
-    step = method(images, labels, torch.tensor(t))
+    step = method(Batch(images, labels), torch.tensor(t))
     expected = transcription(z, A, labels, t, T, alpha)
     if n == 2:  # a single peer is its own teacher
         assert abs(step.losses["kl_peers_student0"].item()) < 1e-5
@@ -102,7 +103,7 @@ def test_every_term_equals_a_slow_transcription(
 
 @NS
 def test_every_student_and_what_teaches_the_leader_have_an_accuracy_column(n: int) -> None:
-    step = okddip(n)(*batch(), torch.tensor(0.0))
+    step = okddip(n)(batch(), torch.tensor(0.0))
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), "ensemble"]
     mean = sum((step.logits[f"student{k}"] for k in range(n - 1)), torch.zeros(())) / (n - 1)
     torch.testing.assert_close(step.logits["ensemble"], mean)
@@ -139,11 +140,11 @@ def test_gradients_are_those_of_the_formula_with_nothing_held_fixed(n: int, monk
     """With respect to the logits, by finite differences of the transcription: a detached target would give others."""
     method = sharpened(okddip(n)).eval()
     assert isinstance(method, OKDDip)
-    images, labels = batch(n=2)
+    images, labels, *_ = batch(n=2)
     A, z = attention(method, method.cohort(images)), spread(n, images=2).requires_grad_()
     hold(monkeypatch, method, z)
     (gradient,) = torch.autograd.grad(
-        torch.stack(list(method(images, labels, torch.tensor(0.5)).losses.values())).sum(), z
+        torch.stack(list(method(Batch(images, labels), torch.tensor(0.5)).losses.values())).sum(), z
     )
     generator = torch.Generator().manual_seed(2)
     for k in range(n):
@@ -190,15 +191,15 @@ def test_features_of_other_widths_are_refused_with_a_way_out() -> None:
 
 
 def test_one_student_is_refused() -> None:
-    with pytest.raises(RecipeError, match="two students"):
+    with pytest.raises(RecipeError, match="at least 2 students"):
         okddip(1, "none")
 
 
 def test_losses_and_logits_are_float32_under_autocast() -> None:
     method = okddip()
-    images, labels = batch()
+    images, labels, *_ = batch()
     with torch.autocast("cpu", torch.bfloat16):
-        step = method(images, labels, torch.tensor(0.5))
+        step = method(Batch(images, labels), torch.tensor(0.5))
     assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
     for k in range(4):
         expected = cross_entropy(step.logits[f"student{k}"], labels)

@@ -30,6 +30,7 @@ from byhand import (
 from torch import Tensor
 
 from okdc.errors import RecipeError
+from okdc.methods.base import Batch
 from okdc.methods.one import ONE, ONEConfig
 
 NS = pytest.mark.parametrize("n", [2, 3, 4])
@@ -73,9 +74,9 @@ def test_every_term_equals_a_slow_transcription(
     training: bool, t: float, share: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, z = one(n, share), spread(n)
-    images, labels = batch(n=5)
+    images, labels, *_ = batch(n=5)
     for _ in range(2):
-        method(images + 0.3, labels, torch.tensor(0.0))  # the gate's batch statistics leave 0 and 1
+        method(Batch(images + 0.3, labels), torch.tensor(0.0))  # the gate's batch statistics leave 0 and 1
     torch.nn.init.uniform_(method.gate.bn.weight, 0.5, 1.5)
     torch.nn.init.uniform_(method.gate.bn.bias, -0.5, 0.5)
     method.train(training)
@@ -83,7 +84,7 @@ def test_every_term_equals_a_slow_transcription(
     g = gated(method, array(trunk))
     assert g.std(0).max() > 1e-3, "a gate that gives every image the same would hide a wrong one"
     hold(monkeypatch, method, z)
-    step = method(images, labels, torch.tensor(t))
+    step = method(Batch(images, labels), torch.tensor(t))
     agrees(step, transcription(z, g, labels, t, 3.0, ALPHA))
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), "gated"]
     assert step.logits["gated"].shape == (5, 10)
@@ -93,15 +94,15 @@ def test_every_term_equals_a_slow_transcription(
 def test_temperature_and_ramp_up_are_the_recipes(T: float, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     method, z = one(temperature=T, rampup=alpha).eval(), spread(3)
     assert isinstance(method, ONE)
-    images, labels = batch(n=5)
+    images, labels, *_ = batch(n=5)
     g = gated(method, array(method.cohort(images)[0][2]))
     hold(monkeypatch, method, z)
-    agrees(method(images, labels, torch.tensor(0.1)), transcription(z, g, labels, 0.1, T, alpha))
+    agrees(method(Batch(images, labels), torch.tensor(0.1)), transcription(z, g, labels, 0.1, T, alpha))
 
 
 def test_the_gates_weights_are_positive_and_sum_to_one() -> None:
     method = one(4)
-    images, _ = batch(n=8)
+    images = batch(n=8).images
     g = method.gate(method.cohort(images)[0][2])
     assert g.shape == (8, 4)
     assert (g > 0).all()
@@ -151,15 +152,15 @@ def test_without_a_trunk_there_is_nothing_for_the_gate_to_read() -> None:
 
 
 def test_one_student_is_refused() -> None:
-    with pytest.raises(RecipeError, match="two students"):
+    with pytest.raises(RecipeError, match="at least 2 students"):
         one(1)
 
 
 def test_losses_and_logits_are_float32_under_autocast() -> None:
     method = one()
-    images, labels = batch()
+    images, labels, *_ = batch()
     with torch.autocast("cpu", torch.bfloat16):
-        step = method(images, labels, torch.tensor(0.5))
+        step = method(Batch(images, labels), torch.tensor(0.5))
     assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
     z_e = step.logits["gated"]
     assert step.losses["ce_gated"].item() == pytest.approx(cross_entropy(z_e, labels), rel=1e-5)

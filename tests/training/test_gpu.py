@@ -17,6 +17,7 @@ from torch._dynamo.utils import counters
 
 from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
+from okdc.methods.base import Batch
 from okdc.recipe.schema import Engine
 from okdc.runs.artefacts import Provenance
 from okdc.training import device
@@ -33,7 +34,7 @@ THREE = 'cohort.students=["resnet8", "resnet8", "resnet8"]'
 CASES = {
     "fefr, clipped": ("optim.clip=1.0",),
     "baseline": ("method.name=baseline", 'cohort.students=["resnet8"]'),
-    "kdcl, linear, three": ("method.name=kdcl", "method.teacher=linear", "cohort.share=none", THREE),
+    "kdcl, linear, three": ("method.name=kdcl", "method.target=linear", "cohort.share=none", THREE),
     **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one")},
     **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl")},
 }
@@ -84,7 +85,7 @@ def test_maps_have_the_chosen_type_and_layout_and_weights_and_losses_stay_float3
     for conv in convolutions:
         conv.register_forward_hook(lambda _, __, y: seen.append(y))
     images, labels = next(batches.epoch(0))
-    losses = step(images, labels, 0.0).losses
+    losses = step(Batch(images, labels), 0.0).losses
     assert {y.dtype for y in seen} == {getattr(torch, dtype)}
     assert all(y.is_contiguous(memory_format=found.torch_memory_format) for y in seen)
     assert {p.dtype for p in step.parameters} == {p.grad.dtype for p in step.parameters if p.grad is not None}
@@ -103,10 +104,10 @@ def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: st
     drawn = batches.epoch(0)
     for number in range(WARM):
         images, labels = next(drawn)
-        totals.add(step(images, labels, 0.0), labels, number)
+        totals.add(step(Batch(images, labels), 0.0), labels, number)
     with no_waiting():
         for number, (images, labels) in enumerate(drawn, WARM):
-            totals.add(step(images, labels, number / batches.steps), labels, number)
+            totals.add(step(Batch(images, labels), number / batches.steps), labels, number)
     read = totals.read()
     assert totals.steps == batches.steps
     assert read.bad is None
@@ -153,7 +154,7 @@ def test_a_compiled_step_is_the_eager_one_within_rounding_for_several_steps() ->
     by_hand = dict.fromkeys(("eager", "compiled"), 0.0)
     for number, (a, b) in enumerate(zip(one[1].epoch(0), other[1].epoch(0), strict=True)):
         for (step, _, _), (images, labels), totals, name in zip((one, other), (a, b), sums, by_hand, strict=True):
-            taken = step(images, labels, number / 25)
+            taken = step(Batch(images, labels), number / 25)
             totals.add(taken, labels, number)
             by_hand[name] += sum(loss.item() for loss in taken.losses.values())
     eager, compiled = (totals.read() for totals in sums)
@@ -174,7 +175,7 @@ def test_evaluation_between_compiled_steps_compiles_nothing_and_spoils_nothing()
         step.method.train()
         for _ in range(n):
             images, labels = next(drawn)
-            assert all(torch.isfinite(loss) for loss in step(images, labels, 0.5).losses.values())
+            assert all(torch.isfinite(loss) for loss in step(Batch(images, labels), 0.5).losses.values())
 
     steps(WARM)
     graphs = counters["stats"]["unique_graphs"]

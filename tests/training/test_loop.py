@@ -94,7 +94,7 @@ def test_a_run_leaves_the_global_generator_as_it_was() -> None:
 def test_an_epoch_is_its_whole_batches_and_a_run_its_epochs() -> None:
     """50 images are three batches of 16; the two left over would be a batch of their own for BatchNorm."""
     job, sizes = built(recipe()), []
-    job.method.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])) if m.training else None)
+    job.method.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0].images)) if m.training else None)
     tell = Quiet()
     run = train(job, tell)
     assert sizes == [16] * (STEPS * EPOCHS)
@@ -128,7 +128,7 @@ def test_progress_is_the_fraction_of_steps_done_and_both_groups_follow_the_sched
     job = built(recipe("optim.epochs=8"))
     progress: list[float] = []
     rates: list[list[float]] = []
-    job.method.register_forward_pre_hook(lambda m, args: progress.append(args[2].item()) if m.training else None)
+    job.method.register_forward_pre_hook(lambda m, args: progress.append(args[1].item()) if m.training else None)
     hook = register_optimizer_step_pre_hook(
         lambda optimizer, args, kwargs: rates.append([g["lr"] for g in optimizer.param_groups])  # noqa: ARG005
     )

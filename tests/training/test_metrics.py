@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from okdc.assembly import job as build
 from okdc.assembly.student import logits_of
-from okdc.methods.base import Method, Step
+from okdc.methods.base import Batch, Method, Step
 from okdc.training.metrics import Totals, evaluate, top1_pct
 
 CPU = torch.device("cpu")
@@ -95,7 +95,7 @@ def test_evaluation_counts_every_head_over_all_images() -> None:
     method = fefr().eval()
     read = evaluate(method, batches(), CPU)
     with torch.no_grad():
-        found = [(method(x, y, torch.ones(())), y) for x, y in batches()]
+        found = [(method(Batch(x, y), torch.ones(())), y) for x, y in batches()]
     assert set(read.top1_pct) == {"student0", "student1", "fused", "ensemble"}
     for head, value in read.top1_pct.items():
         right = sum(int((step.logits[head].argmax(1) == y).sum()) for step, y in found)
@@ -106,7 +106,7 @@ def test_evaluation_weighs_distillation_as_at_the_end() -> None:
     method = fefr().eval()
     (x, y) = batches(1)[0]
     with torch.no_grad():
-        last = method(x, y, torch.ones(())).losses["kl_ensemble_fused"]
+        last = method(Batch(x, y), torch.ones(())).losses["kl_ensemble_fused"]
     assert evaluate(method, [(x, y)], CPU).losses["kl_ensemble_fused"] == pytest.approx(last.item())
 
 

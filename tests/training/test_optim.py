@@ -6,7 +6,7 @@ from harness import recipe
 from torch import nn
 
 from okdc.assembly import job as build
-from okdc.methods.base import Method
+from okdc.methods.base import Batch, Method
 from okdc.recipe.schema import Optim
 from okdc.training.optim import assert_same_strides, rate, sgd
 
@@ -136,7 +136,7 @@ def test_fused_steps_in_channels_last_are_the_plain_ones() -> None:
         torch.manual_seed(0)
         for _ in range(3):
             images = torch.randn(8, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-            step = made(images, torch.randint(10, (8,)), torch.tensor(0.5))
+            step = made(Batch(images, torch.randint(10, (8,))), torch.tensor(0.5))
             optimizer.zero_grad()
             torch.stack(list(step.losses.values())).sum().backward()
             optimizer.step()

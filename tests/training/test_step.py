@@ -10,11 +10,12 @@ import pytest
 import torch
 from compilers import broken_by, traced
 from harness import built, digest, recipe
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.utils import counters
 from torch.fx import GraphModule
 
 from okdc.errors import DeviceError
+from okdc.methods.base import Batch
 from okdc.training import step as steps
 from okdc.training.device import Settings, choose
 from okdc.training.step import TrainStep
@@ -29,14 +30,14 @@ def train_step(settings: Settings, *words: str) -> TrainStep:
     return TrainStep(job.method, job.recipe.optim, settings)
 
 
-def batch(seed: int = 0) -> tuple[Tensor, Tensor]:
+def batch(seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(16, 3, 8, 8, generator=generator), torch.randint(10, (16,), generator=generator)
+    return Batch(torch.randn(16, 3, 8, 8, generator=generator), torch.randint(10, (16,), generator=generator))
 
 
 def trained(step: TrainStep, count: int = 3) -> list[float]:
     """The losses of a few steps."""
-    return [sum(v.item() for v in step(*batch(i), i / count).losses.values()) for i in range(count)]
+    return [sum(v.item() for v in step(batch(i), i / count).losses.values()) for i in range(count)]
 
 
 @pytest.fixture
@@ -74,10 +75,11 @@ def test_the_step_is_one_graph_whatever_is_evaluated_between_two_steps(monkeypat
     step = train_step(COMPILED)
     for done, images in enumerate((16, 5, 1, 16, 500)):
         step.method.train()
-        step(*batch(), done / 5)
+        step(batch(), done / 5)
         assert len(ran) == done + 1
         with torch.inference_mode():
-            step.method.eval()(torch.randn(images, 3, 8, 8), torch.zeros(images, dtype=torch.long), torch.ones(()))
+            few = Batch(torch.randn(images, 3, 8, 8), torch.zeros(images, dtype=torch.long))
+            step.method.eval()(few, torch.ones(()))
         assert len(ran) == done + 1
     assert len(graphs) == 1
     assert not counters["graph_break"]
@@ -111,7 +113,7 @@ def test_a_step_that_cannot_be_compiled_is_told_in_a_line_with_the_way_out(monke
     step = train_step(COMPILED)
     before = digest(step.state()["method"])
     with pytest.raises(DeviceError) as caught:
-        step(*batch(), 0.0)
+        step(batch(), 0.0)
     assert caught.value.message.splitlines() == [
         "the training step cannot be compiled: RuntimeError: x.cpp:1:10: fatal error: Python.h: No such file"
     ]
@@ -141,14 +143,14 @@ def test_what_only_a_gpu_refuses_is_told_in_a_line_when_its_launches_are_recorde
 ) -> None:
     monkeypatch.setattr(steps, "compiled", lambda method, *_: method)
     step = train_step(settings)
-    step(*batch(), 0.0)
+    step(batch(), 0.0)
 
     def refused(*_: object) -> None:
         raise RuntimeError(report)
 
     monkeypatch.setattr(step, "_run", refused)
     with pytest.raises(DeviceError) as caught:
-        step(*batch(), 0.0)
+        step(batch(), 0.0)
     assert caught.value.message == told
     assert caught.value.hint
 
@@ -165,14 +167,14 @@ def test_what_is_no_fault_of_the_compiler_is_raised_as_it_is(
 
     monkeypatch.setattr(nn.Module, "__call__", full)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        step(*batch(), 0.0)
+        step(batch(), 0.0)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_a_step_reads_no_loss_and_follows_the_schedule(layout: str) -> None:
     step = train_step(replace(PLAIN, memory_format=layout), "optim.clip=0.5")
     for done, rate in ((0.0, 0.05), (0.5, 0.005), (0.75, 0.0005)):
-        made = step(*batch(), done)
+        made = step(batch(), done)
         assert float(step.progress) == done
         assert [group["lr"] for group in step.optimizer.param_groups] == [pytest.approx(rate)] * 2
         assert all(loss.requires_grad for loss in made.losses.values())
@@ -188,9 +190,9 @@ def test_a_loaded_step_goes_on_as_the_one_that_was_saved() -> None:
     whole, first, then = (train_step(settings) for _ in range(3))
     expected = trained(whole, 4)
     for i in range(2):
-        first(*batch(i), i / 4)
+        first(batch(i), i / 4)
     then.load(first.state())
-    assert [sum(v.item() for v in then(*batch(i), i / 4).losses.values()) for i in (2, 3)] == expected[2:]
+    assert [sum(v.item() for v in then(batch(i), i / 4).losses.values()) for i in (2, 3)] == expected[2:]
     assert digest(then.state()) == digest(whole.state())
 
 
@@ -199,4 +201,4 @@ def test_depthwise_convolutions_leave_bfloat16_on_a_cpu_and_nowhere_else() -> No
     for settings, expected in ((PLAIN, 0), (replace(PLAIN, dtype="bfloat16", memory_format="channels_last"), 17)):
         step = train_step(settings, *words)
         assert sum("forward" in vars(module) for module in step.method.modules()) == expected
-        assert all(loss.isfinite() for loss in step(*batch(), 0.0).losses.values())
+        assert all(loss.isfinite() for loss in step(batch(), 0.0).losses.values())
