@@ -259,7 +259,7 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
         (["--only", ""], "usage", "\n\nhint: okdc bench --only data,eval; without --only all are measured\n"),
         (["--only", "data,"], "usage", "\n\nhint: okdc bench --only data,eval; without --only all are measured\n"),
         (["--only", "recipe"], "usage", "--only recipe: no recipe was given"),
-        (["optim.epochs=3", "--only", "data"], "usage", "--only data: nothing of it is changed by 'optim.epochs=3'"),
+        (["optim.epochs=3", "--only", "data"], "usage", "--only data ignores the recipe override 'optim.epochs=3'"),
         (["digits_resnet8", "--only", "ffl,data"], "usage", "--only ffl,data,recipe measures that step too"),
         (["--seconds", "0"], "usage", "--seconds"),
         (["--seconds", "soon"], "usage", "--seconds"),
