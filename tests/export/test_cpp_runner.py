@@ -26,6 +26,7 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from runners import EXPORT, PYTHON, SPOILT, not_a_number, zoo
 
 from okdc.data import images
@@ -36,12 +37,13 @@ UNITY = Path(
     "com.github.asus4.onnxruntime/Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers"
 )
 PROBE = r"""
+#include "files.hpp"
 #include "image.hpp"
 #include "json.hpp"
-#include "sha256.hpp"
+#include "resize.hpp"
 #include <iostream>
 
-// fit SIDE SHORTER FILE...: the bytes of each in FILE.out; json FILE...: a string each; sha256 FILE...
+// fit SIDE SHORTER FILE...: the bytes of each in FILE.out; json FILE...: each as a line in ASCII; sha256 FILE...
 int main(int count, char** given) {
     const std::string what = given[1];
     for (int i = what == "fit" ? 4 : 2; i < count; ++i) {
@@ -50,7 +52,7 @@ int main(int count, char** given) {
             if (what == "sha256") {
                 std::cout << sha256(read_file(path)) << "\n";
             } else if (what == "json") {
-                std::cout << json::quoted(json::parse(read_file(path)).string) << "\n";
+                std::cout << json::line(json::parse(read_file(path))) << "\n";
             } else {
                 const int side = std::stoi(given[2]), shorter = std::stoi(given[3]);
                 const Image image = fit(read_image(path), side, side, shorter);
@@ -64,6 +66,13 @@ int main(int count, char** given) {
     }
 }
 """
+HEADERS = {
+    "nlohmann/json.hpp": "nlohmann-json3-dev",
+    "png.h": "libpng-dev",
+    "sha2.h": "libmd-dev",
+    "turbojpeg.h": "libturbojpeg0-dev",
+    "zlib.h": "zlib1g-dev",
+}
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 
 
@@ -78,8 +87,11 @@ def _headers() -> Path | None:
 def _missing() -> str:
     if shutil.which("g++") is None:
         return "g++ is not installed"
-    found = subprocess.run(["g++", "-E", "-x", "c++", "-"], input="#include <zlib.h>", capture_output=True, text=True)
-    return "" if found.returncode == 0 else "zlib's headers are not installed (zlib1g-dev)"
+    for header, package in HEADERS.items():
+        command = ["g++", "-E", "-x", "c++", "-"]
+        if subprocess.run(command, input=f"#include <{header}>", capture_output=True, text=True).returncode:
+            return f"the header {header} is not installed (Debian's {package})"
+    return ""
 
 
 def _missing_runtime() -> str:
@@ -113,7 +125,8 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     folder = tmp_path_factory.mktemp("probe")
     (folder / "probe.cpp").write_text(PROBE, encoding="utf-8")
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = ["g++", "-std=c++17", "-O1", *sanitizers, *WARNINGS, f"-I{SOURCE}", folder / "probe.cpp", "-lz"]
+    command = ["g++", "-std=c++17", "-O1", *sanitizers, *WARNINGS, f"-I{SOURCE}", folder / "probe.cpp"]
+    command += ["-lturbojpeg", "-lpng", "-lz", "-lmd"]
     done = _execute(*command, "-o", folder / "probe")
     assert done.returncode == 0, done.stderr
 
@@ -204,7 +217,83 @@ def test_an_image_is_read_as_by_the_python_runner_or_refused(
             np.testing.assert_array_equal(found, expected, err_msg=path.name)
         else:
             assert said.startswith(f"refused: {path}: "), said
-    assert read == {"wide.png", "tall.png", "grey.png", "exact.png", "tiny.png"}
+    turned = {"turned.jpg", *(f"turned_{orientation}.png" for orientation in range(1, 9))}
+    grey = {"grey.png", "grey.jpg", "one_bit.png"}
+    assert read == {"wide.png", "tall.png", "exact.png", "tiny.png", "palette.png", "smooth.jpg"} | grey | turned
+
+
+def _decodes(script: ModuleType, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with Image.open(path) as image:
+        return script.fit(script.to_rgb(image), 24, 24)  # type: ignore[no-any-return]
+
+
+def _packet(orientation: int, *, attribute: bool) -> bytes:
+    value = f'="{orientation}"' if attribute else f">{orientation}</tiff:Orientation>"
+    return f"<x:xmpmeta>tiff:Orientation, then <tiff:Orientation{value}</x:xmpmeta>".encode()
+
+
+def test_a_jpeg_becomes_pillows_bytes(probe: Callable[..., list[str]], script: ModuleType, tmp_path: Path) -> None:
+    """Every orientation, subsampling and scan order, of noise and of smooth colours; EXIF of either byte order."""
+    rng = np.random.default_rng(4)
+    noise = Image.fromarray(rng.integers(0, 256, (61, 97, 3), dtype=np.uint8))
+    smooth = noise.crop((0, 0, 9, 7)).resize((203, 157), Image.Resampling.BICUBIC)
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif.endian = "<" if orientation % 2 else ">"
+        exif[0x010E] = "a description before the orientation"
+        if orientation:
+            exif[0x0112] = orientation
+        smooth.save(tmp_path / f"turned_{orientation}.jpg", exif=exif)
+        noise.save(tmp_path / f"turned_{orientation}.png", exif=exif)
+    for name, image in (("noise", noise), ("smooth", smooth)):
+        for subsampling in (0, 1, 2):
+            for progressive in (False, True):
+                path = tmp_path / f"{name}_{subsampling}_{progressive}.jpg"
+                image.save(path, subsampling=subsampling, progressive=progressive, restart_marker_rows=3)
+    for attribute in (False, True):
+        packet = _packet(6, attribute=attribute)
+        smooth.save(tmp_path / f"xmp_{attribute}.jpg", xmp=packet)
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet.decode())
+        noise.save(tmp_path / f"xmp_{attribute}.png", pnginfo=text)
+    exif[0x0112] = 3
+    smooth.save(tmp_path / "both.jpg", xmp=_packet(6, attribute=True), exif=exif)
+    files = sorted(tmp_path.iterdir())
+    assert probe("fit", "24", "24", *files) == ["read"] * len(files)
+    for path in files:
+        pixels = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(24, 24, 3)
+        np.testing.assert_array_equal(pixels, _decodes(script, path), err_msg=path.name)
+
+
+def test_a_damaged_jpeg_is_refused_or_read_within_its_bytes(probe: Callable[..., list[str]], tmp_path: Path) -> None:
+    """With the sanitizers on. A changed bit of a JPEG may leave a JPEG; a part of it is none."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(5).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.jpg", exif=exif, xmp=_packet(6, attribute=True))
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    cut, changed = [], []
+    for place in range(len(whole)):
+        cut.append(tmp_path / f"cut{place}")
+        cut[-1].write_bytes(whole[:place])
+        changed.append(tmp_path / f"bit{place}")
+        changed[-1].write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+    for path, answer in zip(cut, probe("fit", "8", "8", *cut), strict=True):
+        assert answer.startswith(f"refused: {path}: "), answer
+    for path, answer in zip(changed, probe("fit", "8", "8", *changed), strict=True):
+        assert answer == "read" or answer.startswith(f"refused: {path}: "), answer
+    frame = whole.index(b"\xff\xc0")
+    (tmp_path / "bomb").write_bytes(whole[: frame + 5] + struct.pack(">HH", 60000, 60000) + whole[frame + 9 :])
+    assert "60000x60000 pixels, more than" in probe("fit", "8", "8", tmp_path / "bomb")[0]
+
+
+def test_a_png_that_unpacks_to_more_than_its_size_stops_there(
+    probe: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASAN_OPTIONS", "max_allocation_size_mb=64")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(_chunks(_header(4, 4), (b"IDAT", zlib.compress(bytes(2**28), 1)), (b"IEND", b"")))
+    assert probe("fit", "8", "8", path)[0].startswith(f"refused: {path}: a damaged PNG")
 
 
 def _chunks(*parts: tuple[bytes, bytes]) -> bytes:
@@ -276,14 +365,18 @@ def test_strings_are_read_and_written_as_python_does(probe: Callable[..., list[s
         paths.append(tmp_path / f"{i}.json")
         paths[i].write_bytes(text.encode("utf-8", "surrogatepass"))
     expected = [json.dumps(json.loads(text)) for text in texts]
-    expected[11] = r'"\udced\udca0\udcbd\udced\udcb8\udc80"'  # halves of a pair as UTF-8 are no UTF-8: bytes stay bytes
-    assert probe("json", *paths) == expected
+    lines = probe("json", *paths)
+    assert lines.pop(11).startswith("refused: not JSON: "), "the halves of a pair as UTF-8 are no UTF-8"
+    del expected[11]
+    assert lines == expected
 
 
 def test_what_is_no_json_is_refused(probe: Callable[..., list[str]], tmp_path: Path) -> None:
     bad = ["", "{", "[1,", "[1 2]", '{"a" 1}', '{"a":}', '"', '"\\x"', '"\\u12"', '"\\ud800\\u0020"']
     bad += ["01x", "-", "1.", "1e", "nul"]
     bad += ["tru", "[1]]", '"a\nb"', "{1:2}", "NaN", "[" * 100000, '{"a":' * 100000, '"\\', "\x00", "[1,]", "{,}"]
+    # What the library itself would read: a byte order mark, more after a NUL, brackets as deep as the file is long.
+    bad += ["\ufeff{}", "{}\x00more", "[" * 100 + "]" * 100, "// a comment\n{}"]
     paths = []
     for i, text in enumerate(bad):
         paths.append(tmp_path / f"{i}.json")
@@ -328,6 +421,35 @@ def test_its_answers_are_those_of_the_python_runner(runner: Path, shipped: Path,
     ours, theirs = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
     assert ours.stdout.splitlines()[1:] == theirs.stdout.splitlines()[1:]
     assert ours.stdout.startswith("self-test passed: 5 images, max |d| ")
+
+
+@needs_runtime
+def test_a_jpeg_gets_the_answer_of_the_python_runner(runner: Path, shipped: Path, tmp_path: Path) -> None:
+    paths = []
+    for i, sample in enumerate(sorted((shipped / "sample").glob("*.png"))):
+        exif = Image.Exif()
+        exif[0x0112] = 1 + i
+        with Image.open(sample) as image:
+            for quality in (60, 95):
+                paths.append(tmp_path / f"{i}_{quality}.jpg")
+                image.convert("RGB").resize((90, 70)).save(paths[-1], quality=quality, exif=exif)
+    words = [shipped, *paths, "--json", "--top", "10"]
+    cpp, python = (_execute(*program, *words) for program in ([runner], [sys.executable, PYTHON]))
+    assert (cpp.returncode, cpp.stderr) == (python.returncode, python.stderr) == (0, "")
+    rows = [[json.loads(line)["top"] for line in done.stdout.splitlines()] for done in (cpp, python)]
+    assert len(rows[0]) == len(paths)
+    for actual, expected in zip(*rows, strict=True):
+        assert actual[0]["label"] == expected[0]["label"]
+        probabilities = ({best["label"]: best["probability"] for best in row} for row in (actual, expected))
+        assert next(probabilities) == pytest.approx(next(probabilities), abs=1e-5)
+
+
+@needs_runtime
+def test_a_name_that_is_no_utf8_stays_a_line_of_json(runner: Path, shipped: Path, tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    shutil.copy(shipped / "sample" / "0.png", name)
+    done = subprocess.run([runner, shipped, name, "--json"], capture_output=True, check=True)
+    assert json.loads(done.stdout)["image"] == f"{tmp_path}/\ufffd.png"
 
 
 @needs_runtime
