@@ -1,7 +1,7 @@
 // An image file to upright 8-bit RGB: JPEG by TurboJPEG, PNG (opaque, up to 8 bits) by libpng, PPM (P6) and PGM (P5).
 //
-// TurboJPEG decodes as Pillow does, to the bit. What the libraries leave to their caller is here: limits, checksums, and
-// the orientation in EXIF and XMP.
+// TurboJPEG decodes as Pillow does, to the bit. This file adds what the libraries leave to their caller: limits,
+// checksums, and the orientation in EXIF and XMP.
 #pragma once
 
 #include <png.h>
@@ -22,7 +22,7 @@ namespace decoding {
 
 [[noreturn]] inline void refuse(const std::string& reason) { throw std::runtime_error(reason); }
 
-// The size of an image without its pixels: nothing is allocated for more of them than the limit.
+// An image whose pixels are not allocated yet. Refuses more of them than the limit.
 inline Image blank(std::uint64_t width, std::uint64_t height) {
     if (width == 0 || height == 0) refuse("an image without pixels");
     if (width > MOST_PIXELS || height > MOST_PIXELS || width * height > MOST_PIXELS)
@@ -42,7 +42,7 @@ inline const unsigned char* unsigned_bytes(const std::string& content) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Orientation
 
-// An unsigned integer of `size` bytes. Raises std::out_of_range where the content ends before.
+// An unsigned integer of `size` bytes. Raises std::out_of_range if the content is too short.
 inline std::uint32_t integer(const std::string& content, std::size_t at, std::size_t size, bool little = false) {
     std::uint32_t value = 0;
     for (std::size_t i = 0; i < size; ++i)
@@ -50,7 +50,7 @@ inline std::uint32_t integer(const std::string& content, std::size_t at, std::si
     return value;
 }
 
-// The orientation in a TIFF block (EXIF 2.3, 4.6.2): the value of tag 0x0112 in its first directory; 0: none there.
+// The orientation in a TIFF block (EXIF 2.3, 4.6.2): the value of tag 0x0112 in its first directory, or 0.
 inline std::uint32_t exif_orientation(const std::string& exif) {
     if (exif.empty()) return 0;
     try {
@@ -70,7 +70,7 @@ inline std::uint32_t exif_orientation(const std::string& exif) {
     return 0;
 }
 
-// The orientation in an XMP packet, as Pillow looks for it: an attribute or an element; 0: none there.
+// The orientation in an XMP packet, an attribute or an element as Pillow searches them, or 0.
 inline std::uint32_t xmp_orientation(const std::string& xmp) {
     const std::string name = "tiff:Orientation";
     for (std::size_t at = xmp.find(name); at != std::string::npos; at = xmp.find(name, at + 1))
@@ -83,7 +83,6 @@ inline std::uint32_t xmp_orientation(const std::string& xmp) {
     return 0;
 }
 
-// What a file says besides its pixels.
 struct Metadata {
     std::string exif, xmp;
 };
@@ -238,7 +237,7 @@ inline Image png(const std::string& content) {
 
 }  // namespace decoding
 
-// Raises std::runtime_error, which begins with the path, for what is no image or none that this program reads.
+// Raises std::runtime_error, which begins with the path, for an image that this program does not read.
 inline Image read_image(const std::string& path) {
     const std::string content = read_file(path);
     try {

@@ -1,7 +1,7 @@
-// The resize rule: upright 8-bit RGB of any size to the pixels that a model takes. The standard library is enough for it.
+// The resize rule: upright 8-bit RGB of any size to a model's input. It needs the standard library only.
 //
-// It is Pillow's antialiased bilinear in its fixed-point scheme, so that the bytes are Pillow's. An output pixel is a mean
-// of the input pixels within one output pixel's distance (at least one input pixel's) of its centre, weighted by a
+// It is Pillow's antialiased bilinear in fixed point, so that the bytes are Pillow's. An output pixel is a mean of the
+// input pixels within one output pixel's distance (at least one input pixel's) of its centre, weighted by a
 // triangle; the weights are integers, 2^22 to one, and each of the two passes rounds to uint8. The rows are resized
 // before the columns, as ../python/run.py does: Pillow's own order depends on its version.
 #pragma once

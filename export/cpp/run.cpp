@@ -2,15 +2,15 @@
 //
 //   run BUNDLE IMAGE [IMAGE ...]     the five likeliest classes of each image (JPEG, opaque PNG, PPM or PGM)
 //   run BUNDLE IMAGE --json          one JSON line an image
-//   run BUNDLE --selftest            replay the bundle's own cases
+//   run BUNDLE --selftest            classify the bundle's samples and compare the logits
 //   run BUNDLE IMAGE --model int8    another of the bundle's models; --top N: that many classes
 //
-// The bundle's manifest.json says what an image has to become; the normalisation is inside the model. Exit code 0:
-// done; 1: the self-test failed; 2: something could not be read.
+// manifest.json describes the model's input; the model normalises inside. Exit code 0: done; 1: the self-test failed;
+// 2: a file could not be read, or an option is wrong.
 //
 // ORT is a folder with onnxruntime's include/ and lib/:
 //
-//   g++ -std=c++17 -O2 run.cpp -o run -I ORT/include -L ORT/lib -Wl,-rpath,ORT/lib -l onnxruntime -l turbojpeg -l png -l z -l md
+//   g++ -std=c++17 -O2 run.cpp -o run -I ORT/include -LORT/lib -Wl,-rpath,ORT/lib -lonnxruntime -lturbojpeg -lpng -lz -lmd
 
 #include <onnxruntime_cxx_api.h>
 
@@ -34,7 +34,7 @@ const char RULE[] = "exif-upright, rgb, shorter side to size (pillow bilinear, a
 const char LARGER[] = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop";
 const char* const MODELS[] = {"float32", "int8", "float16"};
 constexpr std::size_t BATCH = 64;
-constexpr int LARGEST = 4096;  // sides of a model's input
+constexpr int LARGEST = 4096;  // pixels of a side of a model's input
 
 [[noreturn]] void refuse(const std::string& reason) { throw std::runtime_error(reason); }
 
@@ -55,9 +55,9 @@ void with_json(const std::string& path, Use use) {
     }
 }
 
-// A file that the bundle names itself. Raises where that leads out of the folder, links followed.
+// The path of a file that the bundle names. Raises if it leads out of the folder, links followed.
 std::string inside(const std::string& folder, const std::string& name) {
-    const bool odd = name.empty() || std::any_of(name.begin(), name.end(), [](unsigned char c) {
+    const bool forbidden = name.empty() || std::any_of(name.begin(), name.end(), [](unsigned char c) {
                          return c == '\\' || c == ':' || c < 0x20;
                      });
     const std::string below = "/" + name, path = folder + below;
@@ -66,7 +66,7 @@ std::string inside(const std::string& folder, const std::string& name) {
         const auto home = std::filesystem::canonical(folder), real = std::filesystem::weakly_canonical(path);
         return std::mismatch(home.begin(), home.end(), real.begin(), real.end()).first != home.end();
     };
-    if (odd || up || leads_out()) refuse(folder + " names a file outside itself: " + json::quoted(name));
+    if (forbidden || up || leads_out()) refuse(folder + " names a file outside itself: " + json::quoted(name));
     return path;
 }
 
@@ -103,10 +103,10 @@ struct Answers {
     std::vector<float> logits, probabilities;  // each images x classes
 };
 
-// A bundle's model and what its manifest says about it.
+// A bundle's model, its labels and its input.
 class Bundle {
   public:
-    // Raises where the folder is no bundle that this program understands, or its model is another file.
+    // Raises if the manifest is unknown to this program, or the model's hash is not the manifest's.
     Bundle(const std::string& path_to, const std::string& model_name) : folder(path_to), precision(model_name) {
         const std::string path = folder + "/manifest.json";
         if (!std::filesystem::is_regular_file(path)) refuse(folder + " is no bundle: expected manifest.json in it");
@@ -121,7 +121,7 @@ class Bundle {
         session = Ort::Session(environment, content.data(), content.size(), Ort::SessionOptions());
     }
 
-    // An image file as the model takes it.
+    // An image file to the model's input.
     Image image(const std::string& path) const {
         const Image image = read_image(path);
         try {
@@ -229,7 +229,7 @@ void classify(Bundle& bundle, const std::vector<std::string>& paths, std::size_t
     }
 }
 
-// The bundle's cases again, from the files to the logits.
+// Classifies the bundle's samples; true if every logit is within the model's tolerance of sample/expected.json.
 bool selftest(Bundle& bundle, bool as_json) {
     double tolerance = 0, worst = 0;
     std::vector<std::string> paths;
@@ -260,12 +260,12 @@ bool selftest(Bundle& bundle, bool as_json) {
         }
         worst = std::max(worst, std::isnan(sum) ? INFINITY : std::abs(sum - 1));
     }
-    const bool good = worst <= tolerance && count > 0;
+    const bool passed = worst <= tolerance && count > 0;
     char verdict[160];
     std::snprintf(verdict, sizeof verdict, "self-test %s: %zu images, max |d| %.1e (allowed %.1e)\n",
-                  good ? "passed" : "FAILED", count, worst, tolerance);
+                  passed ? "passed" : "FAILED", count, worst, tolerance);
     (as_json ? std::cerr : std::cout) << verdict;
-    return good;
+    return passed;
 }
 
 const char USAGE[] = "usage: run BUNDLE [IMAGE ...] [--top N] [--json] [--selftest] [--model float32|int8|float16]";
@@ -326,7 +326,7 @@ int main(int count, char** arguments) {
         Bundle bundle(options.words[0], options.precision);
         if (options.selftest && !selftest(bundle, options.as_json)) return 1;
         classify(bundle, {options.words.begin() + 1, options.words.end()}, options.top, options.as_json);
-    } catch (const std::exception& error) {  // one line: what was wrong with which file
+    } catch (const std::exception& error) {  // any library's error becomes one line
         const std::string what = error.what();
         std::cout.flush();
         std::cerr << "error: " << what.substr(0, what.find('\n')) << "\n";
