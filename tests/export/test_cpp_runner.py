@@ -77,8 +77,8 @@ WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werr
 
 
 def _headers() -> Path | None:
-    named = os.environ.get("OKDC_ONNXRUNTIME_INCLUDE")
-    places = [Path(named)] if named else []
+    include = os.environ.get("OKDC_ONNXRUNTIME_INCLUDE")
+    places = [Path(include)] if include else []
     places += [folder / "node_modules" / UNITY for folder in SOURCE.parents]
     places += [Path("/usr/include/onnxruntime"), Path("/usr/local/include/onnxruntime")]
     return next((place for place in places if (place / "onnxruntime_cxx_api.h").is_file()), None)
@@ -98,10 +98,10 @@ def _missing_runtime() -> str:
     headers = _headers()
     if headers is None:
         return "no onnxruntime_cxx_api.h: OKDC_ONNXRUNTIME_INCLUDE names its folder (export/README.md says where from)"
-    asked = re.search(r"define ORT_API_VERSION (\d+)", (headers / "onnxruntime_c_api.h").read_text(encoding="utf-8"))
-    has = int(onnxruntime.__version__.split(".")[1])
-    if asked is None or int(asked[1]) > has:
-        return f"the headers ask for onnxruntime 1.{asked[1] if asked else '?'}, the library is 1.{has}"
+    wanted = re.search(r"define ORT_API_VERSION (\d+)", (headers / "onnxruntime_c_api.h").read_text(encoding="utf-8"))
+    version = int(onnxruntime.__version__.split(".")[1])
+    if wanted is None or int(wanted[1]) > version:
+        return f"the headers ask for onnxruntime 1.{wanted[1] if wanted else '?'}, the library is 1.{version}"
     return "" if _libraries() else "this onnxruntime has no shared library"
 
 
@@ -109,10 +109,10 @@ def _libraries() -> list[Path]:
     return sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
 
 
-why = _missing()
-why_not_run = why or _missing_runtime()
-pytestmark = [pytest.mark.skipif(bool(why), reason=why), pytest.mark.xdist_group("cpp")]
-needs_runtime = pytest.mark.skipif(bool(why_not_run), reason=why_not_run)
+reason = _missing()
+runtime_reason = reason or _missing_runtime()
+pytestmark = [pytest.mark.skipif(bool(reason), reason=reason), pytest.mark.xdist_group("cpp")]
+needs_runtime = pytest.mark.skipif(bool(runtime_reason), reason=runtime_reason)
 
 
 def _execute(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -131,9 +131,9 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     assert done.returncode == 0, done.stderr
 
     def ask(*words: str | Path) -> list[str]:
-        answered = _execute(folder / "probe", *words)
-        assert answered.returncode == 0, answered.stderr
-        return answered.stdout.splitlines()
+        done = _execute(folder / "probe", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
 
     return ask
 
@@ -197,9 +197,9 @@ def test_images_of_many_sizes_become_pillows_bytes(
             cases.append((path, Image.fromarray(pixels[..., 0] if grey else pixels)))
         assert set(probe("fit", str(side), str(shorter), *[path for path, _ in cases])) == {"read"}
         for path, image in cases:
-            found = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(side, side, 3)
+            actual = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(side, side, 3)
             np.testing.assert_array_equal(
-                found, script.fit(script.to_rgb(image), side, shorter), err_msg=f"{image} to {side}"
+                actual, script.fit(script.to_rgb(image), side, shorter), err_msg=f"{image} to {side}"
             )
 
 
@@ -208,15 +208,15 @@ def test_an_image_is_read_as_by_the_python_runner_or_refused(
 ) -> None:
     read = set()
     files = zoo(tmp_path / "zoo")
-    for path, said in zip(files, probe("fit", "8", "8", *files), strict=True):
-        if said == "read":
+    for path, answer in zip(files, probe("fit", "8", "8", *files), strict=True):
+        if answer == "read":
             read.add(path.name)
             with Image.open(path) as image:
                 expected = script.fit(script.to_rgb(image), 8, 8)
-            found = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(8, 8, 3)
-            np.testing.assert_array_equal(found, expected, err_msg=path.name)
+            actual = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(8, 8, 3)
+            np.testing.assert_array_equal(actual, expected, err_msg=path.name)
         else:
-            assert said.startswith(f"refused: {path}: "), said
+            assert answer.startswith(f"refused: {path}: "), answer
     turned = {"turned.jpg", *(f"turned_{orientation}.png" for orientation in range(1, 9))}
     grey = {"grey.png", "grey.jpg", "one_bit.png"}
     assert read == {"wide.png", "tall.png", "exact.png", "tiny.png", "palette.png", "smooth.jpg"} | grey | turned
@@ -347,8 +347,8 @@ def test_damaged_images_are_refused(probe: Callable[..., list[str]], tmp_path: P
     for place in range(len(whole)):
         files[tmp_path / f"bit{place}"] = f"byte {place} changed"
         (tmp_path / f"bit{place}").write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
-    for said, (path, name) in zip(probe("fit", "8", "8", *files), files.items(), strict=True):
-        assert said.startswith(f"refused: {path}: "), f"{name}: {said}"
+    for answer, (path, name) in zip(probe("fit", "8", "8", *files), files.items(), strict=True):
+        assert answer.startswith(f"refused: {path}: "), f"{name}: {answer}"
 
 
 def test_a_side_too_long_for_the_other_is_refused(probe: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -381,8 +381,8 @@ def test_what_is_no_json_is_refused(probe: Callable[..., list[str]], tmp_path: P
     for i, text in enumerate(bad):
         paths.append(tmp_path / f"{i}.json")
         paths[i].write_text(text, encoding="utf-8")
-    for text, said in zip(bad, probe("json", *paths), strict=True):
-        assert said.startswith("refused: not JSON: "), f"{text[:20]!r}: {said}"
+    for text, answer in zip(bad, probe("json", *paths), strict=True):
+        assert answer.startswith("refused: not JSON: "), f"{text[:20]!r}: {answer}"
 
 
 def test_the_hash_is_sha256_at_every_length_of_the_padding(probe: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -408,19 +408,19 @@ def test_its_answers_are_those_of_the_python_runner(runner: Path, shipped: Path,
         suffix = "ppm" if len(shape) == 3 else "pgm"
         paths.append(_write_ppm(tmp_path / f'{i} "é".{suffix}', rng.integers(0, 256, shape, dtype=np.uint8)))
     words = [shipped, *paths, "--json", "--top", "10"]
-    ours, theirs = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
-    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr) == (0, "")
-    lines = [[json.loads(line) for line in done.stdout.splitlines()] for done in (ours, theirs)]
+    cpp, python = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
+    assert (cpp.returncode, cpp.stderr) == (python.returncode, python.stderr) == (0, "")
+    lines = [[json.loads(line) for line in done.stdout.splitlines()] for done in (cpp, python)]
     assert len(lines[0]) == len(paths)
-    for mine, other in zip(*lines, strict=True):
-        assert mine["image"] == other["image"]
-        found, expected = ({top["label"]: top["probability"] for top in case["top"]} for case in (mine, other))
-        assert found.keys() == expected.keys()
-        assert max(abs(found[label] - expected[label]) for label in expected) <= 1e-5
+    for row, python_row in zip(*lines, strict=True):
+        assert row["image"] == python_row["image"]
+        actual, expected = ({top["label"]: top["probability"] for top in case["top"]} for case in (row, python_row))
+        assert actual.keys() == expected.keys()
+        assert max(abs(actual[label] - expected[label]) for label in expected) <= 1e-5
     words = [shipped, *paths[:5], "--top", "3", "--selftest"]
-    ours, theirs = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
-    assert ours.stdout.splitlines()[1:] == theirs.stdout.splitlines()[1:]
-    assert ours.stdout.startswith("self-test passed: 5 images, max |d| ")
+    cpp, python = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
+    assert cpp.stdout.splitlines()[1:] == python.stdout.splitlines()[1:]
+    assert cpp.stdout.startswith("self-test passed: 5 images, max |d| ")
 
 
 @needs_runtime
@@ -486,9 +486,9 @@ def _sha256(content: bytes) -> str:
 
 def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def spoil(bundle: Path) -> None:
-        facts = read_json(bundle / "manifest.json")
-        change(facts)
-        write_json(bundle / "manifest.json", facts)
+        manifest = read_json(bundle / "manifest.json")
+        change(manifest)
+        write_json(bundle / "manifest.json", manifest)
 
     return spoil
 
@@ -497,10 +497,10 @@ def _hash_of_a_file_outside(bundle: Path) -> None:
     """Whatever a manifest says, with the right hash too: the model lies in the bundle."""
     outside = bundle.parent / "outside.onnx"
     shutil.copy(bundle / "model.onnx", outside)
-    facts = read_json(bundle / "manifest.json")
-    facts["models"]["float32"]["file"] = "../outside.onnx"
-    facts["files"]["../outside.onnx"] = facts["files"]["model.onnx"]
-    write_json(bundle / "manifest.json", facts)
+    manifest = read_json(bundle / "manifest.json")
+    manifest["models"]["float32"]["file"] = "../outside.onnx"
+    manifest["files"]["../outside.onnx"] = manifest["files"]["model.onnx"]
+    write_json(bundle / "manifest.json", manifest)
 
 
 def _external(bundle: Path) -> None:
@@ -518,9 +518,9 @@ def _external(bundle: Path) -> None:
 
 def _expect(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def spoil(bundle: Path) -> None:
-        facts = read_json(bundle / "sample" / "expected.json")
-        change(facts)
-        write_json(bundle / "sample" / "expected.json", facts)
+        expected = read_json(bundle / "sample" / "expected.json")
+        change(expected)
+        write_json(bundle / "sample" / "expected.json", expected)
 
     return spoil
 
@@ -622,8 +622,8 @@ def test_answers_that_are_no_numbers_are_no_answers(runner: Path, bundle: Path) 
 @needs_runtime
 def test_an_option_takes_its_value_after_an_equals_sign_too(runner: Path, shipped: Path) -> None:
     image = shipped / "sample" / "0.png"
-    said = [_execute(runner, shipped, image, *words).stdout for words in (["--top", "2"], ["--top=2"])]
-    assert said[0] == said[1] != ""
+    outputs = [_execute(runner, shipped, image, *words).stdout for words in (["--top", "2"], ["--top=2"])]
+    assert outputs[0] == outputs[1] != ""
     assert _execute(runner, "--help").stdout.startswith("usage: run BUNDLE")
 
 
