@@ -446,9 +446,9 @@ def test_a_jpeg_gets_the_answer_of_the_python_runner(runner: Path, shipped: Path
 
 @needs_runtime
 def test_a_name_that_is_no_utf8_stays_a_line_of_json(runner: Path, shipped: Path, tmp_path: Path) -> None:
-    name = os.fsencode(tmp_path) + b"/\xff.png"
-    shutil.copy(shipped / "sample" / "0.png", name)
-    done = subprocess.run([runner, shipped, name, "--json"], capture_output=True, check=True)
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    shutil.copy(shipped / "sample" / "0.png", path)
+    done = subprocess.run([runner, shipped, path, "--json"], capture_output=True, check=True)
     assert json.loads(done.stdout)["image"] == f"{tmp_path}/\ufffd.png"
 
 
