@@ -1,16 +1,16 @@
-// Classify images with an okdc bundle: onnxruntime and zlib, nothing else.
+// Classify images with an okdc bundle: onnxruntime, TurboJPEG, libpng, nlohmann/json and libmd.
 //
-//   run BUNDLE IMAGE [IMAGE ...]     the five likeliest classes of each image (PPM, PGM, or PNG of 8 bits)
+//   run BUNDLE IMAGE [IMAGE ...]     the five likeliest classes of each image (JPEG, opaque PNG, PPM or PGM)
 //   run BUNDLE IMAGE --json          one JSON line an image
-//   run BUNDLE --selftest            replay the bundle's own cases
+//   run BUNDLE --selftest            classify the bundle's samples and compare the logits
 //   run BUNDLE IMAGE --model int8    another of the bundle's models; --top N: that many classes
 //
-// The bundle's manifest.json says what an image has to become; the normalisation is inside the model. Exit code 0:
-// done; 1: the self-test failed; 2: something could not be read.
+// manifest.json describes the model's input; the model normalises inside. Exit code 0: done; 1: the self-test failed;
+// 2: a file could not be read, or an option is wrong.
 //
 // ORT is a folder with onnxruntime's include/ and lib/:
 //
-//   g++ -std=c++17 -O2 run.cpp -o run -I ORT/include -L ORT/lib -l onnxruntime -l z -Wl,-rpath,ORT/lib
+//   g++ -std=c++17 -O2 run.cpp -o run -I ORT/include -LORT/lib -Wl,-rpath,ORT/lib -lonnxruntime -lturbojpeg -lpng -lz -lmd
 
 #include <onnxruntime_cxx_api.h>
 
@@ -21,9 +21,10 @@
 #include <iostream>
 #include <numeric>
 
+#include "files.hpp"
 #include "image.hpp"
 #include "json.hpp"
-#include "sha256.hpp"
+#include "resize.hpp"
 
 namespace {
 
@@ -31,24 +32,22 @@ using json::Kind;
 
 const char RULE[] = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop";
 const char LARGER[] = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop";
+const char* const MODELS[] = {"float32", "int8", "float16"};
 constexpr std::size_t BATCH = 64;
-constexpr int LARGEST = 4096;  // sides of a model's input
+constexpr int LARGEST = 4096;  // pixels of a side of a model's input
 
-[[noreturn]] void refuse(const std::string& why) { throw std::runtime_error(why); }
+[[noreturn]] void refuse(const std::string& reason) { throw std::runtime_error(reason); }
 
-// Gives a JSON file to `use`; what is wrong with it is said with its path.
+// Gives a JSON object to `use`. Every error names the file.
 template <typename Use>
 void with_json(const std::string& path, Use use) {
     const std::string text = read_file(path);
-    json::Value value;
     try {
-        value = json::parse(text);
-    } catch (const std::exception& error) {
+        const json::Value object = json::parse(text);
+        if (!object.is_object()) refuse("expected a JSON object");
+        use(object);
+    } catch (const json::NotJson& error) {
         refuse(path + " is " + error.what());
-    }
-    if (value.kind != Kind::object) refuse(path + ": expected a JSON object");
-    try {
-        use(value);
     } catch (const json::Damaged& error) {
         refuse(path + " is damaged: " + error.what());
     } catch (const std::exception& error) {
@@ -56,9 +55,9 @@ void with_json(const std::string& path, Use use) {
     }
 }
 
-// A file that the bundle names itself. Raises where that leads out of the folder, links followed.
+// The path of a file that the bundle names. Raises if it leads out of the folder, links followed.
 std::string inside(const std::string& folder, const std::string& name) {
-    const bool odd = name.empty() || std::any_of(name.begin(), name.end(), [](unsigned char c) {
+    const bool forbidden = name.empty() || std::any_of(name.begin(), name.end(), [](unsigned char c) {
                          return c == '\\' || c == ':' || c < 0x20;
                      });
     const std::string below = "/" + name, path = folder + below;
@@ -67,23 +66,22 @@ std::string inside(const std::string& folder, const std::string& name) {
         const auto home = std::filesystem::canonical(folder), real = std::filesystem::weakly_canonical(path);
         return std::mismatch(home.begin(), home.end(), real.begin(), real.end()).first != home.end();
     };
-    if (odd || up || leads_out()) refuse(folder + " names a file outside itself: " + json::quoted(name));
+    if (forbidden || up || leads_out()) refuse(folder + " names a file outside itself: " + json::quoted(name));
     return path;
 }
 
-// Where before `end` a protobuf varint with these low seven bits may begin; a hostile file writes it longer than it is.
+// The places before `end` where a protobuf varint with these low seven bits may begin. A hostile file pads its varints.
 std::vector<std::size_t> varints(const std::string& content, std::size_t end, int low) {
-    std::vector<std::size_t> found;
+    std::vector<std::size_t> places;
     for (std::size_t at = end; at-- > 0 && end - at <= 10;) {
         const int byte = static_cast<unsigned char>(content[at]);
         if ((byte < 0x80) != (at + 1 == end)) break;
-        if ((byte & 0x7F) == low) found.push_back(at);
+        if ((byte & 0x7F) == low) places.push_back(at);
     }
-    return found;
+    return places;
 }
 
-// Whether the key "location" is in a model as protobuf writes it: such a model has weights in other files, and names
-// them itself.
+// True if a model has the key "location" as protobuf writes it: its weights are then in other files, which it names.
 bool has_external_data(const std::string& model) {
     for (std::size_t at = model.find("location"); at != std::string::npos; at = model.find("location", at + 1))
         for (const std::size_t size : varints(model, at, 8))
@@ -91,25 +89,13 @@ bool has_external_data(const std::string& model) {
     return false;
 }
 
-int whole(const json::Value& from, const char* key) {
-    const json::Value& found = from.at(key);
-    const double value = found.number;
-    if (found.kind != Kind::number || !(value >= 1 && value <= LARGEST) || value != std::floor(value))
+// A side of the input in pixels.
+int side_of(const json::Value& input, const char* key) {
+    const json::Value& member = json::at(input, key);
+    const double value = member.is_number() ? member.get<double>() : 0;
+    if (!(value >= 1 && value <= LARGEST) || value != std::floor(value))
         refuse("expected a square input of 1 to " + std::to_string(LARGEST) + " pixels; look at \"" + key + "\"");
     return int(value);
-}
-
-// The shortest decimal that reads back as this number, as Python writes it.
-std::string shown(double value) {
-    char digits[64];
-    const auto written = [&](std::chars_format format) {
-        return std::string(digits, std::to_chars(digits, digits + sizeof digits, value, format).ptr);
-    };
-    const std::string scientific = written(std::chars_format::scientific);
-    const int exponent = std::stoi(scientific.substr(scientific.find('e') + 1));
-    if (value != 0 && (exponent < -4 || exponent >= 16)) return scientific;
-    const std::string fixed = written(std::chars_format::fixed);
-    return fixed.find('.') == std::string::npos ? fixed + ".0" : fixed;
 }
 
 struct Answers {
@@ -117,11 +103,11 @@ struct Answers {
     std::vector<float> logits, probabilities;  // each images x classes
 };
 
-// A bundle's model and what its manifest says about it.
+// A bundle's model, its labels and its input.
 class Bundle {
   public:
-    // Raises where the folder is no bundle that this program understands, or its model is another file.
-    Bundle(const std::string& where, const std::string& which) : folder(where), precision(which) {
+    // Raises if the manifest is unknown to this program, or the model's hash is not the manifest's.
+    Bundle(const std::string& path_to, const std::string& model_name) : folder(path_to), precision(model_name) {
         const std::string path = folder + "/manifest.json";
         if (!std::filesystem::is_regular_file(path)) refuse(folder + " is no bundle: expected manifest.json in it");
         std::string file, expected;
@@ -135,11 +121,11 @@ class Bundle {
         session = Ort::Session(environment, content.data(), content.size(), Ort::SessionOptions());
     }
 
-    // An image file as the model takes it.
+    // An image file to the model's input.
     Image image(const std::string& path) const {
-        const Image found = read_image(path);
+        const Image image = read_image(path);
         try {
-            return fit(found, side, side, shorter);
+            return fit(image, side, side, shorter);
         } catch (const std::exception& error) {
             refuse(path + ": " + error.what());
         }
@@ -147,22 +133,22 @@ class Bundle {
 
     Answers operator()(const std::vector<Image>& images) {
         std::vector<std::uint8_t> pixels;
-        for (const Image& one : images) pixels.insert(pixels.end(), one.pixels.begin(), one.pixels.end());
+        for (const Image& image : images) pixels.insert(pixels.end(), image.pixels.begin(), image.pixels.end());
         const std::array<std::int64_t, 4> shape = {std::int64_t(images.size()), side, side, 3};
         const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU);
         const Ort::Value input =
             Ort::Value::CreateTensor<std::uint8_t>(memory, pixels.data(), pixels.size(), shape.data(), shape.size());
         const char *const in[] = {"image"}, *const out[] = {"logits", "probabilities"};
-        const std::vector<Ort::Value> found = session.Run(Ort::RunOptions(), in, &input, 1, out, 2);
+        const std::vector<Ort::Value> outputs = session.Run(Ort::RunOptions(), in, &input, 1, out, 2);
         Answers answers;
         answers.classes = labels.size();
         for (std::size_t i = 0; i < 2; ++i) {
-            const auto facts = found[i].GetTensorTypeAndShapeInfo();
+            const auto type = outputs[i].GetTensorTypeAndShapeInfo();
             const std::vector<std::int64_t> expected = {shape[0], std::int64_t(labels.size())};
-            if (facts.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || facts.GetShape() != expected)
+            if (type.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || type.GetShape() != expected)
                 refuse(std::string(out[i]) + ": expected one float32 for each of the manifest's labels");
-            const float* values = found[i].GetTensorData<float>();
-            (i == 0 ? answers.logits : answers.probabilities).assign(values, values + facts.GetElementCount());
+            const float* values = outputs[i].GetTensorData<float>();
+            (i == 0 ? answers.logits : answers.probabilities).assign(values, values + type.GetElementCount());
         }
         return answers;
     }
@@ -172,44 +158,43 @@ class Bundle {
 
   private:
     int side = 0, shorter = 0;  // of the input; of an image before its centre is cut out
-    Ort::Env environment{ORT_LOGGING_LEVEL_FATAL, "okdc"};  // what goes wrong comes as an exception: one line
+    Ort::Env environment{ORT_LOGGING_LEVEL_FATAL, "okdc"};  // onnxruntime logs what it throws
     Ort::Session session{nullptr};
 
     void read(const json::Value& manifest, std::string& file, std::string& expected) {
-        const json::Value& schema = manifest.at("schema");
-        if (schema.kind != Kind::number || schema.number != 1)
-            refuse("schema " + (schema.kind == Kind::number ? shown(schema.number) : json::NAMES[int(schema.kind)]) +
-                   ", this program reads schema 1");
-        const json::Value& spec = manifest.at("input", Kind::object);
-        const bool larger = spec.find("shorter_side") != nullptr;
+        const json::Value& schema = json::at(manifest, "schema");
+        if (schema != 1) refuse("schema " + json::line(schema) + ", this program reads schema 1");
+        const json::Value& input = json::at(manifest, "input", Kind::object);
+        const bool larger = input.contains("shorter_side");
         const std::array<std::pair<const char*, std::string>, 5> words = {{{"name", "image"},
                                                                            {"layout", "NHWC"},
                                                                            {"dtype", "uint8"},
                                                                            {"colour", "RGB"},
                                                                            {"resize", larger ? LARGER : RULE}}};
-        for (const auto& [key, known] : words)
-            if (const std::string& word = spec.at(key, Kind::string).string; word != known)
-                refuse(std::string("this program does not know the input ") + key + " " + json::quoted(word));
-        if (!manifest.at("normalisation", Kind::object).at("in_graph", Kind::boolean).boolean)
+        for (const auto& [key, value] : words)
+            if (const json::Value& word = json::at(input, key, Kind::string); word != value)
+                refuse(std::string("this program does not know the input ") + key + " " + json::line(word));
+        if (json::at(json::at(manifest, "normalisation", Kind::object), "in_graph", Kind::boolean) != true)
             refuse("this program knows models that normalise inside (normalisation.in_graph true)");
-        side = whole(spec, "height");
-        shorter = larger ? whole(spec, "shorter_side") : side;
-        if (whole(spec, "width") != side || shorter < side)
+        side = side_of(input, "height");
+        shorter = larger ? side_of(input, "shorter_side") : side;
+        if (side_of(input, "width") != side || shorter < side)
             refuse("expected a square input, and a shorter side that is no less");
-        for (const json::Value& label : manifest.at("labels", Kind::array).items) {
-            if (label.kind != Kind::string)
-                throw json::Damaged(std::string("a label is ") + json::NAMES[int(label.kind)]);
-            labels.push_back(label.string);
+        for (const json::Value& label : json::at(manifest, "labels", Kind::array)) {
+            if (!label.is_string()) throw json::Damaged(std::string("\"labels\": a label is ") + label.type_name());
+            labels.push_back(label);
         }
         if (labels.empty()) throw json::Damaged("\"labels\" is empty");
-        const json::Value& models = manifest.at("models", Kind::object);
-        if (!models.find(precision)) {
-            std::string there;
-            for (const auto& member : models.members) there += (there.empty() ? "" : ", ") + member.first;
-            refuse("no " + precision + " model, there is " + there);
+        const json::Value& models = json::at(manifest, "models", Kind::object);
+        if (!models.contains(precision)) {
+            std::string names;
+            for (const char* name : MODELS)
+                if (models.contains(name)) names += (names.empty() ? "" : ", ") + std::string(name);
+            refuse("no " + precision + " model, there is " + names);
         }
-        file = models.at(precision, Kind::object).at("file", Kind::string).string;
-        expected = manifest.at("files", Kind::object).at(file, Kind::object).at("sha256", Kind::string).string;
+        file = json::at(json::at(models, precision, Kind::object), "file", Kind::string);
+        const json::Value& hashed = json::at(json::at(manifest, "files", Kind::object), file, Kind::object);
+        expected = json::at(hashed, "sha256", Kind::string);
     }
 };
 
@@ -229,59 +214,58 @@ void classify(Bundle& bundle, const std::vector<std::string>& paths, std::size_t
                              [row](std::size_t a, std::size_t b) { return row[a] > row[b]; });
             order.resize(std::min(top, order.size()));
             const std::string& path = paths[start + i];
-            std::string line = as_json ? "{\"image\": " + json::quoted(path) + ", \"top\": [" : path + ":";
+            std::string text = path + ":";
+            nlohmann::ordered_json best = nlohmann::ordered_json::array();
             for (std::size_t k = 0; k < order.size(); ++k) {
                 const std::string& label = bundle.labels[order[k]];
                 const double probability = row[order[k]];
                 char percent[32];
                 std::snprintf(percent, sizeof percent, "%.1f%%", 100 * probability);
-                if (as_json)
-                    line += (k ? ", {\"label\": " : "{\"label\": ") + json::quoted(label) + ", \"probability\": " +
-                            shown(probability) + "}";
-                else
-                    line += (k ? "  " : " ") + label + " " + percent;
+                text += (k ? "  " : " ") + label + " " + percent;
+                best.push_back({{"label", label}, {"probability", probability}});
             }
-            std::cout << line << (as_json ? "]}\n" : "\n");
+            std::cout << (as_json ? json::line(nlohmann::ordered_json{{"image", path}, {"top", best}}) : text) << "\n";
         }
     }
 }
 
-// The bundle's cases again, from the files to the logits.
+// Classifies the bundle's samples; true if every logit is within the model's tolerance of sample/expected.json.
 bool selftest(Bundle& bundle, bool as_json) {
     double tolerance = 0, worst = 0;
     std::vector<std::string> paths;
     std::vector<std::vector<double>> rows;
     with_json(inside(bundle.folder, "sample/expected.json"), [&](const json::Value& expected) {
-        const json::Value& model = expected.at("models", Kind::object).at(bundle.precision, Kind::object);
-        tolerance = model.at("tolerance", Kind::number).number;
-        if (!std::isfinite(tolerance)) throw json::Damaged("\"tolerance\" is no number");
-        for (const json::Value& one : expected.at("cases", Kind::array).items)
-            paths.push_back(inside(bundle.folder, "sample/" + one.at("image", Kind::string).string));
-        for (const json::Value& row : model.at("logits", Kind::array).items) {
+        const json::Value& models = json::at(expected, "models", Kind::object);
+        const json::Value& model = json::at(models, bundle.precision, Kind::object);
+        tolerance = json::at(model, "tolerance", Kind::number_float);
+        for (const json::Value& sample : json::at(expected, "cases", Kind::array))
+            paths.push_back(inside(bundle.folder, "sample/" + std::string(json::at(sample, "image", Kind::string))));
+        for (const json::Value& row : json::at(model, "logits", Kind::array)) {
             rows.emplace_back();
-            for (const json::Value& logit : row.items)
-                if (logit.kind == Kind::number && std::isfinite(logit.number)) rows.back().push_back(logit.number);
+            if (row.is_array())
+                for (const json::Value& logit : row)
+                    if (logit.is_number()) rows.back().push_back(logit);
             if (rows.back().size() != bundle.labels.size()) throw json::Damaged("another number of logits than labels");
         }
         if (rows.size() != paths.size()) throw json::Damaged("another number of rows than cases");
     });
     const std::size_t count = paths.size();
     for (std::size_t i = 0; i < count; ++i) {
-        const Answers found = bundle({bundle.image(paths[i])});
+        const Answers answers = bundle({bundle.image(paths[i])});
         double sum = 0;
-        for (std::size_t k = 0; k < found.classes; ++k) {
-            const double difference = std::abs(double(found.logits[k]) - rows[i][k]);
+        for (std::size_t k = 0; k < answers.classes; ++k) {
+            const double difference = std::abs(double(answers.logits[k]) - rows[i][k]);
             worst = std::max(worst, std::isnan(difference) ? INFINITY : difference);
-            sum += double(found.probabilities[k]);
+            sum += double(answers.probabilities[k]);
         }
         worst = std::max(worst, std::isnan(sum) ? INFINITY : std::abs(sum - 1));
     }
-    const bool good = worst <= tolerance && count > 0;
-    char said[160];
-    std::snprintf(said, sizeof said, "self-test %s: %zu images, max |d| %.1e (allowed %.1e)\n",
-                  good ? "passed" : "FAILED", count, worst, tolerance);
-    (as_json ? std::cerr : std::cout) << said;
-    return good;
+    const bool passed = worst <= tolerance && count > 0;
+    char verdict[160];
+    std::snprintf(verdict, sizeof verdict, "self-test %s: %zu images, max |d| %.1e (allowed %.1e)\n",
+                  passed ? "passed" : "FAILED", count, worst, tolerance);
+    (as_json ? std::cerr : std::cout) << verdict;
+    return passed;
 }
 
 const char USAGE[] = "usage: run BUNDLE [IMAGE ...] [--top N] [--json] [--selftest] [--model float32|int8|float16]";
@@ -292,15 +276,15 @@ struct Options {
     std::size_t top = 5;
     bool as_json = false, selftest = false, help = false;
 
-    Options(int count, char** given) {
+    Options(int count, char** arguments) {
         bool only_words = false;
         for (int i = 1; i < count; ++i) {
-            const std::string word = given[i];
+            const std::string word = arguments[i];
             const std::size_t equals = word.find('=');
             const auto is = [&](const std::string& name) { return word.substr(0, equals) == name; };
             const auto value = [&]() -> std::string {
                 if (equals != std::string::npos) return word.substr(equals + 1);
-                if (i + 1 < count) return given[++i];
+                if (i + 1 < count) return arguments[++i];
                 refuse(word + ": expected a value");
             };
             if (only_words || word.size() < 2 || word[0] != '-') words.push_back(word);
@@ -329,12 +313,12 @@ struct Options {
 
 }  // namespace
 
-int main(int count, char** given) {
+int main(int count, char** arguments) {
     try {
         if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr)
             refuse(std::string("onnxruntime ") + OrtGetApiBase()->GetVersionString() + " is older than the header (1." +
                    std::to_string(ORT_API_VERSION) + ") this program was built with");
-        const Options options(count, given);
+        const Options options(count, arguments);
         if (options.help) {
             std::cout << USAGE << "\n";
             return 0;
@@ -342,7 +326,7 @@ int main(int count, char** given) {
         Bundle bundle(options.words[0], options.precision);
         if (options.selftest && !selftest(bundle, options.as_json)) return 1;
         classify(bundle, {options.words.begin() + 1, options.words.end()}, options.top, options.as_json);
-    } catch (const std::exception& error) {  // one line: what was wrong with which file
+    } catch (const std::exception& error) {  // any library's error becomes one line
         const std::string what = error.what();
         std::cout.flush();
         std::cerr << "error: " << what.substr(0, what.find('\n')) << "\n";

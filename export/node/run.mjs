@@ -4,11 +4,11 @@
  *
  *     node run.mjs BUNDLE IMAGE [IMAGE ...]      the five likeliest classes of each image
  *     node run.mjs BUNDLE IMAGE --json           one JSON line an image
- *     node run.mjs BUNDLE --selftest             replay the bundle's own cases
+ *     node run.mjs BUNDLE --selftest             classify the bundle's samples and compare the logits
  *     node run.mjs BUNDLE IMAGE --model int8     another of the bundle's models
  *
- * The same options, answers and exit codes as ../python/run.py. 0: done; 1: the self-test failed; 2: something could
- * not be read.
+ * The same options, answers and exit codes as ../python/run.py. 0: done; 1: the self-test failed; 2: a file could
+ * not be read, or an option is wrong.
  */
 
 import { readFile, realpath, stat } from "node:fs/promises";
@@ -20,36 +20,36 @@ import { PIXELS, fit, toRgb } from "../web/preprocess.mjs";
 
 const BATCH = 64;
 const USAGE = `usage: run.mjs BUNDLE [IMAGE ...] [--top N] [--json] [--selftest] [--model ${bundles.MODELS.join("|")}]`;
-const FORMATS = ["Jpeg", "Png", "Webp", "Nsgif"]; // libvips reads far more, down to SVG: nothing that a model saw
+const FORMATS = ["Jpeg", "Png", "Webp", "Nsgif"]; // libvips reads many more, even SVG; no model was trained on those
 
-/** A file as bytes. The Error says what the system said. A pipe would be waited for, a device has no end. */
+/** The bytes of a regular file: reading a pipe would block, a device has no end. Throws an Error naming the file. */
 async function contents(file) {
   try {
     if (!(await stat(file)).isFile()) throw new Error("not a file");
     return await readFile(file);
   } catch (error) {
-    throw new Error(`${file}: ${words(error)}`);
+    throw new Error(`${file}: ${message(error)}`);
   }
 }
 
-/** Files of a bundle by their names. An Error where one leads out of the folder by a link. */
+/** (folder) => a function that reads a file of the bundle by its name. Throws an Error for a link out of the folder. */
 async function reader(folder) {
-  const home = await realpath(folder).catch(() => folder);
+  const root = await realpath(folder).catch(() => folder);
   return async (name) => {
-    const file = path.join(folder, name), real = await realpath(file).catch(() => null);
-    if (name === "manifest.json" && !real) throw new Error(`${folder} is no bundle: expected manifest.json in it`);
-    if (real && !real.startsWith(path.join(home, path.sep))) bundles.leadsOut(name);
+    const file = path.join(folder, name), target = await realpath(file).catch(() => null);
+    if (name === "manifest.json" && !target) throw new Error(`${folder} is no bundle: expected manifest.json in it`);
+    if (target && !target.startsWith(path.join(root, path.sep))) bundles.refuseOutside(name);
     return contents(file);
   };
 }
 
-function words(error) {
+function message(error) {
   if (error.code === "ENOENT") return "No such file or directory";
   return error.message.split("\n")[0];
 }
 
-/** A package that npm installs, or the line that says how. */
-async function need(name) {
+/** The default export of an npm package. Throws an Error with the command that installs it. */
+async function load(name) {
   try {
     return (await import(name)).default;
   } catch (error) {
@@ -59,15 +59,15 @@ async function need(name) {
   }
 }
 
-/** The bundle's model in a session -> (images as one Uint8Array, N) => { logits, probabilities } as lists of rows. */
+/** (bundle, precision) => (Uint8Array of N images, N) => { logits, probabilities }, each N rows of float32. */
 async function session(bundle, precision) {
-  const ort = await need("onnxruntime-node");
-  ort.env.logLevel = "fatal"; // it throws what it would print as well
-  const opened = await ort.InferenceSession.create(await bundle.model(precision), { logSeverityLevel: 4 });
+  const ort = await load("onnxruntime-node");
+  ort.env.logLevel = "fatal"; // it would print each error that it throws
+  const model = await ort.InferenceSession.create(await bundle.model(precision), { logSeverityLevel: 4 });
   const { side, labels } = bundle;
   return async (images, count) => {
     const feeds = { image: new ort.Tensor("uint8", images, [count, side, side, 3]) };
-    const answers = await opened.run(feeds, ["logits", "probabilities"]);
+    const answers = await model.run(feeds, ["logits", "probabilities"]);
     const rows = ({ data, dims }) => {
       if (dims.length !== 2 || dims[0] !== count || dims[1] !== labels.length) {
         throw new Error(`the model gives ${dims.join("×")}, the manifest has ${labels.length} labels`);
@@ -78,18 +78,18 @@ async function session(bundle, precision) {
   };
 }
 
-/** (file's bytes, its name for errors) -> side×side×3 bytes, by the manifest's rule. */
+/** (bundle) => (a file's bytes, its name for errors) => side×side×3 bytes by the manifest's rule. */
 async function decoder(bundle) {
-  const sharp = await need("sharp");
+  const sharp = await load("sharp");
   sharp.block({ operation: ["VipsForeignLoad"] });
   sharp.unblock({ operation: FORMATS.map((name) => `VipsForeignLoad${name}`) });
   return async (bytes, name) => {
     try {
-      // Pillow leaves colour profiles alone, so they are ignored here too.
+      // The contract ignores colour profiles, as Pillow does.
       const image = sharp(bytes, { limitInputPixels: PIXELS, ignoreIcc: true, failOn: "error" });
       const { space, depth } = await image.metadata();
-      const deep = depth === "ushort", own = ["cmyk", "grey16", "rgb16"].includes(space);
-      if (own) image.pipelineColourspace(space).toColourspace(space);
+      const deep = depth === "ushort", unconverted = ["cmyk", "grey16", "rgb16"].includes(space);
+      if (unconverted) image.pipelineColourspace(space).toColourspace(space);
       const raw = image.autoOrient().raw({ depth: deep ? "ushort" : "uchar" });
       const { data, info: { width, height, channels } } = await raw.toBuffer({ resolveWithObject: true });
       const values = deep ? new Uint16Array(data.buffer, data.byteOffset, data.length / 2) : data;
@@ -97,7 +97,7 @@ async function decoder(bundle) {
       return fit(rgb, bundle.side, bundle.shorterSide);
     } catch (error) {
       const unknown = /unsupported image format|operation is blocked|Input Buffer is empty/.test(error.message);
-      throw new Error(`${name}: ${unknown ? "not a PNG, JPEG, WebP or GIF image" : words(error)}`);
+      throw new Error(`${name}: ${unknown ? "not a PNG, JPEG, WebP or GIF image" : message(error)}`);
     }
   };
 }
@@ -105,10 +105,10 @@ async function decoder(bundle) {
 async function classify(run, decode, bundle, files, { top, json }) {
   const size = bundle.side ** 2 * 3;
   for (let start = 0; start < files.length; start += BATCH) {
-    const some = files.slice(start, start + BATCH), images = new Uint8Array(some.length * size);
-    for (const [i, file] of some.entries()) images.set(await decode(await contents(file), file), i * size);
-    const { probabilities } = await run(images, some.length);
-    for (const [i, image] of some.entries()) {
+    const batch = files.slice(start, start + BATCH), images = new Uint8Array(batch.length * size);
+    for (const [i, file] of batch.entries()) images.set(await decode(await contents(file), file), i * size);
+    const { probabilities } = await run(images, batch.length);
+    for (const [i, image] of batch.entries()) {
       const best = bundles.likeliest(probabilities[i], bundle.labels, top);
       const line = best.map(({ label, probability }) => `${label} ${(100 * probability).toFixed(1)}%`).join("  ");
       console.log(json ? JSON.stringify({ image, top: best }) : `${image}: ${line}`);
@@ -116,7 +116,7 @@ async function classify(run, decode, bundle, files, { top, json }) {
   }
 }
 
-/** The bundle's cases again, from the files to the logits. */
+/** Classify the bundle's samples; true if every logit is within the model's tolerance of sample/expected.json. */
 async function selftest(run, decode, bundle, read, { model, json }) {
   const { cases, tolerance } = await bundles.selftest(read, bundle, model);
   let worst = 0;
@@ -124,13 +124,13 @@ async function selftest(run, decode, bundle, read, { model, json }) {
     const { logits, probabilities } = await run(await decode(await read(image), image), 1);
     worst = Math.max(worst, bundles.distance(logits[0], probabilities[0], expected));
   }
-  const good = worst <= tolerance && cases.length > 0;
-  const found = `max |d| ${bundles.scientific(worst)} (allowed ${bundles.scientific(tolerance)})`;
-  (json ? console.error : console.log)(`self-test ${good ? "passed" : "FAILED"}: ${cases.length} images, ${found}`);
-  return good;
+  const passed = worst <= tolerance && cases.length > 0;
+  const verdict = `max |d| ${bundles.scientific(worst)} (allowed ${bundles.scientific(tolerance)})`;
+  (json ? console.error : console.log)(`self-test ${passed ? "passed" : "FAILED"}: ${cases.length} images, ${verdict}`);
+  return passed;
 }
 
-function options() {
+function parseOptions() {
   const { values, positionals } = parseArgs({
     allowPositionals: true,
     options: {
@@ -153,27 +153,27 @@ function options() {
 }
 
 async function main() {
-  // Node 18 has no global crypto: nothing would be hashed.
+  // Node 18 has no global crypto: hashes would not be checked.
   if (Number.parseInt(process.versions.node) < 20) throw new Error(`expected Node 20, found ${process.version}`);
-  const asked = options();
-  if (asked.help) {
+  const options = parseOptions();
+  if (options.help) {
     console.log(USAGE);
     return 0;
   }
-  const read = await reader(asked.folder), bundle = await bundles.open(read);
-  const run = await session(bundle, asked.model), decode = await decoder(bundle);
-  if (asked.selftest && !(await selftest(run, decode, bundle, read, asked))) return 1;
-  await classify(run, decode, bundle, asked.images, asked);
+  const read = await reader(options.folder), bundle = await bundles.open(read);
+  const run = await session(bundle, options.model), decode = await decoder(bundle);
+  if (options.selftest && !(await selftest(run, decode, bundle, read, options))) return 1;
+  await classify(run, decode, bundle, options.images, options);
   return 0;
 }
 
-process.stdout.on("error", (error) => { // whoever reads has gone
-  console.error(`error: ${words(error)}`);
+process.stdout.on("error", (error) => { // the reader closed the pipe
+  console.error(`error: ${message(error)}`);
   process.exit(2);
 });
 try {
   process.exitCode = await main();
-} catch (error) { // a client of the bundle wants one line: what was wrong with which file
-  console.error(`error: ${words(error)}`);
+} catch (error) { // any library's error becomes one line
+  console.error(`error: ${message(error)}`);
   process.exitCode = 2;
 }

@@ -1,5 +1,5 @@
 /**
- * The page: one bundle in bundle/, onnxruntime-web in ort/, everything in the browser.
+ * The page of a bundle: the bundle lies in bundle/, onnxruntime-web in ort/, and the model runs in the browser.
  *
  * Jobs (an image, the self-test, another model) run one after the other: a session takes one batch at a time.
  */
@@ -8,14 +8,15 @@ import * as bundles from "./bundle.mjs";
 import { PIXELS, fit } from "./preprocess.mjs";
 
 const TOP = 5;
-const RUNS = 15, SAMPLE_MS = 2, ENOUGH_MS = 1500; // of a latency: samples so long, for a browser's clock is coarse
+// Of a latency: at most so many samples, each so long (a browser's clock is coarse), and no more after so many ms.
+const RUNS = 15, SAMPLE_MS = 2, ENOUGH_MS = 1500;
 const $ = (id) => document.getElementById(id);
 
-let bundle, run; // what the manifest says; (bytes of one image) => { logits, probabilities } of the chosen model
-let shown = null; // the image on the page, as { blob, name }: another model is asked about it again
+let bundle, run; // of bundle.mjs; (bytes of an image) => { logits, probabilities } of the chosen model
+let current = null; // the image on the page, as { blob, name }: another model classifies it again
 let queue = Promise.resolve();
 
-/** The bytes of a file of the bundle. The Error says what is wrong in words. */
+/** The bytes of a file of the bundle. Throws an Error with the reason, which the page shows. */
 async function read(name) {
   const address = new URL(`bundle/${name.split("/").map(encodeURIComponent).join("/")}`, import.meta.url);
   const answer = await fetch(address, { cache: "no-cache" }).catch(() => {
@@ -26,7 +27,7 @@ async function read(name) {
   throw new Error(`bundle/${name} cannot be read: the server says ${answer.status}`);
 }
 
-/** onnxruntime-web on the CPU, one thread: more would need headers that not every server sends. */
+/** onnxruntime-web on one CPU thread: several threads need HTTP headers that few servers send. */
 async function runtime() {
   try {
     const ort = await import("./ort/ort.wasm.min.mjs");
@@ -53,7 +54,7 @@ async function choose(precision) {
   };
 }
 
-/** Any image that the browser reads -> { bytes: side×side×3 by the manifest's rule, width, height, ms }. */
+/** An image that the browser decodes -> { bytes: side×side×3 by the manifest's rule, width, height, ms }. */
 async function prepare(blob, name) {
   let bitmap;
   try {
@@ -65,7 +66,7 @@ async function prepare(blob, name) {
   try {
     if (width * height > PIXELS) throw new Error(`${name} is too large: ${width}×${height} pixels`);
     const canvas = Object.assign(document.createElement("canvas"), { width, height });
-    // Opaque, so black lies under what is transparent; on the CPU, so no pixel is rounded on the way.
+    // An opaque canvas is black under transparent pixels; a canvas on the CPU does not round pixels.
     const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
     context.drawImage(bitmap, 0, 0);
     const { data } = context.getImageData(0, 0, width, height);
@@ -77,7 +78,7 @@ async function prepare(blob, name) {
   }
 }
 
-/** Milliseconds of one run: the median of samples, after the run that warmed up. */
+/** Milliseconds of a run: the median of samples, after a run to warm up. */
 async function latency(bytes) {
   const begin = performance.now();
   await run(bytes);
@@ -93,10 +94,10 @@ async function latency(bytes) {
 async function classify(blob, name) {
   const { bytes, width, height, ms } = await prepare(blob, name);
   const { probabilities } = await run(bytes);
-  shown = { blob, name };
+  current = { blob, name };
   preview(blob, name, Math.max(width, height) < 128);
   $("results").replaceChildren(...bundles.likeliest(probabilities, bundle.labels, TOP).map(row));
-  look(bytes);
+  showInput(bytes);
   $("from").textContent = `${width} × ${height}`;
   $("to").textContent = `${bundle.side} × ${bundle.side}`;
   $("prepared").textContent = milliseconds(ms);
@@ -120,11 +121,12 @@ async function selftest() {
       const { logits, probabilities } = await run((await prepare(new Blob([await read(image)]), image)).bytes);
       worst = Math.max(worst, bundles.distance(logits, probabilities, expected));
     }
-    const good = worst <= tolerance && cases.length > 0;
-    const found = element("span", "", `max |d| ${bundles.scientific(worst)}`);
+    const passed = worst <= tolerance && cases.length > 0;
+    const actual = element("span", "", `max |d| ${bundles.scientific(worst)}`);
     const allowed = element("span", "", `(allowed ${bundles.scientific(tolerance)})`);
-    verdict.className = good ? "passed" : "failed";
-    verdict.replaceChildren(`Self-test ${good ? "passed" : "FAILED"}: ${cases.length} images, `, found, " ", allowed);
+    verdict.className = passed ? "passed" : "failed";
+    const outcome = `Self-test ${passed ? "passed" : "FAILED"}: ${cases.length} images, `;
+    verdict.replaceChildren(outcome, actual, " ", allowed);
   } catch (error) {
     verdict.className = "failed";
     verdict.textContent = `Self-test FAILED: ${error.message}`;
@@ -132,7 +134,7 @@ async function selftest() {
 }
 
 // --------------------------------------------------------------------------------------------------------------------
-// What is seen
+// The parts of the page
 
 function row({ label, probability }) {
   const share = `${(100 * probability).toFixed(1)} %`;
@@ -159,8 +161,8 @@ function preview(blob, name, small) {
   $("name").textContent = name;
 }
 
-/** The bytes that the model gets, as an image. */
-function look(bytes) {
+/** Draw the model's input as an image. */
+function showInput(bytes) {
   const canvas = $("pixels"), { side } = bundle, rgba = new Uint8ClampedArray(side * side * 4).fill(255);
   for (let i = 0, o = 0; i < bytes.length; i += 3, o += 4) rgba.set(bytes.subarray(i, i + 3), o);
   canvas.width = canvas.height = side;
@@ -176,7 +178,7 @@ function inBytes(count) {
   return count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB` : `${Math.ceil(count / 1e3)} kB`;
 }
 
-/** The browser has had the time to draw: measuring keeps this thread busy. A page in the background is not drawn. */
+/** Wait until the browser has drawn: measuring then blocks this thread. A page in the background is not drawn. */
 function painted() {
   return new Promise((done) => {
     setTimeout(done, 50);
@@ -189,7 +191,7 @@ function say(state, text = "") {
   $("status").textContent = text;
 }
 
-/** One job after the other; what goes wrong is said on the page, which stays usable. */
+/** Run a job after the earlier ones. The page shows its error and stays usable. */
 function enqueue(job) {
   queue = queue.then(async () => {
     say("busy");
@@ -210,28 +212,28 @@ function describe() {
   const { manifest, labels, models } = bundle, { accuracy = {}, files } = manifest;
   const size = (precision) => Number(files[manifest.models[precision]?.file]?.bytes ?? NaN);
   const top1 = (precision) => Number(manifest.models[precision]?.top1_pct);
-  const facts = [`${labels.length} classes`];
+  const summary = [`${labels.length} classes`];
   if (top1("float32") >= 0) {
     const count = Number(accuracy.images).toLocaleString("en");
-    facts.push(`top-1 ${top1("float32").toFixed(2)} % on ${count} ${accuracy.split} images`);
+    summary.push(`top-1 ${top1("float32").toFixed(2)} % on ${count} ${accuracy.split} images`);
   }
-  if (size("float32") >= 0) facts.push(inBytes(size("float32")));
-  $("facts").textContent = facts.join(" · ");
+  if (size("float32") >= 0) summary.push(inBytes(size("float32")));
+  $("facts").textContent = summary.join(" · ");
   const names = [manifest.architecture, manifest.dataset].filter((word) => typeof word === "string");
   document.title = $("title").textContent = names.join(" · ") || "Image classifier";
   for (const precision of models) {
-    const words = [precision];
-    if (top1(precision) >= 0) words.push(`${top1(precision).toFixed(2)} %`);
-    if (size(precision) >= 0) words.push(inBytes(size(precision)));
-    $("model").append(Object.assign(element("option", "", words.join(" · ")), { value: precision }));
+    const parts = [precision];
+    if (top1(precision) >= 0) parts.push(`${top1(precision).toFixed(2)} %`);
+    if (size(precision) >= 0) parts.push(inBytes(size(precision)));
+    $("model").append(Object.assign(element("option", "", parts.join(" · ")), { value: precision }));
   }
   $("choice").hidden = models.length < 2;
   if (!globalThis.crypto?.subtle) {
-    $("hashes").textContent = "The files' hashes were not checked: browsers do that over https and on localhost alone.";
+    $("hashes").textContent = "The files' hashes were not checked: browsers hash over https and on localhost only.";
   }
 }
 
-/** The bundle's own images as buttons; without them the page works as well, and its self-test says what is missing. */
+/** The bundle's samples as buttons. Without samples the page works, and its self-test names the missing file. */
 async function samples() {
   const { cases } = await bundles.selftest(read, bundle, bundle.models[0]).catch(() => ({ cases: [] }));
   for (const { image, label } of cases) {
@@ -259,7 +261,7 @@ function listen() {
   $("model").onchange = ({ target }) => enqueue(async () => {
     await choose(target.value);
     $("verdict").className = $("verdict").textContent = "";
-    if (shown) await classify(shown.blob, shown.name);
+    if (current) await classify(current.blob, current.name);
   });
   document.ondragover = (event) => {
     event.preventDefault();

@@ -1,16 +1,16 @@
 /**
- * The manifest's rule for one image, on bytes that a decoder turned upright: RGB over black, the shorter side resized,
- * the centre cut out. Nothing but JavaScript; equal to Pillow's antialiased bilinear to the byte.
+ * The manifest's rule for an image that a decoder turned upright: RGB over black, the shorter side resized, the centre
+ * cut out. The resize equals Pillow's antialiased bilinear to the byte.
  *
  * An image is { data, width, height, channels }: Uint8Array, rows from the top, channels interleaved.
  */
 
-export const PIXELS = Math.floor(2 ** 30 / 12); // more in one image is an attack, or a mistake (Pillow's limit)
+export const PIXELS = Math.floor(2 ** 30 / 12); // more pixels are an attack or a mistake (Pillow's limit)
 const BITS = 22; // Pillow's weights are integers: 32 bits less 8 of the pixel and 2 of headroom
 
 /**
- * What a decoder gives, of 8 or 16 bits and 1 to 4 channels, as 8-bit RGB. 16-bit grey is divided by 257; of other
- * 16-bit images Pillow takes the upper byte, so this does too. `cmyk` says what four channels are.
+ * A decoded image of 8 or 16 bits and 1 to 4 channels -> 8-bit RGB. 16-bit grey is divided by 257; other 16-bit images
+ * keep the upper byte, as in Pillow. With `cmyk`, four channels are CMYK and not RGBA.
  */
 export function toRgb({ data, width, height, channels, cmyk = false }) {
   const deep = data instanceof Uint16Array;
@@ -19,10 +19,10 @@ export function toRgb({ data, width, height, channels, cmyk = false }) {
   const alpha = cmyk || channels === colours ? -1 : channels - 1;
   const rgb = new Uint8Array(width * height * 3);
   for (let i = 0, o = 0; o < rgb.length; i += channels, o += 3) {
-    const over = alpha < 0 ? 255 : scale(data[i + alpha]);
+    const opacity = alpha < 0 ? 255 : scale(data[i + alpha]);
     for (let c = 0; c < 3; c++) {
       const value = scale(data[i + (colours === 1 ? 0 : c)]);
-      rgb[o + c] = cmyk ? ink(value, data[i + 3]) : over === 255 ? value : overBlack(value, over);
+      rgb[o + c] = cmyk ? ink(value, data[i + 3]) : opacity === 255 ? value : overBlack(value, opacity);
     }
   }
   return { data: rgb, width, height, channels: 3 };
@@ -34,13 +34,13 @@ function overBlack(value, alpha) {
   return (((t >> 8) + t) >> 8) >> 7;
 }
 
-/** Pillow's CMYK: each ink takes its part of what black leaves. */
+/** Pillow's CMYK: each ink absorbs its share of the light that black leaves. */
 function ink(value, black) {
   const t = value * (255 - black) + 128;
   return 255 - black - (((t >> 8) + t) >> 8);
 }
 
-/** The rule: any RGB or opaque RGBA image -> side×side×3 bytes. An image of that very size is left as it is. */
+/** RGB or opaque RGBA of any size -> side×side×3 bytes. An image of side×side pixels is not resized. */
 export function fit(image, side, shorter = side) {
   let { width, height } = image;
   if (width !== side || height !== side) {
@@ -62,8 +62,8 @@ export function roundHalfEven(x) {
 }
 
 /**
- * For the pixels first ... first+count-1 of a line resized from `from` to `to` pixels: which pixels of the old line
- * each one is made of, and with which integer weights. Bilinear is a triangle as wide as the step, but at least 1.
+ * A line of `from` pixels is resized to `to`. For each new pixel first ... first+count-1: the old pixels that it
+ * averages (from `start` on) and their integer weights. Bilinear is a triangle as wide as the step, but at least 1.
  */
 function weights(from, to, first, count) {
   const step = from / to, support = Math.max(step, 1);
@@ -78,7 +78,7 @@ function weights(from, to, first, count) {
   });
 }
 
-/** Along the rows, rounded to bytes, then down the columns: Pillow's two passes, for the cut alone. */
+/** Pillow's two passes for the pixels of the cut: rows first, rounded to bytes, then columns. */
 function resized({ data, width, channels }, columns, rows) {
   const first = rows[0].start, last = rows[rows.length - 1];
   const count = last.start + last.taps.length - first, line = columns.length * 3;
@@ -111,7 +111,7 @@ function resized({ data, width, channels }, columns, rows) {
   return out;
 }
 
-/** Weights are not negative, but rounded: a sum may end just above 255. */
+/** A rounded sum, at most 255: the weights are rounded, so that a sum may pass it. */
 function byte(sum) {
   return Math.min(255, sum >> BITS);
 }

@@ -26,6 +26,7 @@ import onnx
 import onnxruntime
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from runners import EXPORT, PYTHON, SPOILT, not_a_number, zoo
 
 from okdc.data import images
@@ -36,12 +37,13 @@ UNITY = Path(
     "com.github.asus4.onnxruntime/Plugins/iOS~/onnxruntime.xcframework/ios-arm64/onnxruntime.framework/Headers"
 )
 PROBE = r"""
+#include "files.hpp"
 #include "image.hpp"
 #include "json.hpp"
-#include "sha256.hpp"
+#include "resize.hpp"
 #include <iostream>
 
-// fit SIDE SHORTER FILE...: the bytes of each in FILE.out; json FILE...: a string each; sha256 FILE...
+// fit SIDE SHORTER FILE...: the bytes of each in FILE.out; json FILE...: each as a line in ASCII; sha256 FILE...
 int main(int count, char** given) {
     const std::string what = given[1];
     for (int i = what == "fit" ? 4 : 2; i < count; ++i) {
@@ -50,7 +52,7 @@ int main(int count, char** given) {
             if (what == "sha256") {
                 std::cout << sha256(read_file(path)) << "\n";
             } else if (what == "json") {
-                std::cout << json::quoted(json::parse(read_file(path)).string) << "\n";
+                std::cout << json::line(json::parse(read_file(path))) << "\n";
             } else {
                 const int side = std::stoi(given[2]), shorter = std::stoi(given[3]);
                 const Image image = fit(read_image(path), side, side, shorter);
@@ -64,12 +66,19 @@ int main(int count, char** given) {
     }
 }
 """
+HEADERS = {
+    "nlohmann/json.hpp": "nlohmann-json3-dev",
+    "png.h": "libpng-dev",
+    "sha2.h": "libmd-dev",
+    "turbojpeg.h": "libturbojpeg0-dev",
+    "zlib.h": "zlib1g-dev",
+}
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Werror"]
 
 
 def _headers() -> Path | None:
-    named = os.environ.get("OKDC_ONNXRUNTIME_INCLUDE")
-    places = [Path(named)] if named else []
+    include = os.environ.get("OKDC_ONNXRUNTIME_INCLUDE")
+    places = [Path(include)] if include else []
     places += [folder / "node_modules" / UNITY for folder in SOURCE.parents]
     places += [Path("/usr/include/onnxruntime"), Path("/usr/local/include/onnxruntime")]
     return next((place for place in places if (place / "onnxruntime_cxx_api.h").is_file()), None)
@@ -78,18 +87,21 @@ def _headers() -> Path | None:
 def _missing() -> str:
     if shutil.which("g++") is None:
         return "g++ is not installed"
-    found = subprocess.run(["g++", "-E", "-x", "c++", "-"], input="#include <zlib.h>", capture_output=True, text=True)
-    return "" if found.returncode == 0 else "zlib's headers are not installed (zlib1g-dev)"
+    for header, package in HEADERS.items():
+        command = ["g++", "-E", "-x", "c++", "-"]
+        if subprocess.run(command, input=f"#include <{header}>", capture_output=True, text=True).returncode:
+            return f"the header {header} is not installed (Debian's {package})"
+    return ""
 
 
 def _missing_runtime() -> str:
     headers = _headers()
     if headers is None:
         return "no onnxruntime_cxx_api.h: OKDC_ONNXRUNTIME_INCLUDE names its folder (export/README.md says where from)"
-    asked = re.search(r"define ORT_API_VERSION (\d+)", (headers / "onnxruntime_c_api.h").read_text(encoding="utf-8"))
-    has = int(onnxruntime.__version__.split(".")[1])
-    if asked is None or int(asked[1]) > has:
-        return f"the headers ask for onnxruntime 1.{asked[1] if asked else '?'}, the library is 1.{has}"
+    wanted = re.search(r"define ORT_API_VERSION (\d+)", (headers / "onnxruntime_c_api.h").read_text(encoding="utf-8"))
+    version = int(onnxruntime.__version__.split(".")[1])
+    if wanted is None or int(wanted[1]) > version:
+        return f"the headers ask for onnxruntime 1.{wanted[1] if wanted else '?'}, the library is 1.{version}"
     return "" if _libraries() else "this onnxruntime has no shared library"
 
 
@@ -97,10 +109,10 @@ def _libraries() -> list[Path]:
     return sorted((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
 
 
-why = _missing()
-why_not_run = why or _missing_runtime()
-pytestmark = [pytest.mark.skipif(bool(why), reason=why), pytest.mark.xdist_group("cpp")]
-needs_runtime = pytest.mark.skipif(bool(why_not_run), reason=why_not_run)
+reason = _missing()
+runtime_reason = reason or _missing_runtime()
+pytestmark = [pytest.mark.skipif(bool(reason), reason=reason), pytest.mark.xdist_group("cpp")]
+needs_runtime = pytest.mark.skipif(bool(runtime_reason), reason=runtime_reason)
 
 
 def _execute(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -113,14 +125,15 @@ def probe(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., list[str]]:
     folder = tmp_path_factory.mktemp("probe")
     (folder / "probe.cpp").write_text(PROBE, encoding="utf-8")
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    command = ["g++", "-std=c++17", "-O1", *sanitizers, *WARNINGS, f"-I{SOURCE}", folder / "probe.cpp", "-lz"]
+    command = ["g++", "-std=c++17", "-O1", *sanitizers, *WARNINGS, f"-I{SOURCE}", folder / "probe.cpp"]
+    command += ["-lturbojpeg", "-lpng", "-lz", "-lmd"]
     done = _execute(*command, "-o", folder / "probe")
     assert done.returncode == 0, done.stderr
 
     def ask(*words: str | Path) -> list[str]:
-        answered = _execute(folder / "probe", *words)
-        assert answered.returncode == 0, answered.stderr
-        return answered.stdout.splitlines()
+        done = _execute(folder / "probe", *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
 
     return ask
 
@@ -184,9 +197,9 @@ def test_images_of_many_sizes_become_pillows_bytes(
             cases.append((path, Image.fromarray(pixels[..., 0] if grey else pixels)))
         assert set(probe("fit", str(side), str(shorter), *[path for path, _ in cases])) == {"read"}
         for path, image in cases:
-            found = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(side, side, 3)
+            actual = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(side, side, 3)
             np.testing.assert_array_equal(
-                found, script.fit(script.to_rgb(image), side, shorter), err_msg=f"{image} to {side}"
+                actual, script.fit(script.to_rgb(image), side, shorter), err_msg=f"{image} to {side}"
             )
 
 
@@ -195,16 +208,92 @@ def test_an_image_is_read_as_by_the_python_runner_or_refused(
 ) -> None:
     read = set()
     files = zoo(tmp_path / "zoo")
-    for path, said in zip(files, probe("fit", "8", "8", *files), strict=True):
-        if said == "read":
+    for path, answer in zip(files, probe("fit", "8", "8", *files), strict=True):
+        if answer == "read":
             read.add(path.name)
             with Image.open(path) as image:
                 expected = script.fit(script.to_rgb(image), 8, 8)
-            found = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(8, 8, 3)
-            np.testing.assert_array_equal(found, expected, err_msg=path.name)
+            actual = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(8, 8, 3)
+            np.testing.assert_array_equal(actual, expected, err_msg=path.name)
         else:
-            assert said.startswith(f"refused: {path}: "), said
-    assert read == {"wide.png", "tall.png", "grey.png", "exact.png", "tiny.png"}
+            assert answer.startswith(f"refused: {path}: "), answer
+    turned = {"turned.jpg", *(f"turned_{orientation}.png" for orientation in range(1, 9))}
+    grey = {"grey.png", "grey.jpg", "one_bit.png"}
+    assert read == {"wide.png", "tall.png", "exact.png", "tiny.png", "palette.png", "smooth.jpg"} | grey | turned
+
+
+def _decodes(script: ModuleType, path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    with Image.open(path) as image:
+        return script.fit(script.to_rgb(image), 24, 24)  # type: ignore[no-any-return]
+
+
+def _packet(orientation: int, *, attribute: bool) -> bytes:
+    value = f'="{orientation}"' if attribute else f">{orientation}</tiff:Orientation>"
+    return f"<x:xmpmeta>tiff:Orientation, then <tiff:Orientation{value}</x:xmpmeta>".encode()
+
+
+def test_a_jpeg_becomes_pillows_bytes(probe: Callable[..., list[str]], script: ModuleType, tmp_path: Path) -> None:
+    """Every orientation, subsampling and scan order, of noise and of smooth colours; EXIF of either byte order."""
+    rng = np.random.default_rng(4)
+    noise = Image.fromarray(rng.integers(0, 256, (61, 97, 3), dtype=np.uint8))
+    smooth = noise.crop((0, 0, 9, 7)).resize((203, 157), Image.Resampling.BICUBIC)
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif.endian = "<" if orientation % 2 else ">"
+        exif[0x010E] = "a description before the orientation"
+        if orientation:
+            exif[0x0112] = orientation
+        smooth.save(tmp_path / f"turned_{orientation}.jpg", exif=exif)
+        noise.save(tmp_path / f"turned_{orientation}.png", exif=exif)
+    for name, image in (("noise", noise), ("smooth", smooth)):
+        for subsampling in (0, 1, 2):
+            for progressive in (False, True):
+                path = tmp_path / f"{name}_{subsampling}_{progressive}.jpg"
+                image.save(path, subsampling=subsampling, progressive=progressive, restart_marker_rows=3)
+    for attribute in (False, True):
+        packet = _packet(6, attribute=attribute)
+        smooth.save(tmp_path / f"xmp_{attribute}.jpg", xmp=packet)
+        text = PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", packet.decode())
+        noise.save(tmp_path / f"xmp_{attribute}.png", pnginfo=text)
+    exif[0x0112] = 3
+    smooth.save(tmp_path / "both.jpg", xmp=_packet(6, attribute=True), exif=exif)
+    files = sorted(tmp_path.iterdir())
+    assert probe("fit", "24", "24", *files) == ["read"] * len(files)
+    for path in files:
+        pixels = np.frombuffer(Path(f"{path}.out").read_bytes(), np.uint8).reshape(24, 24, 3)
+        np.testing.assert_array_equal(pixels, _decodes(script, path), err_msg=path.name)
+
+
+def test_a_damaged_jpeg_is_refused_or_read_within_its_bytes(probe: Callable[..., list[str]], tmp_path: Path) -> None:
+    """With the sanitizers on. A changed bit of a JPEG may leave a JPEG; a part of it is none."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.random.default_rng(5).integers(0, 256, (9, 7, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.jpg", exif=exif, xmp=_packet(6, attribute=True))
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    cut, changed = [], []
+    for place in range(len(whole)):
+        cut.append(tmp_path / f"cut{place}")
+        cut[-1].write_bytes(whole[:place])
+        changed.append(tmp_path / f"bit{place}")
+        changed[-1].write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
+    for path, answer in zip(cut, probe("fit", "8", "8", *cut), strict=True):
+        assert answer.startswith(f"refused: {path}: "), answer
+    for path, answer in zip(changed, probe("fit", "8", "8", *changed), strict=True):
+        assert answer == "read" or answer.startswith(f"refused: {path}: "), answer
+    frame = whole.index(b"\xff\xc0")
+    (tmp_path / "bomb").write_bytes(whole[: frame + 5] + struct.pack(">HH", 60000, 60000) + whole[frame + 9 :])
+    assert "60000x60000 pixels, more than" in probe("fit", "8", "8", tmp_path / "bomb")[0]
+
+
+def test_a_png_that_unpacks_to_more_than_its_size_stops_there(
+    probe: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASAN_OPTIONS", "max_allocation_size_mb=64")
+    path = tmp_path / "bomb.png"
+    path.write_bytes(_chunks(_header(4, 4), (b"IDAT", zlib.compress(bytes(2**28), 1)), (b"IEND", b"")))
+    assert probe("fit", "8", "8", path)[0].startswith(f"refused: {path}: a damaged PNG")
 
 
 def _chunks(*parts: tuple[bytes, bytes]) -> bytes:
@@ -258,8 +347,8 @@ def test_damaged_images_are_refused(probe: Callable[..., list[str]], tmp_path: P
     for place in range(len(whole)):
         files[tmp_path / f"bit{place}"] = f"byte {place} changed"
         (tmp_path / f"bit{place}").write_bytes(whole[:place] + bytes([whole[place] ^ 0x11]) + whole[place + 1 :])
-    for said, (path, name) in zip(probe("fit", "8", "8", *files), files.items(), strict=True):
-        assert said.startswith(f"refused: {path}: "), f"{name}: {said}"
+    for answer, (path, name) in zip(probe("fit", "8", "8", *files), files.items(), strict=True):
+        assert answer.startswith(f"refused: {path}: "), f"{name}: {answer}"
 
 
 def test_a_side_too_long_for_the_other_is_refused(probe: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -276,20 +365,24 @@ def test_strings_are_read_and_written_as_python_does(probe: Callable[..., list[s
         paths.append(tmp_path / f"{i}.json")
         paths[i].write_bytes(text.encode("utf-8", "surrogatepass"))
     expected = [json.dumps(json.loads(text)) for text in texts]
-    expected[11] = r'"\udced\udca0\udcbd\udced\udcb8\udc80"'  # halves of a pair as UTF-8 are no UTF-8: bytes stay bytes
-    assert probe("json", *paths) == expected
+    lines = probe("json", *paths)
+    assert lines.pop(11).startswith("refused: not JSON: "), "the halves of a pair as UTF-8 are no UTF-8"
+    del expected[11]
+    assert lines == expected
 
 
 def test_what_is_no_json_is_refused(probe: Callable[..., list[str]], tmp_path: Path) -> None:
     bad = ["", "{", "[1,", "[1 2]", '{"a" 1}', '{"a":}', '"', '"\\x"', '"\\u12"', '"\\ud800\\u0020"']
     bad += ["01x", "-", "1.", "1e", "nul"]
     bad += ["tru", "[1]]", '"a\nb"', "{1:2}", "NaN", "[" * 100000, '{"a":' * 100000, '"\\', "\x00", "[1,]", "{,}"]
+    # What the library itself would read: a byte order mark, more after a NUL, brackets as deep as the file is long.
+    bad += ["\ufeff{}", "{}\x00more", "[" * 100 + "]" * 100, "// a comment\n{}"]
     paths = []
     for i, text in enumerate(bad):
         paths.append(tmp_path / f"{i}.json")
         paths[i].write_text(text, encoding="utf-8")
-    for text, said in zip(bad, probe("json", *paths), strict=True):
-        assert said.startswith("refused: not JSON: "), f"{text[:20]!r}: {said}"
+    for text, answer in zip(bad, probe("json", *paths), strict=True):
+        assert answer.startswith("refused: not JSON: "), f"{text[:20]!r}: {answer}"
 
 
 def test_the_hash_is_sha256_at_every_length_of_the_padding(probe: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -315,19 +408,48 @@ def test_its_answers_are_those_of_the_python_runner(runner: Path, shipped: Path,
         suffix = "ppm" if len(shape) == 3 else "pgm"
         paths.append(_write_ppm(tmp_path / f'{i} "é".{suffix}', rng.integers(0, 256, shape, dtype=np.uint8)))
     words = [shipped, *paths, "--json", "--top", "10"]
-    ours, theirs = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
-    assert (ours.returncode, ours.stderr) == (theirs.returncode, theirs.stderr) == (0, "")
-    lines = [[json.loads(line) for line in done.stdout.splitlines()] for done in (ours, theirs)]
+    cpp, python = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
+    assert (cpp.returncode, cpp.stderr) == (python.returncode, python.stderr) == (0, "")
+    lines = [[json.loads(line) for line in done.stdout.splitlines()] for done in (cpp, python)]
     assert len(lines[0]) == len(paths)
-    for mine, other in zip(*lines, strict=True):
-        assert mine["image"] == other["image"]
-        found, expected = ({top["label"]: top["probability"] for top in case["top"]} for case in (mine, other))
-        assert found.keys() == expected.keys()
-        assert max(abs(found[label] - expected[label]) for label in expected) <= 1e-5
+    for row, python_row in zip(*lines, strict=True):
+        assert row["image"] == python_row["image"]
+        actual, expected = ({top["label"]: top["probability"] for top in case["top"]} for case in (row, python_row))
+        assert actual.keys() == expected.keys()
+        assert max(abs(actual[label] - expected[label]) for label in expected) <= 1e-5
     words = [shipped, *paths[:5], "--top", "3", "--selftest"]
-    ours, theirs = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
-    assert ours.stdout.splitlines()[1:] == theirs.stdout.splitlines()[1:]
-    assert ours.stdout.startswith("self-test passed: 5 images, max |d| ")
+    cpp, python = _execute(runner, *words), _execute(sys.executable, PYTHON, *words)
+    assert cpp.stdout.splitlines()[1:] == python.stdout.splitlines()[1:]
+    assert cpp.stdout.startswith("self-test passed: 5 images, max |d| ")
+
+
+@needs_runtime
+def test_a_jpeg_gets_the_answer_of_the_python_runner(runner: Path, shipped: Path, tmp_path: Path) -> None:
+    paths = []
+    for i, sample in enumerate(sorted((shipped / "sample").glob("*.png"))):
+        exif = Image.Exif()
+        exif[0x0112] = 1 + i
+        with Image.open(sample) as image:
+            for quality in (60, 95):
+                paths.append(tmp_path / f"{i}_{quality}.jpg")
+                image.convert("RGB").resize((90, 70)).save(paths[-1], quality=quality, exif=exif)
+    words = [shipped, *paths, "--json", "--top", "10"]
+    cpp, python = (_execute(*program, *words) for program in ([runner], [sys.executable, PYTHON]))
+    assert (cpp.returncode, cpp.stderr) == (python.returncode, python.stderr) == (0, "")
+    rows = [[json.loads(line)["top"] for line in done.stdout.splitlines()] for done in (cpp, python)]
+    assert len(rows[0]) == len(paths)
+    for actual, expected in zip(*rows, strict=True):
+        assert actual[0]["label"] == expected[0]["label"]
+        probabilities = ({best["label"]: best["probability"] for best in row} for row in (actual, expected))
+        assert next(probabilities) == pytest.approx(next(probabilities), abs=1e-5)
+
+
+@needs_runtime
+def test_a_name_that_is_no_utf8_stays_a_line_of_json(runner: Path, shipped: Path, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.png")
+    shutil.copy(shipped / "sample" / "0.png", path)
+    done = subprocess.run([runner, shipped, path, "--json"], capture_output=True, check=True)
+    assert json.loads(done.stdout)["image"] == f"{tmp_path}/\ufffd.png"
 
 
 @needs_runtime
@@ -364,9 +486,9 @@ def _sha256(content: bytes) -> str:
 
 def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def spoil(bundle: Path) -> None:
-        facts = read_json(bundle / "manifest.json")
-        change(facts)
-        write_json(bundle / "manifest.json", facts)
+        manifest = read_json(bundle / "manifest.json")
+        change(manifest)
+        write_json(bundle / "manifest.json", manifest)
 
     return spoil
 
@@ -375,10 +497,10 @@ def _hash_of_a_file_outside(bundle: Path) -> None:
     """Whatever a manifest says, with the right hash too: the model lies in the bundle."""
     outside = bundle.parent / "outside.onnx"
     shutil.copy(bundle / "model.onnx", outside)
-    facts = read_json(bundle / "manifest.json")
-    facts["models"]["float32"]["file"] = "../outside.onnx"
-    facts["files"]["../outside.onnx"] = facts["files"]["model.onnx"]
-    write_json(bundle / "manifest.json", facts)
+    manifest = read_json(bundle / "manifest.json")
+    manifest["models"]["float32"]["file"] = "../outside.onnx"
+    manifest["files"]["../outside.onnx"] = manifest["files"]["model.onnx"]
+    write_json(bundle / "manifest.json", manifest)
 
 
 def _external(bundle: Path) -> None:
@@ -396,9 +518,9 @@ def _external(bundle: Path) -> None:
 
 def _expect(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
     def spoil(bundle: Path) -> None:
-        facts = read_json(bundle / "sample" / "expected.json")
-        change(facts)
-        write_json(bundle / "sample" / "expected.json", facts)
+        expected = read_json(bundle / "sample" / "expected.json")
+        change(expected)
+        write_json(bundle / "sample" / "expected.json", expected)
 
     return spoil
 
@@ -500,8 +622,8 @@ def test_answers_that_are_no_numbers_are_no_answers(runner: Path, bundle: Path) 
 @needs_runtime
 def test_an_option_takes_its_value_after_an_equals_sign_too(runner: Path, shipped: Path) -> None:
     image = shipped / "sample" / "0.png"
-    said = [_execute(runner, shipped, image, *words).stdout for words in (["--top", "2"], ["--top=2"])]
-    assert said[0] == said[1] != ""
+    outputs = [_execute(runner, shipped, image, *words).stdout for words in (["--top", "2"], ["--top=2"])]
+    assert outputs[0] == outputs[1] != ""
     assert _execute(runner, "--help").stdout.startswith("usage: run BUNDLE")
 
 
