@@ -8,6 +8,7 @@ size: strides are those of padded convolutions, so that one pixel stays one pixe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -74,3 +75,14 @@ def _resnet(blocks: Sequence[int], width: int, classes: int) -> Backbone:
     network = Backbone(stages, PoolLinear(channels[-1], classes), channels, strides)
     he_fan_out(network)
     return network
+
+
+# The networks that recipes name: each is called with the number of classes.
+resnet8 = partial(cifar_resnet, 8)
+resnet14 = partial(cifar_resnet, 14)
+resnet20 = partial(cifar_resnet, 20)
+resnet32 = partial(cifar_resnet, 32)
+resnet56 = partial(cifar_resnet, 56)
+resnet110 = partial(cifar_resnet, 110)
+resnet18 = partial(resnet, 18)
+resnet34 = partial(resnet, 34)

@@ -5,6 +5,7 @@ No dropout: the knowledge distillation papers use none. Images of any size.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -60,3 +61,9 @@ def wide_resnet(depth: int, k: int, classes: int) -> Backbone:
     network = Backbone(stages, PoolLinear(channels[-1], classes), channels, (1, 1, 2, 4), raw=(True, True, True, False))
     he_fan_out(network)
     return network
+
+
+# The networks that recipes name: each is called with the number of classes.
+wrn16_1 = partial(wide_resnet, 16, 1)
+wrn16_2 = partial(wide_resnet, 16, 2)
+wrn40_2 = partial(wide_resnet, 40, 2)
