@@ -1,4 +1,4 @@
-"""ResNet for small images (He et al., 2016): section 4.2's of three stages, and ResNet-18 and -34 with a small stem.
+"""ResNet for small images (He et al., 2016): three stages as in section 4.2, and ResNet-18 and -34 with a small stem.
 
 Shortcuts that change the shape are 1×1 convolutions, as in the public code of FFL, whose parameter counts the papers'
 baselines have; ResNet-56 and -110 use the same blocks (not the bottlenecks of the ONE and OKDDip code). Images of any
@@ -20,7 +20,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # He et al., 2016, Table 1
 
 
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN, added to the input, then ReLU. Out of place: later modules may tap any map."""
+    """conv-BN-ReLU-conv-BN, added to the input, then ReLU. Nothing in place: methods read every map later."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
