@@ -32,6 +32,7 @@ class Registry:
     group: str  # of the entry points
     own: Mapping[str, str]  # name -> "module:attribute"
     error: type[OkdcError]
+    outside: str = "package.module:attribute"  # how to write what neither table names, for hints
 
     def names(self) -> list[str]:
         """Every name there is, okdc's own first."""
@@ -55,7 +56,7 @@ class Registry:
             return name
         raise self.error(
             f"no {self.kind} is called {name!r}{nearest(name, self.names())}",
-            hint=f"there is: {', '.join(self.names())}; or package.module:attribute",
+            hint=f"there is: {', '.join(self.names())}; or {self.outside}",
         )
 
     def load(self, name: str) -> Any:

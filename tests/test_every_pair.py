@@ -84,7 +84,7 @@ def grouped(networks: list[str]) -> list[object]:
 
 
 @pytest.mark.parametrize("method", methods.METHODS.own)
-@pytest.mark.parametrize("network", list(backbones.ZOO))
+@pytest.mark.parametrize("network", list(backbones.NETWORKS.own))
 def test_every_method_trains_every_network_of_the_zoo(network: str, method: str) -> None:
     trains(method, network, 16 if network in DEEP else 32)
 

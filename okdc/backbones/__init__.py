@@ -1,56 +1,65 @@
-"""The zoo: every network that a recipe may name. Importing this imports no network.
+"""The networks that a recipe may name. Importing this imports no network.
 
-A name is one of the zoo, or leads outside: `torchvision:NAME`, `timm:NAME`, `package.module:callable`. `NAME+msfe` is
-any of them with MFEF's multi-scale feature extraction in its path, `NAME+msfe-da` the same without dual attention.
+A name is okdc's own, or an installed package's (entry point group `okdc.networks`), or leads outside:
+`torchvision:NAME`, `timm:NAME`, `package.module:callable`. `NAME+msfe` is any of these with MFEF's multi-scale feature
+extraction behind its last stage, `NAME+msfe-da` the same without dual attention. README.md is the guide to your own.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
-from okdc.errors import RecipeError, nearest
+from okdc.errors import RecipeError
+from okdc.plugins import Registry
 
 if TYPE_CHECKING:
     import torch
 
     from okdc.cohort import Backbone
 
-# A network with MFEF's extraction in its path: with dual attention behind it, and without.
+# The suffix of a network with MFEF's extraction: with dual attention behind it, and without.
 MSFE = {True: "+msfe", False: "+msfe-da"}
 
-# name -> "module:function", and what the function is called with before the number of classes
-ZOO: dict[str, tuple[str, tuple[int, ...]]] = {
-    **{f"resnet{depth}": ("okdc.backbones.resnet:cifar_resnet", (depth,)) for depth in (8, 14, 20, 32, 56, 110)},
-    "wrn16_1": ("okdc.backbones.wide_resnet:wide_resnet", (16, 1)),
-    "wrn16_2": ("okdc.backbones.wide_resnet:wide_resnet", (16, 2)),
-    "wrn40_2": ("okdc.backbones.wide_resnet:wide_resnet", (40, 2)),
-    "densenet40_12": ("okdc.backbones.densenet:densenet_bc", (40, 12)),
-    "densenet40_12_vanilla": ("okdc.backbones.densenet:densenet", (40, 12)),
-    "mobilenetv2": ("okdc.backbones.mobilenet:mobilenetv2", ()),
-    "resnet18": ("okdc.backbones.resnet:resnet", (18,)),
-    "resnet34": ("okdc.backbones.resnet:resnet", (34,)),
-}
+# Each is called with the number of classes and returns a Backbone.
+NETWORKS = Registry(
+    "network",
+    "okdc.networks",
+    {
+        "resnet8": "okdc.backbones.resnet:resnet8",
+        "resnet14": "okdc.backbones.resnet:resnet14",
+        "resnet20": "okdc.backbones.resnet:resnet20",
+        "resnet32": "okdc.backbones.resnet:resnet32",
+        "resnet56": "okdc.backbones.resnet:resnet56",
+        "resnet110": "okdc.backbones.resnet:resnet110",
+        "wrn16_1": "okdc.backbones.wide_resnet:wrn16_1",
+        "wrn16_2": "okdc.backbones.wide_resnet:wrn16_2",
+        "wrn40_2": "okdc.backbones.wide_resnet:wrn40_2",
+        "densenet40_12": "okdc.backbones.densenet:densenet40_12",
+        "densenet40_12_vanilla": "okdc.backbones.densenet:densenet40_12_vanilla",
+        "mobilenetv2": "okdc.backbones.mobilenet:mobilenetv2",
+        "resnet18": "okdc.backbones.resnet:resnet18",
+        "resnet34": "okdc.backbones.resnet:resnet34",
+    },
+    RecipeError,
+    outside="torchvision:NAME, timm:NAME, package.module:callable; any of them as NAME+msfe",
+)
 
 
 def is_name(name: str) -> bool:
-    """Whether it is written like the name of a network; `check` tells whether it leads to one."""
-    bare, _ = _variant(name)
-    return bare in ZOO or (":" in bare and not bare.startswith(":"))
+    """Whether it is written like the name of a network; `check` tells whether there is such a network."""
+    base, _ = _variant(name)
+    return base in NETWORKS or (":" in base and not base.startswith(":"))
 
 
 def check(name: str) -> None:
     """Raises RecipeError for a name that leads to no network."""
-    bare, _ = _variant(name)
-    if bare in ZOO:
-        return
-    if ":" in bare:
-        from okdc.backbones import adapters
+    base, _ = _variant(name)
+    if ":" in base:
+        from okdc.backbones import outside
 
-        adapters.check(bare)
-        return
-    hint = f"there is: {', '.join(ZOO)}; torchvision:NAME, timm:NAME, package.module:callable; NAME+msfe"
-    raise RecipeError(f"no network is called {name!r}{nearest(name, ZOO)}", hint=hint)
+        outside.check(base)
+    elif base not in NETWORKS.own:
+        NETWORKS.load(base)
 
 
 def build(name: str, classes: int, images: torch.Size) -> Backbone:
@@ -58,17 +67,13 @@ def build(name: str, classes: int, images: torch.Size) -> Backbone:
 
     Raises RecipeError for a name that leads to no network, or to one that cannot be cut into stages.
     """
-    check(name)
-    bare, attention = _variant(name)
-    if bare in ZOO:
-        target, arguments = ZOO[bare]
-        module, _, function = target.partition(":")
-        network: Backbone = getattr(importlib.import_module(module), function)(*arguments, classes=classes)
+    base, attention = _variant(name)
+    if base in NETWORKS.own:
+        network: Backbone = NETWORKS.load(base)(classes)
     else:
         from okdc.backbones import adapters
 
-        network = adapters.adapt(bare, classes, images)
-        network.description = adapters.describe(network)
+        network = adapters.adapt(base, classes, images)
     if attention is not None:
         from okdc.backbones.msfe import with_extraction
 
@@ -78,9 +83,8 @@ def build(name: str, classes: int, images: torch.Size) -> Backbone:
 
 
 def _variant(name: str) -> tuple[str, bool | None]:
-    """The network's own name, and whether the extraction in its path has attention; None: there is none."""
-    bare, plus, _ = name.rpartition("+")
+    """The name without MFEF's suffix, and whether the suffix asks for attention; None where there is no suffix."""
     for attention, suffix in MSFE.items():
-        if plus and name == bare + suffix:
-            return bare, attention
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), attention
     return name, None

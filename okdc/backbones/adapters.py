@@ -1,7 +1,7 @@
-"""Networks from outside as backbones: `torchvision:NAME`, `timm:NAME`, `package.module:callable`.
+"""Networks that are not okdc's own as backbones: `torchvision:NAME`, `timm:NAME`, `package.module:callable`.
 
-The network stays what it was: the same modules, initialisation and keys, and the same results in training and in
-evaluation, which is checked with a few images each time one is adapted.
+An adapted network keeps its modules, its initialisation and its keys. Each time a network is adapted, a few images
+check that its stages compute what it computes, in training and in evaluation.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ from torch import Tensor, fx, nn
 
 from okdc.backbones.cutting import Cut, clone_first, cut, out_of_place
 from okdc.backbones.maps import Plan
-from okdc.backbones.outside import PREFIXES, bare_network, check
+from okdc.backbones.outside import bare_network, check
 from okdc.backbones.tracing import CannotCut, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError
 from okdc.figures import by
 from okdc.plugins import one_line
 
-__all__ = ["PREFIXES", "Adapted", "adapt", "check", "describe"]
-
 _CONVOLUTIONAL = "a convolutional network, whose blocks hand on NCHW maps, such as torchvision:resnet18"
 
 
 class Adapted(Backbone):
-    """A foreign network in stages. `cuts` says where each stage ends; weights have the names of the bare network."""
+    """A foreign network in stages. `cuts` says where each stage ends; `weights` has the names of the bare network."""
 
     def __init__(
         self, stages: Sequence[fx.GraphModule], head: fx.GraphModule, cuts: Sequence[Cut], images: torch.Size
@@ -34,6 +32,7 @@ class Adapted(Backbone):
         strides = [max(1, round(images[1] / cut.size[1])) for cut in cuts]
         super().__init__(stages, head, [cut.size[0] for cut in cuts], strides, [cut.raw for cut in cuts])
         self.cuts = tuple(cuts)
+        self.description = ", ".join(f"{cut.after} {'×'.join(map(str, cut.size))}" for cut in cuts)
 
     def weights(self) -> dict[str, Tensor]:
         """The bare network's state_dict."""
@@ -53,17 +52,11 @@ def _bare(key: str) -> str:
     return key.split(".", 2)[2] if key.startswith("stages.") else key.removeprefix("head.")
 
 
-def describe(network: Backbone) -> str:
-    """Where the stages of an adapted network end and what their maps are, on one line; nothing for other backbones."""
-    if not isinstance(network, Adapted):
-        return ""
-    return ", ".join(f"{cut.after} {by(cut.size)}" for cut in network.cuts)
-
-
 def adapt(name: str, classes: int, images: torch.Size) -> Backbone:
     """A freshly initialised network with `classes` outputs for images of CHW size `images`, from the global generator.
 
-    Raises RecipeError where the name leads to no network, or the network cannot become stages: with the reason.
+    A network that is a Backbone already is returned as it is. Raises RecipeError, with the reason, where the name leads
+    to no network, or the network cannot become stages.
     """
     check(name)
     net = bare_network(name, classes)
@@ -83,28 +76,28 @@ def adapt(name: str, classes: int, images: torch.Size) -> Backbone:
 
 @torch.no_grad()
 def _check_output(name: str, net: nn.Module, classes: int, images: torch.Size) -> None:
-    """One image goes through, and logits come out. It also gives lazy layers their sizes."""
+    """One image gives 1×K logits. Its pass also gives lazy layers their sizes. Raises RecipeError otherwise."""
     size = by(images)
     try:
         logits = net.eval()(_probe(1, images))
     except Exception as error:
         raise RecipeError(
             f"{name} does not take an image of {size}: {one_line(error)}",
-            hint=f"set data.image_size to what it was made for, or use {_CONVOLUTIONAL}",
+            hint=f"set data.image_size to the size that the network was made for, or use {_CONVOLUTIONAL}",
         ) from error
-    found = by(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    output = by(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
     if not isinstance(logits, Tensor) or logits.shape != (1, classes):
         raise RecipeError(
-            f"{name}: expected logits of 1×{classes} for one image, found {found}",
+            f"{name}: expected logits of 1×{classes} for one image, found {output}",
             hint="the callable gets the number of classes, and its network returns one tensor of logits",
         )
 
 
 @torch.no_grad()
 def _check_equal(net: nn.Module, adapted: Adapted, images: torch.Size) -> None:
-    """The stages in a row are the network, in both modes, and none writes into the map before it.
+    """The stages in a row compute what the network computes, in both modes, and no stage writes into its input.
 
-    They are the same modules, so the batch statistics are put back after each pass. Raises CannotCut.
+    Stages and network are the same modules, so each pass restores the batch statistics. Raises CannotCut.
     """
     parts = [part for part in (*adapted.stages, adapted.head) if isinstance(part, fx.GraphModule)]
     for part in parts:
@@ -117,28 +110,31 @@ def _check_equal(net: nn.Module, adapted: Adapted, images: torch.Size) -> None:
             expected, _ = _pass(net, [net], x)
         except Exception as error:
             raise CannotCut(f"in training it raised {one_line(error)}") from error
-        found, writing = _pass(net, parts, x)
+        actual, writing = _pass(net, parts, x)
         if writing:
             for i in writing:
                 clone_first(parts[i])
-            found, _ = _pass(net, parts, x)
-        for a, b in zip(expected, found, strict=True):
+            actual, _ = _pass(net, parts, x)
+        for a, b in zip(expected, actual, strict=True):
             if not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True):
                 mode = "training" if training else "evaluation"
-                raise CannotCut(f"in stages it computes something else in {mode}: its forward keeps state of its own")
+                raise CannotCut(
+                    f"its stages compute something else than the network in {mode}: its forward keeps state, or "
+                    "decides by what tracing does not show"
+                )
 
 
 def _pass(net: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> tuple[list[Tensor], list[int]]:
-    """The logits with the buffers of `net` as the pass leaves them, and the parts that write into what they are given.
+    """The logits and then the buffers of `net` after the pass; the indices of the parts that write into their input.
 
-    The buffers are put back.
+    The buffers of `net` are restored.
     """
     before = [buffer.clone() for buffer in net.buffers()]
     torch.default_generator.manual_seed(0)
     writing = []
     x = x.clone()
     for i, part in enumerate(parts):
-        version = x._version  # counts what was written into a tensor
+        version = x._version  # counts the writes into a tensor
         y = part(x)
         if x._version != version:
             writing.append(i)

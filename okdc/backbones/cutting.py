@@ -1,8 +1,9 @@
-"""Cutting a traced network into stages: which of the legal cuts are taken, and the parts themselves.
+"""Cutting a traced network into stages: the choice among the legal cuts, and the parts between them.
 
-Taken are the stem and the last legal cut of every resolution. A stage holds at least one convolution: a pooling alone
-goes to what follows it. A closing 1×1 convolution (mobilenet_v2 features.18: 320 -> 1280 channels) belongs to the head,
-as in okdc's own MobileNetV2: it is a part of the classifier, and a fused classifier on its map costs many times more.
+The network is cut after the stem and after the last legal cut of every resolution. A stage holds at least one
+convolution: a pooling alone joins the stage that follows it. A closing 1×1 convolution (mobilenet_v2 features.18:
+320 -> 1280 channels) belongs to the head, as in okdc's own MobileNetV2: it is a part of the classifier, and a fused
+classifier on its map would cost many times more.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.module
 
 
 class Cut(NamedTuple):
-    """The end of a stage: what it follows, and the CHW size of the map there."""
+    """The end of a stage."""
 
-    after: str
-    size: torch.Size
-    raw: bool  # what reads the map normalises it first
+    after: str  # the block, and the functions, that the stage ends with
+    size: torch.Size  # CHW of the map
+    raw: bool  # the modules that read the map normalise it first
 
 
 def choose(plan: Plan) -> list[int]:
     """The nodes after which the stages end, in order. Raises CannotCut where there are fewer than two."""
     ends = [i for i in plan.legal if not plan.is_noise(i)]
-    wanted = {list(own)[-1] for _, own in itertools.groupby(ends, plan.resolution)}
+    wanted = {list(nodes)[-1] for _, nodes in itertools.groupby(ends, plan.resolution)}
     units = [i for i in ends if i + 1 < len(plan.nodes) and not plan.is_glue(i + 1) and plan.has_weights(-1, i)]
     wanted.update(units[:1])  # the stem
     cuts = _with_weights(plan, wanted)
@@ -45,13 +46,13 @@ def choose(plan: Plan) -> list[int]:
     if cuts and (later := _spatial(plan, cuts[-1])):
         raise CannotCut(f"its last map, after {name(plan, cuts[-1])}, lies before another convolution, {later}")
     if len(cuts) < 2:
-        found = f"one NCHW map, after {name(plan, cuts[0])}" if cuts else "no NCHW map"
-        raise CannotCut(f"its blocks hand on {found}; expected two or more (tokens and NHWC maps do not count)")
+        maps = f"one NCHW map, after {name(plan, cuts[0])}" if cuts else "no NCHW map"
+        raise CannotCut(f"its blocks hand on {maps}; expected two or more (tokens and NHWC maps do not count)")
     return cuts
 
 
 def _with_weights(plan: Plan, wanted: set[int]) -> list[int]:
-    """Those of `wanted` that have a convolution since the one before."""
+    """The cuts of `wanted` with a convolution between them and the cut before."""
     cuts: list[int] = []
     for i in sorted(wanted):
         if plan.has_weights(cuts[-1] if cuts else -1, i):
@@ -60,15 +61,15 @@ def _with_weights(plan: Plan, wanted: set[int]) -> list[int]:
 
 
 def _without_expansion(plan: Plan, cuts: list[int]) -> list[int]:
-    """The last cut before a closing 1×1 convolution, norm and activation, where such follow the last block."""
+    """The cuts, the last of them moved before a closing 1×1 convolution with norm and activation, if there is one."""
     *others, last = cuts
     before = others[-1] if others else -1
     for i in reversed([i for i in plan.legal if before < i < last and plan.resolution(i) == plan.resolution(last)]):
         modules = [j for j in range(i + 1, last + 1) if plan.weighted[j]]
         if modules:
             node = plan.nodes[modules[0]]
-            found = value(plan.entry, str(node.target))
-            pointwise = isinstance(found, nn.Conv2d) and found.kernel_size == (1, 1) and found.groups == 1
+            conv = value(plan.entry, str(node.target))
+            pointwise = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.groups == 1
             if len(modules) == 1 and pointwise and plan.has_weights(before, i):
                 return [*others, i]
             break
@@ -76,16 +77,16 @@ def _without_expansion(plan: Plan, cuts: list[int]) -> list[int]:
 
 
 def _spatial(plan: Plan, i: int) -> str:
-    """A convolution that looks at neighbours after the last cut: then the head would be most of the network."""
+    """The first convolution of neighbouring pixels after node i, or nothing: the head would be most of the network."""
     for node in plan.nodes[i + 1 :]:
-        found = value(plan.entry, str(node.target)) if node.op == "call_module" else None
-        if isinstance(found, nn.Conv2d) and found.kernel_size != (1, 1):
+        module = value(plan.entry, str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
             return str(node.target).removeprefix(f"{NET}.")
     return ""
 
 
 def name(plan: Plan, i: int) -> str:
-    """What a cut follows: the block that ends there, and the functions after it in the network's own forward."""
+    """The name of a cut: the block that ends there, and the functions after it in the network's own forward."""
     functions: list[str] = []
     for j in range(i, 0, -1):
         node = plan.nodes[j]
@@ -98,11 +99,11 @@ def name(plan: Plan, i: int) -> str:
 
 
 def cut(plan: Plan) -> tuple[list[fx.GraphModule], fx.GraphModule, list[Cut]]:
-    """The network as stages and a head over its own modules, every key once. Raises CannotCut."""
+    """The network as stages and a head over its own modules, each key in one of them. Raises CannotCut."""
     ends = choose(plan)
     bounds = itertools.pairwise([0, *ends, len(plan.nodes) - 1])  # node 0 is the placeholder, the last the output
     graphs = [_part(plan, before + 1, end + 1) for before, end in bounds]
-    for key in _unread(plan, graphs):  # buffers: kept in the head, so that the keys are those of the network
+    for key in _unread(plan, graphs):  # buffers: the head keeps them, so that the keys are those of the network
         graphs[-1].create_node("get_attr", key)
     parts = [fx.GraphModule(_root(plan.entry.net), graph, class_name="Stage") for graph in graphs]
     _check_keys(plan.entry.net, parts)
@@ -115,27 +116,35 @@ def cut(plan: Plan) -> tuple[list[fx.GraphModule], fx.GraphModule, list[Cut]]:
 
 
 def _root(net: nn.Module) -> nn.Module:
-    """What a part finds its modules and tensors in: the network's own, and a flag (a Sequential would run it)."""
-    root = nn.Module()
-    root._parameters, root._buffers = net._parameters, net._buffers
-    root._non_persistent_buffers_set = net._non_persistent_buffers_set
-    root._modules = {**net._modules, FLAG: Training()}
+    """A module with the children, parameters and buffers of the network, and the training flag beside them.
+
+    fx.GraphModule copies from it what its graph names. The flag cannot go into the network: a Sequential would call it.
+    """
+    root, saved = nn.Module(), net.state_dict()
+    for path, module in net.named_modules(remove_duplicate=False):
+        if path and "." not in path:
+            root.add_module(path, module)
+    root.add_module(FLAG, Training())
+    for key, parameter in net.named_parameters(recurse=False, remove_duplicate=False):
+        root.register_parameter(key, parameter)
+    for key, buffer in net.named_buffers(recurse=False, remove_duplicate=False):
+        root.register_buffer(key, buffer, persistent=key in saved)
     return root
 
 
 def _part(plan: Plan, start: int, stop: int) -> fx.Graph:
-    """Nodes start..stop-1 as a graph of one tensor; what they read of the network keeps its key."""
-    graph, env = fx.Graph(), dict[fx.Node, fx.Node]()
-    given = env[plan.nodes[start - 1]] = graph.placeholder("x")
+    """Nodes start..stop-1 as a graph of one tensor; the modules and tensors that they read keep their keys."""
+    graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+    x = copies[plan.nodes[start - 1]] = graph.placeholder("x")
 
-    def there(node: fx.Node) -> fx.Node:
-        if node not in env:
+    def argument(node: fx.Node) -> fx.Node:
+        if node not in copies:
             assert free(node), node
-            env[node] = graph.call_method("size", (given, 0)) if is_batch_size(node) else copied(node)
-        return env[node]
+            copies[node] = graph.call_method("size", (x, 0)) if is_batch_size(node) else copied(node)
+        return copies[node]
 
     def copied(node: fx.Node) -> fx.Node:
-        new = graph.node_copy(node, there)
+        new = graph.node_copy(node, argument)
         new.meta = {}
         if new.op in ("get_attr", "call_module"):
             new.target = str(new.target).removeprefix(f"{NET}.")
@@ -143,17 +152,17 @@ def _part(plan: Plan, start: int, stop: int) -> fx.Graph:
 
     for node in plan.nodes[start:stop]:
         if not free(node):
-            env[node] = copied(node)
+            copies[node] = copied(node)
     result = plan.nodes[-1].args[0] if stop == len(plan.nodes) - 1 else plan.nodes[stop - 1]
     assert isinstance(result, fx.Node)
-    graph.output(there(result))
+    graph.output(argument(result))
     return graph
 
 
 def out_of_place(part: fx.GraphModule) -> None:
-    """The first operations of a part leave what it is given alone: methods tap the map before."""
-    given = next(iter(part.graph.nodes))
-    for node in list(given.users):
+    """Make the first operations of a part leave its input alone: it is a map that methods tap."""
+    x = next(iter(part.graph.nodes))
+    for node in list(x.users):
         module = value(part, str(node.target)) if node.op == "call_module" else None
         if getattr(module, "inplace", False):
             assert isinstance(module, nn.Module)
@@ -164,16 +173,16 @@ def out_of_place(part: fx.GraphModule) -> None:
 
 
 def clone_first(part: fx.GraphModule) -> None:
-    """Where an operation further in writes into what the part is given, it works on a copy."""
-    given = next(iter(part.graph.nodes))
-    with part.graph.inserting_after(given):
-        clone = part.graph.call_method("clone", (given,))
-    given.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
+    """Make a part work on a copy of its input, because a later operation of it writes into the input."""
+    x = next(iter(part.graph.nodes))
+    with part.graph.inserting_after(x):
+        clone = part.graph.call_method("clone", (x,))
+    x.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
     part.recompile()
 
 
 def _unread(plan: Plan, graphs: Sequence[fx.Graph]) -> list[str]:
-    """The buffers that no forward reads. Raises CannotCut for such a parameter: no step would give it a gradient."""
+    """The buffers that no graph reads. Raises CannotCut for a parameter that none reads: it would get no gradient."""
     net = plan.entry.net
     read = {str(n.target) for graph in graphs for n in graph.nodes if n.op in ("call_module", "get_attr")}
     parameters = {key for key, _ in net.named_parameters(remove_duplicate=False)}

@@ -6,6 +6,8 @@ dropout. Transitions halve the map, so images have at least 4×4 pixels.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,3 +103,8 @@ def _densenet(n: int, growth: int, stem: int, classes: int, bottleneck: bool, co
     network = Backbone(stages, PoolLinear(channels[-1], classes), channels, (1, 2, 4, 4))
     he_fan_out(network)
     return network
+
+
+# The networks that recipes name: each is called with the number of classes.
+densenet40_12 = partial(densenet_bc, 40, 12)
+densenet40_12_vanilla = partial(densenet, 40, 12)

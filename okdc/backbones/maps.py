@@ -1,10 +1,10 @@
-"""The maps of a traced network, and after which of its nodes it may be cut.
+"""The maps of a traced network, and the nodes after which it may be cut.
 
 A cut is legal after a node of the graph
-- whose value is the only one that later nodes read (no skip connection crosses the cut),
-- that is an NCHW map: its last axis, and no other, grows when the images get wider. A pooled map does not grow, a map
-  of NHWC or of tokens grows elsewhere, so the last map is the one that global pooling sees,
-- that ends every block it lies in. The last node of a resolution alone would be inside a block of MobileNetV2.
+- whose value is the only one that later nodes read: no skip connection crosses the cut;
+- whose value is an NCHW map: its last axis, and no other, grows when the images get wider. A pooled map does not grow,
+  and a map of NHWC or of tokens grows in another axis, so the last map is the input of the global pooling;
+- that ends every block around it. Without this, the last node of a resolution would lie inside a block of MobileNetV2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from okdc.backbones.tracing import FLAG, NET, Entry, owners, value
 
-WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows; a multiple of what most divide by
+WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows, and a multiple of most strides
 _DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout)
 
 
@@ -38,9 +38,9 @@ class _Recorder(fx.Interpreter):
 
 
 def _sizes(entry: Entry, graph: fx.Graph, images: Tensor) -> dict[fx.Node, torch.Size]:
-    """The size of every tensor up to the first node that such images do not fit."""
+    """The size of every tensor up to the first node that raises for such images."""
     recorder = _Recorder(entry, graph)
-    with contextlib.suppress(Exception):  # where the network takes them, `adapters` has seen that before
+    with contextlib.suppress(Exception):  # `adapters` has run the network on its own image size before
         recorder.run(images)
     return recorder.sizes
 
@@ -66,31 +66,31 @@ class Plan:
         c, h, w = images
         normal = _sizes(self.entry, graph, torch.zeros(1, c, h, w))
         wider = _sizes(self.entry, graph, torch.zeros(1, c, h, w + WIDER))
-        if len(wider) < len(normal):  # windows or a linear layer of a fixed size ended it; windows may fit twice
+        if len(wider) < len(normal):  # a window or a linear layer has a fixed size; two windows may fit side by side
             wider = max(wider, _sizes(self.entry, graph, torch.zeros(1, c, h, 2 * w)), key=len)
-        found = {}
+        maps = {}
         for node, a in normal.items():
             b = wider.get(node)
             if b is not None and len(a) == len(b) == 4 and a[0] == 1 and a[:3] == b[:3] and a[3] != b[3]:
-                found[node] = torch.Size(a[1:])
-        return {node: size for node, size in found.items() if node.op != "placeholder"}
+                maps[node] = torch.Size(a[1:])
+        return {node: size for node, size in maps.items() if node.op != "placeholder"}
 
     def _single(self) -> list[int]:
-        """Where one value alone is alive, and it is a map. Parameters and the training flag can be had anywhere."""
+        """The nodes whose value is a map and the only one alive. Every stage can read parameters and the flag anew."""
         last = {n: max((self.index[user] for user in n.users), default=-1) for n in self.nodes if not free(n)}
-        found, alive = [], set[fx.Node]()
+        single, alive = [], set[fx.Node]()
         for i, node in enumerate(self.nodes):
             alive = {n for n in alive if last[n] > i}
             if last.get(node, -1) > i:
                 alive.add(node)
             if alive == {node} and node in self.maps:
-                found.append(i)
-        return found
+                single.append(i)
+        return single
 
     def _blocks(self, single: list[int], images: torch.Size) -> dict[str, int]:
-        """The calls that are one block, each with the index of its last node; all others hold several.
+        """The module calls that are one block, each with the index of its last node.
 
-        The network itself holds several, and so does whatever passes through three resolutions or more, and a plain
+        A call holds several blocks if it is the network itself, passes through three resolutions or more, or is a plain
         nn.Sequential of modules that have modules themselves (resnet18 layer1, but not a conv-bn-relu).
         """
         first: dict[str, int] = {}
@@ -101,18 +101,18 @@ class Plan:
                 last[call] = i
         blocks = {}
         for call, end in last.items():
-            given = [self.resolution(i) for i in single if i < first[call]][-1:] or [torch.Size(images[1:])]
-            passes = {*given, *(self.resolution(i) for i in single if first[call] <= i <= end)}
+            before = [self.resolution(i) for i in single if i < first[call]][-1:] or [torch.Size(images[1:])]
+            passes = {*before, *(self.resolution(i) for i in single if first[call] <= i <= end)}
             if call != NET and len(passes) < 3 and not _is_chain(value(self.entry, call.split("@")[0])):
                 blocks[call] = end
         return blocks
 
     def _is_weighted(self, node: fx.Node) -> bool:
-        """A convolution or the like: it has a weight of more than one axis, which norms do not."""
+        """A convolution or a linear layer: it has a weight of more than one axis, which norms have not."""
         if node.op not in ("call_module", "get_attr"):
             return False
-        found = value(self.entry, str(node.target))
-        parameters = list(found.parameters()) if isinstance(found, nn.Module) else [found]
+        target = value(self.entry, str(node.target))
+        parameters = list(target.parameters()) if isinstance(target, nn.Module) else [target]
         return any(isinstance(p, nn.Parameter) and p.ndim > 1 for p in parameters)
 
     def has_weights(self, after: int, until: int) -> bool:
@@ -122,12 +122,12 @@ class Plan:
         return self.maps[self.nodes[i]][1:]
 
     def is_glue(self, i: int) -> bool:
-        """A norm, an activation or the like, which belongs to the convolution or the block before it."""
+        """A norm or an activation, which belongs to the convolution or the block before it."""
         same = self.maps.get(self.nodes[i]) == self.maps.get(self.nodes[i].prev)
         return i in self.legal and i - 1 in self.legal and same and not self.weighted[i] and not self.is_noise(i)
 
     def is_noise(self, i: int) -> bool:
-        """A dropout or an identity that can be left to the next stage: what it is given can be cut after as well."""
+        """A dropout or an identity that the next stage can take: a cut before it is legal too."""
         node = self.nodes[i]
         if i - 1 not in self.legal:
             return False
@@ -137,12 +137,12 @@ class Plan:
 
 
 def free(node: fx.Node) -> bool:
-    """A node that every stage may have for itself: a parameter, the training flag, the number of images."""
+    """A node that every stage can compute for itself: a parameter, the training flag, the number of images."""
     return node.op in ("get_attr", "output") or node.target == FLAG or is_batch_size(node)
 
 
 def is_batch_size(node: fx.Node) -> bool:
-    """`images.size(0)` or `images.shape[0]`: any map has it too, so that a forward may ask for it at its start."""
+    """`images.size(0)` or `images.shape[0]`: every map has the same, so a forward may ask for it at its start."""
     if node.op == "call_function" and node.target is operator.getitem and node.args[1] == 0:
         sizes = node.args[0]
         whole = isinstance(sizes, fx.Node) and (sizes.target, *sizes.args[1:]) in ((getattr, "shape"), ("size",))

@@ -61,7 +61,7 @@ class WidePoolLinear(PoolLinear):
 def mobilenetv2(classes: int) -> Backbone:
     """Stages of 32, 32, 96, 320 channels at 1, 1/2, 1/4, 1/8 of the size; all but the stem end linear (may be < 0).
 
-    The expansion to 1280 channels belongs to the head, so that what is fused has 320.
+    The expansion to 1280 channels belongs to the head, so that a fused map has 320.
     Convolutions start with `he_fan_out`, as torchvision's MobileNetV2 does (kuangliu's start as PyTorch makes them).
     """
     blocks: list[nn.Module] = []

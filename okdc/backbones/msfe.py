@@ -1,4 +1,4 @@
-"""NAME+msfe: a network with MFEF's multi-scale feature extraction in its path, as one reading of that paper has it."""
+"""NAME+msfe: a network with MFEF's multi-scale feature extraction behind its last stage: one reading of that paper."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ GROUPS = 4
 def with_extraction(network: Backbone, attention: bool) -> Backbone:
     """The network with its last stage continued by the hierarchical split, and by dual attention (MFEF section 3).
 
-    Maps keep their sizes. Unlike the side path of the other reading this is shipped: it has parameters and MACs of its
-    own, and belongs in no comparison with the plain network that does not print them.
+    Maps keep their sizes. The other reading has the extraction in a side path that training alone uses; this one ships
+    it. It adds parameters and MACs, so a comparison with the plain network has to print both.
     """
     *stages, last = network.stages
     channels = network.channels[-1]

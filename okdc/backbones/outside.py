@@ -1,4 +1,4 @@
-"""Names that lead out of the zoo: `torchvision:NAME`, `timm:NAME`, `package.module:callable`."""
+"""Networks that are not okdc's own: `torchvision:NAME`, `timm:NAME`, `package.module:callable`, entry points."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import warnings
 
 from torch import nn
 
+from okdc.backbones import NETWORKS
 from okdc.errors import RecipeError, nearest
-from okdc.plugins import load as load_object
 from okdc.plugins import one_line, working_directory_first
-
-PREFIXES = ("torchvision:", "timm:")
 
 
 def check(name: str) -> None:
-    """Raises RecipeError for a name that leads to no network. Imports what the name names."""
-    if name.startswith("torchvision:"):
-        _check_torchvision(name.partition(":")[2])
-    elif name.startswith("timm:"):
-        _check_timm(name.partition(":")[2])
+    """Raises RecipeError for a name that leads to no network. Imports the module or the library that holds it."""
+    library, _, rest = name.partition(":")
+    if library == "torchvision":
+        _check_torchvision(rest)
+    elif library == "timm":
+        _check_timm(rest)
     else:
-        load_object(name, RecipeError)
+        NETWORKS.load(name)
 
 
 def _check_torchvision(name: str) -> None:
     import torchvision.models as models
 
-    known = models.list_models(module=models)  # the classifiers; without `module` also detectors and the like
-    if name not in known:
+    classifiers = models.list_models(module=models)  # without `module` also detectors and the like
+    if name not in classifiers:
         raise RecipeError(
-            f"torchvision has no classifier called {name!r}{nearest(name, known)}",
+            f"torchvision has no classifier called {name!r}{nearest(name, classifiers)}",
             hint='python -c "from torchvision import models; print(models.list_models(module=models))" lists them',
         )
 
@@ -48,23 +47,26 @@ def _check_timm(name: str) -> None:
 
 
 def bare_network(name: str, classes: int) -> nn.Module:
-    """The network as its own library, or its own author, makes it."""
-    source, _, rest = name.partition(":")
+    """The network as its library, or its author, builds it, freshly initialised.
+
+    Raises RecipeError where building it raises, or returns something else.
+    """
+    library, _, rest = name.partition(":")
     try:
         with warnings.catch_warnings():
-            if source in ("torchvision", "timm"):
-                warnings.simplefilter("ignore")  # on initialisations that will change one day
-            if source == "torchvision":
+            if library in ("torchvision", "timm"):
+                warnings.simplefilter("ignore")  # both announce that an initialisation will change in a later version
+            if library == "torchvision":
                 from torchvision.models import get_model
 
                 net = get_model(rest, weights=None, num_classes=classes)
-            elif source == "timm":
+            elif library == "timm":
                 import timm
 
                 net = timm.create_model(rest, pretrained=False, num_classes=classes)
             else:
                 with working_directory_first():  # it may import what lies beside it
-                    net = load_object(name, RecipeError)(classes)
+                    net = NETWORKS.load(name)(classes)
     except RecipeError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What several networks of the zoo share: the head, and how weights start."""
+"""The head and the initialisation that okdc's own networks share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ResNet for small images (He et al., 2016): section 4.2's of three stages, and ResNet-18 and -34 with a small stem.
+"""ResNet for small images (He et al., 2016): three stages as in section 4.2, and ResNet-18 and -34 with a small stem.
 
 Shortcuts that change the shape are 1×1 convolutions, as in the public code of FFL, whose parameter counts the papers'
 baselines have; ResNet-56 and -110 use the same blocks (not the bottlenecks of the ONE and OKDDip code). Images of any
@@ -8,6 +8,7 @@ size: strides are those of padded convolutions, so that one pixel stays one pixe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}  # He et al., 2016, Table 1
 
 
 class BasicBlock(nn.Module):
-    """conv-BN-ReLU-conv-BN, added to the input, then ReLU. Out of place: later modules may tap any map."""
+    """conv-BN-ReLU-conv-BN, added to the input, then ReLU. Nothing in place: methods read every map later."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -74,3 +75,14 @@ def _resnet(blocks: Sequence[int], width: int, classes: int) -> Backbone:
     network = Backbone(stages, PoolLinear(channels[-1], classes), channels, strides)
     he_fan_out(network)
     return network
+
+
+# The networks that recipes name: each is called with the number of classes.
+resnet8 = partial(cifar_resnet, 8)
+resnet14 = partial(cifar_resnet, 14)
+resnet20 = partial(cifar_resnet, 20)
+resnet32 = partial(cifar_resnet, 32)
+resnet56 = partial(cifar_resnet, 56)
+resnet110 = partial(cifar_resnet, 110)
+resnet18 = partial(resnet, 18)
+resnet34 = partial(resnet, 34)

@@ -1,9 +1,10 @@
-"""A foreign network as one torch.fx graph that is true in training and in evaluation.
+"""A foreign network as one torch.fx graph that holds in training and in evaluation.
 
-Tracing runs a forward once with stand-ins for tensors, so whatever Python decides on the way is frozen into the graph.
-Modules that decide something stay whole: those without children (StochasticDepth, DropPath, a layer of one's own),
-those built on a layer of torch.nn, and those whose forward cannot be traced or differs between training and evaluation.
-Where the modes differ in nothing but a flag (`F.dropout(x, training=self.training)`), the graph asks for it each time.
+Tracing runs a forward once with stand-ins for tensors, which freezes every decision that Python takes on the way into
+the graph. Modules that may decide something therefore stay whole: modules without children (StochasticDepth, DropPath,
+a layer that the user wrote), modules derived from a layer of torch.nn, and modules whose forward cannot be traced or
+differs between training and evaluation. Where the two modes differ in nothing but a flag
+(`F.dropout(x, training=self.training)`), the graph reads the flag at each call.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 class CannotCut(ValueError):  # noqa: N818  (it reads as what it is)
-    """A network that cannot become stages. The message is the reason, without the network's name."""
+    """A network cannot become stages. The message is the reason, without the network's name."""
 
 
 class Training(nn.Module):
-    """`self.training` of a forward that was traced: asked each time, and set by train() and eval()."""
+    """`self.training` of a traced forward as a module: train() and eval() set it, each call reads it."""
 
     def forward(self) -> bool:
         return self.training
 
 
 class Entry(nn.Module):
-    """The network called with images alone. Traced itself, it would get stand-ins for its optional arguments too."""
+    """The network called with images alone: fx would pass stand-ins for the network's optional arguments too."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Entry(nn.Module):
 
 
 class Tracer(fx.Tracer):
-    """Goes into every module that only calls others; `whole` are the paths that it must not go into."""
+    """Goes into every module that has children, but not into the modules at the paths in `whole`."""
 
     def __init__(self, whole: set[str]) -> None:
         super().__init__()
@@ -57,8 +58,8 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if module_qualified_name == NET:
             return False
-        alone = next(m.children(), None) is None
-        return alone or module_qualified_name in self.whole or _built_on_a_layer(m)
+        childless = next(m.children(), None) is None
+        return childless or module_qualified_name in self.whole or _built_on_a_layer(m)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -71,7 +72,7 @@ class Tracer(fx.Tracer):
 
 
 def _built_on_a_layer(m: nn.Module) -> bool:
-    """Layers of torch.nn and what is derived from them (timm's BatchNormAct2d counts batches in Python)."""
+    """Whether the module is, or derives from, a layer of torch.nn (timm's BatchNormAct2d counts batches in Python)."""
     return any(c.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and c not in _CONTAINERS for c in type(m).__mro__)
 
 
@@ -84,7 +85,7 @@ def trace(net: nn.Module) -> tuple[Entry, fx.Graph]:
             tracer = Tracer(whole)
             try:
                 graphs.append(tracer.trace(entry.train(training)))
-            except Exception as error:  # whatever a forward does with a stand-in that is no tensor
+            except Exception as error:  # a forward may do anything with a stand-in that is no tensor
                 culprit, reason = tracer.failed or NET, one_line(error)
                 break
         else:
@@ -111,11 +112,11 @@ class _Differs(Exception):  # noqa: N818
 
 
 def _join(entry: nn.Module, training: fx.Graph, evaluation: fx.Graph) -> str | None:
-    """Make `training` true for both modes. Returns the module that has to stay whole first, if there is one."""
+    """Make the graph `training` hold for both modes. Where it cannot, returns the first module that must stay whole."""
     pairs: dict[fx.Node, fx.Node] = {}
 
     def merged(a: Any, b: Any) -> Any:
-        """The argument that gives `a` in training and `b` in evaluation."""
+        """The argument that is `a` in training and `b` in evaluation. Raises _Differs where no flag gives both."""
         if isinstance(a, fx.Node) and isinstance(b, fx.Node) and pairs.get(b) is a:
             return a
         if type(a) is not type(b) or isinstance(a, fx.Node):
@@ -149,7 +150,7 @@ def _join(entry: nn.Module, training: fx.Graph, evaluation: fx.Graph) -> str | N
 
 
 def _same_target(entry: nn.Module, a: fx.Node, b: fx.Node) -> bool:
-    """A tensor that a forward makes by itself is a constant of the graph, with a new name at each tracing."""
+    """Whether two nodes call or read the same. A constant tensor of a forward gets a new name at each tracing."""
     if a.op == "get_attr" and a.target != b.target:
         x, y = (value(entry, str(node.target)) for node in (a, b))
         return isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y)
@@ -157,28 +158,30 @@ def _same_target(entry: nn.Module, a: fx.Node, b: fx.Node) -> bool:
 
 
 def _own_tensors(entry: Entry, graph: fx.Graph) -> None:
-    """Tensors that are neither parameters nor buffers follow `.to()` as buffers, and are in no file."""
+    """Make tensors that are neither parameters nor buffers buffers: they follow `.to()`, and no file holds them."""
     for k, node in enumerate(graph.nodes):
         if node.op != "get_attr":
             continue
         path, _, name = str(node.target).rpartition(".")
         holder = value(entry, path) if path else entry
         tensor = getattr(holder, name)
-        if not path:  # made by a forward
+        if not path:  # a constant of a forward
             node.target, holder, name = f"{NET}._constant{k}", entry.net, f"_constant{k}"
-        elif name not in holder._parameters and name not in holder._buffers:
-            delattr(holder, name)
-        else:
+        elif isinstance(tensor, nn.Parameter) or name in dict(
+            holder.named_buffers(recurse=False, remove_duplicate=False)
+        ):
             continue
+        else:
+            delattr(holder, name)
         holder.register_buffer(name, tensor, persistent=False)
 
 
 def value(root: nn.Module, path: str) -> Any:
-    """What stands at a dotted path: a module, a parameter, a buffer, a constant."""
-    found: Any = root
+    """The module, parameter, buffer or constant at a dotted path."""
+    target: Any = root
     for name in path.split("."):
-        found = getattr(found, name)
-    return found
+        target = getattr(target, name)
+    return target
 
 
 def _owner(node: fx.Node) -> str:

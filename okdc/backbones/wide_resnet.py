@@ -5,6 +5,7 @@ No dropout: the knowledge distillation papers use none. Images of any size.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from okdc.cohort import Backbone
 class PreActivationBlock(nn.Module):
     """BN-ReLU-conv-BN-ReLU-conv, added to the input (He et al., 2016, "Identity mappings"). The sum is not normalised.
 
-    Where channels change, what is added is a 1×1 convolution, without BN, of the input after its BN-ReLU.
+    Where channels change, the shortcut is a 1×1 convolution, without BN, of the input after its BN-ReLU.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -41,7 +42,7 @@ class PreActivationBlock(nn.Module):
 def wide_resnet(depth: int, k: int, classes: int) -> Backbone:
     """WRN-`depth`-`k`: stages of 16, 16k, 32k and 64k channels. Raises ValueError unless `depth` is 6n+4.
 
-    The first three maps are raw: the BN-ReLU that they lack is the next block's first; the last stage ends in its own.
+    The first three maps are raw: the next block begins with the BN-ReLU that they lack. The last stage ends in its own.
     Convolutions start as the authors' code has them: `he_fan_out`.
     """
     n, rest = divmod(depth - 4, 6)
@@ -60,3 +61,9 @@ def wide_resnet(depth: int, k: int, classes: int) -> Backbone:
     network = Backbone(stages, PoolLinear(channels[-1], classes), channels, (1, 1, 2, 4), raw=(True, True, True, False))
     he_fan_out(network)
     return network
+
+
+# The networks that recipes name: each is called with the number of classes.
+wrn16_1 = partial(wide_resnet, 16, 1)
+wrn16_2 = partial(wide_resnet, 16, 2)
+wrn40_2 = partial(wide_resnet, 40, 2)

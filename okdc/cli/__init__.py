@@ -2,6 +2,7 @@
 
     train.py  distill, resume           look.py  download, recipes, runs, compare
     ship.py   profile, export, evaluate, verify, predict       bench.py  bench
+    completion.py   the names that a shell completes
 
 Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
 """
@@ -27,7 +28,6 @@ BY_ONE = ("profile", "export", "evaluate", "download", "bench")  # two of them w
 
 app = typer.Typer(
     name="okdc",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -43,10 +43,15 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,  # noqa: ARG001
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # noqa: ARG001
 ) -> None:
-    """Compress image classifiers by online knowledge distillation, and ship the student."""
+    """Compress image classifiers by online knowledge distillation, and ship the student.
+
+    First steps: okdc distill, then okdc profile, then okdc export --onnx.
+    """
     command = context.invoked_subcommand
     if command in BY_ONE and not Ranks.of_environment().alone:
         raise UsageError(f"{command} under torchrun: expected one process", hint=f"okdc {command}")

@@ -7,26 +7,30 @@ from typing import Annotated
 import typer
 
 from okdc.bench import GROUPS, SECONDS
-from okdc.cli import console
+from okdc.cli import completion, console
 from okdc.cli.options import Compile, Device, Dtype, Json, Threads
 
 
 def bench(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RECIPE|KEY=VALUE", help="A recipe, and overrides, whose own step is measured too."),
+        typer.Argument(
+            metavar="RECIPE|KEY=VALUE",
+            help="A recipe, and values that replace some of its own: its training step is measured too.",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
     only: Annotated[
-        str | None, typer.Option(metavar="NAMES", help=f"Some of {','.join(GROUPS)} (default: all).")
+        str | None, typer.Option(metavar="NAMES", help=f"Groups to measure, of {','.join(GROUPS)} (default: all).")
     ] = None,
-    seconds: Annotated[int, typer.Option(metavar="N", min=1, help="For all measurements together.")] = SECONDS,
+    seconds: Annotated[int, typer.Option(metavar="N", min=1, help="Time for all measurements together.")] = SECONDS,
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
     compile_step: Compile = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how fast okdc is here, beside the plain way."""
+    """Measure the speed of okdc here, beside plain PyTorch."""
     keys = {"device": device, "dtype": dtype, "threads": threads, "compile": compile_step}
     flags = [f"engine.{key}={value}" for key, value in keys.items() if value is not None]
     from okdc.bench.request import request

@@ -1,4 +1,4 @@
-"""What `okdc bench` prints of its facts: where it was measured, a line a pair, what does not tell and why. No torch."""
+"""The report of `okdc bench`: the machine, a row for each measurement, reasons for missing ratios. No torch."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 from okdc.cli import console
 
 LEGEND = """\
-ratio: the median of n pairs taken in turn [its 95 % interval, by order statistics]:
-  how many times as fast as what stands beside it; but
-  / step: its time as a share of the step's
-  / MACs: times as long, over times as many multiply-adds; of a third student: what it adds"""
+ratio: the median over n pairs measured in turn [its 95 % interval, by order statistics].
+  It says how many times as fast okdc is as the other side, except for
+  / step: the time as a share of the step's time
+  / MACs: how many times as long, divided by how many times as many multiply-adds (of a third student: added ones)"""
 
 
 def show(facts: dict[str, Any]) -> None:
     """The machine, the table, the reasons."""
-    for line in _where(facts):
+    for line in _machine(facts):
         console.out(line)
     console.out("")
     console.table(
-        ["what", "images/s", "beside, images/s", "ratio", "n"],
-        [_row(facts, key, what) for key, what in facts["what"].items()],
+        ["measurement", "images/s", "beside, images/s", "ratio", "n"],
+        [_row(facts, key, title) for key, title in facts["what"].items()],
     )
     console.out("")
-    for key, what in facts["what"].items():
+    for key, title in facts["what"].items():
         if facts[key] is None:
-            console.out(f"{what}: no ratio: {facts['reasons'][key]}")
+            console.out(f"{title}: no ratio: {facts['reasons'][key]}")
     console.out(LEGEND)
     console.out(f"measured in {facts['seconds']:,.0f} s")
 
 
-def _where(facts: dict[str, Any]) -> list[str]:
+def _machine(facts: dict[str, Any]) -> list[str]:
     settings, versions, size = facts["settings"], facts["versions"], facts["image_size"]
     flags = f" ({' '.join(facts['flags'])})" if facts["flags"] else ""
     load = f", load {facts['load'][0]:.2f} before" if facts["load"] else ""
@@ -46,10 +46,10 @@ def _where(facts: dict[str, Any]) -> list[str]:
     if parts:
         lines.append(", ".join(parts))
     if recipe := facts["recipe"]:
-        taken = "" if recipe["classes_known"] else " (taken: nobody knows before the images are read)"
+        assumed = "" if recipe["classes_known"] else " (assumed: the images were not read)"
         lines.append(
             f"{recipe['name']}: {recipe['method']}, {', '.join(recipe['students'])}, batch {recipe['batch_size']}, "
-            f"{recipe['image_size']}×{recipe['image_size']}, {recipe['classes']} classes{taken}, "
+            f"{recipe['image_size']}×{recipe['image_size']}, {recipe['classes']} classes{assumed}, "
             f"{_settings(recipe['settings'])}"
         )
     return lines
@@ -60,24 +60,24 @@ def _settings(settings: dict[str, Any]) -> str:
     return f"{settings['dtype']} {settings['memory_format']} {compiled}"
 
 
-def _row(facts: dict[str, Any], key: str, what: str) -> list[str]:
-    found = facts[key]
-    ratio = [_interval(found, key == "data_path_share"), str(found["n"])] if found else ["-", ""]
+def _row(facts: dict[str, Any], key: str, title: str) -> list[str]:
+    measured = facts[key]
+    ratio = [_interval(measured, key == "data_path_share"), str(measured["n"])] if measured else ["-", ""]
     exports = key == "export_ratio"
     speeds = facts["exports_per_s"] if exports else facts["images_per_s"].get(key)
     if not speeds:
-        return [what, "", "", *ratio]
+        return [title, "", "", *ratio]
     (_, first), (beside, second) = speeds.items()
     cells = [f"{1 / speed:.2f} s" if exports else f"{speed:,.0f}" for speed in (first, second)]
-    return [what, cells[0], f"{beside} {cells[1]}", *ratio]
+    return [title, cells[0], f"{beside} {cells[1]}", *ratio]
 
 
-def _interval(found: dict[str, float], share: bool) -> str:
+def _interval(measured: dict[str, float], share: bool) -> str:
     """2.50 [2.41, 2.66], or 1.20 % [1.12, 1.31]."""
-    median, low, high = (_digits(found[key] * (100 if share else 1)) for key in ("median", "low", "high"))
+    median, low, high = (_digits(measured[key] * (100 if share else 1)) for key in ("median", "low", "high"))
     return f"{median}{' %' if share else ''} [{low}, {high}]"
 
 
 def _digits(value: float) -> str:
-    """Three of them, zeros at the end included."""
+    """Three significant digits, with zeros at the end."""
     return f"{value:#.3g}".rstrip(".") if value < 999.5 else f"{value:,.0f}"

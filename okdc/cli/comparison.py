@@ -1,4 +1,4 @@
-"""What `okdc compare` prints of its facts: tables on stdout, each number with what it is; notes on stderr."""
+"""The tables of `okdc compare` on stdout, an explanation of their numbers below, and notes on stderr."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import Any
 
 from okdc.cli import console
 
-Drawn = tuple[list[str], list[list[str]]]  # headers, rows
+Table = tuple[list[str], list[list[str]]]  # headers, rows
 
 
 def show(facts: dict[str, Any], markdown: bool = False) -> None:
-    """One row a variant in each table: accuracy, differences, cost, what a paper prints; below, what the numbers are.
+    """A table each of accuracy, differences, costs and a paper's errors, with a row for each variant.
 
-    In tables of their own they fit a terminal of 100 columns.
+    Four tables fit a terminal of 100 columns; one table would not.
     """
     draw = _markdown if markdown else console.table
-    draw(*_compared(facts))
+    draw(*_accuracies(facts))
     for table in (_differences(facts), _costs(facts), _beside_paper(facts)):
         if table[1]:
             console.out("")
             draw(*table)
     console.out("")
-    for line in _what_it_says(facts):
+    for line in _explanations(facts):
         console.out(f"- {line}" if markdown else line)
-    for line in facts["notes"]:  # beside a table that is copied elsewhere they belong to it
+    for line in facts["notes"]:  # they belong to Markdown, which is copied elsewhere
         console.out(f"- {line}") if markdown else console.note(line)
     for run in facts["left_out"]:
         console.note(f"left out: {run['why']}")
     if facts["judged_on"] != "test":
-        console.warn("the data has no test split: these numbers were also used to choose, and flatter")
+        console.warn("the data has no test split: these images also chose the students, so accuracies are too high")
 
 
-def _compared(facts: dict[str, Any]) -> Drawn:
+def _accuracies(facts: dict[str, Any]) -> Table:
     rows, split = facts["rows"], facts["judged_on"]
     heads = [head for head in ("fused", "ensemble") if any(head in r["heads_last_epoch"] for r in rows)]
     headers = [f"top-1 % on {split}", "n", "seeds", "kept", "student last", *(f"{head} last" for head in heads)]
@@ -50,32 +50,32 @@ def _compared(facts: dict[str, Any]) -> Drawn:
     ]
 
 
-def _costs(facts: dict[str, Any]) -> Drawn:
+def _costs(facts: dict[str, Any]) -> Table:
     return ["kept student", "params", "MACs", "training s (mean)"], [
         [row["name"], _range(row["params"]), _range(row["macs"]), f"{row['seconds_mean']:,.1f}"]
         for row in facts["rows"]
     ]
 
 
-def _differences(facts: dict[str, Any]) -> Drawn:
-    def cells(found: dict[str, Any] | None) -> list[str]:
-        return [_points(found), found["verdict"] if found else "no seed in common"]
+def _differences(facts: dict[str, Any]) -> Table:
+    def cells(difference: dict[str, Any] | None) -> list[str]:
+        return [_points(difference), difference["verdict"] if difference else "no seed in common"]
 
     headers = [f"minus {facts['baseline']}, points", "pairs", "kept (95 % interval)", "", "student last", ""]
     return headers, [
         [
             row["name"],
-            str(found["kept"]["n"] if found["kept"] else 0),
-            *cells(found["kept"]),
-            *cells(found["student_last_epoch"]),
+            str(difference["kept"]["n"] if difference["kept"] else 0),
+            *cells(difference["kept"]),
+            *cells(difference["student_last_epoch"]),
         ]
         for row in facts["rows"]
-        if (found := row["difference"])
+        if (difference := row["difference"])
     ]
 
 
-def _beside_paper(facts: dict[str, Any]) -> Drawn:
-    """Errors, as papers print them, so that nobody subtracts in the head."""
+def _beside_paper(facts: dict[str, Any]) -> Table:
+    """Errors beside those of a paper, which prints errors and not accuracies."""
     return ["top-1 error %", "kept, here", "student, paper", "fused, here", "fused, paper"], [
         [
             row["name"],
@@ -89,49 +89,48 @@ def _beside_paper(facts: dict[str, Any]) -> Drawn:
     ]
 
 
-def _what_it_says(facts: dict[str, Any]) -> list[str]:
-    """Below the tables: what kept means, where the numbers are from, how sure they are."""
+def _explanations(facts: dict[str, Any]) -> list[str]:
+    """The lines below the tables: the meaning of kept and last, the origin of the numbers, their uncertainty."""
     rows, images = facts["rows"], f"{facts['images']:,} {facts['judged_on']} images"
     seeds = _ranges(sorted({seed for row in rows for seed in row["seeds"]}))
     ends = [pick(row["kept_standard_error_pct"] for row in rows) for pick in (min, max)]
     error = " to ".join(dict.fromkeys(f"{end:.2f}" for end in ends))
-    found = [
-        f"kept: {_how_kept(facts)}: what is exported; last: at the last epoch, of the "
-        "students the first, or the leader where there is one; "
-        "± is the standard deviation over n seeds, one training each",
+    lines = [
+        f"kept: {_how_kept(facts)}; this student is exported. last: at the last epoch, the first student, or the "
+        "leader of a method that has one. ±: standard deviation over n seeds, one training for each",
         f"{facts['dataset']}, {facts['epochs']} epochs, seeds {seeds}, all judged on the same {images}: one accuracy "
         f"on them has a standard error of {error} points (binomial), which more seeds do not make smaller",
     ]
     if any(row["difference"] for row in rows):
-        found.append(
-            f"differences are paired by seed; Student's {facts['confidence_pct']:g} % interval of each row by itself, "
-            "not corrected for there being several"
+        lines.append(
+            f"differences are paired by seed; Student's {facts['confidence_pct']:g} % interval for each row alone, "
+            "without a correction for several rows"
         )
     for row in rows:
         students = row["students"]
-        shown = r"fused|ensemble|student" + (r"\d+" if len(set(students)) == 1 else "0")  # different ones: each counts
+        shown = r"fused|ensemble|student" + (r"\d+" if len(set(students)) == 1 else "0")  # unlike students: list each
         networks = {f"student{k}": f" ({name})" for k, name in enumerate(students)}
         heads = row["heads_last_epoch"].items()
         others = [f"{h}{networks.get(h, '')} {_mean(of)}" for h, of in heads if not re.fullmatch(shown, h)]
         if others:
-            found.append(f"{row['name']}, other heads at the last epoch: {', '.join(others)}")
+            lines.append(f"{row['name']}, other heads at the last epoch: {', '.join(others)}")
     if sharing := [f"{row['name']} {row['share']}" for row in rows if row["share"] != "none"]:
-        found.append(f"stages that students share (cohort.share): {', '.join(sharing)}; none in other rows")
-    chosen = "none chosen on the test set" if facts["judged_on"] == "test" else "chosen on the same images"
+        lines.append(f"stages that students share (cohort.share): {', '.join(sharing)}; none in other rows")
+    selection = "nothing chosen on the test set" if facts["judged_on"] == "test" else "chosen on the same images"
     for paper in {row["paper"]["source"]: row["paper"] for row in rows if row["paper"]}.values():
-        found.append(
+        lines.append(
             f"paper: {paper['source']}: {paper['epochs']} epochs, the best of three runs, chosen on the test set; "
-            f"here: {facts['epochs']} epochs, the mean of all runs, {chosen}"
+            f"here: {facts['epochs']} epochs, the mean of all runs, {selection}"
         )
-    return found
+    return lines
 
 
 def _how_kept(facts: dict[str, Any]) -> str:
-    rule = {"best": "the student and epoch that did best", "smallest": "the smallest student at its best epoch"}
-    chosen = rule.get(facts["keep"][0], "the student that the recipe names, at its best epoch")
+    rules = {"best": "the best student at its best epoch", "smallest": "the smallest student at its best epoch"}
+    rule = rules.get(facts["keep"][0], "the student that the recipe names, at its best epoch")
     if len(facts["keep"]) > 1:
-        chosen = "the student that cohort.keep chooses, at its best epoch"
-    return f"{chosen}, on validation images" + ("" if facts["validated"] else " (the last epoch where there are none)")
+        rule = "the student that cohort.keep chooses, at its best epoch"
+    return f"{rule}, on validation images" + ("" if facts["validated"] else " (without them: at the last epoch)")
 
 
 def _mean(sample: dict[str, Any] | None, error: bool = False) -> str:
@@ -141,11 +140,11 @@ def _mean(sample: dict[str, Any] | None, error: bool = False) -> str:
     return f"{centre:.2f}" + (f" ± {sample['sd_top1_pct']:.2f}" if sample["sd_top1_pct"] is not None else "")
 
 
-def _points(found: dict[str, Any] | None) -> str:
-    if found is None:
+def _points(difference: dict[str, Any] | None) -> str:
+    if difference is None:
         return ""
-    interval = found["interval_points"]
-    return f"{found['mean_points']:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
+    interval = difference["interval_points"]
+    return f"{difference['mean_points']:+.2f}" + (f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else "")
 
 
 def _printed(error: float | list[float] | None) -> str:
@@ -168,6 +167,6 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as GitHub draws it."""
+    """A table in GitHub's Markdown."""
     for cells in (headers, ["---"] * len(headers), *rows):
         console.out("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")

@@ -1,4 +1,4 @@
-"""All that okdc prints. Data goes to stdout, talk to stderr; nothing else in the package prints."""
+"""Everything that okdc prints: data on stdout, talk on stderr. No other module prints."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.segment import Segments
 from rich.table import Table
+from rich.text import Text
 
 from okdc.errors import Interrupted, OkdcError
 
 
 class _Console(Console):
-    """A reader that goes away (`| head`) ends the printing, never the work. No emoji: `:smile:` may be a folder."""
+    """A reader that goes away (`| head`) ends the printing, not the work. `:smile:` is printed as it is written."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, emoji=False, **options)
@@ -35,16 +35,16 @@ class _Console(Console):
 
 
 def _mute(stream: TextIO) -> None:
-    """Send what is still printed to a stream nobody reads to nowhere, or the interpreter complains at its end."""
+    """Redirect to the null device after a broken pipe; otherwise Python prints an error at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-# rich asks sys.stdout and sys.stderr anew at each print, so these may live as long as the process.
+# These live as long as the process: rich looks up sys.stdout and sys.stderr at each print.
 _out = _Console(soft_wrap=True)
 _err = _Console(stderr=True, soft_wrap=True)
 
-SILENCE_S = 10.0  # between two lines of progress where there is no terminal
+SILENCE_S = 10.0  # the longest time between two lines of progress without a terminal
 
 
 class Talk:
@@ -77,7 +77,7 @@ def warn(text: str) -> None:
 
 
 def next_step(*words: str | Path) -> None:
-    """Every finish names the next command, which can be pasted: a path is quoted where it has to be."""
+    """Name the next command, ready to be pasted: `words` are text, or paths, which are quoted for the shell."""
     command = " ".join(word if isinstance(word, str) else quoted(word) for word in words)
     _err.print(f"next: [bold]{escape(command)}[/]")
 
@@ -88,7 +88,7 @@ def quoted(path: Path) -> str:
 
 
 def fail(error: OkdcError) -> None:
-    """`error[kind]: what`, the details, a blank line, the hint."""
+    """`error[kind]: message`, the details, a blank line, the hint."""
     head = "[bold]interrupted[/]" if isinstance(error, Interrupted) else f"[bold red]error\\[{error.kind}][/]"
     _err.print(f"{head}: {escape(error.message)}")
     for line in error.details:
@@ -110,11 +110,11 @@ def out_json(facts: Any) -> None:
 
 
 def out_line(facts: Any) -> bool:
-    """One JSON document on one line, at once. False when nobody reads any more."""
+    """One JSON document on one line, flushed. False if the reader has closed the pipe."""
     text = json.dumps(facts, ensure_ascii=False)
     try:
         text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:  # a file name that is no text, or a stream that knows few letters
+    except UnicodeEncodeError:  # a file name that is no valid text, or a stream of a small alphabet
         text = json.dumps(facts)
     try:
         sys.stdout.write(text + "\n")
@@ -125,68 +125,64 @@ def out_line(facts: Any) -> bool:
     return True
 
 
-GAP = 2  # columns of a terminal between two of a table
+GAP = 2  # columns of the terminal between two columns of a table
 _NUMBER = re.compile(r"[-+≥]?\s*\d")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], title: str = "") -> None:
-    """A table on stdout; columns whose cells are numbers are set right. Whole even where stdout is a pipe.
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on stdout. A column with numbers is set right. In a pipe no line is wrapped, and none ends in spaces.
 
-    A terminal that is too narrow never splits a word or a number, which could then neither be read nor copied: words
-    are wrapped, those of the last column first, and columns without room follow below, with the first one again.
+    On a narrow terminal no word and no number is split, so that each can be read and copied: cells are wrapped between
+    words, those of the last column first, and columns without room follow below, beside the first column again.
     """
-    columns = [tuple(column) for column in zip(headers, *rows, strict=True)]
-    for i, block in enumerate(_blocks(columns, _out.width if _out.is_terminal else None)):
-        drawn = Table(box=None, pad_edge=False, header_style="bold")
-        if title and i == 0:
-            _out.print(escape(title), style="italic")
-        for number, width in block:
-            header, *cells = columns[number]
-            numeric = any(cell[:1].isdigit() for cell in cells)
-            drawn.add_column(escape(header), justify="right" if numeric else "left", width=width, overflow="fold")
-        for row in rows:
-            drawn.add_row(*(escape(row[number]) for number, _ in block))
+    columns = list(zip(headers, *rows, strict=True))
+    for i, widths in enumerate(_blocks(columns, _out.width if _out.is_terminal else sys.maxsize)):
         if i:
             _out.print()
-        # Rendered as wide as it is: where even two columns have no room, the terminal wraps, and copies whole lines.
-        wide = _Console(width=sum(width + GAP for _, width in block))
-        segments = list(wide.render(drawn))
-        if _out.is_terminal:
-            _out.print(Segments(segments), end="")
-        else:  # what pads the last column there would be part of the file
-            lines = "".join(segment.text for segment in segments).splitlines()
-            _out.print("\n".join(line.rstrip() for line in lines), markup=False)
+        block = Table(box=None, pad_edge=False, header_style="bold")
+        for k, width in widths.items():
+            numeric = any(cell[:1].isdigit() for cell in columns[k][1:])
+            block.add_column(escape(headers[k]), justify="right" if numeric else "left", width=width, overflow="fold")
+        for row in rows:
+            block.add_row(*(escape(row[k]) for k in widths))
+        # As wide as the block, also where the terminal is narrower: it wraps the line then, and copies it whole.
+        for line in _Console(width=sum(widths.values()) + GAP * len(widths)).render_lines(block, pad=False):
+            text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
+            text.rstrip()
+            _out.print(text)
 
 
-def _blocks(columns: Sequence[Sequence[str]], room: int | None) -> list[list[tuple[int, int]]]:
-    """Which columns stand side by side, with the width of each: one block where `room` is enough, or not limited."""
+def _blocks(columns: Sequence[Sequence[str]], room: int) -> list[dict[int, int]]:
+    """The columns that stand side by side, each with its width: one block if all of them have room.
+
+    rich's own widths do not do: it narrows the widest column, also below its `min_width`, and cuts off what then has
+    no room.
+    """
     natural = [max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
     least = [max(map(_unbroken, column)) for column in columns]
-    blocks: list[list[int]] = [[0]]
+    blocks = [[0]]
     for i in range(1, len(columns)):
-        if room is not None and len(blocks[-1]) > 1 and sum(least[k] + GAP for k in (*blocks[-1], i)) - GAP > room:
+        if len(blocks[-1]) > 1 and sum(least[k] + GAP for k in (*blocks[-1], i)) - GAP > room:
             blocks.append([0])
         blocks[-1].append(i)
-    found = []
+    fitted = []
     for block in blocks:
-        excess = sum(natural[i] + GAP for i in block) - GAP - room if room is not None else 0
         widths = {i: natural[i] for i in block}
         for i in reversed(block):
-            given = min(max(excess, 0), natural[i] - least[i])
-            widths[i] -= given
-            excess -= given
-        found.append(list(widths.items()))
-    return found
+            excess = sum(widths.values()) + GAP * (len(block) - 1) - room
+            widths[i] = max(least[i], natural[i] - max(excess, 0))
+        fitted.append(widths)
+    return fitted
 
 
 def _unbroken(cell: str) -> int:
-    """The width of what must stay in one line: a number with its error or its interval, else the longest word."""
+    """The width that a cell needs: that of a number with its error or interval, else that of the longest word."""
     return cell_len(cell) if _NUMBER.match(cell) else max(map(cell_len, cell.split()), default=0)
 
 
 @contextmanager
 def beside_lines(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """`progress` of what prints lines as it goes: on a terminal the lines themselves are it."""
+    """`progress` of a command that prints lines as it works: on a terminal these lines show the progress."""
     if sys.stdout.isatty():
         yield lambda *_: None
         return
@@ -196,7 +192,7 @@ def beside_lines(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """`update(done, total, text)`: one live line on a terminal; elsewhere a line for about every twentieth."""
+    """`update(done, total, text)`: a live line on a terminal; elsewhere about twenty lines for the whole work."""
     if _err.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -205,7 +201,7 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[text]}"),
         )
-        # Not redirected: rich would send what is written to stdout meanwhile to stderr, past a pipe that waits for it.
+        # Not redirected: rich would send to stderr what a command writes to stdout meanwhile, for a pipe perhaps.
         with Progress(*columns, console=_err, transient=True, redirect_stdout=False) as live:
             task = live.add_task(label, total=None, text="")
             yield lambda done, total, text: live.update(task, completed=done, total=total, text=text)

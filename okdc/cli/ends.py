@@ -1,4 +1,4 @@
-"""How a command ends that has a result and an error."""
+"""The end of a command that has both a result and an error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from okdc.errors import OkdcError
 
 
 def leave(error: OkdcError) -> NoReturn:
-    """With the error's exit code: stdout has said all there is, and its one JSON document must stay the only one."""
+    """Print the error on stderr alone, and exit with its code: stdout holds one JSON document already."""
     console.fail(error)
     raise typer.Exit(error.exit_code)

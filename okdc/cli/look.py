@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from okdc.cli import console, tables
+from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json
 from okdc.errors import CheckFailed, OkdcError, RecipeError, UsageError, nearest
@@ -20,12 +20,14 @@ if TYPE_CHECKING:
 
 
 def download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="cifar10, cifar100 or cinic10.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The data set: cifar10, cifar100 or cinic10.")],
     data_root: DataRoot = None,
-    url: Annotated[str | None, typer.Option(metavar="URL", help="A mirror; size and MD5 are checked.")] = None,
+    url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Download from this mirror; size and MD5 are checked.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a published data set, whole and checked."""
+    """Download a published data set and check it."""
     from okdc.data import download as downloads
 
     with console.progress(f"downloading {name}") as update:
@@ -160,7 +162,7 @@ def _of_methods(word: str) -> list[Key]:
 
 
 def runs(as_json: Json = False) -> None:
-    """List the runs below ./runs and their states."""
+    """List the runs below ./runs with their states."""
     from okdc.runs import run as runs_
     from okdc.runs.series import all_series, owner
 
@@ -192,16 +194,24 @@ def runs(as_json: Json = False) -> None:
 def compare(
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="RUN|DIR", help="Finished runs, or folders of them (default: ./runs)."),
+        typer.Argument(
+            metavar="RUN|DIR",
+            help="Finished runs, or folders of them (default: ./runs).",
+            autocompletion=completion.comparable,
+        ),
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(metavar="VARIANT", help="Differences are to this row (default: the baseline).")
+        str | None,
+        typer.Option(metavar="VARIANT", help="The row that the others are compared with (default: baseline)."),
     ] = None,
     require: Annotated[
         list[str] | None,
-        typer.Option(metavar="'A>B'", help="Exit 1 unless the 95 % interval of A - B is above 0 (>=: not below)."),
+        typer.Option(
+            metavar="'A>B'",
+            help="Exit 1 unless the 95 % interval of A - B lies above 0 (A>=B: unless it lies below 0).",
+        ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--md", help="Print GitHub tables.")] = False,
+    markdown: Annotated[bool, typer.Option("--md", help="Print tables in GitHub's Markdown.")] = False,
     as_json: Json = False,
 ) -> None:
     """Compare finished runs: means over seeds, paired differences."""

@@ -7,10 +7,38 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON on stdout.")]
-DataRoot = Annotated[str | None, typer.Option("--data-root", metavar="DIR", help="Where the images are (data.root).")]
-RunPath = Annotated[Path | None, typer.Argument(metavar="RUN", help="A run's directory.", show_default=False)]
-Device = Annotated[str | None, typer.Option(metavar="auto|cpu|cuda", help="Short for engine.device=.")]
-Dtype = Annotated[str | None, typer.Option(metavar="auto|float32|bfloat16", help="Short for engine.dtype=.")]
-Threads = Annotated[str | None, typer.Option(metavar="auto|N", help="Short for engine.threads=.")]
-Compile = Annotated[str | None, typer.Option("--compile", metavar="auto|on|off", help="Short for engine.compile=.")]
+from okdc.cli import completion
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+DataRoot = Annotated[
+    str | None, typer.Option("--data-root", metavar="DIR", help="The folder of the images, in place of data.root.")
+]
+RunPath = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="RUN",
+        help="The folder of a run or a series (default: the one started last that can be continued).",
+        show_default=False,
+        autocompletion=completion.resumable,
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; short for engine.device=.")
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(metavar="auto|float32|bfloat16", help="Precision of the training step; short for engine.dtype=."),
+]
+Threads = Annotated[str | None, typer.Option(metavar="auto|N", help="CPU threads; short for engine.threads=.")]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile", metavar="auto|on|off", help="Whether to compile the training step; short for engine.compile=."
+    ),
+]
+BundlePath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", help="The folder of a bundle.", show_default=False, autocompletion=completion.bundles
+    ),
+]

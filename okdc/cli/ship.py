@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc.cli import console, tables
+from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
-from okdc.cli.options import DataRoot, Json
+from okdc.cli.options import BundlePath, DataRoot, Json
 from okdc.errors import CheckFailed, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 def profile(
     things: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RUN|NAME|RECIPE", help="What to count (default: the newest complete run)."),
+        typer.Argument(
+            metavar="RUN|NETWORK|RECIPE",
+            help="The networks to count: of a run, by name, or of a recipe (default: the newest complete run).",
+            autocompletion=completion.countable,
+        ),
     ] = None,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Export bare networks too, for file size and latency.")] = False,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the latency measurement.")] = 1,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Also export networks that no run has trained: adds file size and latency.")
+    ] = False,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="CPU threads for the latency.")] = 1,
     as_json: Json = False,
 ) -> None:
-    """Count parameters and MACs side by side; measure latency."""
+    """Count parameters and MACs of networks; measure latency."""
     from okdc.runs.run import refuse_series
 
     for thing in things or []:
@@ -49,46 +55,65 @@ def export(
     thing: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RUN|BUNDLE", help="A run's directory; for --target web also a bundle's.", show_default=False
+            metavar="RUN|BUNDLE",
+            help="The folder of a run (default: the newest complete one); with --target web also of a bundle.",
+            show_default=False,
+            autocompletion=completion.finished_or_bundles,
         ),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX bundle.")] = False,
     target: Annotated[
-        str | None, typer.Option(metavar="web", help="A folder for any web server: the bundle and a page for it.")
+        str | None,
+        typer.Option(metavar="web", help="Make a folder for any web server: the bundle, and a page that runs it."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where to (default: RUN/bundle, or RUN/web).")
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Folder of the bundle (default: RUN/bundle; with --target web RUN/web)."
+        ),
     ] = None,
     data_root: DataRoot = None,
-    student: Annotated[str | None, typer.Option(metavar="NAME|INDEX", help="This student, not the kept one.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(metavar="'params<300k,latency_ms<2'", help="The most accurate student that fits.")
+    student: Annotated[
+        str | None, typer.Option(metavar="NAME|INDEX", help="Export this student instead of the kept one.")
     ] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Also a model of 8-bit integers, held to a gate.")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="Also a model of 16-bit floats: half the download.")] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="'params<300k,latency_ms<2'", help="Export the most accurate student within these limits."
+        ),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Add a model in 8-bit integers, if it stays accurate enough.")
+    ] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="Add a model in 16-bit floats: half the size.")] = False,
     calib_images: Annotated[
-        int | None, typer.Option(metavar="N", min=64, help="Training images that int8 is calibrated on (512).")
+        int | None, typer.Option(metavar="N", min=64, help="Training images that calibrate int8 (default: 512).")
     ] = None,
     full_range: Annotated[
-        bool, typer.Option("--full-range", help="int8 weights of 8 bits, not 7: overflows on x86 without VNNI.")
+        bool,
+        typer.Option("--full-range", help="int8 weights of 8 bits instead of 7; these overflow on x86 without VNNI."),
     ] = False,
     max_drop: Annotated[
-        float | None, typer.Option(metavar="POINTS", min=0, help="Top-1 that may be lost (int8 1.0, fp16 0.2).")
+        float | None,
+        typer.Option(metavar="POINTS", min=0, help="Top-1 points that a model may lose (default: int8 1.0, fp16 0.2)."),
     ] = None,
     min_agreement: Annotated[
         float | None,
-        typer.Option(metavar="PERCENT", min=0, max=100, help="Predictions that must stay (int8 97, fp16 99.5)."),
+        typer.Option(
+            metavar="PERCENT", min=0, max=100, help="Predictions that must stay the same (default: int8 97, fp16 99.5)."
+        ),
     ] = None,
-    diagnose: Annotated[bool, typer.Option("--diagnose", help="Name the layers that int8 costs most.")] = False,
+    diagnose: Annotated[bool, typer.Option("--diagnose", help="List the layers with the largest int8 error.")] = False,
     license_: Annotated[
-        str | None, typer.Option("--license", metavar="SPDX", help="Of the weights, for the model card.")
+        str | None, typer.Option("--license", metavar="SPDX", help="Licence of the weights, for the model card.")
     ] = None,
     runtime: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="onnxruntime-web, for --target web (node_modules).")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of onnxruntime-web, for --target web (default: in node_modules)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Export a student to ONNX and prove it equal."""
+    """Export a student to ONNX and prove the file equal to it."""
     from okdc.bundle.layout import MANIFEST
 
     exported = thing is not None and (thing / MANIFEST).is_file()
@@ -148,12 +173,17 @@ def export(
 def evaluate(
     thing: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN|BUNDLE", help="A run's directory, or a bundle's.", show_default=False),
+        typer.Argument(
+            metavar="RUN|BUNDLE",
+            help="The folder of a run or a bundle (default: the newest complete run).",
+            show_default=False,
+            autocompletion=completion.finished_or_bundles,
+        ),
     ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Read the test split again: accuracy class by class."""
+    """Measure accuracy on the test split again, class by class."""
     from okdc.runs.run import Run
 
     chosen = thing or Run.newest("complete").path
@@ -173,11 +203,11 @@ def evaluate(
 
 
 def verify(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory.", show_default=False)],
+    bundle: BundlePath,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Check a bundle: its files, and what it does on this processor."""
+    """Check a bundle: its files, and its answers on this processor."""
     from okdc.bundle import verify as again
 
     report = again.verify(bundle, data_root, console.Talk())
@@ -194,16 +224,19 @@ def verify(
 
 
 def predict(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle's directory.", show_default=False)],
+    bundle: BundlePath,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE|DIR", help="Image files, or folders of them.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="IMAGE|DIR", help="Image files, or folders of image files.", show_default=False),
     ],
-    model: Annotated[str, typer.Option(metavar="float32|int8|float16", help="Which of its models.")] = "float32",
-    top: Annotated[int, typer.Option(metavar="N", min=1, help="Classes to name, the likeliest first.")] = 5,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images that the model gets at a time.")] = 64,
-    threads: Annotated[int, typer.Option(metavar="N", min=1, help="Threads of the model.")] = 1,
+    model: Annotated[
+        str, typer.Option(metavar="float32|int8|float16", help="The model of the bundle to use.")
+    ] = "float32",
+    top: Annotated[int, typer.Option(metavar="N", min=1, help="Number of classes to print, the likeliest first.")] = 5,
+    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Images in one batch.")] = 64,
+    threads: Annotated[int, typer.Option(metavar="N", min=1, help="CPU threads.")] = 1,
 ) -> None:
-    """Classify images with a bundle: one JSON line an image. Without torch."""
+    """Classify images with a bundle: one JSON line for each."""
     from okdc.bundle import predict as answers
     from okdc.bundle.bundle import Bundle
 

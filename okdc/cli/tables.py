@@ -1,4 +1,4 @@
-"""What the commands print of their facts. Each function takes what `--json` would have printed."""
+"""The tables of the commands. Each function prints the object that `--json` prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from okdc.recipe.reference import Key, by_table
 
 
 def result(facts: dict[str, Any]) -> None:
-    """A finished run: every head at the last epoch, the kept student, how sure the number is."""
+    """A finished run: the accuracy of every head at the last epoch, and of the kept student, with its error."""
     kept, n, split = facts["kept"], facts["images"], facts["judged_on"]
     rows = [[name, _with_error(value, n), "last"] for name, value in facts["heads_last_epoch_top1_pct"].items()]
     rows.append([f"kept: student{kept['student']}", _with_error(kept["top1_pct"], n), str(kept["epoch"])])
@@ -21,19 +21,29 @@ def result(facts: dict[str, Any]) -> None:
         f"images (± standard error), seed {facts['seed']}, one run"
     )
     if split != "test":
-        console.warn("the data has no test split: this number was also used to choose, and flatters")
+        console.warn("the data has no test split: these images also chose the student, so its accuracy is too high")
     epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] > 1 else ''}"
     compiled = ", compilation included" if facts.get("compiled") else ""
     console.out(f"trained {epochs} in {facts['seconds']:.1f} s, {facts['images_per_s']:,.0f} images/s{compiled}")
 
 
 def _with_error(top1_pct: float, images: int) -> str:
-    """A share of n images with its binomial standard error, in percent."""
+    """An accuracy in percent with its binomial standard error."""
     return f"{top1_pct:.2f} ± {standard_error_pct(top1_pct, images):.2f}"
 
 
+def _accuracy(row: dict[str, Any]) -> str:
+    """The row's accuracy with its standard error; nothing where it has none."""
+    return _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else ""
+
+
+def _decimals(value: float | None) -> str:
+    """Two of them; nothing for no value."""
+    return f"{value:.2f}" if value is not None else ""
+
+
 def series(facts: dict[str, Any]) -> None:
-    """One row a seed, and the kept students' accuracy over the seeds that are complete."""
+    """A row for each seed, and the mean accuracy of the kept students of the complete runs."""
     split, n = facts["judged_on"], facts["n"]
     console.table(
         ["seed", "state", "kept", "epoch", "validation %", f"top-1 % on {split}" if split else "top-1 %"],
@@ -43,8 +53,8 @@ def series(facts: dict[str, Any]) -> None:
                 row["state"],
                 f"student{row['student']} ({row['architecture']})" if row["architecture"] else "",
                 str(row["epoch"] or ""),
-                f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "",
-                _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "",
+                _decimals(row["val_top1_pct"]),
+                _accuracy(row),
             ]
             for row in facts["runs"]
         ],
@@ -56,18 +66,17 @@ def series(facts: dict[str, Any]) -> None:
     seeds = f"n = {n} seeds" if n > 1 else "n = 1 seed: its spread is unknown"
     console.out(f"{facts['method']}, kept student: {spread} on {facts['images']} {split} images, {seeds}")
     if split != "test":
-        console.warn("the data has no test split: these numbers were also used to choose, and flatter")
+        console.warn("the data has no test split: these images also chose the students, so accuracies are too high")
 
 
-WORST = 20  # classes that are shown of many; --json has all
+WORST = 20  # classes to show, of more; --json has all of them
 
 
 def evaluation(report: dict[str, Any]) -> None:
-    """Accuracy by class (of many the worst), the pairs that are confused, the number and its record."""
+    """The accuracy of each class (the worst of many), the classes taken for others, and accuracy beside its record."""
     classes = report["classes"]
     if len(classes) > WORST:
-        found = [row for row in classes if row["images"]]
-        classes = sorted(found, key=lambda row: row["top1_pct"])[:WORST]
+        classes = sorted((row for row in classes if row["images"]), key=lambda row: row["top1_pct"])[:WORST]
         console.note(f"the {len(classes)} worst of {len(report['classes'])} classes; --json has all")
     console.table(
         ["class", "images", "right", "top-1 %"],
@@ -107,7 +116,7 @@ def runs(rows: Sequence[dict[str, Any]]) -> None:
                 row["method"],
                 f"{row['epoch']}/{row['epochs']}",
                 row["kept"] or "",
-                _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "",
+                _accuracy(row),
                 row["judged_on"] or "",
             ]
             for row in rows
@@ -116,7 +125,7 @@ def runs(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def recipes(rows: Sequence[dict[str, Any]]) -> None:
-    """The shipped recipes, with what a paper prints for the cell."""
+    """The shipped recipes, with the errors that a paper prints for them."""
     console.table(
         ["recipe", "students", "method", "epochs", "paper's student error, %"],
         [
@@ -148,7 +157,7 @@ def _counted(names: Sequence[str]) -> str:
 
 
 def _paper(paper: dict[str, Any] | None) -> str:
-    """`baseline 7.32, mfef 6.38`: one number a student where the paper tells them apart."""
+    """`baseline 7.32, mfef 6.38`: a number for each student if the paper has them."""
     errors = paper["student_error"] if paper else {}
     return ", ".join(
         f"{method} {' / '.join(f'{e:.2f}' for e in error) if isinstance(error, list) else f'{error:.2f}'}"
@@ -157,16 +166,16 @@ def _paper(paper: dict[str, Any] | None) -> str:
 
 
 def profile(report: dict[str, Any]) -> None:
-    """Rows side by side, what was kept and what is a good choice, a table of stages for each network."""
+    """The costs of the networks side by side, the kept student, the Pareto front, and the stages of each network."""
     rows = report["rows"]
-    if len({row["run"] for row in rows if row["run"]}) > 1:  # student0 of which?
+    if len({row["run"] for row in rows if row["run"]}) > 1:  # each has a student0
         rows = [row | {"name": f"{row['run']}: {row['name']}"} if row["run"] else row for row in rows]
     console.table(*_costs(rows))
     for row in rows:
         if row["kept"]:
             console.out(f"* kept: {_row_name(row)}")
     if front := [_row_name(row) for row in rows if row["front"]]:
-        console.out(f"+ Pareto front: {', '.join(front)} (no other is better in one thing and as good in the rest)")
+        console.out(f"+ Pareto front: {', '.join(front)} (none is better in one column and as good in the others)")
     for network in report["stages"]:
         name = f"{network['architecture']}, {by(network['input'])}"
         console.out("")
@@ -177,44 +186,38 @@ def profile(report: dict[str, Any]) -> None:
     console.out("")
     for row in report["rows"]:
         if row["uncounted"]:
-            console.warn(f"{row['name']}: no counter knows {', '.join(row['uncounted'])}; its MACs are a lower bound")
+            console.warn(f"{row['name']}: {', '.join(row['uncounted'])} cannot be counted; its MACs are a lower bound")
     if shrink := report["shrink"]:
         console.out(
-            f"kept of what was trained: 1/{shrink['params']:.1f} of the parameters, 1/{shrink['macs']:.1f} of the MACs"
+            f"the kept student has 1/{shrink['params']:.1f} of the parameters that were trained, and "
+            f"1/{shrink['macs']:.1f} of the MACs"
         )
-    how = report["latency"]
-    judged = {(row["judged_on"], row["images"]) for row in rows if row["judged_on"]}
-    sure = "".join(f"{split} %: ± standard error, {n:,} images. " for split, n in sorted(judged))
+    latency = report["latency"]
+    splits = {(row["judged_on"], row["images"]) for row in rows if row["judged_on"]}
+    accuracies = "".join(f"{split} %: ± standard error, {n:,} images. " for split, n in sorted(splits))
     console.note(
-        f"{sure}MACs: convolutions and linear layers, as torch's FlopCounterMode counts them too; FLOPs: 2 × MACs. "
-        "ms: p50 of one image in torch and in onnxruntime (ORT), "
-        f"{how['threads']} thread{'s' if how['threads'] > 1 else ''}, {how['processor']}. "
-        "--json has p90, activations and fvcore's total"
+        f"{accuracies}MACs: of convolutions and linear layers, equal to torch's FlopCounterMode; FLOPs: 2 × MACs. "
+        "ms: median time of one image in torch and in onnxruntime (ORT), "
+        f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}, {latency['processor']}. "
+        "--json adds p90, activations and fvcore's count"
     )
 
 
 def _costs(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells; a column that no row has anything for is left out. 80 columns hold the rows of a small run."""
-
-    def p50(row: dict[str, Any], engine: str) -> str:
-        found = row[f"latency_ms_p50_{engine}"]
-        return "" if found is None else f"{found:.2f}"
-
+    """Headers and cells, without columns that are empty in every row. A small run fits 80 columns."""
     several_sizes = len({tuple(row["input"]) for row in rows}) > 1
     splits = {row["judged_on"] for row in rows if row["judged_on"]}
     columns: dict[str, list[str]] = {
-        # The marks in the cell of the name, after a space: where a terminal is narrow, they are what goes below.
+        # The marks follow a space, so that a narrow terminal wraps the cell there.
         "": [f"{_row_name(row)} {'*' * row['kept']}{'+' * bool(row['front'])}".rstrip() for row in rows],
         "input": [by(row["input"]) if several_sizes else "" for row in rows],
-        "val %": [f"{row['val_top1_pct']:.2f}" if row["val_top1_pct"] is not None else "" for row in rows],
-        f"{'/'.join(sorted(splits))} %": [
-            _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else "" for row in rows
-        ],
+        "val %": [_decimals(row["val_top1_pct"]) for row in rows],
+        f"{'/'.join(sorted(splits))} %": [_accuracy(row) for row in rows],
         "params": [f"{row['params']:,}" for row in rows],
         "MACs": [("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}" for row in rows],
         "ONNX\nkB": [f"{row['onnx_bytes'] / 1000:,.0f}" if row["onnx_bytes"] else "" for row in rows],
-        "torch\nms": [p50(row, "torch") for row in rows],
-        "ORT\nms": [p50(row, "onnxruntime") for row in rows],
+        "torch\nms": [_decimals(row["latency_ms_p50_torch"]) for row in rows],
+        "ORT\nms": [_decimals(row["latency_ms_p50_onnxruntime"]) for row in rows],
     }
     shown = {header: cells for header, cells in columns.items() if any(cells)}
     return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]
@@ -225,11 +228,11 @@ def _row_name(row: dict[str, Any]) -> str:
 
 
 def parity(reports: dict[str, Any]) -> None:
-    """What was compared, found and allowed: the float32 file against the student, then the reduced ones against it."""
+    """What parity measured and allows: the float32 file against the student, then reduced files against float32."""
     report = reports["float32"]
     logits, top1, allowed = report["logits"], report["top1_pct"], report["logits"]["allowed"]
     console.table(
-        ["parity", "found", "allowed"],
+        ["parity", "measured", "allowed"],
         [
             [f"images of the {report['split']} split", f"{report['images']:,}", ""],
             ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
@@ -258,7 +261,7 @@ def parity(reports: dict[str, Any]) -> None:
 
 
 def _reduced(precision: str, report: dict[str, Any]) -> None:
-    """A reduced file: the settings that were tried, then what it was judged by."""
+    """A reduced file: the settings that the search tried, then the measurements that its gates judge."""
     if table := report.get("search"):
         chosen, on = report["setting"], report["searched_on"]
         console.table(
@@ -283,20 +286,20 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
         )
         console.out("")
     top1, gates, worst = report["top1_pct"], report["gates"], report["worst_class"]
-    one = 100 / report["images"]  # no gate is finer than one image
+    image_pct = 100 / report["images"]  # no gate is finer than one image
     console.table(
-        [precision, "found", "allowed"],
+        [precision, "measured", "allowed"],
         [
             [f"images of the {report['split']} split", f"{report['images']:,}", ""],
             [
                 f"top-1 %, float32 → {precision}",
                 f"{top1['float32']:.2f} → {top1[precision]:.2f}",
-                f"{max(gates['max_drop'], one):.2f} points less",
+                f"{max(gates['max_drop'], image_pct):.2f} points less",
             ],
             [
                 "predictions that agree, %",
                 f"{report['agreement_pct']:.2f}",
-                f"{min(gates['min_agreement'], 100 - one):.2f} at least",
+                f"{min(gates['min_agreement'], 100 - image_pct):.2f} at least",
             ],
             [
                 f"worst class ({worst['class']}), points",
@@ -323,26 +326,26 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
 
 
 def verification(report: dict[str, Any]) -> None:
-    """What of a bundle was looked at: files, then each model's structure, cases and accuracy."""
+    """The checks of a bundle: the structure, the sample images and the accuracy of each model, then the files."""
     rows = []
-    for name, facts in report["models"].items():
-        samples, here, recorded = facts["samples"], facts["top1_pct"], facts["recorded_top1_pct"]
-        cases = "not checked"
+    for name, model in report["models"].items():
+        samples = model["samples"]
+        difference = "not checked"
         if samples:
-            found = f"{samples['max_abs']:.1e}" if samples["max_abs"] is not None else "not finite"
-            cases = f"{found} (allowed {samples['allowed']:.1e})"
+            measured = f"{samples['max_abs']:.1e}" if samples["max_abs"] is not None else "not finite"
+            difference = f"{measured} (allowed {samples['allowed']:.1e})"
         rows.append(
             [
                 name,
-                "as stated" if facts["structure"] else "not as stated",
-                cases,
-                f"{here:.2f}" if here is not None else "not checked",
-                f"{recorded:.2f}",
+                "as stated" if model["structure"] else "not as stated",
+                difference,
+                _decimals(model["top1_pct"]) or "not checked",
+                _decimals(model["recorded_top1_pct"]),
             ]
         )
-    console.table(["model", "structure", "own cases, max |d|", "top-1 % here", "recorded"], rows)
+    console.table(["model", "structure", "sample images, max |d|", "top-1 % here", "recorded"], rows)
     failed = len(report["failures"])
     state = f"{failed} check{'s' if failed > 1 else ''} failed" if failed else "all is as stated"
-    judged = {facts["images"] for facts in report["models"].values()} - {None}
-    images = "".join(f"top-1 on {n:,} {report['split']} images, " for n in judged)
+    counts = {model["images"] for model in report["models"].values()} - {None}
+    images = "".join(f"top-1 on {n:,} {report['split']} images, " for n in counts)
     console.out(f"{report['architecture']}, {report['files']} files, {images}on {report['processor']}: {state}")

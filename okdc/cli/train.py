@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc.cli import console, tables
+from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads
 from okdc.distributed import Ranks
@@ -24,20 +24,27 @@ if TYPE_CHECKING:
 def distill(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="RECIPE|KEY=VALUE", help="A recipe (default: digits_resnet8) and overrides."),
+        typer.Argument(
+            metavar="RECIPE|KEY=VALUE",
+            help="A recipe (default: digits_resnet8), and values that replace some of its own.",
+            autocompletion=completion.recipes,
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The run's directory.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder of the run (default: runs/RECIPE-N).")
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
     compile_step: Compile = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="0,1,2|0-4", help="One run a seed, in one folder, with mean and deviation.")
+        str | None,
+        typer.Option(metavar="0,1,2|0-4", help="Train one run for each seed, in one folder; print mean and deviation."),
     ] = None,
     data_root: DataRoot = None,
     as_json: Json = False,
 ) -> None:
-    """Train a cohort from a recipe and keep one student."""
+    """Train a cohort of students from a recipe and keep one of them."""
     from okdc.recipe import draft as recipe
     from okdc.runs.series import parse_seeds
 
@@ -78,7 +85,7 @@ def distill(
 
 
 def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
-    """Continue an interrupted run, or a series of runs, to the bit."""
+    """Continue an interrupted run or series, bit for bit."""
     from okdc.runs.provenance import provenance
     from okdc.runs.run import Run
     from okdc.runs.series import Series, newest_resumable, owner

@@ -99,10 +99,10 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progre
 def _unknown(word: str) -> UsageError:
     if (Path(word) / MANIFEST).is_file():
         return UsageError(f"{word} is a bundle: it was profiled when it was made", hint=f"see {Path(word) / PROFILE}")
-    names = [*backbones.ZOO, *catalog.recipes(), *(str(r.path) for r in runs())]
+    names = [*backbones.NETWORKS.names(), *catalog.recipes(), *(str(r.path) for r in runs())]
     return UsageError(
         f"{word} is no run, network or recipe{nearest(word, names)}",
-        hint=f"networks: {', '.join(backbones.ZOO)}; okdc recipes and okdc runs list the rest",
+        hint=f"networks: {', '.join(backbones.NETWORKS.names())}; okdc recipes and okdc runs list the rest",
     )
 
 

@@ -177,7 +177,7 @@ def test_a_stage_ends_with_the_last_block_of_a_resolution(name: str) -> None:
     assert network.channels == tuple(size[0] for size in sizes)
     assert network.strides == tuple(64 // size[1] for size in sizes)
     for cut in network.cuts:
-        assert f"{cut.after} {'×'.join(map(str, cut.size))}" in adapters.describe(network)
+        assert f"{cut.after} {'×'.join(map(str, cut.size))}" in network.description
 
 
 def test_a_map_that_is_normalised_by_what_reads_it_is_raw() -> None:

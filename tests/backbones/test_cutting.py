@@ -382,7 +382,7 @@ def test_a_backbone_is_taken_as_it_is() -> None:
     network = adapters.adapt("mine:net", CLASSES, IMAGES)
     assert type(network) is type(cifar_resnet(8, CLASSES))
     assert sorted(network.weights()) == sorted(cifar_resnet(8, CLASSES).state_dict())
-    assert adapters.describe(network) == ""
+    assert network.description == ""
     assert network.training
 
 
@@ -525,7 +525,7 @@ def test_a_name_that_leads_nowhere_says_which_part_is_missing() -> None:
         "mine:network": "mine has no network .did you mean 'Network'",
         "mine:net": "expected something to call, found int",
         "mine:": "'mine:' names nothing",
-        "mine": "'mine' names nothing",
+        "mine": "no network is called 'mine'",
     }.items():
         with pytest.raises(RecipeError, match=reason):
             adapters.check(name)

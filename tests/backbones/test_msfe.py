@@ -56,7 +56,7 @@ def test_64_channels_take_14680_parameters_of_extraction_and_680_of_attention() 
 
 
 @pytest.mark.parametrize("suffix", VARIANTS)
-@pytest.mark.parametrize("name", backbones.ZOO)
+@pytest.mark.parametrize("name", backbones.NETWORKS.own)
 def test_every_network_of_the_zoo_takes_it(name: str, suffix: str) -> None:
     with torch.device("meta"):  # sizes alone
         plain, longer = (backbones.build(n, 10, CIFAR).eval() for n in (name, name + suffix))

@@ -78,7 +78,7 @@ def images(n: int = 2, size: int = 32) -> Tensor:
 
 
 def test_every_network_that_a_recipe_may_name_is_held_to_numbers_here() -> None:
-    assert list(ZOO) == list(backbones.ZOO)
+    assert list(ZOO) == list(backbones.NETWORKS.own)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ def test_the_commands_and_options_are_these() -> None:
         for name, command in group.commands.items()  # type: ignore[attr-defined]
     }
     assert found == COMMANDS
-    assert {option for p in group.params for option in p.opts} == {"--version", "--debug"}
+    options = {"--version", "--debug", "--install-completion", "--show-completion"}
+    assert {option for p in group.params for option in p.opts} == options
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

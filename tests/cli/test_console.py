@@ -42,7 +42,7 @@ def test_what_users_name_their_files_is_printed_as_it_stands(capsys: Captured, t
     console.warn(text)
     console.next_step(text)
     console.out(text)
-    console.table(["name"], [[text]], title=text)
+    console.table([text], [[text]])
     out, err = capsys.readouterr()
     assert err.count(text) == 7
     assert out.count(text) == 3
@@ -78,6 +78,11 @@ def of_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setattr(console, "_out", drawn)
 
 
+def plain(text: str) -> str:
+    """The text without what sets it bold."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
 SAID = "baseline 26.30, mfef attention=false 23.54, mfef 23.37"
 
 
@@ -88,7 +93,7 @@ def test_no_name_and_no_number_is_split_on_a_narrow_terminal(
     of_width(monkeypatch, width)
     name = "cifar100_resnet110_ablation"
     console.table(["recipe", "top-1 % on test", "n", "paper"], [[name, "63.93 ± 0.09", "5", SAID]])
-    out = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    out = plain(capsys.readouterr().out)
     assert re.search(rf"^{name} ", out, re.MULTILINE)
     assert "63.93 ± 0.09" in out
     assert set(SAID.split()) <= set(out.split())
@@ -112,9 +117,20 @@ def test_columns_without_room_follow_below_with_the_names_again(
     assert lines[1::3] == [["abcdefgh", "63.93", "±", "0.09"], ["abcdefgh", "60.00", "±", "1.09"]]
 
 
+def test_a_column_that_is_as_narrow_as_it_can_be_leaves_the_wrapping_to_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    of_width(monkeypatch, 44)
+    cells = ["one_name_of_25_characters two_more", "short words that may be wrapped anywhere"]
+    console.table(["a", "b"], [cells])
+    lines = plain(capsys.readouterr().out).splitlines()
+    assert sorted(" ".join(lines[1:]).split()) == sorted(" ".join(cells).split())
+    assert max(map(len, lines)) <= 44
+
+
 def test_no_line_of_a_table_in_a_pipe_ends_in_spaces(capsys: Captured) -> None:
-    console.table(["name", "notes"], [["a", "short"], ["bbbb", "much longer"], ["c", ""]], title="of three")
-    assert capsys.readouterr().out == "of three\nname  notes\na     short\nbbbb  much longer\nc\n"
+    console.table(["name", "notes"], [["a", "short"], ["bbbb", "much longer"], ["c", ""]])
+    assert capsys.readouterr().out == "name  notes\na     short\nbbbb  much longer\nc\n"
 
 
 def test_json_goes_to_stdout_alone_and_keeps_its_letters(capsys: Captured) -> None:

@@ -189,7 +189,7 @@ def test_without_a_test_split_no_number_is_called_a_test_number(
     said = capsys.readouterr()
     assert "% on validation" in said.out
     assert " test " not in said.out
-    assert "flatters" in said.err
+    assert "no test split" in said.err
     result = read_json(Path("run/result.json"))
     assert (result["judged_on"], result["images"]) == ("validation", 18)
     assert main(["export", "run", "--onnx", "--json"]) == 0

@@ -28,7 +28,7 @@ FOREIGN = (
     "resnet18", "mobilenet_v2", "efficientnet_b0", "densenet121", "vgg11_bn", "shufflenet_v2_x1_0", "regnet_y_400mf",
     "convnext_tiny",
 )  # fmt: skip
-SIZES = dict.fromkeys(backbones.ZOO, 32) | {f"torchvision:{name}": 64 for name in FOREIGN} | {"resnet8+msfe": 32}
+SIZES = dict.fromkeys((*backbones.NETWORKS.own, "resnet8+msfe"), 32) | {f"torchvision:{name}": 64 for name in FOREIGN}
 # BatchNormalizations that no Conv can take in: those behind a sum or a concatenation, and one behind a stem that a
 # shortcut or a concatenation reads as well. Everywhere else all of them are folded.
 LEFT = {"wrn16_1": 7, "wrn16_2": 6, "wrn40_2": 18, "densenet40_12": 21, "densenet40_12_vanilla": 39}
