@@ -1,14 +1,13 @@
-"""How fast okdc is here, beside the plain way of doing the same. Importing this imports none of its modules.
+"""How fast okdc is on this machine, beside the plain way of doing the same. Importing this imports none of its modules.
 
-asked.py     the command's words, checked
-here.py      the machine, and the settings that okdc chooses on it
-pairs.py     two things in turn, and the seconds that each took
-stats.py     the median of their ratios, how sure it is, and when it does not tell
-ours.py      okdc's side of a pair, on random images
-plain.py     the other side, as the field's public code does it
-pairings.py  which sides make a pair, and what their ratio means
-suite.py     which pairs are measured, what each gets of the time, and the facts of all
-show.py      what is printed of the facts
+request.py     what the command shall measure, checked
+machine.py     the machine, and the settings that okdc chooses on it
+pairs.py       two sides measured in turn, and the seconds of each
+stats.py       the median of their ratios with its interval, or the reason that there is none
+okdc_step.py   okdc's side of a pair, on random images
+plain_step.py  the other side, as the field's public code does it
+pairings.py    which sides make a pair, and what their ratio means
+suite.py       which pairs are measured, the share of the time that each gets, and the facts of all
 """
 
 GROUPS = ("data", "ffl", "fefr", "eval", "export", "recipe")  # what --only can name

@@ -1,8 +1,7 @@
-"""Where a bench is made: the machine, how busy it is, and the settings that okdc chooses on it."""
+"""What a bench is measured on: the machine, its packages, and the settings that okdc chooses on it."""
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import replace
 from importlib import metadata
@@ -14,52 +13,41 @@ from okdc import __version__
 from okdc.data.workers import cores
 from okdc.errors import DeviceError
 from okdc.recipe.schema import Engine
-from okdc.runs import provenance as machine
+from okdc.runs import provenance
 from okdc.training import compiling, device
 from okdc.training.device import Settings
 
-# Flags by which kernels are chosen.
-FLAGS = (
-    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
-)  # fmt: skip
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx")
 
 
 def settings_of(engine: Engine, size: int) -> Settings:
-    """What a training of such images would be run with, but for the compiler. Raises DeviceError."""
-    found = device.choose(engine, size)
-    if found.compile == "on":
-        if missing := compiling.without_compiler(found.device):
+    """The settings of a training on images of `size` pixels. Only `compile` may differ. Raises DeviceError."""
+    settings = device.choose(engine, size)
+    if settings.compile == "on":
+        if missing := compiling.without_compiler(settings.device):
             raise DeviceError(f"--compile on, and nothing can be compiled here: {missing}", hint="--compile off")
-        why = "as asked; the minute that each compilation takes is not counted in --seconds"
+        reason = "as asked; the minute that each compilation takes is not counted in --seconds"
     elif engine.compile == "off":
-        why = "as asked"
+        reason = "as asked"
     else:
-        found, why = replace(found, compile="off"), "each step takes about a minute to compile; --compile on does"
-    return replace(found, reasons=(*found.reasons, f"compile {found.compile} ({why})"))
+        settings = replace(settings, compile="off")
+        reason = "each step takes about a minute to compile; --compile on does"
+    return replace(settings, reasons=(*settings.reasons, f"compile {settings.compile} ({reason})"))
 
 
 def facts(settings: Settings) -> dict[str, Any]:
-    name, flags = machine.processor()
+    """What a bench was measured on and with."""
     cuda = settings.device == "cuda"
     versions = {"okdc": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in PACKAGES}
     if cuda:
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {
-        "processor": name,
-        "flags": [flag for flag in FLAGS if flag in flags],
+        "processor": provenance.processor()[0],
+        "flags": provenance.kernel_flags(),
         "cores": cores(),
         "device": settings.device,
         "device_name": torch.cuda.get_device_name() if cuda else None,
         "threads": settings.threads,
         "versions": versions,
     }
-
-
-def load() -> list[float] | None:
-    """How many programs wanted the processor in the last minute, five and fifteen; None where nobody keeps count."""
-    try:
-        return [round(average, 2) for average in os.getloadavg()]
-    except (AttributeError, OSError):
-        return None

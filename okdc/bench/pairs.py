@@ -1,7 +1,7 @@
-"""Two things measured in turn, so that whatever slows the machine slows both. No torch.
+"""Two sides measured in turn, so that whatever slows the machine slows both. No torch.
 
-A pair is one stretch of each, one right after the other; which goes first changes from pair to pair (AB, BA, AB, ...),
-so that a drift (a processor that gets warm, a neighbour that comes) pulls the ratios of two pairs to different sides.
+A pair is one stretch of each side, one right after the other. Which side goes first alternates (AB, BA, AB, ...), so
+that a drift (a processor that gets warm, another program that starts) pulls the ratios of two pairs to different sides.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 
 from okdc.bench.stats import FEWEST
 
-STRETCH_S = 0.25  # at least: on a busy machine a core is somebody else's for tens of milliseconds at a time
+STRETCH_S = 0.25  # at least: on a busy machine another program has the core for tens of milliseconds at a time
 MOST = 60  # pairs: more would not make an interval much narrower
-COUPLE = 2  # pairs where there is no time for six: enough to say how long each takes
+COUPLE = 2  # pairs if there is no time for six: enough to say how long each takes
 
 
 def nothing() -> None:
-    """What most sides have to prepare."""
+    """Most sides have nothing to prepare."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of two things: `run` does one unit of it (a step, a batch), which is `images` images."""
+    """One side of a pair: `run` does one unit of it (a step, a batch), which is `images` images."""
 
     name: str
     run: Callable[[], object]
@@ -35,20 +35,20 @@ class Side:
 
 @dataclass
 class Taken:
-    """Seconds per image of both sides in each pair that counts, and what a measurement cost besides."""
+    """Seconds per image of both sides in each pair that counts, and the time that a measurement cost besides."""
 
     pairs: list[tuple[float, float]] = field(default_factory=list)
     warm_up_s: float = 0.0  # the first unit of each side: allocation, autotuning, compilation
-    pair_s: float = 0.0  # of one pair with all that belongs to it, as far as it was measured
+    pair_s: float = 0.0  # of one pair with its preparation, as far as it was measured
     ready_s: float = 0.0  # until the first pair
 
 
 @dataclass(frozen=True)
 class Watch:
-    """How time is told: the clock, and what has to be waited for before it is looked at."""
+    """The clock, and how to wait for the device before reading it."""
 
     clock: Callable[[], float] = time.perf_counter
-    wait: Callable[[], object] = nothing  # until the device has done what it was given
+    wait: Callable[[], object] = nothing  # until the device has finished its work
 
     def stretch(self, side: Side, units: int) -> float:
         """Seconds of so many units."""
@@ -66,7 +66,7 @@ def measure(
 ) -> Taken:
     """As many pairs as fit into `seconds`, warm-up included, unless the warm-up is `free`. `tick` is called between.
 
-    Where six pairs do not fit, a couple is taken, to tell how long each side takes; the rest of the time is others'.
+    If six pairs do not fit, two are taken, to tell how long each side takes, and the rest of the time is left.
     """
     taken = Taken()
     start = watch.clock()
@@ -92,16 +92,16 @@ def measure(
             taken.pair_s = slowest
             break
         turn = ((0, first), (1, second)) if number % 2 == 0 else ((1, second), (0, first))
-        found = [0.0, 0.0]
+        seconds_per_image = [0.0, 0.0]
         for place, side in turn:
-            found[place] = watch.stretch(side, units[place]) / (units[place] * side.images)
-        taken.pairs.append((found[0], found[1]))
+            seconds_per_image[place] = watch.stretch(side, units[place]) / (units[place] * side.images)
+        taken.pairs.append((seconds_per_image[0], seconds_per_image[1]))
         slowest = max(slowest, watch.clock() - began)
     return taken
 
 
 def _fitted(side: Side, watch: Watch) -> tuple[int, float]:
-    """How many units fill a stretch, and the seconds that one then takes with what it prepares."""
+    """How many units fill a stretch, and the seconds that such a stretch takes with its preparation."""
     units = side.units or 1
     while True:
         began = watch.clock()

@@ -68,15 +68,15 @@ class PlainStep:
 
 
 def parts(method: Method, recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
-    """What learns, with its decay: each student's own weights (a trunk's with the first), then the scaffolding."""
+    """Weights with their decay: each student's own (a trunk's with the first student), then the scaffolding."""
     taken: set[int] = set()
-    found = []
+    groups = []
     for module in (*method.cohort.students, method):
-        mine = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
-        taken |= {id(p) for p in mine}
-        if mine:
-            found.append((mine, recipe.aux_weight_decay if module is method else recipe.weight_decay))
-    return found
+        weights = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
+        taken |= {id(p) for p in weights}
+        if weights:
+            groups.append((weights, recipe.aux_weight_decay if module is method else recipe.weight_decay))
+    return groups
 
 
 class PlainImages(loading.Dataset[tuple[Tensor, int]]):
@@ -114,8 +114,8 @@ class PlainBatches:
     def __init__(self, images: PlainImages, batch_size: int, workers: int, device: torch.device) -> None:
         self.device = device
         self.lead = PREFETCH * workers
-        # That are timed: of two workers a quarter of a second. Of what a worker has at hand when a stretch begins, and
-        # what it waits for at its end, one batch at most is counted, an eighth of its part.
+        # Number of timed batches: about 0.25 s with two workers. A worker may have one batch half done when the timing
+        # begins and another when it ends: an error of one batch at most, an eighth of its part.
         self.batches = max(32, 8 * workers)
         count = batch_size * (self.lead + self.batches)
         self._loader: loading.DataLoader[Any] | None = loading.DataLoader(

@@ -1,7 +1,7 @@
-"""Which pairs are measured, what each gets of the time, and the facts of all.
+"""Which pairs are measured, the share of the time that each gets, and the facts of all.
 
-Each measurement is built, warmed up, measured and let go before the next. What one does not use of its share of the
-time is shared by those that follow.
+Each measurement is built, warmed up, measured and let go before the next one. Time that one leaves of its share goes to
+those that follow.
 """
 
 from __future__ import annotations
@@ -12,26 +12,25 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 
-from okdc.bench import machine as here
-from okdc.bench import okdc_step as ours
-from okdc.bench import pairings
+from okdc.bench import machine, okdc_step, pairings
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairings import Pair, Scale
 from okdc.bench.pairs import Taken, Watch, measure
 from okdc.bench.request import Asked
 from okdc.bench.stats import FEWEST, judged, rounded
 from okdc.data import sources
+from okdc.runs import provenance
 from okdc.training import device
 from okdc.training.device import Settings
 
 ALWAYS = ("data_path_ratio", "data_path_share", "ffl_step_ratio", "fefr_step_over_macs", "eval_over_train")
-SPARE = 2  # pairs beyond the fewest, where it is said how long those take: one that is not counted, one to be slower
+SPARE = 2  # pairs beyond the fewest in the seconds that are advised: one is not counted, and one may be slower
 OPTIONAL = ("step_ratio", "fefr32_step_over_macs", "further_student_over_macs", "export_ratio", "compile_gain")
 
 
@@ -46,14 +45,14 @@ class Measurement:
     build: Callable[[], Pair]
 
 
-def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> list[Measurement]:
+def plan(request: Asked, settings: Settings, scale: Scale, own: Work | None) -> list[Measurement]:
     """The measurements, those first that are always there. `own` is the recipe's step."""
     a, b = scale.small, scale.large
     small = partial(pairings.work, settings, scale, "cifar10_resnet20", a)
     large = partial(pairings.work, settings, scale, "cifar10_resnet20", b)
     ffl = partial(pairings.work, settings, scale, "cifar100_resnet32", b, 2, "method.name=ffl")
-    step = f"{asked.recipe.method['name']} of {asked.name}" if asked.recipe else f"FEFR, {a} ×2"
-    found = [
+    step = f"{request.recipe.method['name']} of {request.name}" if request.recipe else f"FEFR, {a} ×2"
+    measurements = [
         Measurement("data_path_ratio", "data", "data path", 18, lambda: pairings.data_path(settings, scale)),
         Measurement(
             "data_path_share", "data", f"data path / {a} step", 10,
@@ -64,93 +63,119 @@ def plan(asked: Asked, settings: Settings, scale: Scale, own: Work | None) -> li
         Measurement("eval_over_train", "eval", f"evaluation, {a} ×2", 14, lambda: pairings.evaluation(small(2))),
     ]  # fmt: skip
     if own:
-        found.append(Measurement("step_ratio", "recipe", step, 30, lambda: pairings.beside_plain(own)))
+        measurements.append(Measurement("step_ratio", "recipe", step, 30, lambda: pairings.beside_plain(own)))
     if settings.compiled:
         group, named = "recipe" if own else "fefr", f"compiled {step}"
-        found.append(Measurement("compile_gain", group, named, 20, lambda: pairings.compiled(own or small(2))))
-    found += [
+        measurements.append(Measurement("compile_gain", group, named, 20, lambda: pairings.compiled(own or small(2))))
+    measurements += [
         Measurement("fefr32_step_over_macs", "fefr", f"FEFR / MACs, {b} ×2", 20, lambda: pairings.over_baseline(large)),
         Measurement("further_student_over_macs", "fefr", f"third {a} / its MACs", 25, lambda: pairings.further(small)),
         Measurement("export_ratio", "export", f"ONNX export, {a}", 50, lambda: pairings.export(small(1))),
     ]
-    return [m for m in found if m.group in asked.only]
+    return [m for m in measurements if m.group in request.only]
 
 
-def standard(asked: Asked) -> bool:
-    """Whether any pair is measured that is the same whatever recipe is named: its settings then say something."""
-    return asked.recipe is None or any(group != "recipe" for group in asked.only)
+def standard(request: Asked) -> bool:
+    """Whether a pair is measured that does not depend on the recipe. Only then do the standard settings matter."""
+    return request.recipe is None or any(group != "recipe" for group in request.only)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a measurement came to: a ratio, or the reason that there is none."""
+
+    ratio: dict[str, Any] | None = None
+    reason: str = "not asked for"
+    speeds: dict[str, float] = field(default_factory=dict)  # of each side
+    compiling_s: float = 0.0  # beside the seconds that were asked for
+    needed_s: float = 0.0  # that its share would have to be, if too few pairs fitted in
 
 
 def run(
-    asked: Asked,
+    request: Asked,
     settings: Settings,
     scale: Scale | None = None,
     update: Callable[[int, int, str], object] = lambda *_: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Any]:
-    """All that was asked for: what `okdc bench --json` prints. `update(done, total, text)` is told of the progress."""
-    began, load, scale = clock(), here.load(), scale or Scale()
+    """Measure what was requested, for `okdc bench --json`. `update(done, total, text)` shows the progress."""
+    began, load, scale = clock(), provenance.load_average(), scale or Scale()
     device.apply(settings, deterministic=False)
-    own = pairings.of_recipe(asked.recipe, asked.engine) if asked.recipe else None
-    todo = plan(asked, settings, scale, own)
-    watch, total = Watch(clock, ours.waiting(settings)), math.ceil(asked.seconds)
-    ratios: dict[str, dict[str, Any] | None] = dict.fromkeys((*ALWAYS, *OPTIONAL))
-    reasons = dict.fromkeys(ratios, "not asked for")
-    if not settings.compiled:
-        reasons["compile_gain"] = "nothing was compiled (--compile on does)"
-    if not own:
-        reasons["step_ratio"] = "no recipe was given"
-    speeds: dict[str, dict[str, float]] = {what.key: {} for what in todo}
+    own = pairings.of_recipe(request.recipe, request.engine) if request.recipe else None
+    todo = plan(request, settings, scale, own)
+    watch, total = Watch(clock, okdc_step.waiting(settings)), math.ceil(request.seconds)
+    outcomes = _without_measurement(settings, own)
     compiling_s = 0.0
-    for number, what in enumerate(todo):
+    for number, measurement in enumerate(todo):
         started = clock()
-        share = began + asked.seconds + compiling_s - started
-        share *= what.needs / sum(m.needs for m in todo[number:])
+        left = began + request.seconds + compiling_s - started
+        share = left * measurement.needs / sum(m.needs for m in todo[number:])
         if share <= 0:
-            reasons[what.key] = f"no time was left of {asked.seconds:g} s; more --seconds"
+            outcomes[measurement.key] = Outcome(reason=f"no time was left of {request.seconds:g} s; more --seconds")
             continue
 
-        def tick(text: str = what.what) -> None:
+        def tick(text: str = measurement.what) -> None:
             update(min(int(clock() - began), total - 1), total, text)
 
-        tick()
-        with closing(what.build()) as pair:
-            built = clock() - started
-            taken = measure(pair.first, pair.second, share - built, watch, tick, free=settings.compiled)
-        compiled_s = taken.warm_up_s if settings.compiled else 0.0
-        compiling_s += compiled_s
-        ratios[what.key], reasons[what.key] = judged([pair.ratio(a, b) for a, b in taken.pairs])
-        if len(taken.pairs) < FEWEST:
-            begun = f"{built + taken.ready_s - compiled_s:.1f} s of {share:.1f} were used to begin"
-            needed = built + taken.ready_s - compiled_s + (FEWEST + SPARE) * taken.pair_s
-            # What others left of theirs, they may take of a longer time: only its own part is sure to be there.
-            parts = max(sum(m.needs for m in todo) / what.needs, asked.seconds / share)
-            enough = _enough(needed * parts)
-            reasons[what.key] += f": one takes {taken.pair_s:.1f} s, {begun}; --seconds {enough} would do, about"
-        speeds[what.key] = _speeds(pair, taken)
-        del pair
+        outcome = _measured(measurement, started, share, watch, tick, settings.compiled)
+        if outcome.needed_s:
+            # Earlier pairs may use more of a longer budget, so only this pair's own share of it can be promised.
+            parts = max(sum(m.needs for m in todo) / measurement.needs, request.seconds / share)
+            advice = f"--seconds {_enough(outcome.needed_s * parts)} would do, about"
+            outcome = replace(outcome, reason=f"{outcome.reason}; {advice}")
+        outcomes[measurement.key] = outcome
+        compiling_s += outcome.compiling_s
         gc.collect()  # methods are full of cycles, and the next ones want their memory
-        if settings.compiled:
-            torch.compiler.reset()
     update(total, total, "")
+    speeds = {m.key: outcomes[m.key].speeds for m in todo}
     return {
         "schema": 1,
-        **here.facts(settings),
+        **machine.facts(settings),
         **_of_standard(todo, settings, scale),
         "load": load,
         "seconds": round(clock() - began, 1),
         "data": "random images: how long a step takes does not depend on what is in them",
-        "recipe": _own(asked, own),
+        "recipe": _own(request, own),
         "what": {m.key: m.what for m in todo},
-        "images_per_s": {key: found for key, found in speeds.items() if key != "export_ratio"},
+        "images_per_s": {key: sides for key, sides in speeds.items() if key != "export_ratio"},
         "exports_per_s": speeds.get("export_ratio", {}),
-        **ratios,
-        "reasons": {key: why for key, why in reasons.items() if ratios[key] is None},
+        **{key: outcome.ratio for key, outcome in outcomes.items()},
+        "reasons": {key: outcome.reason for key, outcome in outcomes.items() if outcome.ratio is None},
     }
 
 
+def _without_measurement(settings: Settings, own: Work | None) -> dict[str, Outcome]:
+    """Every key, with the reason that it keeps if it is not measured."""
+    outcomes = dict.fromkeys((*ALWAYS, *OPTIONAL), Outcome())
+    if not settings.compiled:
+        outcomes["compile_gain"] = Outcome(reason="nothing was compiled (--compile on does)")
+    if not own:
+        outcomes["step_ratio"] = Outcome(reason="no recipe was given")
+    return outcomes
+
+
+def _measured(
+    measurement: Measurement, started: float, share: float, watch: Watch, tick: Callable[[], None], compiled: bool
+) -> Outcome:
+    """Build one pair and measure it for `share` seconds from `started` on; what it takes to compile is not counted."""
+    tick()
+    with closing(measurement.build()) as pair:
+        built_s = watch.clock() - started
+        taken = measure(pair.first, pair.second, share - built_s, watch, tick, free=compiled)
+    compiling_s = taken.warm_up_s if compiled else 0.0
+    ratio, reason = judged([pair.ratio(a, b) for a, b in taken.pairs])
+    needed_s = 0.0
+    if len(taken.pairs) < FEWEST:
+        begin_s = built_s + taken.ready_s - compiling_s
+        needed_s = begin_s + (FEWEST + SPARE) * taken.pair_s
+        reason += f": one takes {taken.pair_s:.1f} s, {begin_s:.1f} s of {share:.1f} were used to begin"
+    if compiled:
+        torch.compiler.reset()
+    return Outcome(ratio, reason, _speeds(pair, taken), compiling_s, needed_s)
+
+
 def _enough(seconds: float) -> int:
-    """Upwards to two digits: more are not known."""
+    """Rounded up to two digits: more are not known."""
     unit: int = 10 ** max(0, len(str(int(seconds))) - 2)
     return math.ceil(seconds / unit) * unit
 
@@ -164,7 +189,7 @@ def _speeds(pair: Pair, taken: Taken) -> dict[str, float]:
 
 
 def _of_standard(todo: list[Measurement], settings: Settings, scale: Scale) -> dict[str, Any]:
-    """What the standard pairs were measured with; null is what none of those that were measured has."""
+    """What the standard pairs were measured with; null where no measured pair has it."""
     groups = {what.group for what in todo} - {"recipe"}
     batches = bool(groups - {"export"})  # an export is of one image, in float32
     return {
@@ -175,12 +200,12 @@ def _of_standard(todo: list[Measurement], settings: Settings, scale: Scale) -> d
     }
 
 
-def _own(asked: Asked, work: Work | None) -> dict[str, Any] | None:
+def _own(request: Asked, work: Work | None) -> dict[str, Any] | None:
     """The step that the user named."""
     if work is None:
         return None
     return {
-        "name": asked.name,
+        "name": request.name,
         "method": work.recipe.method["name"],
         "students": list(work.recipe.cohort.students),
         "batch_size": work.batch_size,

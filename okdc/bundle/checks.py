@@ -21,7 +21,6 @@ from okdc.runs import provenance as machine
 BATCH = 64  # images that onnxruntime gets at a time
 PROBE = 135  # images of the batch and thread checks: 135 = 2·64 + 7 leaves a partial last batch at every size but 1
 FLOOR = 1e-5  # of a difference between logits, and of a softmax's rounding: below it nothing fails
-FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "f16c", "avx512_fp16")  # what picks the kernels
 
 Right = npt.NDArray[np.bool_]
 
@@ -78,9 +77,8 @@ def made_on() -> dict[str, Any]:
 
 
 def processor() -> dict[str, Any]:
-    """Its name, and which of the flags it has that onnxruntime chooses kernels by."""
-    name, flags = machine.processor()
-    return {"name": name, "flags": [flag for flag in FLAGS if flag in flags]}
+    """The processor's name, and its flags by which onnxruntime chooses kernels."""
+    return {"name": machine.processor()[0], "flags": machine.kernel_flags()}
 
 
 def number(value: Any) -> float | None:

@@ -34,11 +34,10 @@ def bench(
     wanted = asked(words or [], flags, only, seconds)
     for note in wanted.notes:
         console.note(note)
-    from okdc.bench import machine as here
-    from okdc.bench import pairings, suite
+    from okdc.bench import machine, pairings, suite
 
     size = wanted.recipe.data.image_size if wanted.recipe and not suite.standard(wanted) else pairings.SIZE
-    settings = here.settings_of(wanted.engine, size)
+    settings = machine.settings_of(wanted.engine, size)
     for reason in settings.reasons:
         console.note(reason)
     with console.progress("measuring, second") as update:

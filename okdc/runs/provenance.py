@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -11,6 +12,10 @@ from typing import Any
 from okdc import __version__
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-learn")
+# By which torch and onnxruntime choose kernels.
+KERNEL_FLAGS = (
+    "avx2", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
+)  # fmt: skip
 
 
 def provenance(command: Sequence[str]) -> dict[str, Any]:
@@ -43,3 +48,17 @@ def processor() -> tuple[str, frozenset[str]]:
         return platform.processor() or platform.machine(), frozenset()
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     return facts.get("model name", platform.machine()), frozenset(facts.get("flags", "").split())
+
+
+def kernel_flags() -> list[str]:
+    """Those flags of the processor by which torch and onnxruntime choose kernels."""
+    flags = processor()[1]
+    return [flag for flag in KERNEL_FLAGS if flag in flags]
+
+
+def load_average() -> list[float] | None:
+    """Programs that wanted the processor in the last minute, five and fifteen; None where the system keeps no count."""
+    try:
+        return [round(average, 2) for average in os.getloadavg()]
+    except (AttributeError, OSError):
+        return None

@@ -17,8 +17,7 @@ import pytest
 import torch
 from asking import ask
 
-from okdc.bench import GROUPS, pairings, pairs, suite
-from okdc.bench import machine as here
+from okdc.bench import GROUPS, machine, pairings, pairs, suite
 from okdc.bench.machine import settings_of
 from okdc.bench.pairings import Scale
 from okdc.bench.pairs import STRETCH_S, Taken
@@ -240,7 +239,7 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
     ratio = {"median": 1.1342, "low": 1.0113, "high": 1.2204, "n": 60}
     facts = dict.fromkeys((*suite.ALWAYS, *suite.OPTIONAL), ratio) | {
         "data_path_share": {key: value / 50 if key != "n" else value for key, value in ratio.items()},
-        **here.facts(settings), "settings": settings.saved(), "load": None, "seconds": 200.0, "data": "random images",
+        **machine.facts(settings), "settings": settings.saved(), "load": None, "seconds": 200.0, "data": "random",
         "image_size": 32, "batch_size": 128, "workers": 2, "recipe": None, "what": what, "images_per_s": speeds,
         "exports_per_s": {"okdc": 0.0812, "torch.onnx": 0.0712},
     }  # fmt: skip
