@@ -17,8 +17,9 @@ class Progress(Protocol):
         def note(self, text): print(text)
     """
 
-    def note(self, text: str) -> None:
+    def note(self, text: str) -> None:  # noqa: ARG002
         """A choice with its reason, or where the work is: one line."""
+        return
 
     def reading(self) -> AbstractContextManager[Reading]:
         """Images are read while the block runs: it yields what is called after some of them."""

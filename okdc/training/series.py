@@ -20,21 +20,21 @@ ENDED = ("complete", "failed")  # what a failed seed would do again
 
 
 def start(
-    recipe: Recipe, seeds: tuple[int, ...], stem: str, out: Path | None, provenance: dict[str, Any], progress: Progress
+    recipe: Recipe, seeds: tuple[int, ...], stem: str, out: Path | None, provenance: dict[str, Any], tell: Progress
 ) -> Series:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
 
     Raises as `starts.start` does, but for a TrainingError, which ends its seed alone.
     """
     refuse_taken(out)
-    progress = EachNoteOnce(progress)
+    tell = EachNoteOnce(tell)
     settings = _settings(recipe)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
     series = Series.create(stem, recipe, seeds, {"started_at": begun, "settings": settings, **provenance}, out)
-    progress.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
+    tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
     try:
         with series.held():
-            _train(series, recipe, provenance, progress, None)
+            _train(series, recipe, provenance, tell, None)
     except (Interrupted, DiskError):
         raise
     except OkdcError:  # images that are missing, for example: nothing came of the series
@@ -44,69 +44,67 @@ def start(
     return series
 
 
-def resume(series: Series, provenance: dict[str, Any], progress: Progress, data_root: str | None = None) -> Series:
+def resume(series: Series, provenance: dict[str, Any], tell: Progress, data_root: str | None = None) -> Series:
     """Skip the seeds that are complete, continue the one that was interrupted to the bit, start the others.
 
     Raises as `start`; RunError where another process trains the series, DataError for other images, DeviceError where
     the seeds to come would be trained otherwise than those before.
     """
-    progress = EachNoteOnce(progress)
+    tell = EachNoteOnce(tell)
     with series.held():
         states = {seed: series.state_of(seed) for seed in series.seeds}
         if all(state in ENDED for state in states.values()):
-            progress.note(f"{series.path}: no seed is left to train")
+            tell.note(f"{series.path}: no seed is left to train")
             return series
         recipe, notes = reopen.recipe_of(Run(series.path), data_root)  # a series' recipe lies where a run's does
         for note in notes:
-            progress.note(note)
+            tell.note(note)
         missing = [seed for seed, state in states.items() if state is None]
         begun = [seed for seed, state in states.items() if state in ("complete", "resumable")]
         if missing:
             _same_settings(series, recipe)
             for difference in differences(series.facts()):
-                progress.note(f"not exact to the bit: {difference}")
+                tell.note(f"not exact to the bit: {difference}")
         if missing and begun:  # the seeds to come have to learn from the images of those before
-            reopen.data_of(series.run(begun[0]), recipe, progress)
-        _train(series, recipe, provenance, progress, data_root)
+            reopen.data_of(series.run(begun[0]), recipe, tell)
+        _train(series, recipe, provenance, tell, data_root)
     return series
 
 
-def _train(
-    series: Series, recipe: Recipe, provenance: dict[str, Any], progress: Progress, data_root: str | None
-) -> None:
-    """Train every seed that is neither complete nor failed. Errors name the command that continues the series."""
+def _train(series: Series, recipe: Recipe, provenance: dict[str, Any], tell: Progress, data_root: str | None) -> None:
+    """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
     go_on = f"okdc resume {series.path}"
-    try:
-        with signals.raised():  # between two trainings; the loop, which saves first, notes signals itself
-            for place, seed in enumerate(series.seeds, 1):
+    with signals.raised():  # between two trainings; the loop, which saves first, notes signals itself
+        try:
+            for number, seed in enumerate(series.seeds, 1):
                 series.discard_half(seed)
                 run, state = series.run(seed), series.state_of(seed)
                 if state in ENDED:
                     continue
-                progress.note(f"seed {seed}: {place} of {len(series.seeds)}")
+                tell.note(f"seed {seed}: {number} of {len(series.seeds)}")
                 try:
                     if state is None:
                         one = recipe.model_copy(update={"seed": seed, "method": recipe.method | _teacher(series)})
-                        starts.start(one, series.path.name, run.path, provenance, progress)
+                        starts.start(one, series.path.name, run.path, provenance, tell)
                     else:
-                        starts.resume(run, progress, data_root)
+                        starts.resume(run, tell, data_root)
                 except TrainingError as error:  # the run remembers it; other seeds may do better
-                    progress.note(f"seed {seed} failed: {error.message}")
-    except Interrupted as error:
-        raise Interrupted(error.message, exit_code=error.exit_code, hint=go_on) from None
-    except KeyboardInterrupt as stop:  # between two trainings: nothing of either is lost
-        number = signals.signal_of(stop)
-        message = f"{number.name}: {series.path} can be continued"
-        raise Interrupted(message, exit_code=128 + number, hint=go_on) from None
-    except DiskError as error:
-        raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
+                    tell.note(f"seed {seed} failed: {error.message}")
+        except Interrupted as error:
+            raise Interrupted(error.message, exit_code=error.exit_code, hint=go_on) from None
+        except KeyboardInterrupt as stop:  # between two trainings: nothing of either is lost
+            signal = signals.signal_of(stop)
+            message = f"{signal.name}: {series.path} can be continued"
+            raise Interrupted(message, exit_code=128 + signal, hint=go_on) from None
+        except DiskError as error:
+            raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
 
 
 def _teacher(series: Series) -> dict[str, str]:
-    """The teacher of the seeds before, as a key of [method]: another teacher in its place is then refused."""
+    """Which teacher the seeds before had, so that another in its place is refused."""
     for seed in series.seeds:
-        if series.state_of(seed) is not None and (teacher := read(series.run(seed).recipe)["method"].get(TEACHER)):
-            return {TEACHER: teacher}
+        if series.state_of(seed) is not None and (known := read(series.run(seed).recipe)["method"].get(TEACHER)):
+            return {TEACHER: known}
     return {}
 
 
@@ -119,10 +117,10 @@ def _settings(recipe: Recipe) -> dict[str, str | int]:
 def _same_settings(series: Series, recipe: Recipe) -> None:
     """Raises DeviceError if the seeds to come would be trained with other settings: they would be no repetitions."""
     then, now = series.facts()["settings"], _settings(recipe)
-    changed = [f"{name} {now[name]} now, {then.get(name)} when it began" for name in now if now[name] != then.get(name)]
-    if changed:
+    other = [f"{name} {now[name]} now, {then.get(name)} when it began" for name in now if now[name] != then.get(name)]
+    if other:
         threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then.get("threads") else ""
         raise DeviceError(
-            f"{series.path}: the seeds to come would be trained otherwise: {'; '.join(changed)}",
+            f"{series.path}: the seeds to come would be trained otherwise: {'; '.join(other)}",
             hint=f"continue it where it began, or as there: {threads}okdc resume {series.path}",
         )
