@@ -98,7 +98,7 @@ def test_a_damaged_student_file_is_named(begun: Run) -> None:
 def test_a_forked_worker_does_not_hold_the_run_after_its_parent(tmp_path: Path) -> None:
     """flock belongs to the open file, which a fork shares: the children of a killed training would keep it."""
     code = (
-        "import os, sys, time; from pathlib import Path; from okdc import locks\n"
+        "import os, sys, time; from pathlib import Path; from okdc.runs import locks\n"
         "with locks.held(Path(sys.argv[1])):\n"
         "    child = os.fork()\n"
         "    if not child: time.sleep(30); os._exit(0)\n"
