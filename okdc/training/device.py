@@ -1,4 +1,7 @@
-"""Device, dtype, memory format, threads, workers: each choice with its reason, from facts that hold at every start."""
+"""Device, dtype, memory format, threads, workers: each choice with its reason.
+
+A choice follows from facts that are the same at every start (devices, processor flags, recipe), never from a timing.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,8 @@ class Settings:
     reasons: tuple[str, ...] = ()
 
     def saved(self) -> dict[str, str | int]:
-        facts = asdict(self)
-        del facts["reasons"]
-        return facts
+        """The fields of [engine] in run.json: all but the reasons."""
+        return {name: value for name, value in asdict(self).items() if name != "reasons"}
 
     @property
     def torch_device(self) -> torch.device:
@@ -58,10 +60,11 @@ class Settings:
 def choose(
     engine: Engine, image_size: int, deterministic: bool = False, streamed: bool = False, ranks: Ranks = ALONE
 ) -> Settings:
-    """Take what the recipe names, and choose what it leaves to `auto`. Raises DeviceError for what is not there.
+    """The settings that the recipe names, and a choice for those that it leaves to `auto`. Raises DeviceError for a
+    device that this machine lacks.
 
     `streamed` images are decoded by worker processes while the loop trains; resident ones need none. Whether to compile
-    is decided when the length of the training is known.
+    is decided later, when the length of the training is known.
     """
     cuda = torch.cuda.is_available()
     reasons = []
@@ -75,26 +78,26 @@ def choose(
             hint=f"torchrun --nproc-per-node={devices}, or --device cpu",
         )
     device = engine.device if engine.device != "auto" else ("cuda" if cuda else "cpu")
-    why = "as asked" if engine.device != "auto" else (torch.cuda.get_device_name() if cuda else "no CUDA device")
-    reasons.append(f"device {device} ({why})")
+    reason = "as asked" if engine.device != "auto" else (torch.cuda.get_device_name() if cuda else "no CUDA device")
+    reasons.append(f"device {device} ({reason})")
 
-    dtype, why = _dtype(device, image_size) if engine.dtype == "auto" else (engine.dtype, "as asked")
-    reasons.append(f"dtype {dtype} ({why})")
-    if device == "cpu" and dtype == "bfloat16":  # okdc.training.depthwise, which decides by what each one gets
+    dtype, reason = _dtype(device, image_size) if engine.dtype == "auto" else (engine.dtype, "as asked")
+    reasons.append(f"dtype {dtype} ({reason})")
+    if device == "cpu" and dtype == "bfloat16":  # okdc.training.depthwise decides for each by the map that it gets
         reasons.append("depthwise convolutions in float32 (those that are slow in bfloat16)")
 
-    layout, why = _layout(device, dtype) if engine.memory_format == "auto" else (engine.memory_format, "as asked")
-    reasons.append(f"memory format {layout} ({why})")
+    layout, reason = _layout(device, dtype) if engine.memory_format == "auto" else (engine.memory_format, "as asked")
+    reasons.append(f"memory format {layout} ({reason})")
 
-    threads, why = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
+    threads, reason = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
     if engine.threads != "auto":
-        threads, why = engine.threads, "as asked"
-    reasons.append(f"threads {threads} ({why})")
-    workers, why = (max(1, cores() // ranks.here), "cores") if streamed else (0, "")
+        threads, reason = engine.threads, "as asked"
+    reasons.append(f"threads {threads} ({reason})")
+    workers, reason = (max(1, cores() // ranks.here), "cores") if streamed else (0, "")
     if engine.workers != "auto":
-        workers, why = engine.workers, "as asked"
+        workers, reason = engine.workers, "as asked"
     if streamed:
-        reasons.append(f"workers {workers} ({why})")
+        reasons.append(f"workers {workers} ({reason})")
     if deterministic and device == "cuda":
         reasons.append("deterministic CUDA kernels (slower)")
     if not ranks.alone:
@@ -104,24 +107,24 @@ def choose(
 
 
 def apply(settings: Settings, deterministic: bool) -> None:
-    """Make the process run as chosen. Called once, before the first tensor of the training."""
+    """Set the process up as chosen. The loop calls this once, before the first tensor of the training."""
     torch.set_num_threads(settings.threads)
     if settings.device == "cpu":
         keep_memory()
     if settings.device == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
-        torch.backends.cudnn.allow_tf32 = settings.dtype != "float32"  # who asks for float32 gets its 24 bits
+        torch.backends.cudnn.allow_tf32 = settings.dtype != "float32"  # float32 keeps its 24 bits where it was chosen
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
 
 
 def keep_memory() -> bool:
-    """Let glibc keep what was freed instead of handing it back to the system, where there is glibc.
+    """Let glibc keep freed memory instead of handing it back to the system. False where there is no glibc.
 
-    It hands back every map of megabytes and gets it again page by page, each zeroed. One thread's evaluation in
-    bfloat16, batches of 500, without and with this: MobileNetV2 194-263 and 699-726 images/s, ResNet-20 2,111-2,320 and
-    2,224-3,211. A training step of FFL with two ResNet-32 takes a tenth less; its peak of memory stays.
+    By default it hands back every block of megabytes and gets it again page by page, each zeroed. One thread's
+    evaluation in bfloat16, batches of 500, without and with this: MobileNetV2 194-263 and 699-726 images/s, ResNet-20
+    2,111-2,320 and 2,224-3,211. A training step of FFL with two ResNet-32 takes a tenth less; its peak of memory stays.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -59,7 +59,7 @@ def train(
 
 
 class Training:
-    """What the parts of one loop share. Only `position`, the weights and the optimiser change while it runs."""
+    """What the parts of the loop share. Only `position`, the weights and the optimiser change while it runs."""
 
     def __init__(
         self,
@@ -78,10 +78,10 @@ class Training:
 
         # The method moves to the device before the optimiser exists, and takes its saved tensors before the first step:
         # torch.compile and DistributedDataParallel wrap it there.
-        self.step = TrainStep(job.method, recipe.optim, settings, ranks)
+        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks)
         if state is not None:
-            self.step.load(state)
-        self.method = self.step.method
+            self.train_step.load(state)
+        self.method = self.train_step.method
 
         # All images move to the device once, as uint8. Those too large for that stay in files, and their labels move.
         assert data.mean is not None
@@ -112,7 +112,7 @@ class Training:
                 for images, labels in stops.between_steps(self.batches.epoch(position.epoch, position.step)):
                     done = position.epoch * self.steps + position.step
                     try:
-                        step = self.step(images, labels, done / whole)
+                        step = self.train_step(images, labels, done / whole)
                     except DeviceError:
                         received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
                         raise
@@ -125,7 +125,7 @@ class Training:
                 trained = totals.read(ranks)
                 self._count_seconds()
                 stop_if_bad(trained, self.run, self.steps, ranks)
-                if not torch.stack([p.isfinite().all() for p in self.step.parameters]).all():
+                if not torch.stack([p.isfinite().all() for p in self.train_step.parameters]).all():
                     fail(self.run, f"a weight is not finite after epoch {position.epoch + 1}", ranks)
 
                 # Validation chooses epoch and student. It teaches nothing, not even batch statistics.
@@ -146,7 +146,7 @@ class Training:
 
     def _validate(self, stops: Stops) -> Summary:
         """Losses and accuracies of every head on the validation images, each process on its part of them."""
-        self.step.share_statistics()  # or each process would judge with the batch statistics of its own images
+        self.train_step.share_statistics()  # or each process would judge with the batch statistics of its own images
         batches = eval_batches(self.dataset, self.dataset.val, self.normalise, EVAL_BATCH, self.ranks)
         with self.settings.autocast():
             totals, _ = stops.attempt(partial(count, self.method, batches, self.settings.torch_device))
@@ -157,10 +157,9 @@ class Training:
         return validated
 
     def _record(self, trained: Summary, validated: Summary | None, began: float) -> None:
-        """Keep what an epoch came to. Only the first process does this.
+        """Keep what an epoch came to, in the first process: student file, line of the log, checkpoint.
 
-        The order is that of trust: student file, line of the log, checkpoint. A process that dies between two of them
-        has a checkpoint from before, and the epoch after it overwrites what is ahead.
+        The checkpoint comes last: a process that dies before it trains the epoch again and overwrites the other two.
         """
         position, job = self.position, self.job
         if validated:
@@ -180,7 +179,7 @@ class Training:
             }
         )
         position.log_rows += 1
-        checkpoint.save(self.run, position.state([]) | self.step.state())
+        checkpoint.save(self.run, position.state([]) | self.train_step.state())
 
     def _save_steps(self) -> None:
         """Write a checkpoint within an epoch. Every process calls this, since each has counted other images.
@@ -193,7 +192,7 @@ class Training:
         self._count_seconds()
         counts = self.ranks.gathered(totals.state())
         self.ranks.first_does(
-            lambda: checkpoint.save(self.run, self.position.state(counts) | self.step.state()),
+            lambda: checkpoint.save(self.run, self.position.state(counts) | self.train_step.state()),
         )
 
     def _count_seconds(self) -> None:
@@ -224,7 +223,6 @@ class Training:
 
 
 def _line(epoch: int, epochs: int, trained: Summary, validated: Summary | None) -> str:
-    """An epoch in a line."""
     text = f"epoch {epoch}/{epochs}  loss {sum(trained.losses.values()):.3f}"
     if validated:
         text += "  val " + " ".join(f"{name} {value:.1f}" for name, value in validated.top1_pct.items())
