@@ -58,7 +58,7 @@ BUILT: dict[tuple[str, int, torch.Size, int], Backbone] = {}
 def trains(name: str, network: str, size: int) -> None:
     images = torch.Size((3, size, size))
     method = make(name, [network] * (1 if methods.find(name).single else 2), "low", images).train()
-    optimizer = sgd(method, table(name).optim)
+    optimizer = sgd(method, table(name).recipe.optim)
     students = dict(method.cohort.named_parameters())
     before = {key: corner(p) for key, p in students.items()}
     for t in (0.0, 0.5):

@@ -107,7 +107,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Cas
     images, labels = batch()
     step = method(images, labels, torch.tensor(0.3))
     assert all(torch.isfinite(loss) for loss in step.losses.values())
-    optim = table("fefr").optim
+    optim = table("fefr").recipe.optim
     optimizer = sgd(method, optim)
     torch.stack(list(step.losses.values())).sum().backward()
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
@@ -134,7 +134,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Cas
 def test_a_second_step_of_a_run_is_as_good_as_the_first() -> None:
     for case in PLAIN:
         method = of(case, counts(case.name)[0], sharings(case.name)[0]).train()
-        optimizer = sgd(method, table("fefr").optim)
+        optimizer = sgd(method, table("fefr").recipe.optim)
         seen = []
         for t in (0.0, 0.01, 0.9):
             losses = method(*batch(), torch.tensor(t)).losses

@@ -79,7 +79,7 @@ def test_a_teacher_stays_what_it_was_through_training_steps() -> None:
     method = kd()
     before = state(method.teacher)
     assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in before.items() if k.endswith("running_mean"))
-    optimizer = sgd(method, table("kd", ["resnet8"]).optim)
+    optimizer = sgd(method, table("kd", ["resnet8"]).recipe.optim)
     for _ in range(2):
         assert method.train() is method
         assert method.training
