@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from okdc.backbones import adapters
+from okdc.backbones import adapters, outside
 from okdc.backbones.adapters import Adapted
 from okdc.cohort import Backbone, Cohort
 from okdc.errors import RecipeError
@@ -292,11 +292,11 @@ def test_what_hands_on_no_maps_is_refused_with_the_reason_and_what_to_use(name: 
 
 def test_an_unknown_torchvision_name_is_refused_with_the_nearest_and_a_list() -> None:
     with pytest.raises(RecipeError, match=r"'resnet19'.*did you mean 'resnet1") as caught:
-        adapters.check("torchvision:resnet19")
+        outside.check("torchvision:resnet19")
     assert "list_models" in caught.value.hint
     with pytest.raises(RecipeError, match="no classifier"):
-        adapters.check("torchvision:fcn_resnet50")  # known there, and no classifier
-    adapters.check("torchvision:resnet18")
+        outside.check("torchvision:fcn_resnet50")  # known there, and no classifier
+    outside.check("torchvision:resnet18")
 
 
 def test_timm_is_an_extra_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,7 +307,7 @@ def test_timm_is_an_extra_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("importlib.util.find_spec", without)
     with pytest.raises(RecipeError, match="timm:resnet18 needs timm") as caught:
-        adapters.check("timm:resnet18")
+        outside.check("timm:resnet18")
     assert caught.value.hint == "pip install 'okdc[timm]'"
 
 
@@ -332,4 +332,4 @@ def test_a_network_of_timm_is_the_bare_one_in_both_modes(name: str) -> None:
 def test_an_unknown_timm_name_is_refused_with_the_nearest() -> None:
     pytest.importorskip("timm", reason="timm is an extra: pip install 'okdc[timm]'")
     with pytest.raises(RecipeError, match=r"'resnet19'.*did you mean"):
-        adapters.check("timm:resnet19")
+        outside.check("timm:resnet19")

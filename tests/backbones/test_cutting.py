@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from okdc.backbones import adapters
+from okdc.backbones import adapters, outside
 from okdc.backbones.adapters import Adapted
 from okdc.backbones.outside import bare_network
 from okdc.backbones.resnet import cifar_resnet
@@ -528,5 +528,5 @@ def test_a_name_that_leads_nowhere_says_which_part_is_missing() -> None:
         "mine": "no network is called 'mine'",
     }.items():
         with pytest.raises(RecipeError, match=reason):
-            adapters.check(name)
-    adapters.check("mine:Network")
+            outside.check(name)
+    outside.check("mine:Network")
