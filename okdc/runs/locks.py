@@ -1,4 +1,4 @@
-"""Who trains a folder: an advisory lock that the system lets go of however the process ends."""
+"""An advisory lock on the folder that a process trains; the system releases it however the process ends."""
 
 from __future__ import annotations
 
