@@ -226,8 +226,8 @@ def _training(story: Story) -> str:
         lines.append(f"- The teacher: {_code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
     if student.dataset not in card_texts.FIXED:
         lines.append(
-            "- The data is what was found under that name. Copies that were saved again as JPEG, for one, are other "
-            "images: compare the fingerprint."
+            "- The name does not say which images these were: copies that were saved again as JPEG, for one, are other "
+            "images. Compare the fingerprint."
         )
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,7 @@
-"""A model file that somebody handed over, before anything runs it. No torch.
+"""A stranger's model file, before anything runs it. No torch.
 
-ONNX can ask its reader for other files (external data: onnxruntime opens what a tensor names, relative to wherever the
-process stands, also for a model that it was given as bytes), for other people's code (custom operators) and for whole
+ONNX can ask its reader for other files (external data: onnxruntime opens the path that a tensor names, relative to the
+working directory, also for a model that it gets as bytes), for other people's code (custom operators) and for whole
 graphs behind a name (functions). A bundle's model is one file of standard operators: everything else is refused here,
 from the bytes alone. Nothing is opened, not even the model itself.
 """
@@ -19,7 +19,7 @@ from okdc.errors import CheckFailed, quoted
 LARGEST = 2**31 - 1  # bytes: no protobuf message is larger
 STANDARD = frozenset({"", "ai.onnx"})  # one domain, two spellings
 
-# What is found in the place of a model: how it begins, what it is, what may be done.
+# Files that are taken for a model: their first bytes, their kind, the way to a model.
 EXPORT = "export the run again, or copy the bundle again"
 BEGINNINGS = (
     (b"PK", "a zip archive (a PyTorch checkpoint is one)", "okdc export --onnx makes an ONNX file of a run"),
@@ -40,35 +40,35 @@ def model(blob: bytes, where: Path) -> onnx.ModelProto:
         raise _refused(where, f"{len(blob):,} bytes, and no ONNX file has more than {LARGEST:,}")
     _check_beginning(blob, where)
     try:
-        found = onnx.load_model_from_string(blob)
+        parsed = onnx.load_model_from_string(blob)
     except Exception:  # protobuf raises kinds of its own
         raise _refused(where, _described(blob)) from None
-    if not found.HasField("graph") or not found.ir_version:
-        there = "protobuf can read it, but there is no graph in it"
-        raise _refused(where, there if blob[:1] == b"\x08" else _described(blob))
-    _check_age(found, where)
-    _check_alone(found, where)
-    return found
+    if not parsed.HasField("graph") or not parsed.ir_version:
+        reason = "protobuf can read it, but there is no graph in it"
+        raise _refused(where, reason if blob[:1] == b"\x08" else _described(blob))
+    _check_age(parsed, where)
+    _check_alone(parsed, where)
+    return parsed
 
 
-def _refused(where: Path, what: str, hint: str = EXPORT) -> CheckFailed:
-    return CheckFailed("structure", f"{where} is no model for a bundle: {what}", hint=hint)
+def _refused(where: Path, reason: str, hint: str = EXPORT) -> CheckFailed:
+    return CheckFailed("structure", f"{where} is no model for a bundle: {reason}", hint=hint)
 
 
 def _check_beginning(blob: bytes, where: Path) -> None:
-    """By their first bytes some files are known, also those that pass for ONNX at the same time."""
+    """Refuses files of other kinds by their first bytes, also those that pass for ONNX at the same time."""
     if not blob:
         raise _refused(where, "it is empty")
-    for beginning, what, hint in BEGINNINGS:
+    for beginning, kind, hint in BEGINNINGS:
         if blob.startswith(beginning):
-            raise _refused(where, f"it is {what}", hint)
-    for beginning, what in INSIDE:
+            raise _refused(where, f"it is {kind}", hint)
+    for beginning, kind in INSIDE:
         if blob[4:8] == beginning:
-            raise _refused(where, f"it is a file of {what}", "it is another tool's model")
+            raise _refused(where, f"it is a file of {kind}", "it is another tool's model")
 
 
 def _described(blob: bytes) -> str:
-    """What cannot be read as ONNX, in words."""
+    """The likely kind of a file that cannot be read as ONNX."""
     start = blob[:512].lstrip(b"\xef\xbb\xbf \t\r\n")
     if start[:1] == b"<":
         return "it is a web page or XML, perhaps of a download that failed"
@@ -81,30 +81,30 @@ def _described(blob: bytes) -> str:
     return "it is cut short or damaged: it cannot be read as ONNX"
 
 
-def _check_age(found: onnx.ModelProto, where: Path) -> None:
-    """Neither the format nor the operators are newer than what is installed here."""
+def _check_age(parsed: onnx.ModelProto, where: Path) -> None:
+    """Neither the format nor the operators are newer than the installed packages."""
     upgrade = "a newer version of onnx and onnxruntime reads it: pip install --upgrade onnx onnxruntime"
-    if found.ir_version > onnx.IR_VERSION:
+    if parsed.ir_version > onnx.IR_VERSION:
         raise CheckFailed(
             "opset",
-            f"{where}: ONNX's IR version {found.ir_version}, newer than {onnx.IR_VERSION}, the last that is known here",
+            f"{where}: ONNX's IR version {parsed.ir_version}, newer than {onnx.IR_VERSION}, the last known here",
             hint=upgrade,
         )
     newest = onnx.defs.onnx_opset_version()
-    versions = [entry.version for entry in found.opset_import if entry.domain in STANDARD]
+    versions = [entry.version for entry in parsed.opset_import if entry.domain in STANDARD]
     if not versions:
         raise _refused(where, "it does not say of which version its operators are (opset_import)")
     if max(versions) > newest:
         raise CheckFailed(
-            "opset", f"{where}: opset {max(versions)}, newer than {newest}, the last that is known here", hint=upgrade
+            "opset", f"{where}: opset {max(versions)}, newer than {newest}, the last known here", hint=upgrade
         )
 
 
-def _check_alone(found: onnx.ModelProto, where: Path) -> None:
-    """No other file, no other code: looked for in every corner of the message, not only where they usually stand."""
-    if found.functions:
-        raise _refused(where, f"{len(found.functions)} functions of its own in it; expected standard operators alone")
-    for message in _messages(found):
+def _check_alone(parsed: onnx.ModelProto, where: Path) -> None:
+    """No other file, no other code: in every part of the message, not only in the usual ones."""
+    if parsed.functions:
+        raise _refused(where, f"{len(parsed.functions)} functions of its own in it; expected standard operators alone")
+    for message in _messages(parsed):
         if isinstance(message, onnx.TensorProto) and (
             message.data_location != onnx.TensorProto.DEFAULT or message.external_data
         ):

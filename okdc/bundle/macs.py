@@ -1,6 +1,6 @@
-"""What one image costs by the ONNX file alone: the multiply-adds of its convolutions and matrix products. No torch.
+"""The multiply-adds of one image by the ONNX file alone: of its convolutions and matrix products. No torch.
 
-A second opinion about the network that was counted in PyTorch: here the sizes are those that are in the file.
+A second count of a network that was counted in PyTorch: the sizes are those in the file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def macs(model: onnx.ModelProto) -> int:
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Every size of the graph for one image, by name; what cannot be inferred is not in it."""
+    """Every size of the graph for one image, by name, but those that cannot be inferred."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
     del bare.graph.value_info[:]  # with the batch axis of any size in it
@@ -59,12 +59,12 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
         graph = onnx.shape_inference.infer_shapes(bare, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError as error:
         raise CheckFailed("counting", f"onnx cannot infer the sizes: {first_line(error)}") from None
-    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         kind = value.type.tensor_type
         if kind.HasField("shape") and all(dim.HasField("dim_value") for dim in kind.shape.dim):
-            found[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
-    return found
+            shapes[value.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+    return shapes
 
 
 def _transposed(node: onnx.NodeProto) -> bool:

@@ -1,4 +1,4 @@
-"""`okdc predict`: what a bundle says of image files of any size and mode, by the manifest's rule. No torch."""
+"""`okdc predict`: a bundle's answers to image files of any size and mode, by the manifest's rule. No torch."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def listed(paths: Sequence[Path]) -> list[Path]:
 
     Raises DataError where that is none.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
-        found += _below(path, set()) if path.is_dir() else [path]
-    if not found:
+        files += _below(path, set()) if path.is_dir() else [path]
+    if not files:
         raise DataError(
             f"no images below {', '.join(map(str, paths))}",
             hint=f"images are files whose names end in {', '.join(images.EXTENSIONS)} and do not begin with a dot",
         )
-    return found
+    return files
 
 
 def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Links to folders are followed, in circles once."""
     try:
-        facts = folder.stat()
-        if (facts.st_dev, facts.st_ino) in seen:
+        status = folder.stat()
+        if (status.st_dev, status.st_ino) in seen:
             return
-        seen.add((facts.st_dev, facts.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         inside = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
@@ -62,7 +62,7 @@ def predict(
     """{"image", "top": [{"label", "probability"}, ...]} of each file in turn, or {"image", "error"}.
 
     The model is opened at once, the images while the answers are taken. Raises UsageError for a model that the bundle
-    has not, CheckFailed for one that is not the bundle's; after the last image, DataError where some could not be read.
+    lacks, CheckFailed for a file that is not the bundle's; after the last image, DataError for images that are none.
     """
     return _answered(bundle, files, Session(bundle.model(precision), threads), top, batch)
 
@@ -102,7 +102,7 @@ def _decoded(bundle: Bundle, path: Path) -> Pixels:
 def _lines(
     bundle: Bundle, some: Sequence[tuple[Path, Future[Pixels]]], session: Session, top: int
 ) -> Generator[dict[str, Any], None, None]:
-    """One batch: the model is given what could be decoded."""
+    """The lines of one batch: the model gets the images that could be decoded."""
     whole, errors = [], {}
     for i, (_, future) in enumerate(some):
         try:

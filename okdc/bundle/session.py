@@ -1,4 +1,4 @@
-"""An ONNX file in onnxruntime, and the images that it is given. No torch."""
+"""An ONNX file in onnxruntime, and the images that it takes. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Images(Protocol):
-    """What a check asks of its images: an array of them is one, and so is what reads them from files as it is asked."""
+    """An array of images, or an object that reads them from files when they are indexed."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -41,15 +41,15 @@ class Session:
 
     def __call__(self, images: Images, batch: int | None = None) -> tuple[Floats, Floats]:
         """(logits, probabilities) of all images, in batches of `batch`, the last one partial; None: one batch."""
-        found = []
+        answers = []
         for part in parts(images, batch or len(images)):
             with _refusals():
-                found.append(self.session.run([LOGITS, PROBABILITIES], {INPUT: part}))
-        return np.concatenate([logits for logits, _ in found]), np.concatenate([p for _, p in found])
+                answers.append(self.session.run([LOGITS, PROBABILITIES], {INPUT: part}))
+        return np.concatenate([logits for logits, _ in answers]), np.concatenate([p for _, p in answers])
 
 
 def answers(session: Session, images: Pixels, classes: int) -> tuple[Floats, Floats]:
-    """One batch through a file that somebody else made: its answers have the shape that it promised, or CheckFailed."""
+    """One batch through a stranger's file. Raises CheckFailed for answers of another shape."""
     logits, probabilities = session(images)
     wanted = (len(images), classes)
     if (logits.shape, probabilities.shape) != (wanted, wanted):

@@ -1,6 +1,6 @@
 """A network rewritten for export into operators that every runtime has, with the same outputs.
 
-What a foreign network brings that the exporter turns into arithmetic on sizes: adaptive pooling to a size that does not
+Two things in a foreign network would become arithmetic on sizes: adaptive pooling to a size that does not
 divide the map's (vgg at 64 pixels: 2×2 -> 7×7), and a head whose pooling leaves the memory format of its input behind
 (convnext). Sizes are known, since the file is for one image size.
 """
@@ -21,11 +21,11 @@ class Contiguous(nn.Module):
 
 @torch.no_grad()
 def plain(network: Backbone, example: Tensor) -> Backbone:
-    """Rewrite `network`, a copy in eval mode, in place. `example` is a batch as it will be given."""
+    """Rewrite `network`, a copy in eval mode, in place. `example` is a batch of its inputs."""
     seen: dict[nn.Module, tuple[int, int]] = {}
 
-    def remember(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[module] = (given[0].shape[-2], given[0].shape[-1])
+    def remember(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen[module] = (inputs[0].shape[-2], inputs[0].shape[-1])
 
     pools = {name: module for name, module in network.named_modules() if isinstance(module, nn.AdaptiveAvgPool2d)}
     hooks = [module.register_forward_pre_hook(remember) for module in pools.values()]
@@ -36,8 +36,8 @@ def plain(network: Backbone, example: Tensor) -> Backbone:
         if module not in seen:  # nothing reads it
             continue
         height, width = seen[module]
-        given = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * 2
-        rows, columns = given[0] or height, given[1] or width  # None keeps the map's
+        sizes = module.output_size if isinstance(module.output_size, tuple) else (module.output_size,) * 2
+        rows, columns = sizes[0] or height, sizes[1] or width  # None keeps the map's
         if height % rows or width % columns:
             parent, _, last = name.rpartition(".")
             setattr(network.get_submodule(parent), last, MatrixPool((height, width), (rows, columns)))

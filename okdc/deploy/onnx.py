@@ -1,7 +1,7 @@
 """One student to one ONNX file: uint8 images in, normalisation inside, any batch size, the same bytes anywhere.
 
-torch.onnx.export(dynamo=True) at opset 18, its native one. What it gets wrong on some models without a word,
-`okdc.bundle.structure` catches.
+torch.onnx.export(dynamo=True) at opset 18, its native one. `okdc.bundle.structure` catches the errors that it makes on
+some models in silence.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
                 dynamic_shapes=({0: "batch"},),
             )
         except torch.onnx.OnnxExporterError as error:
-            why = str(error.__cause__ or error).strip().splitlines()
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise CheckFailed(
                 "structure",
-                f"{info.architecture} cannot be exported: {' '.join(line.strip() for line in why)[:300]}",
+                f"{info.architecture} cannot be exported: {reason}",
                 hint="a forward that depends on the batch size, or on values, has no graph; --debug shows all of it",
             ) from error
     assert program is not None

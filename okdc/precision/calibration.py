@@ -24,7 +24,7 @@ def choose(labels: npt.NDArray[np.int64], count: int = COUNT, seed: int = 0) -> 
 
     A class that has too few gives all it has. The same everywhere: RandomState's stream is frozen (NumPy's NEP 19).
 
-    Raises DataError where fewer than 64 are asked for or are there.
+    Raises DataError for a count below 64 or fewer than 64 labels.
     """
     if count < FEWEST:
         raise DataError(f"calibration: {count} images are asked for; expected at least {FEWEST}")
@@ -43,7 +43,7 @@ def choose(labels: npt.NDArray[np.int64], count: int = COUNT, seed: int = 0) -> 
 
 def pixels_sha256(images: Images) -> str:
     """Of the pixels as they were taken: N×H×W×3 uint8, image after image."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for part in parts(images, 64):
-        found.update(np.ascontiguousarray(part).data)
-    return found.hexdigest()
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()

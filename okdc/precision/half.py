@@ -61,23 +61,23 @@ def _with_casts(
     nodes: Iterable[NodeProto], outside: frozenset[str], twins: Mapping[str, str], entering: set[str], leaving: set[str]
 ) -> list[NodeProto]:
     """The nodes with a cast on every tensor that crosses the border, once: what leaves keeps its name as float32."""
-    found: list[NodeProto] = []
+    placed: list[NodeProto] = []
     waiting = set(entering)
     for node in nodes:
         if node.name in outside:
-            found.append(node)
+            placed.append(node)
             continue
         for name in dict.fromkeys(node.input):
             if name in waiting:
                 waiting.discard(name)
-                found.append(_cast(name, twins[name], TensorProto.FLOAT16))
+                placed.append(_cast(name, twins[name], TensorProto.FLOAT16))
         out = [name for name in node.output if name in leaving]
         node.input[:] = [twins.get(name, name) for name in node.input]
         node.output[:] = [twins.get(name, name) for name in node.output]
         _reduce_attributes(node)
-        found.append(node)
-        found += [_cast(twins[name], name, TensorProto.FLOAT) for name in out]
-    return found
+        placed.append(node)
+        placed += [_cast(twins[name], name, TensorProto.FLOAT) for name in out]
+    return placed
 
 
 def _cast(source: str, target: str, to: int) -> NodeProto:
@@ -90,7 +90,7 @@ def _half_tensor(tensor: TensorProto, name: str) -> TensorProto:
 
 
 def _reduce_attributes(node: NodeProto) -> None:
-    """What a node says of its own output's type."""
+    """The type that a node states of its own output."""
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
@@ -99,5 +99,5 @@ def _reduce_attributes(node: NodeProto) -> None:
 def _floats(graph: GraphProto) -> frozenset[str]:
     """Names of all float32 tensors."""
     values = [*graph.input, *graph.output, *graph.value_info]
-    found = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    return frozenset(found | {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT})
+    names = {value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return frozenset(names | {t.name for t in graph.initializer if t.data_type == TensorProto.FLOAT})

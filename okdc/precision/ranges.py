@@ -1,4 +1,4 @@
-"""How far the activations of a network reach on calibration images: what static quantisation is told of them.
+"""How far the activations of a network reach on calibration images, for static quantisation.
 
 Three answers, from one pass for the extremes and one for the histograms between them:
 
@@ -68,8 +68,8 @@ class Histogram:
         counts = self.counts.copy()
         counts[half] = counts[half + 1]
         widths = range(LEVELS // 2, half + 1, STRIDE)
-        found = [divergence(counts, width, LEVELS) for width in widths]
-        width = widths[int(np.argmin(found))]
+        divergences = [divergence(counts, width, LEVELS) for width in widths]
+        width = widths[int(np.argmin(divergences))]
         return self._between(half - width, half + width)
 
     def _between(self, first: int, end: int) -> tuple[float, float]:
@@ -86,10 +86,10 @@ def divergence(counts: Counts, width: int, levels: int) -> float:
     p[0] += counts[: half - width].sum()
     p[-1] += counts[half + width :].sum()
     starts = np.arange(levels) * len(middle) // levels
-    there = (p > 0).astype(np.float64)
+    filled = (p > 0).astype(np.float64)
     sizes = np.diff(np.append(starts, len(middle)))
-    mean = np.add.reduceat(middle, starts) / np.maximum(np.add.reduceat(there, starts), 1)
-    q = np.repeat(mean, sizes) * there
+    mean = np.add.reduceat(middle, starts) / np.maximum(np.add.reduceat(filled, starts), 1)
+    q = np.repeat(mean, sizes) * filled
     if not q.sum():
         return float("inf")
     p, q = p / p.sum(), q / q.sum()
@@ -99,7 +99,7 @@ def divergence(counts: Counts, width: int, levels: int) -> float:
 
 
 class Ranges:
-    """Of every activation of a file that a quantiser of `operators` may ask for, on the same images."""
+    """The ranges of every activation that a quantiser of `operators` may need, on the same images."""
 
     def __init__(self, blob: bytes, operators: Sequence[str], images: Images) -> None:
         self.blob, self.operators, self.images = blob, list(operators), images
@@ -113,10 +113,10 @@ class Ranges:
         if not self.histograms:
             self.histograms = self._histograms()
         ranges = {name: getattr(histogram, method)() for name, histogram in self.histograms.items()}
-        found = {name: (found.lowest, found.highest) for name, found in self.extremes.items()}
+        whole = {name: (extreme.lowest, extreme.highest) for name, extreme in self.extremes.items()}
         for name, (low, high) in ranges.items():
-            found[name] = np.array([low], np.float32), np.array([high], np.float32)
-        return TensorsData(CalibrationMethod.MinMax, found)
+            whole[name] = np.array([low], np.float32), np.array([high], np.float32)
+        return TensorsData(CalibrationMethod.MinMax, whole)
 
     def _calibrator(self, method: Any) -> Any:
         with TemporaryDirectory() as folder:  # its session has read the file when it is made
@@ -133,7 +133,7 @@ class Ranges:
         calibrator = self._calibrator(CalibrationMethod.Percentile)
         session = calibrator.infer_session
         names = sorted(calibrator.tensors_to_calibrate - _absorbed(calibrator.model.graph))
-        ends = {name: (found.lowest.item(), found.highest.item()) for name, found in self.extremes.items()}
+        ends = {name: (extreme.lowest.item(), extreme.highest.item()) for name, extreme in self.extremes.items()}
         counts = {name: np.zeros(BINS, np.int64) for name in names}
         for part in batches(self.images):
             for name, values in zip(names, session.run(names, {INPUT: part}), strict=True):
@@ -164,9 +164,9 @@ def batches(images: Images) -> Iterator[Pixels]:
 class Reader(CalibrationDataReader):  # type: ignore[misc]
     """Batches as onnxruntime's tools ask for them."""
 
-    def __init__(self, given: Iterator[Pixels]) -> None:
-        self.given = given
+    def __init__(self, images: Iterator[Pixels]) -> None:
+        self.images = images
 
     def get_next(self) -> dict[str, Pixels] | None:
-        part = next(self.given, None)
+        part = next(self.images, None)
         return None if part is None else {INPUT: part}

@@ -1,4 +1,4 @@
-"""`okdc profile`: what each network costs, side by side, and what a run threw away.
+"""`okdc profile`: the costs of networks side by side, and of all that a run trained and threw away.
 
 A name is a network as it comes from the zoo (10 classes, 3×32×32) or from outside (1000 classes, 3×224×224), a recipe
 its students and the whole that is trained, a complete run its students as they were trained. Networks of one
@@ -154,16 +154,16 @@ def _whole(resolved: ResolvedRecipe, classes: int) -> Subject:
 
 def _row(subject: Subject, measured: Measured) -> dict[str, Any]:
     trained = subject.trained
-    judged = trained.student.result.to_json() if trained else {}
+    result = trained.student.result.to_json() if trained else {}
     return {
         "name": subject.name,
         "kind": subject.kind,
         "architecture": subject.architecture,
         "run": str(trained.run) if trained else None,
-        "student": judged.get("student"),
+        "student": result.get("student"),
         "kept": trained is not None and trained.is_kept,
         "front": None,  # true or false among the students of a complete run
-        **{key: judged.get(key) for key in ("epoch", "val_top1_pct", "top1_pct")},
+        **{key: result.get(key) for key in ("epoch", "val_top1_pct", "top1_pct")},
         "judged_on": trained.record.judged_on if trained else None,
         "images": trained.record.images if trained else None,
         "input": [3, subject.size, subject.size],
@@ -179,23 +179,23 @@ def _row(subject: Subject, measured: Measured) -> dict[str, Any]:
     }
 
 
-# What a choice weighs: more of the first, less of the others. The test images choose nothing.
+# A choice weighs these: more of the first, less of the others. The test images choose nothing.
 MORE, LESS = "val_top1_pct", ("params", "macs", "onnx_bytes", "latency_ms_p50_onnxruntime")
 
 
 def mark_front(rows: Sequence[dict[str, Any]]) -> None:
     """`front` of each student of a run: true where no other is at least as good in everything and better in one thing.
 
-    What nobody knows (accuracy, where nothing was validated) is equal.
+    A value that nobody knows (accuracy, where nothing was validated) counts as equal.
     """
     scores = [[row[MORE] or 0.0, *(-(row[key] or 0) for key in LESS)] for row in rows]
-    for row, own in zip(rows, scores, strict=True):
-        beaten = (other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in scores)
+    for row, score in zip(rows, scores, strict=True):
+        beaten = (other != score and all(a >= b for a, b in zip(other, score, strict=True)) for other in scores)
         row["front"] = not any(beaten)
 
 
 def _shrink(rows: list[dict[str, Any]]) -> dict[str, float] | None:
-    """How many times smaller the kept student is than what was trained."""
+    """How many times smaller the kept student is than the whole that was trained."""
     whole = [row for row in rows if row["kind"] == "training"]
     kept = [row for row in rows if row["kept"]]
     if len(whole) != 1 or len(kept) != 1:

@@ -1,4 +1,4 @@
-"""Files that are never half there: written aside, synced and moved into place."""
+"""Files are never half written: each is written aside, synced and moved into place."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def writing(path: Path, hint: str = "") -> Iterator[None]:
 
 
 def write(path: Path, content: bytes, previous: Path | None = None) -> None:
-    """Replace `path` by `content` in one step; what stood there moves to `previous` if that is given.
+    """Replace `path` by `content` in one step; with `previous` the old file moves there.
 
-    A process that dies at any moment leaves the old file, the new one, or (with `previous`) the old one there.
+    A process that dies at any moment leaves the old file or the new one at `path`, or the old one at `previous`.
     Raises DiskError with the old file in place.
     """
     aside = path.with_name(f".{path.name}.new")

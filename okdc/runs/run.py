@@ -1,4 +1,4 @@
-"""A run is one directory: the recipe, where it came from, what happened, and what was kept.
+"""A run is one directory: its recipe, its origin, its log, and the students that it left.
 
     runs/<recipe>-<n>/  recipe.toml  run.json  log.jsonl  checkpoint.pt  student.safetensors  student.json  result.json
                         students/  student<k>.safetensors  student<k>.json
@@ -72,7 +72,7 @@ class Run:
         return self.path / "students"
 
     def files_of_other(self, student: int) -> tuple[Path, Path]:
-        """Where the weights and the description of a student lie that was not kept."""
+        """The weights and the description of a student that was not kept."""
         return self.students / f"student{student}.safetensors", self.students / f"student{student}.json"
 
     @property

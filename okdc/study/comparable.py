@@ -1,7 +1,7 @@
-"""What runs have in common that are compared, and what is only said about them.
+"""The keys in which compared runs have to agree, and the notes on those in which they may differ.
 
-A difference between two methods is one of the methods where all else is the same: the images, the split that judges,
-the budget, the architectures. Where it is not, a table would be read as if it were, so there is none.
+Runs whose images, judging split, budget or architectures differ are not compared: the table would suggest that the
+method caused the difference.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def refuse(runs: Sequence[Finished]) -> None:
     if same_data:
         tables += [(run, _moments(run, by_seed)) for run in runs]
     wrong = {}
-    for key in dict.fromkeys(key for _, facts in tables for key in facts):
-        values = [(run, facts[key]) for run, facts in tables if key in facts]
+    for key in dict.fromkeys(key for _, table in tables for key in table):
+        values = [(run, table[key]) for run, table in tables if key in table]
         if len({repr(value) for _, value in values}) > 1:
             wrong[key] = f"{key}: {by_value(values)}"
     if wrong:
@@ -39,7 +39,7 @@ def refuse(runs: Sequence[Finished]) -> None:
 
 
 def _budget(run: Finished) -> dict[str, Any]:
-    """All that is the same in every run of one comparison."""
+    """The keys that have one value in all runs of a comparison."""
     result, recipe = run.result, run.recipe
     data = recipe.data.model_dump(exclude={"root", "mean", "std"})
     return {
@@ -59,11 +59,11 @@ def _moments(run: Finished, by_seed: bool) -> dict[str, Any]:
 
 
 def _refuse_sharing(runs: Sequence[Finished]) -> None:
-    """Among methods that share a trunk the trunk is one: else the comparison would find the sharing, not the method."""
+    """Methods that share a trunk share the same stages: else the sharing might have caused the difference."""
     shared = [run for run in runs if run.result.share != "none"]
     apart = any(
-        one.result.method != other.result.method and one.result.share != other.result.share
-        for one in shared
+        run.result.method != other.result.method and run.result.share != other.result.share
+        for run in shared
         for other in shared
     )
     if apart:
@@ -92,46 +92,46 @@ def refuse_doubles(named: Iterable[tuple[str, Finished]]) -> None:
 
 
 def notes(runs: Sequence[Finished]) -> list[str]:
-    """What differs and does not keep the runs from being compared, but belongs beside the numbers."""
-    found = []
+    """Differences that do not keep the runs from being compared, but belong beside the numbers."""
+    lines = []
     for key in ("device", "dtype"):
-        found += _differing(f"engine {key}", [(run, getattr(run.info.settings, key)) for run in runs])
-    found += _differing(
+        lines += _differing(f"engine {key}", [(run, getattr(run.info.settings, key)) for run in runs])
+    lines += _differing(
         "the number of processes, each of which normalises its own images,",
         [(run, run.info.trained_by) for run in runs if not run.info.settings.sync_batchnorm],
     )
-    found += _differing("torch", [(run, run.info.versions.get("torch")) for run in runs])
+    lines += _differing("torch", [(run, run.info.versions.get("torch")) for run in runs])
     machines = [(run, (run.info.processor, run.info.settings.threads)) for run in runs]
     if _differing("", machines):
-        found.append("the runs had different processors or numbers of threads: their seconds do not compare")
-    found += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])
+        lines.append("the runs had different processors or numbers of threads: their seconds do not compare")
+    lines += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])
     for variant in dict.fromkeys(run.result.variant for run in runs):
-        own = [run for run in runs if run.result.variant == variant and run.result.teacher]
-        found += _differing(
+        taught = [run for run in runs if run.result.variant == variant and run.result.teacher]
+        lines += _differing(
             f"{variant}: the teacher",
-            [(run, t.architecture + " " + t.weights_sha256[:12]) for run in own if (t := run.result.teacher)],
+            [(run, t.architecture + " " + t.weights_sha256[:12]) for run in taught if (t := run.result.teacher)],
         )
-    return found + _unshared(runs)
+    return lines + _unshared(runs)
 
 
 def _unshared(runs: Sequence[Finished]) -> list[str]:
-    """A method that was told to share nothing may be one that could have, beside one that did."""
+    """Notes a method with cohort.share=none that could have shared stages, beside one that did."""
     sharing = {run.result.method for run in runs if run.result.share != "none"}
-    told = {
+    apart = {
         run.result.method
         for run in runs
         if len(run.result.students) > 1 and run.recipe.cohort.share == "none" and run.result.method not in sharing
     }
-    if not sharing or not told:
+    if not sharing or not apart:
         return []
     return [
-        f"{', '.join(sorted(sharing))} shared stages, {', '.join(sorted(told))} with cohort.share=none: "
+        f"{', '.join(sorted(sharing))} shared stages, {', '.join(sorted(apart))} with cohort.share=none: "
         "between them the sharing differs too"
     ]
 
 
-def _differing(what: str, values: Sequence[tuple[Finished, Any]]) -> list[str]:
-    return [f"{what} differs: {by_value(values)}"] if len({repr(value) for _, value in values}) > 1 else []
+def _differing(name: str, values: Sequence[tuple[Finished, Any]]) -> list[str]:
+    return [f"{name} differs: {by_value(values)}"] if len({repr(value) for _, value in values}) > 1 else []
 
 
 def by_value(values: Iterable[tuple[Finished, Any]]) -> str:

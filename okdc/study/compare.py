@@ -1,7 +1,7 @@
-"""Finished runs as one row a variant: means over seeds, differences paired by seed, what a paper prints beside them.
+"""Finished runs as one row a variant: means over seeds, differences paired by seed, a paper's numbers beside them.
 
-Columns never mix what was chosen with what was not: `kept` is the student and epoch that did best on validation, which
-is what ships; the heads are read at the last epoch. Every number is of the split that judged, read once a run.
+Columns never mix chosen and unchosen networks: `kept` is the student and epoch that did best on validation, and
+ships; the heads are read at the last epoch. Every number is of the split that judged, read once a run.
 """
 
 from __future__ import annotations
@@ -16,51 +16,50 @@ from typing import Any
 from okdc.figures import standard_error_pct
 from okdc.recipe.schema import Paper
 from okdc.runs.run import RECIPE, SERIES
-from okdc.study import comparable as alike
-from okdc.study import stats
+from okdc.study import comparable, stats
 from okdc.study.finished import find
-from okdc.study.require import judged, parse
+from okdc.study.require import parse, verdict
 from okdc.study.rows import KEPT, STUDENT, Row, called, grouped
 
 ENOUGH = 3  # seeds, below which an interval says little
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None, require: Sequence[str] = ()) -> dict[str, Any]:
-    """The facts of `okdc compare`; `paths` are runs or folders of them, none: ./runs.
+    """The report of `okdc compare`; `paths` are runs or folders of them, none: ./runs.
 
-    Raises RunError for runs that are missing, not complete or not comparable, UsageError for rows that are not there.
+    Raises RunError for runs that are missing, not complete or not comparable, UsageError for a row that does not exist.
     """
-    asked = [parse(text) for text in require]
+    requirements = [parse(text) for text in require]
     runs, left_out = find(paths)
-    alike.refuse(runs)
+    comparable.refuse(runs)
     rows = grouped(runs)
-    notes = alike.notes(runs)
+    notes = comparable.notes(runs)
     base = _baseline(rows, baseline, notes)
     rows.sort(key=lambda row: (row is not base, -fmean(row.accuracy(KEPT).values()), row.name))
-    one = runs[0]
+    first = runs[0]
     return {
         "schema": 1,
-        "dataset": one.result.dataset,
-        "data_sha256": one.result.data_sha256,
-        "image_size": one.recipe.data.image_size,
-        "classes": len(one.info.classes),
-        "judged_on": one.result.judged_on,
-        "images": one.result.images,
-        "epochs": one.result.epochs,
+        "dataset": first.result.dataset,
+        "data_sha256": first.result.data_sha256,
+        "image_size": first.recipe.data.image_size,
+        "classes": len(first.info.classes),
+        "judged_on": first.result.judged_on,
+        "images": first.result.images,
+        "epochs": first.result.epochs,
         "keep": sorted({str(run.recipe.cohort.keep) for run in runs}),
         "validated": all(run.result.kept.val_top1_pct is not None for run in runs),
         "confidence_pct": stats.CONFIDENCE_PCT,
         "baseline": base.name if base else None,
-        "rows": [_facts(row, base, notes) for row in rows],
-        "required": [judged(*words, rows) for words in asked],
+        "rows": [_row(row, base, notes) for row in rows],
+        "required": [verdict(*words, rows) for words in requirements],
         "notes": list(dict.fromkeys(notes)),
         "left_out": left_out,
     }
 
 
-def next_step(facts: Mapping[str, Any]) -> str:
+def next_step(report: Mapping[str, Any]) -> str:
     """More seeds where a row has fewer than three, else the export of the student that is best on validation."""
-    rows = facts["rows"]
+    rows = report["rows"]
     fewest = min(rows, key=lambda row: row["n"])
     if fewest["n"] < ENOUGH:
         wanted = [*dict.fromkeys(seed for row in rows for seed in row["seeds"]), *range(ENOUGH)]
@@ -77,21 +76,21 @@ def next_step(facts: Mapping[str, Any]) -> str:
     return f"okdc export {shlex.quote(run['run'])} --onnx"
 
 
-def _baseline(rows: Sequence[Row], asked: str | None, notes: list[str]) -> Row | None:
-    if asked is not None:
-        return called(asked, rows, "--baseline")
-    found = [row for row in rows if row.runs[0].result.method_card.reference]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        notes.append(f"several rows are baselines ({', '.join(row.name for row in found)}): --baseline names one")
+def _baseline(rows: Sequence[Row], name: str | None, notes: list[str]) -> Row | None:
+    if name is not None:
+        return called(name, rows, "--baseline")
+    baselines = [row for row in rows if row.runs[0].result.method_card.reference]
+    if len(baselines) == 1:
+        return baselines[0]
+    if baselines:
+        notes.append(f"several rows are baselines ({', '.join(row.name for row in baselines)}): --baseline names one")
     else:
         notes.append("no run of the method baseline: no differences (--baseline names another row)")
     return None
 
 
-def _facts(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
-    """A row of the report; what has to be said beside it goes to `notes`."""
+def _row(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
+    """A row of the report; remarks on it are added to `notes`."""
     kept = [run.result.kept for run in row.runs]
     accuracy = stats.sample(row.accuracy(KEPT))
     difference = None
@@ -143,33 +142,33 @@ def _images(row: Row) -> int:
 
 
 def _beside(row: Row, base: Row, difference: Mapping[str, Any]) -> list[str]:
-    """What a reader of the paired difference has to know."""
-    found = []
-    ours, theirs = set(row.accuracy(KEPT)), set(base.accuracy(KEPT))
+    """Remarks on the paired difference."""
+    remarks = []
+    seeds, base_seeds = set(row.accuracy(KEPT)), set(base.accuracy(KEPT))
     if alone := [
-        f"{name} alone has {_seeds(own)}"
-        for name, own in ((row.name, ours - theirs), (base.name, theirs - ours))
-        if own
+        f"{name} alone has {_seeds(unpaired)}"
+        for name, unpaired in ((row.name, seeds - base_seeds), (base.name, base_seeds - seeds))
+        if unpaired
     ]:
-        common = f"paired by {_seeds(ours & theirs)}" if ours & theirs else "no seed in common, no difference"
-        found.append(f"{row.name} and {base.name}: {common}; {', '.join(alone)}")
+        common = f"paired by {_seeds(seeds & base_seeds)}" if seeds & base_seeds else "no seed in common, no difference"
+        remarks.append(f"{row.name} and {base.name}: {common}; {', '.join(alone)}")
     kept = difference["kept"]
     if kept and kept["n"] > 1 and kept["sd_points"] == 0:
-        found.append(
+        remarks.append(
             f"{row.name}: all {kept['n']} pairs differ by the same {kept['mean_points']:+.2f} points, so their "
             "interval has no width"
         )
     runs = [*row.runs, *base.runs]
-    for what, networks in (
+    for role, networks in (
         ("kept", {run.result.kept.architecture for run in runs}),
         ("student0", {run.result.students[0] for run in runs}),
     ):
         if len(networks) > 1:
-            found.append(
-                f"{row.name} and {base.name}: {what} is not one network ({', '.join(sorted(networks))}): "
+            remarks.append(
+                f"{row.name} and {base.name}: {role} is not one network ({', '.join(sorted(networks))}): "
                 "its difference is not the method's alone"
             )
-    return found
+    return remarks
 
 
 def _seeds(seeds: Iterable[int]) -> str:
@@ -178,12 +177,12 @@ def _seeds(seeds: Iterable[int]) -> str:
 
 
 def _another_cell(row: Row, paper: Paper) -> str:
-    """What of the paper's cell is not what was trained; nothing where it is the same. One student may be alone."""
+    """How the paper's cell differs from the training; empty where they agree. One student may be alone."""
     first = row.runs[0]
     if first.result.dataset != paper.dataset:
         return f"data ({paper.dataset})"
-    given, count = first.recipe.cohort.students, len(first.result.students)
-    if set(given) != set(paper.students) or count not in (1, len(paper.students)):
+    students, count = first.recipe.cohort.students, len(first.result.students)
+    if set(students) != set(paper.students) or count not in (1, len(paper.students)):
         return f"students ({', '.join(paper.students)})"
     return ""
 

@@ -1,4 +1,4 @@
-"""`--require 'fefr>baseline'`: what a comparison has to show for a script to go on."""
+"""`--require 'fefr>baseline'`: a condition on a comparison, for scripts."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from okdc.study.rows import KEPT, Row, called
 
 def parse(text: str) -> tuple[str, str, str]:
     """`fefr reconstruct=cyclic>baseline` -> its two rows and the sign between them. Raises UsageError."""
-    found = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*(>=?)\s*([^<>=\s][^<>]*?)\s*", text)
-    if found is None:
+    match = re.fullmatch(r"\s*([^<>]*[^<>\s])\s*(>=?)\s*([^<>=\s][^<>]*?)\s*", text)
+    if match is None:
         raise UsageError(f"--require {text!r}: expected two rows and > or >= between them", hint="'fefr>baseline'")
-    return found[1], found[2], found[3]
+    return match[1], match[2], match[3]
 
 
-def judged(left: str, sign: str, right: str, rows: Sequence[Row]) -> dict[str, Any]:
+def verdict(left: str, sign: str, right: str, rows: Sequence[Row]) -> dict[str, Any]:
     """Whether the 95 % interval of `left` - `right` lies above 0 (>), or does not lie below it (>=)."""
-    one, other = (called(name, rows, "--require") for name in (left, right))
-    if one is other:
+    row, other = (called(name, rows, "--require") for name in (left, right))
+    if row is other:
         raise UsageError(f"--require {left}{sign}{right}: a row is not compared with itself")
-    difference = stats.paired(one.accuracy(KEPT), other.accuracy(KEPT))
+    difference = stats.paired(row.accuracy(KEPT), other.accuracy(KEPT))
     resolved = difference is not None and difference["interval_points"] is not None
     word = difference["verdict"] if difference else ""
     return {
-        "require": f"{one.name}{sign}{other.name}",
+        "require": f"{row.name}{sign}{other.name}",
         "holds": resolved and (word == "better" if sign == ">" else word != "worse"),
         "difference": difference,
     }
 
 
-def _found(difference: Mapping[str, Any] | None) -> str:
+def _described(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return "no seed in common"
     words = f"kept {difference['mean_points']:+.2f} points, "
@@ -44,14 +44,14 @@ def _found(difference: Mapping[str, Any] | None) -> str:
     return words + f"95 % interval [{low:+.2f}, {high:+.2f}] over {difference['n']} seeds: {difference['verdict']}"
 
 
-def check(facts: Mapping[str, Any]) -> None:
-    """Raises CheckFailed where a requirement does not hold, with the difference that was found."""
-    failed = [each for each in facts["required"] if not each["holds"]]
+def check(report: Mapping[str, Any]) -> None:
+    """Raises CheckFailed where a requirement does not hold, with the difference."""
+    failed = [each for each in report["required"] if not each["holds"]]
     if failed:
-        lines = [f"{each['require']} does not hold: {_found(each['difference'])}" for each in failed]
+        lines = [f"{each['require']} does not hold: {_described(each['difference'])}" for each in failed]
         raise CheckFailed(
             "require",
-            lines[0] if len(lines) == 1 else f"{len(lines)} of {len(facts['required'])} requirements do not hold",
+            lines[0] if len(lines) == 1 else f"{len(lines)} of {len(report['required'])} requirements do not hold",
             hint="'>' asks for an interval above 0, '>=' for one that is not below it; more seeds narrow it",
             details=lines if len(lines) > 1 else (),
         )

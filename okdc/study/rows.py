@@ -1,4 +1,4 @@
-"""Rows of a comparison: the runs of one variant, and how a row is called."""
+"""Rows of a comparison: the runs of one variant, and its name."""
 
 from __future__ import annotations
 
@@ -41,36 +41,36 @@ def grouped(runs: Sequence[Finished]) -> list[Row]:
     """Grouped by variant and by what else varies. Raises RunError for two runs of one row and seed."""
     names = [(_name(run, runs), run) for run in runs]
     refuse_doubles(names)
-    found: dict[str, list[Finished]] = {}
+    by_name: dict[str, list[Finished]] = {}
     for name, run in names:
-        found.setdefault(name, []).append(run)
-    return [Row(name, tuple(sorted(own, key=lambda run: run.seed))) for name, own in found.items()]
+        by_name.setdefault(name, []).append(run)
+    return [Row(name, tuple(sorted(group, key=lambda run: run.seed))) for name, group in by_name.items()]
 
 
 def _name(run: Finished, runs: Iterable[Finished]) -> str:
     """The variant, and what varies among the runs: the number of students, the sharing, other architectures."""
-    mine, name = run.result, run.result.variant
+    result, name = run.result, run.result.variant
     cohorts = [other.result for other in runs if len(other.result.students) > 1]
-    if len(mine.students) > 1 and len({len(other.students) for other in cohorts}) > 1:
-        name += f", {len(mine.students)} students"
-    siblings = [other.result for other in runs if other.result.method == mine.method]
+    if len(result.students) > 1 and len({len(other.students) for other in cohorts}) > 1:
+        name += f", {len(result.students)} students"
+    siblings = [other.result for other in runs if other.result.method == result.method]
     if len({other.share for other in siblings}) > 1:
-        name += f", share={mine.share}"
-    if mine.teacher and len({other.teacher.weights_sha256 for other in siblings if other.teacher}) > 1:
-        name += f", teacher {mine.teacher.architecture} {mine.teacher.weights_sha256[:8]}"
-    if len({other.students for other in siblings if len(other.students) == len(mine.students)}) > 1:
-        name += f", {' + '.join(mine.students)}"
+        name += f", share={result.share}"
+    if result.teacher and len({other.teacher.weights_sha256 for other in siblings if other.teacher}) > 1:
+        name += f", teacher {result.teacher.architecture} {result.teacher.weights_sha256[:8]}"
+    if len({other.students for other in siblings if len(other.students) == len(result.students)}) > 1:
+        name += f", {' + '.join(result.students)}"
     return name
 
 
-def called(name: str, rows: Sequence[Row], what: str) -> Row:
+def called(name: str, rows: Sequence[Row], option: str) -> Row:
     """By its whole name, or by its variant where that is one row alone. Raises UsageError."""
     name = " ".join(name.split())
-    known = [row.name for row in rows]
-    found = [row for row in rows if row.name == name] or [row for row in rows if row.variant == name]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        several = ", ".join(repr(row.name) for row in found)
-        raise UsageError(f"{what}: {name!r} is several rows", hint=f"name one of: {several}")
-    raise UsageError(f"{what}: no row is called {name!r}{nearest(name, known)}", hint="there is: " + ", ".join(known))
+    names = [row.name for row in rows]
+    matches = [row for row in rows if row.name == name] or [row for row in rows if row.variant == name]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        several = ", ".join(repr(row.name) for row in matches)
+        raise UsageError(f"{option}: {name!r} is several rows", hint=f"name one of: {several}")
+    raise UsageError(f"{option}: no row is called {name!r}{nearest(name, names)}", hint="there is: " + ", ".join(names))

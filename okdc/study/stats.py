@@ -21,17 +21,17 @@ def sample(by_seed: Mapping[int, float]) -> dict[str, Any]:
     }
 
 
-def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[str, Any] | None:
-    """What `ours` has more than `theirs`, over the seeds that both have; None where they have none.
+def paired(row: Mapping[int, float], base: Mapping[int, float]) -> dict[str, Any] | None:
+    """The difference `row` - `base` over the seeds that both have; None where they have none.
 
     A seed gives both the same order of images and the same first weights, so its pair differs by less than two
     strangers do: the interval is of the mean of the differences.
     """
-    seeds = sorted(ours.keys() & theirs.keys())
+    seeds = sorted(row.keys() & base.keys())
     if not seeds:
         return None
     # Accuracies are kept to four decimals: what lies below is the rounding of binary fractions.
-    differences = [round(ours[seed] - theirs[seed], 4) for seed in seeds]
+    differences = [round(row[seed] - base[seed], 4) for seed in seeds]
     interval = t_interval(differences)
     return {
         "mean_points": round(statistics.fmean(differences), 4),

@@ -57,7 +57,7 @@ def chosen(job: Job, records: Sequence[Record]) -> Record:
 
 
 def recorded(epoch: int, k: int, accuracy: float | None, student: Backbone) -> Record:
-    """A student as a checkpoint remembers it: where it comes from, and a copy of its weights."""
+    """A student as a checkpoint holds it: its origin, and a copy of its weights."""
     weights = {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.weights().items()
     }  # contiguous: safetensors refuses channels_last

@@ -238,7 +238,7 @@ def test_probabilities_that_are_not_those_of_the_logits_fail(capsys: Captured, b
         (lambda e: e["models"]["float32"]["logits"].pop(), "no logits of every case for float32"),
         (lambda e: e["models"]["float32"]["logits"][0].pop(), "no logits of every case for float32"),
         (lambda e: e["models"]["float32"].update(tolerance=float("nan")), "tolerance"),
-        (lambda e: e["models"]["float32"]["logits"][0].__setitem__(0, "1"), "models.float32.logits.0.0"),
+        (lambda e: e["models"]["float32"]["logits"][0].__setitem__(0, "1"), "models.float32.logits[0][0]"),
         (lambda e: e["cases"][0].update(label=10), "a label that no class has"),
         (lambda e: e.update(cases=[]), "cases"),
         (lambda e: e.pop("cases"), "cases"),
