@@ -80,7 +80,7 @@ def choose(
 
     dtype, why = _dtype(device, image_size) if engine.dtype == "auto" else (engine.dtype, "as asked")
     reasons.append(f"dtype {dtype} ({why})")
-    if device == "cpu" and dtype == "bfloat16":  # okdc.training.depthwise, which decides by what each one gets
+    if device == "cpu" and dtype == "bfloat16":  # okdc.kernels, which decides by what each one gets
         reasons.append("depthwise convolutions in float32 (those that are slow in bfloat16)")
 
     layout, why = _layout(device, dtype) if engine.memory_format == "auto" else (engine.memory_format, "as asked")
