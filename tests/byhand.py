@@ -5,8 +5,9 @@ The loops are written from the papers, not from the code that they judge.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,25 @@ POSITIONS = (0.0, 0.1, 0.5)  # at the foot of the ramp, on it, behind it
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is tried
+
+
+def pairwise(*factors: Sequence[Any], valid: Callable[..., bool] = lambda *_: True) -> list[tuple[Any, ...]]:
+    """Rows of one value a factor in which any two values of two factors meet, where a valid row has them both.
+
+    Faults of a switch, or of two that meet, need no more rows than these; a product has many times as many.
+    """
+    rows = [row for row in itertools.product(*map(range, map(len, factors))) if valid(*_values(factors, row))]
+    missing = {pair for row in rows for pair in itertools.combinations(enumerate(row), 2)}
+    chosen = []
+    while missing:
+        row = max(rows, key=lambda row: len(missing.intersection(itertools.combinations(enumerate(row), 2))))
+        missing -= set(itertools.combinations(enumerate(row), 2))
+        chosen.append(_values(factors, row))
+    return chosen
+
+
+def _values(factors: Sequence[Sequence[Any]], row: Sequence[int]) -> tuple[Any, ...]:
+    return tuple(factor[i] for factor, i in zip(factors, row, strict=True))
 
 
 def table(

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
-from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import nn
 
-from okdc.backbones.resnet import cifar_resnet
 from okdc.blocks import ChannelAttention, DualAttention, OverallFusion, PatchConv, SpatialAttention, match
-from okdc.kernels import global_average
 
 Array = npt.NDArray[np.float64]
 
@@ -164,58 +159,6 @@ def test_an_unknown_matching_is_refused_with_what_there_is() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Pooling
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": lambda x: x.contiguous(),
-    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
-    "some channels of a channels_last map": lambda x: torch.cat([x, x], 1).contiguous(
-        memory_format=torch.channels_last
-    )[:, : x.shape[1]],
-    "width and height exchanged": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("size", [(4, 6, 5, 3), (4, 6, 1, 1), (1, 1, 4, 4)])
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_pooling_and_its_gradient_are_those_of_a_mean(
-    layout: Callable[[Tensor], Tensor], size: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    torch.manual_seed(0)
-    values, given = torch.randn(size, dtype=dtype), torch.randn(size[:2], dtype=dtype)
-    x, plain = layout(values).requires_grad_(), values.requires_grad_()
-    found, expected = global_average(x), plain.mean((2, 3))
-    torch.testing.assert_close(found, expected)
-    (gradient,) = torch.autograd.grad(found, x, given)
-    assert torch.equal(gradient, *torch.autograd.grad(expected, plain, given))
-    if dtype == torch.float64:
-        assert torch.autograd.gradgradcheck(global_average, layout(values.detach()).requires_grad_())
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_the_gradient_of_pooling_lies_in_memory_as_the_map_does(layout: str) -> None:
-    x = LAYOUTS[layout](torch.randn(4, 6, 5, 3)).requires_grad_()
-    (gradient,) = torch.autograd.grad(global_average(x).sum(), x)
-    assert gradient.stride() == x.stride()
-
-
-def test_a_network_that_pools_is_read_as_a_graph_whatever_reads_it() -> None:
-    """torch.fx's stand-ins have no memory to look at, and torch.jit compares two traces operator by operator."""
-    network = cifar_resnet(8, 10).to(memory_format=torch.channels_last).eval()
-    x = LAYOUTS["channels_last"](torch.randn(2, 3, 8, 8))
-    torch.testing.assert_close(fx.symbolic_trace(network)(x), network(x))
-    exported = torch.export.export(network, (x,))
-    assert not [node for node in exported.graph.nodes if "permute" in node.name]
-    torch.testing.assert_close(exported.module()(x), network(x))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        traced = torch.jit.trace(network, x)  # with its own check on
-    assert "PythonOp" not in str(traced.inlined_graph)
-    torch.testing.assert_close(traced(x), network(x))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Attention
 
 
@@ -301,39 +244,3 @@ def test_the_loops_above_convolve_as_torch_does() -> None:
     x, w = torch.randn(2, 4, 7, 6), torch.randn(6, 2, 3, 3)
     expected = F.conv2d(x.double(), w.double(), stride=2, padding=1, groups=2)
     np.testing.assert_allclose(convolved(array(x), array(w), (2, 2), 1, 2), expected.numpy(), atol=1e-10)
-
-
-@pytest.mark.parametrize(
-    ("source", "target"), [((6, 8, 12), (10, 2, 3)), ((5, 25, 25), (4, 13, 13)), ((7, 3, 3), (2, 3, 3))]
-)
-def test_patches_as_a_matrix_product_are_the_convolution(
-    source: tuple[int, int, int], target: tuple[int, int, int]
-) -> None:
-    """Values, gradients and how they lie in memory, on which the fused optimiser depends."""
-    block = PatchConv(torch.Size(source), torch.Size(target)).to(memory_format=torch.channels_last)
-    rows, columns = block.conv.kernel_size
-    x = torch.randn(4, source[0], rows * target[1], columns * target[2]).to(memory_format=torch.channels_last)
-    found = []
-    for way in (block._product, block.conv):
-        leaf = x.clone().requires_grad_()
-        block.zero_grad()
-        y = way(leaf)
-        (y * torch.arange(y.numel()).view(y.shape).sin()).sum().backward()
-        weight = block.conv.weight
-        assert leaf.grad is not None
-        assert weight.grad is not None
-        assert y.is_contiguous(memory_format=torch.channels_last)
-        assert weight.grad.stride() == weight.stride()
-        found.append((y, leaf.grad, weight.grad.clone()))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-4)
-
-
-def test_patches_are_a_matrix_product_in_bfloat16_alone() -> None:
-    block = PatchConv(torch.Size((6, 8, 8)), torch.Size((4, 2, 2)))
-    with mock.patch.object(block, "_product", wraps=block._product) as product:
-        assert block(torch.randn(2, 6, 8, 8)).dtype == torch.float32
-        assert not product.called
-        with torch.autocast("cpu"):
-            assert block(torch.randn(2, 6, 8, 8).to(torch.bfloat16)).dtype == torch.bfloat16
-        assert product.called

@@ -83,7 +83,7 @@ def choose(
 
     dtype, reason = _dtype(device, image_size) if engine.dtype == "auto" else (engine.dtype, "as asked")
     reasons.append(f"dtype {dtype} ({reason})")
-    if device == "cpu" and dtype == "bfloat16":  # okdc.training.depthwise decides for each by the map that it gets
+    if device == "cpu" and dtype == "bfloat16":  # okdc.kernels decides for each by the map that it gets
         reasons.append("depthwise convolutions in float32 (those that are slow in bfloat16)")
 
     layout, reason = _layout(device, dtype) if engine.memory_format == "auto" else (engine.memory_format, "as asked")

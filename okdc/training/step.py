@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from okdc import kernels
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.methods.base import Batch, Method, Step
 from okdc.recipe.schema import Optim
-from okdc.training import compiling, depthwise, optim
+from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
 from okdc.training.device import Settings
 
@@ -33,7 +34,7 @@ class TrainStep:
         if settings.sync_batchnorm and not ranks.alone:
             synced.convert(method)
         if settings.device == "cpu" and settings.dtype == "bfloat16":
-            depthwise.out_of_bfloat16(method)
+            kernels.for_bfloat16(method)
         self.method = method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)
         self.optimizer = optim.sgd(method, recipe)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

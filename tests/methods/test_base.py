@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from byhand import K, array, batch, make, softened, spread
+from torch import Tensor
 
 from okdc import methods
 from okdc.errors import RecipeError
-from okdc.methods.base import Config, kl, ramp
+from okdc.methods.base import Batch, Config, cross_entropy, kl, ramp, targets
 
 ALPHA = 80 / 300
 
@@ -125,3 +129,88 @@ def test_an_unknown_method_is_refused_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"did you mean 'fefr'\?") as refused:
         methods.find("feffr")
     assert "baseline" in refused.value.hint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The cross-entropy of a batch
+
+
+def a_batch(mixed: bool, n: int = 6) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    labels, others = torch.randint(K, (2, n), generator=generator)
+    mix = torch.rand(n, generator=generator, dtype=torch.float64) if mixed else None
+    return Batch(torch.zeros(n, 3, 8, 8), labels, others if mixed else None, mix)
+
+
+def by_loops(z: Tensor, batch: Batch, s: float, w: Tensor | None) -> float:
+    """Σ_n Σ_c w_c q_nc (-log p_nc) / Σ_n (mix_n w[label] + (1 - mix_n) w[other]), class by class in float64."""
+    total = counted = 0.0
+    for n, row in enumerate(array(z)):
+        parts = {int(batch.labels[n]): 1.0}
+        if batch.mix is not None and batch.other_labels is not None:
+            first, other, mix = int(batch.labels[n]), int(batch.other_labels[n]), float(batch.mix[n])
+            parts = {first: mix} | {other: 1 - mix + (mix if other == first else 0)}
+        for c, p in enumerate(softened(row)):
+            w_c = 1.0 if w is None else float(w[c])
+            total -= w_c * ((1 - s) * parts.get(c, 0.0) + s / len(row)) * math.log(p)
+            counted += w_c * parts.get(c, 0.0)
+    return total / counted
+
+
+FORMS = pytest.mark.parametrize(
+    ("mixed", "s", "weighted"), list(itertools.product([False, True], [0.0, 0.1], [False, True]))
+)
+
+
+@FORMS
+def test_cross_entropy_equals_loops_and_its_gradient_the_difference_quotient(
+    mixed: bool, s: float, weighted: bool
+) -> None:
+    batch, z = a_batch(mixed), spread(1, 6)[0].double().requires_grad_()
+    w = torch.linspace(0.2, 3, K, dtype=torch.float64) if weighted else None
+    assert cross_entropy(z, batch, s, w).item() == pytest.approx(by_loops(z, batch, s, w), rel=1e-12)
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z, batch, s, w), z)
+
+
+@FORMS
+def test_targets_are_distributions_that_give_the_same_cross_entropy(mixed: bool, s: float, weighted: bool) -> None:
+    batch, z = a_batch(mixed), spread(1, 6)[0].double()
+    w = torch.linspace(0.2, 3, K, dtype=torch.float64) if weighted else torch.ones(K, dtype=torch.float64)
+    q = targets(batch, K, s).double()
+    torch.testing.assert_close(q.sum(1), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-6)
+    counts = (targets(batch, K).double() * w).sum()  # what an image counts for is of its labels, not of the smoothing
+    expected = -(w * q * z.log_softmax(1)).sum() / counts
+    assert cross_entropy(z, batch, s, w if weighted else None).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("s", [0.0, 0.1])
+@pytest.mark.parametrize("w", [None, torch.linspace(0.2, 3, K)])
+def test_without_mixing_it_is_torchs_own_to_the_bit(w: Tensor | None, s: float) -> None:
+    batch, z = a_batch(mixed=False), spread(1, 6)[0]
+    assert torch.equal(cross_entropy(z, batch, s, w), F.cross_entropy(z, batch.labels, w, label_smoothing=s))
+    one = batch._replace(other_labels=batch.labels.flip(0), mix=torch.ones(6))
+    torch.testing.assert_close(cross_entropy(z, one, s, w), cross_entropy(z, batch, s, w))
+
+
+def test_targets_by_hand() -> None:
+    batch = Batch(torch.zeros(2, 1), torch.tensor([1, 0]), torch.tensor([3, 0]), torch.tensor([0.75, 0.5]))
+    assert targets(batch._replace(mix=None), 4).tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]
+    assert targets(batch, 4).tolist() == [[0, 0.75, 0, 0.25], [1, 0, 0, 0]]
+    smooth = targets(batch, 4, 0.2)
+    torch.testing.assert_close(smooth, torch.tensor([[0.05, 0.65, 0.05, 0.25], [0.85, 0.05, 0.05, 0.05]]))
+
+
+@pytest.mark.parametrize("name", methods.METHODS.own)
+def test_every_methods_cross_entropies_are_the_batchs_as_smoothing_and_weights_say(name: str) -> None:
+    """A method that called F.cross_entropy would take the labels of mixed images for whole ones."""
+    method = make(name, 1 if methods.find(name).single else 2, "low").eval()
+    plain = batch()
+    mixed = plain._replace(other_labels=plain.labels.flip(0), mix=torch.tensor([0.9, 0.4, 0.7, 0.0]))
+    keys = list(method.state_dict())
+    for smoothing, weights in ((0.0, None), (0.2, torch.linspace(0.2, 3, K))):
+        method.label_smoothing, method.class_weights = smoothing, weights
+        step = method(mixed, torch.tensor(0.5))
+        for term in [term for term in step.losses if term.startswith("ce_")]:
+            expected = cross_entropy(step.logits[term.removeprefix("ce_")], mixed, smoothing, weights)
+            torch.testing.assert_close(step.losses[term], expected)
+    assert list(method.state_dict()) == keys, "what a recipe says is not learned"

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from byhand import resolved
+from byhand import pairwise, resolved
 from harness import no_waiting
 from torch import Tensor, nn
 
@@ -80,77 +79,6 @@ def takes_a_step(method: FEFR, images: torch.Size) -> None:
 OPTIM = Recipe.model_validate(
     {"data": {"name": "digits"}, "cohort": {"students": ["resnet8"]}, "method": {"name": "fefr"}}
 ).optim
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# It trains, whatever is asked of it
-
-
-@pytest.mark.parametrize("size", [8, 32, 50, 100])
-@pytest.mark.parametrize("match", MATCHES)
-def test_it_takes_a_step_at_image_size(match: str, size: int) -> None:
-    images = torch.Size((3, size, size))
-    takes_a_step(fefr(images=images, match=match), images)
-
-
-@pytest.mark.parametrize("n", [2, 3, 4])
-@pytest.mark.parametrize("share", ["low", "stem1", "none"])
-def test_it_takes_a_step_with_any_number_of_students_and_any_sharing(share: str, n: int) -> None:
-    takes_a_step(fefr(n, share), SMALL)
-
-
-@pytest.mark.parametrize("detach", [False, True])
-@pytest.mark.parametrize("attention", [False, True])
-@pytest.mark.parametrize("early", [False, True])
-@pytest.mark.parametrize(("match", "mode"), list(product(MATCHES, RECONSTRUCTIONS)))
-def test_it_takes_a_step_with_every_combination_of_its_switches(
-    match: str, mode: str, early: bool, attention: bool, detach: bool
-) -> None:
-    method = fefr(
-        share="low", match=match, reconstruct=mode, early_fusion=early, attention=attention, detach_features=detach
-    )
-    takes_a_step(method, SMALL)
-
-
-@pytest.mark.parametrize(
-    "keys",
-    [
-        {"taps": (0, 1, 2)},
-        {"taps": (0, 2, -1)},
-        {"groups": 2},
-        {"groups": 8},
-        {"groups": 3, "reconstruct": "cyclic", "early_fusion": True, "taps": (-3, -2, -1)},
-        {"reduction": 2},
-        {"spatial_kernel": 1},
-        {"rampup": 0},
-        {"rampup": 1},
-        {"temperature": 1.0},
-    ],
-)
-def test_it_takes_a_step_with_other_numbers(keys: dict[str, Any]) -> None:
-    students = [plain((6, 6, 12, 24), (1, 1, 2, 4)) for _ in range(2)]
-    takes_a_step(FEFR(Cohort(students), config(**keys), SMALL, 10), SMALL)
-
-
-@pytest.mark.parametrize("size", [8, 32, 50])
-@pytest.mark.parametrize("match", ["patch", "pool1x1"])
-def test_it_takes_a_step_with_students_of_different_sizes(match: str, size: int) -> None:
-    """Other channels, other last strides, another number of stages: nothing is shared, and regressors join the maps."""
-    students = [
-        cifar_resnet(8, 10),
-        plain((8, 12, 20), (1, 2, 2)),
-        plain((4, 8, 16, 16, 32), (1, 1, 2, 4, 8)),
-    ]
-    images = torch.Size((3, size, size))
-    method = FEFR(Cohort(students), config(match=match), images, 10)
-    assert [path.size[0] for path in method.paths if isinstance(path, FeaturePath)] == [64, 20, 32]
-    assert method.fusion.fc.in_features == 20
-    takes_a_step(method, images)
-
-
-@pytest.mark.parametrize("size", [(3, 12, 20), (3, 9, 8)])
-def test_it_takes_a_step_on_images_that_are_not_square(size: tuple[int, int, int]) -> None:
-    takes_a_step(fefr(images=torch.Size(size)), torch.Size(size))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -470,6 +398,77 @@ def test_the_gradient_of_a_shared_trunk_is_a_sum_over_students() -> None:
         three = gradient(*(f"{kind}student{k}" for k in range(3)))
         for a, b in zip(one, three, strict=True):
             torch.testing.assert_close(3 * a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# It trains, whatever is asked of it
+
+
+@pytest.mark.parametrize("size", [8, 32, 50, 100])
+@pytest.mark.parametrize("match", MATCHES)
+def test_it_takes_a_step_at_image_size(match: str, size: int) -> None:
+    images = torch.Size((3, size, size))
+    takes_a_step(fefr(images=images, match=match), images)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("share", ["low", "stem1", "none"])
+def test_it_takes_a_step_with_any_number_of_students_and_any_sharing(share: str, n: int) -> None:
+    takes_a_step(fefr(n, share), SMALL)
+
+
+@pytest.mark.parametrize(
+    ("match", "mode", "early", "attention", "detach"),
+    pairwise(MATCHES, RECONSTRUCTIONS, *[(True, False)] * 3),
+)
+def test_it_takes_a_step_with_every_two_of_its_switches(
+    match: str, mode: str, early: bool, attention: bool, detach: bool
+) -> None:
+    method = fefr(
+        share="low", match=match, reconstruct=mode, early_fusion=early, attention=attention, detach_features=detach
+    )
+    takes_a_step(method, SMALL)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"taps": (0, 1, 2)},
+        {"taps": (0, 2, -1)},
+        {"groups": 2},
+        {"groups": 8},
+        {"groups": 3, "reconstruct": "cyclic", "early_fusion": True, "taps": (-3, -2, -1)},
+        {"reduction": 2},
+        {"spatial_kernel": 1},
+        {"rampup": 0},
+        {"rampup": 1},
+        {"temperature": 1.0},
+    ],
+)
+def test_it_takes_a_step_with_other_numbers(keys: dict[str, Any]) -> None:
+    students = [plain((6, 6, 12, 24), (1, 1, 2, 4)) for _ in range(2)]
+    takes_a_step(FEFR(Cohort(students), config(**keys), SMALL, 10), SMALL)
+
+
+@pytest.mark.parametrize("size", [8, 32, 50])
+@pytest.mark.parametrize("match", ["patch", "pool1x1"])
+def test_it_takes_a_step_with_students_of_different_sizes(match: str, size: int) -> None:
+    """Other channels, other last strides, another number of stages: nothing is shared, and regressors join the maps."""
+    students = [
+        cifar_resnet(8, 10),
+        plain((8, 12, 20), (1, 2, 2)),
+        plain((4, 8, 16, 16, 32), (1, 1, 2, 4, 8)),
+    ]
+    images = torch.Size((3, size, size))
+    method = FEFR(Cohort(students), config(match=match), images, 10)
+    assert [path.size[0] for path in method.paths if isinstance(path, FeaturePath)] == [64, 20, 32]
+    assert method.fusion.fc.in_features == 20
+    takes_a_step(method, images)
+
+
+@pytest.mark.parametrize("size", [(3, 12, 20), (3, 9, 8)])
+def test_it_takes_a_step_on_images_that_are_not_square(size: tuple[int, int, int]) -> None:
+    takes_a_step(fefr(images=torch.Size(size)), torch.Size(size))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from byhand import (
     make,
     mutual,
     names,
+    pairwise,
     reached,
     split_hierarchically,
     spread,
@@ -91,10 +92,16 @@ def test_the_fused_classifier_equals_a_slow_transcription(
     agrees(step, mutual(z, z_f, labels, 0.1, 3.0, ALPHA))
 
 
-@NS
-@pytest.mark.parametrize("t", POSITIONS)
-@pytest.mark.parametrize("in_path", [False, True])
-@pytest.mark.parametrize(("T", "alpha"), [(3.0, ALPHA), (1.0, 0.0), (4.0, 1.0)])
+SCALES = ((3.0, ALPHA), (1.0, 0.0), (4.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("T", "alpha", "in_path", "t", "n"),
+    [
+        (*scale, *rest)
+        for scale, *rest in pairwise([(3.0, ALPHA), (1.0, 0.0), (4.0, 1.0)], [False, True], POSITIONS, [2, 3])
+    ],
+)
 def test_every_term_equals_a_slow_transcription(
     T: float, alpha: float, in_path: bool, t: float, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

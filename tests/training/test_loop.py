@@ -46,7 +46,7 @@ from okdc.backbones.resnet import cifar_resnet
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
-from okdc.methods.base import Step
+from okdc.methods.base import Batch, Step
 from okdc.runs.files import read_json
 from okdc.runs.run import Run
 from okdc.training import checkpoint
@@ -387,7 +387,8 @@ def test_without_validation_the_named_student_of_the_last_epoch_is_kept_as_it_wa
     network = students.load(run).network
     images = torch.randn(6, 3, 8, 8)
     with torch.no_grad():
-        inside = job.method.eval()(images, torch.zeros(6, dtype=torch.int64), torch.ones(())).logits["student1"]
+        batch = Batch(images, torch.zeros(6, dtype=torch.int64))
+        inside = job.method.eval()(batch, torch.ones(())).logits["student1"]
         torch.testing.assert_close(network(images), inside, rtol=0, atol=1e-5)
     assert set(load_file(run.weights)) == set(cifar_resnet(8, 10).state_dict())
 
