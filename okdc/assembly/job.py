@@ -12,9 +12,10 @@ from okdc import backbones, methods
 from okdc.assembly import teacher as teachers
 from okdc.assembly.teacher import Teacher
 from okdc.cohort import Cohort
-from okdc.data import datasets, sources
+from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
+from okdc.data.source import Request
 from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Method
 from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Recipe
@@ -36,7 +37,8 @@ class Job:
 def dataset(recipe: Recipe, progress: Progress | None = None) -> Dataset:
     """The recipe's images, divided. Raises DataError where they do not carry the recipe."""
     data = recipe.data
-    found = datasets.divide(sources.load(data, progress), data.val_fraction, data.train_images, recipe.seed)
+    request = Request(data.root, data.image_size, data.shorter_side, progress)
+    found = datasets.divide(datasets.load(data.name, request), data.val_fraction, data.train_images, recipe.seed)
     if len(found.train) < recipe.optim.batch_size:
         raise DataError(
             f"optim.batch_size is {recipe.optim.batch_size}, there are {len(found.train)} training images",

@@ -11,8 +11,10 @@ from pydantic import BaseModel, ValidationError
 from okdc import backbones, methods
 from okdc.assembly import job as build
 from okdc.assembly.student import square
-from okdc.errors import RecipeError, RunError
-from okdc.recipe.schema import CROP_PADDING, ROOTS, STREAMED, Draft, Recipe, check, explain, salvage
+from okdc.data import find
+from okdc.data.source import Source
+from okdc.errors import DataError, RecipeError, RunError
+from okdc.recipe.schema import Draft, Recipe, check, explain, salvage
 
 
 def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[Recipe, list[str]]:
@@ -24,18 +26,18 @@ def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[
     Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
     """
     tables, notes = dict(draft.tables), list(draft.notes)
+    source, problems = _source(tables.get("data"))
     root = os.environ.get("OKDC_DATA_ROOT")
-    data = tables.get("data")
-    if root and isinstance(data, dict) and data.get("name") != "digits" and "data.root" not in draft.overridden:
-        tables["data"] = data | {"root": root}
-        notes.append(f"data.root is {root} (OKDC_DATA_ROOT)")
-    elif isinstance(data, dict) and "root" not in data and data.get("name") in list(ROOTS):
-        tables["data"] = data | {"root": ROOTS[data["name"]]}
-    problems: list[str] = []
+    if source is not None and source.files:
+        if root and "data.root" not in draft.overridden:
+            tables["data"] = tables["data"] | {"root": root}
+            notes.append(f"data.root is {root} (OKDC_DATA_ROOT)")
+        elif source.root is not None:
+            tables["data"] = {"root": source.root} | tables["data"]
     method = tables.get("method")
     if isinstance(method, dict) and isinstance(method.get("name"), str):
-        tables["method"], dropped, problems = _method_table(method, draft)
-        notes += dropped
+        tables["method"], dropped, wrong = _method_table(method, draft)
+        notes, problems = notes + dropped, problems + wrong
     draft = replace(draft, tables=tables)
     recipe, found = check(draft)
     problems = found + problems
@@ -48,7 +50,7 @@ def resolve(draft: Draft, needs_data: bool = True, trial: bool = True) -> tuple[
     whole = recipe or salvage(tables)
     if whole is not None:
         named = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
-        problems += [rule for rule in _rules(whole, needs_data) if rule.partition(":")[0] not in named]
+        problems += [rule for rule in _rules(whole, source, needs_data) if rule.partition(":")[0] not in named]
     if trial and recipe is not None and not problems:
         problems = _trial(recipe)
     if recipe is None or problems:
@@ -85,32 +87,26 @@ def _means_the_same(key: str, config: type[BaseModel], draft: Draft) -> bool:
     return key not in before or before[key].annotation == config.model_fields[key].annotation or key == "name"
 
 
-def _rules(recipe: Recipe, needs_data: bool) -> list[str]:
+def _source(data: Any) -> tuple[Source | None, list[str]]:
+    """The data set that the table `[data]` names, or a line on why its name leads to none."""
+    name = data.get("name") if isinstance(data, dict) else None
+    if not isinstance(name, str):
+        return None, []
+    try:
+        return find(name), []
+    except DataError as error:
+        return None, [f"data.name: {'; '.join(filter(None, (error.message, error.hint)))}"]
+
+
+def _rules(recipe: Recipe, source: Source | None, needs_data: bool) -> list[str]:
     """What holds between keys."""
     problems = []
     name = recipe.method.get("name")
     count = 1 if name in methods.METHODS and methods.find(name).single else len(recipe.cohort.students)
     if isinstance(recipe.cohort.keep, int) and recipe.cohort.keep >= count:
         problems.append(f"cohort.keep: expected an index below {count}, found {recipe.cohort.keep}")
-    if needs_data and recipe.data.name == "folder" and recipe.data.root is None:
-        problems.append("data.root: missing; expected a folder of images: data.root=path/to/images")
-    if recipe.data.name == "digits" and recipe.data.image_size != 8:
-        problems.append(f"data.image_size: the digits are 8×8, found {recipe.data.image_size}")
-    if recipe.data.name in ("cifar10", "cifar100") and recipe.data.image_size != 32:
-        problems.append(f"data.image_size: the images of {recipe.data.name} are 32×32, found {recipe.data.image_size}")
-    if recipe.data.shorter_side is not None:
-        if recipe.data.name not in ("folder", *STREAMED):
-            problems.append(f"data.shorter_side: the images of {recipe.data.name} are not cut; leave it out")
-        elif recipe.data.shorter_side < recipe.data.image_size:
-            problems.append(
-                f"data.shorter_side: expected at least data.image_size ({recipe.data.image_size}), "
-                f"found {recipe.data.shorter_side}"
-            )
-    if recipe.data.name in STREAMED and recipe.data.crop_padding not in (0, CROP_PADDING):
-        problems.append(
-            f"data.crop_padding: {recipe.data.name} is trained on crops of random size and place, which have no "
-            f"padding; leave it out, found {recipe.data.crop_padding}"
-        )
+    if source is not None:
+        problems += source.problems(recipe.data, needs_data)
     if recipe.data.crop_padding >= recipe.data.image_size:  # a crop could lie wholly outside its image
         problems.append(
             f"data.crop_padding: expected less than data.image_size ({recipe.data.image_size}), "

@@ -12,7 +12,7 @@ from okdc.bench import plain_step as plain
 from okdc.bench.machine import settings_of
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
-from okdc.data import sources
+from okdc.data import find
 from okdc.data.workers import cores
 from okdc.recipe.schema import Engine, Recipe, load
 from okdc.training.device import Settings
@@ -66,12 +66,12 @@ def work(settings: Settings, scale: Scale, recipe: str, network: str, students: 
     batch = f"optim.batch_size={scale.batch_size}"
     method = ["method.name=baseline"] if students == 1 else []
     found = resolve(load([recipe, names, batch, *method, *words]), needs_data=False, trial=False)[0]
-    return Work(found, sources.count_classes(found.data) or CLASSES, settings)
+    return Work(found, find(found.data.name).count_classes(found.data.root) or CLASSES, settings)
 
 
 def of_recipe(recipe: Recipe, engine: Engine) -> Work:
     size = recipe.data.image_size
-    return Work(recipe, sources.count_classes(recipe.data) or CLASSES, settings_of(engine, size))
+    return Work(recipe, find(recipe.data.name).count_classes(recipe.data.root) or CLASSES, settings_of(engine, size))
 
 
 def data_path(settings: Settings, scale: Scale) -> Pair:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from okdc.bundle import card_texts as known
 from okdc.bundle.frontmatter import front_matter
 from okdc.bundle.layout import FLOAT16, FLOAT32, INT8, MODELS
+from okdc.data import DATASETS, find
+from okdc.data.source import Source
 
 Facts = Mapping[str, Any]
 
@@ -31,6 +32,12 @@ class Story:
     reports: Facts  # parity.json: by precision what was compared, also of a file that was rejected
     profile: Facts  # profile.json: its `models` are those that are in the bundle
     licence: str | None = None  # of the weights: an SPDX identifier or a name; None: nobody has stated one
+
+    @property
+    def source(self) -> Source | None:
+        """The data set, where it is one with a name; None: the user's own code."""
+        name = self.student["dataset"]
+        return find(name) if name in DATASETS else None
 
     @property
     def images(self) -> int:
@@ -56,7 +63,8 @@ def card(story: Story) -> str:
     student, licence = story.student, (story.licence or "").strip() or None
     accuracies = {MODELS[precision]: value for precision, value in story.top1_pct.items()}
     tags, seed = story.result["method_card"]["tags"], story.recipe["seed"]
-    top = front_matter(student, tags, seed, accuracies, (story.images, story.split), licence)
+    hub = story.source.hub if story.source else None
+    top = front_matter(student, tags, seed, accuracies, (story.images, story.split), licence, hub)
     title = f"# {_named(student['architecture'])} on {_named(student['dataset'])}\n\n{_what(story)}"
     sections = {
         "Use": _use(story),
@@ -223,7 +231,7 @@ def _training(story: Story) -> str:
     ]
     if teacher := result["teacher"]:
         lines.append(f"- The teacher: {_code(teacher['architecture'])}, weights `{teacher['weights_sha256']}`.")
-    if student["dataset"] not in known.FIXED:
+    if story.source is None or not story.source.fixed:
         lines.append(
             "- The data is what was found under that name. Copies that were saved again as JPEG, for one, are other "
             "images: compare the fingerprint."
@@ -247,8 +255,8 @@ def _limits(story: Story) -> str:
         if worst["change_pct"] < 0:
             lost = f"{-worst['change_pct']:.2f} points on {_many(worst['images'], 'image')}"
             lines.append(f"- `{MODELS[precision]}` loses most in class {_code(worst['class'])}: {lost}.")
-    if caution := known.DATA.get(story.student["dataset"]):
-        lines.append(f"- {caution}")
+    if story.source is not None and story.source.caution:
+        lines.append(f"- {story.source.caution}")
     return "\n".join(lines) + "\n"
 
 

@@ -25,14 +25,6 @@ LICENSES = frozenset({
 })
 # fmt: on
 
-# Where a hub has the data sets that are known by name; of others it would draw a dead link.
-DATASETS = {
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "cinic10": "flwrlabs/cinic10",
-    "imagenet": "ILSVRC/imagenet-1k",
-}
-
 
 def front_matter(
     student: Mapping[str, Any],
@@ -41,13 +33,13 @@ def front_matter(
     accuracies: Mapping[str, float],
     images: tuple[int, str],
     licence: str | None,
+    hub: str | None,
 ) -> str:
     """From `---` to `---`. `tags` are the method's, `accuracies` top-1 in % by file, `images` how many judged and of
-    which split.
+    which split, `hub` the data set's name there; a name that the hub lacks would be a dead link.
     """
     count, split = images
     dataset = student["dataset"]
-    hub = DATASETS.get(dataset)
     facts = {
         **licence_facts(licence),
         "library_name": "onnx",

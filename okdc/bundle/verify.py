@@ -20,7 +20,8 @@ from okdc.bundle import test_images as judged
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import MANIFEST
 from okdc.bundle.session import Session, answers
-from okdc.bundle.test_images import SAME_PCT, Judged, NotHereError
+from okdc.bundle.test_images import SAME_PCT, NoImagesError
+from okdc.data.source import Part
 from okdc.errors import CheckFailed, DataError
 from okdc.progress import Listener
 from okdc.runs.provenance import processor
@@ -141,13 +142,12 @@ def _accuracy(
     """Every model on the images that judged it; why not, where that cannot be done."""
     if not sessions:
         return "no model can be run"
-    everywhere = judged.data_set(bundle) == judged.DIGITS  # no folder can be a wrong one
     try:
         _judge(bundle, sessions, models, judged.find(bundle, data_root), tell, failures)
-    except NotHereError as error:
+    except NoImagesError as error:
         return str(error)
     except DataError as error:
-        if everywhere:
+        if judged.come_with_a_package(bundle):  # no folder can be a wrong one
             failures.append(CheckFailed("images", error.message, hint=error.hint))
         elif data_root is not None:
             told = [f"{failure.kind}: {failure.message}" for failure in failures]
@@ -160,7 +160,7 @@ def _judge(
     bundle: Bundle,
     sessions: Sessions,
     models: dict[str, dict[str, Any]],
-    found: Judged,
+    found: Part,
     tell: Listener,
     failures: list[CheckFailed],
 ) -> None:

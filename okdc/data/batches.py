@@ -20,6 +20,7 @@ from torch import Tensor
 
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
+from okdc.recipe.schema import Data
 from okdc.seeds import generator
 
 EVAL_BATCH = 500  # of every evaluation; part of what a recorded accuracy means, so parity takes the same
@@ -140,6 +141,23 @@ class TrainBatches:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def batches_of(
+    dataset: Dataset,
+    data: Data,
+    batch_size: int,
+    normalise: Normalise,
+    seed: int,
+    workers: int,
+    ranks: Ranks = ALONE,
+) -> Batches:
+    """This process's training batches of a data set. Images in files are decoded by `workers` processes."""
+    if dataset.files is not None:
+        from okdc.data.streaming import StreamBatches  # torchvision takes seconds to import
+
+        return StreamBatches(dataset, batch_size, data.flip, normalise, seed, workers, ranks)
+    return TrainBatches(dataset, batch_size, data.crop_padding, data.flip, normalise, seed, ranks)
 
 
 def _crop_by_slices(images: Tensor, batch: Epoch, padding: int) -> Tensor:

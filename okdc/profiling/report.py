@@ -20,7 +20,7 @@ from okdc.assembly import reopen
 from okdc.assembly.resolve import resolve
 from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
-from okdc.data import sources
+from okdc.data import find
 from okdc.errors import RecipeError, RunError, UsageError, nearest
 from okdc.methods.base import Method
 from okdc.profiling import students
@@ -120,7 +120,7 @@ def _network(label: str, name: str, kind: str, size: int, classes: int, export: 
 
 def _of_recipe(word: str, export: bool, tell: Listener) -> list[Subject]:
     recipe, notes = resolve(load([word]), needs_data=False)
-    classes = sources.count_classes(recipe.data)
+    classes = find(recipe.data.name).count_classes(recipe.data.root)
     if classes is None:
         classes = CLASSES
         notes.append(f"no images at {recipe.data.root or 'data.root'}: counted with {CLASSES} classes")

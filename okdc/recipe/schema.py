@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from okdc.errors import RecipeError, UsageError, nearest
 from okdc.recipe import catalog
@@ -69,33 +68,14 @@ class About(Table):
     paper: Paper | None = None
 
 
-DATASETS = ("digits", "folder", "cifar10", "cifar100", "cinic10", "imagenet")
-ROOTS = {  # where a named data set is looked for, and downloaded to, if `data.root` is left out
-    "cifar10": "data",  # torchvision's own root: the folder that holds cifar-10-batches-py
-    "cifar100": "data",
-    "cinic10": "data/cinic10",
-    "imagenet": "data/imagenet",
-}
-STREAMED = ("imagenet",)  # never whole in memory
-CROP_PADDING = 4
-_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
-def _data_name(name: str) -> str:
-    if name not in DATASETS and not _CALLABLE.fullmatch(name):
-        known = ", ".join(repr(known) for known in DATASETS)
-        raise PydanticCustomError("data_name", f"Input should be one of {known} or 'package.module:callable'")
-    return name
-
-
 class Data(Table):
-    name: Annotated[str, AfterValidator(_data_name)]  # one of DATASETS, or the user's own package.module:callable
+    name: str  # of okdc.data.DATASETS, or the user's own package.module:callable; okdc.assembly.resolve checks it
     root: Annotated[str, Field(min_length=1)] | None = None  # an empty one would be the working directory
     image_size: Annotated[int, Field(ge=4, le=1024)] = 32
     shorter_side: Annotated[int, Field(ge=4, le=2048)] | None = None  # of what is cut to image_size; left out: that
     train_images: Count | None = None  # a stratified subset, by seed
     val_fraction: Share = 0.1  # of the training images, where the data has no validation split of its own
-    crop_padding: Index = CROP_PADDING  # zeros around what a crop is cut from; imagenet's crops are of another kind
+    crop_padding: Index = 4  # zeros around what a crop is cut from; imagenet's crops are of another kind
     flip: bool = True
     mean: Colour | None = None  # of pixels scaled to 0..1; left out: those of the training images
     std: Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None = None

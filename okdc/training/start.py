@@ -19,11 +19,12 @@ from typing import Any
 
 from okdc.assembly import job as build
 from okdc.assembly import reopen
+from okdc.data import find
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.progress import Listener
-from okdc.recipe.schema import STREAMED, Engine, Recipe
+from okdc.recipe.schema import Engine, Recipe
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
 from okdc.training import checkpoint, compiling, device
@@ -139,7 +140,7 @@ def settings_of(recipe: Recipe, chosen: Engine, ranks: Ranks = ALONE) -> Setting
             hint="as many processes as divide it; or, in a new run, "
             f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
         )
-    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED, ranks)
+    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, find(recipe.data.name).streamed, ranks)
 
 
 @contextmanager

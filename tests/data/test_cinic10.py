@@ -7,12 +7,11 @@ import pytest
 from asking import write_tree
 from lookalike import write_cinic
 from PIL import Image
+from reading import read_data
 
 from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
 from okdc.data import cinic10 as module
-from okdc.data.cinic10 import cinic
-from okdc.data.datasets import folder
 from okdc.errors import DataError
 from okdc.recipe.schema import Recipe, load
 
@@ -28,7 +27,7 @@ def test_its_own_three_splits_are_taken_and_nothing_is_held_out() -> None:
     assert [len(rows) for rows in (found.train, found.val, found.test)] == [20, 20, 20]
     assert found.classes == module.CLASSES
     assert found.name == "cinic10"
-    assert found.fingerprint == folder(Path("cinic"), 8).fingerprint
+    assert found.fingerprint == read_data("folder", Path("cinic"), 8).fingerprint
 
 
 def test_the_published_mean_and_deviation_are_used_where_the_recipe_names_none() -> None:
@@ -42,13 +41,13 @@ def test_the_published_mean_and_deviation_are_used_where_the_recipe_names_none()
     data = build.with_moments(own, found).data
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == module.STD
-    other = folder(Path("cinic"), 8)
+    other = read_data("folder", Path("cinic"), 8)
     assert build.with_moments(recipe, other).data.mean == other.moments()[0]  # a plain folder has none published
 
 
 def test_what_is_known_of_the_set_is_always_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PER_SPLIT", 20)
-    notes = cinic(write_cinic(Path("cinic")), 8).notes
+    notes = read_data("cinic10", write_cinic(Path("cinic")), 8).notes
     assert any("10,000 CIFAR-10 training images" in note for note in notes)
     assert any("github.com/BayesWatch/cinic-10/issues/5" in note for note in notes)
     assert not any(note.startswith("not the") for note in notes)
@@ -60,7 +59,7 @@ def test_another_count_and_other_files_than_png_are_said() -> None:
         image.save(root / "test/cat/000.jpg")
     (root / "test/cat/000.png").unlink()
     (root / "valid/dog/000.png").unlink()
-    notes = cinic(root, 8).notes
+    notes = read_data("cinic10", root, 8).notes
     assert "not the whole of CINIC-10: expected 90,000 images a split, found 20 train, 19 val, 20 test" in notes
     assert any(note.startswith("not the published CINIC-10: 1 of 59 files are not PNG") for note in notes)
 
@@ -68,7 +67,7 @@ def test_another_count_and_other_files_than_png_are_said() -> None:
 def test_images_that_two_splits_share_are_counted_by_their_pixels() -> None:
     root = write_cinic(Path("cinic"))
     assert "equal pixels: 0 of 20 test images are in val, 0 of 20 test images are in train, " in str(
-        cinic(root, 8).notes
+        read_data("cinic10", root, 8).notes
     )
     for source, target in (
         ("train/cat/000.png", "test/dog/000.png"),
@@ -79,7 +78,7 @@ def test_images_that_two_splits_share_are_counted_by_their_pixels() -> None:
         shutil.copyfile(root / source, root / target)
     with Image.open(root / "valid/frog/000.png") as image:  # another file, the same picture
         image.save(root / "test/frog/000.png", compress_level=0)
-    told = cinic(root, 8).notes[-1]
+    told = read_data("cinic10", root, 8).notes[-1]
     assert told.startswith("equal pixels: ")
     assert told.removeprefix("equal pixels: ").split(", ") == [
         "1 of 20 test images are in val",
@@ -94,7 +93,7 @@ def test_a_missing_folder_is_told_what_brings_it(gone: list[str], said: str) -> 
     for name in gone:
         shutil.rmtree(root / name)
     with pytest.raises(DataError) as caught:
-        cinic(root, 8)
+        read_data("cinic10", root, 8)
     assert caught.value.message == (
         f"cinic10: expected the folders train, valid, test in {root.absolute()}, found {said}"
     )
@@ -104,7 +103,7 @@ def test_a_missing_folder_is_told_what_brings_it(gone: list[str], said: str) -> 
 def test_other_classes_are_another_data_set() -> None:
     write_tree(Path("cinic"), {split: {"cat": 2, "dog": 2} for split in ("train", "valid", "test")})
     with pytest.raises(DataError, match=r"cinic10: expected ten classes in .*/cinic/train, found 2") as caught:
-        cinic(Path("cinic"), 8)
+        read_data("cinic10", Path("cinic"), 8)
     assert "data.name=folder" in caught.value.hint
     assert caught.value.details[1] == "found: cat, dog"
 

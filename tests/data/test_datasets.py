@@ -12,13 +12,14 @@ from asking import tried, write_tree
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from reading import read_data
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
-from okdc.data import published
-from okdc.data.datasets import Dataset, digits, divide, folder, same_classes, stratified
+from okdc.data.datasets import Dataset, divide, same_classes, stratified
+from okdc.data.digits import CLASSES, arrays
 from okdc.errors import DataError
 from okdc.recipe.schema import load
 
@@ -51,8 +52,17 @@ def splits(of: Dataset) -> list[list[int]]:
 # --- digits
 
 
+def test_the_digits_are_those_that_training_reads() -> None:
+    pixels, labels = arrays()
+    whole = read_data("digits")
+    np.testing.assert_array_equal(pixels, whole.images.numpy())
+    np.testing.assert_array_equal(labels, whole.labels.numpy())
+    assert whole.classes == CLASSES
+    assert whole.fingerprint == hashlib.sha256(pixels[..., 0].tobytes() + labels.tobytes()).hexdigest()
+
+
 def test_the_digits_are_scikit_learns_as_eight_bit_grey() -> None:
-    found, source = digits(), load_digits()
+    found, source = read_data("digits"), load_digits()
     assert found.images.shape == (1797, 8, 8, 3)
     assert found.images.dtype == torch.uint8
     grey = np.round(source.images * 255 / 16)
@@ -65,9 +75,9 @@ def test_the_digits_are_scikit_learns_as_eight_bit_grey() -> None:
 
 
 def test_the_digits_are_the_same_where_scikit_learn_keeps_its_table_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = published.digits()
+    expected = arrays()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    found = published.digits()
+    found = arrays()
     assert [part.dtype for part in found] == [part.dtype for part in expected]
     assert np.array_equal(found[0], expected[0])
     assert np.array_equal(found[1], expected[1])
@@ -86,14 +96,14 @@ def test_the_default_recipe_has_300_digits_to_train_700_to_choose_and_797_to_jud
 
 def test_the_test_digits_are_the_same_ones_for_ever() -> None:
     """Numbers of different versions can be compared only while this holds."""
-    indices = ",".join(map(str, digits().test.tolist()))
+    indices = ",".join(map(str, read_data("digits").test.tolist()))
     assert hashlib.sha256(indices.encode()).hexdigest()[:16] == "b9c978540ddb483d"
 
 
 def test_digits_of_other_seeds_differ_only_in_the_training_subset() -> None:
-    whole = [divide(digits(), 0.3, None, seed) for seed in (0, 1)]
+    whole = [divide(read_data("digits"), 0.3, None, seed) for seed in (0, 1)]
     assert splits(whole[0]) == splits(whole[1])
-    subset = [divide(digits(), 0.3, 100, seed) for seed in (0, 1, 0)]
+    subset = [divide(read_data("digits"), 0.3, 100, seed) for seed in (0, 1, 0)]
     assert splits(subset[0]) == splits(subset[2])
     assert splits(subset[0])[1:] == splits(subset[1])[1:]
     assert splits(subset[0])[0] != splits(subset[1])[0]
@@ -177,7 +187,7 @@ def test_more_training_images_than_there_are_is_an_error_and_all_of_them_is_not(
 
 
 @pytest.mark.parametrize(
-    ("fraction", "subset", "said"), [(0.99, None, "val: 40 of 40"), (0.0, 1, "train_images: 1 of")]
+    ("fraction", "subset", "said"), [(0.99, None, "val: .* of 40 .* 40 "), (0.0, 1, "train_images: .* 1 ")]
 )
 def test_a_split_that_would_leave_a_class_without_images_is_refused(
     fraction: float, subset: int | None, said: str
@@ -192,7 +202,7 @@ def test_a_split_that_would_leave_a_class_without_images_is_refused(
 
 def test_a_tree_becomes_a_dataset_with_its_own_splits() -> None:
     tree = {"train": {"cat": 4, "dog": 3}, "valid": {"dog": 2}, "test": {"cat": 1, "dog": 2}}
-    found = folder(write_tree(Path("root"), tree), 8)
+    found = read_data("folder", write_tree(Path("root"), tree), 8)
     assert found.classes == ("cat", "dog")
     assert (len(found.train), len(found.val), len(found.test)) == (7, 2, 3)
     assert counts(found, found.val) == [0, 2]  # by name: dog is 1 there too
@@ -209,7 +219,7 @@ def test_a_tree_becomes_a_dataset_with_its_own_splits() -> None:
 
 
 def test_without_a_test_split_the_judge_is_called_validation() -> None:
-    found = divide(folder(write_tree(Path("root"), {"train": {"a": 10, "b": 10}}), 8), 0.2, None, 0)
+    found = divide(read_data("folder", write_tree(Path("root"), {"train": {"a": 10, "b": 10}}), 8), 0.2, None, 0)
     assert (len(found.train), len(found.val), len(found.test)) == (16, 4, 0)
     name, rows = found.final_split
     assert name == "validation"
@@ -218,31 +228,31 @@ def test_without_a_test_split_the_judge_is_called_validation() -> None:
 
 def test_one_folder_of_classes_gives_a_fifth_of_each_to_a_fixed_test_split() -> None:
     root = write_tree(Path("root"), {"a": 20, "b": 10})
-    found = folder(root, 8)
+    found = read_data("folder", root, 8)
     assert counts(found, found.test) == [4, 2]
     assert sorted(chain(*splits(found))) == list(range(30))
     assert any("20% of each is the test split, drawn with seed 0" in note for note in found.notes)
     for seed in (0, 1):
-        assert divide(found, 0.1, 12, seed).test.tolist() == folder(root, 8).test.tolist()
+        assert divide(found, 0.1, 12, seed).test.tolist() == read_data("folder", root, 8).test.tolist()
 
 
 def test_the_fingerprint_is_that_of_the_contents_and_the_same_from_the_cache() -> None:
     root = write_tree(Path("root"), {"train": {"a": 2, "b": 2}})
-    first, again = folder(root, 8), folder(root, 8)
+    first, again = read_data("folder", root, 8), read_data("folder", root, 8)
     assert any("from the cache" in note for note in again.notes)
     assert first.fingerprint == again.fingerprint
     assert torch.equal(first.images, again.images)
     Image.new("RGB", (8, 8)).save(root / "train/a/000.png")
-    assert folder(root, 8).fingerprint != first.fingerprint
+    assert read_data("folder", root, 8).fingerprint != first.fingerprint
 
 
 def test_images_read_from_the_cache_can_be_cropped() -> None:
     """The loader hands numpy memory on: it has to be the data set's own, and writable as torch expects."""
     root = write_tree(Path("root"), {"train": {"a": 2, "b": 2}})
-    folder(root, 8)
-    images = folder(root, 8).images
+    read_data("folder", root, 8)
+    images = read_data("folder", root, 8).images
     images += 1
-    assert not torch.equal(images, folder(root, 8).images)
+    assert not torch.equal(images, read_data("folder", root, 8).images)
 
 
 # --- moments
@@ -296,10 +306,10 @@ def test_a_file_that_changes_its_class_or_its_split_is_other_data(tmp_path: Path
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(4):
                 Image.new("RGB", (8, 8), (i * 40, 90, 30)).save(tmp_path / split / name / f"{i}.png")
-    seen = {folder(tmp_path, 8).fingerprint}
-    assert folder(tmp_path, 8).fingerprint in seen
+    seen = {read_data("folder", tmp_path, 8).fingerprint}
+    assert read_data("folder", tmp_path, 8).fingerprint in seen
     (tmp_path / "train/a/3.png").rename(tmp_path / "train/b/!.png")  # the last of a, the first of b
-    seen.add(folder(tmp_path, 8).fingerprint)
+    seen.add(read_data("folder", tmp_path, 8).fingerprint)
     (tmp_path / "train/b/3.png").rename(tmp_path / "test/a/!.png")  # the last of train, the first of test
-    seen.add(folder(tmp_path, 8).fingerprint)
+    seen.add(read_data("folder", tmp_path, 8).fingerprint)
     assert len(seen) == 3

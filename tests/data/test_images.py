@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from okdc.data import images
-from okdc.data.images import decode, fit, listing, load
+from okdc.data.cache import Decoded, cache_folder, load
+from okdc.data.decoding import decode
+from okdc.data.images import fit
+from okdc.data.listing import Listing, list_images
 from okdc.errors import DataError
 
 BLACK = np.zeros((8, 8, 3), np.uint8)
@@ -237,7 +240,7 @@ def test_every_file_that_is_no_whole_image_is_listed_with_its_path() -> None:
 # --- listing
 
 
-def relative(found: images.Listing) -> dict[str, list[tuple[str, str]]]:
+def relative(found: Listing) -> dict[str, list[tuple[str, str]]]:
     """{split: [(path, class)]}"""
     return {
         split: [(found.files[i].relative_to(found.root).as_posix(), found.classes[found.labels[i]]) for i in rows]
@@ -248,7 +251,7 @@ def relative(found: images.Listing) -> dict[str, list[tuple[str, str]]]:
 @pytest.mark.parametrize("val", ["val", "valid"])
 def test_a_tree_of_splits_is_listed_by_split_and_class(val: str) -> None:
     tree = {"test": {"b": 1, "a": 1}, val: {"a": 2, "b": 1}, "train": {"b": 1, "a": 2}}
-    found = listing(write_tree(Path("root"), tree))
+    found = list_images(write_tree(Path("root"), tree))
     assert found.classes == ("a", "b")
     assert relative(found) == {
         "train": [("train/a/000.png", "a"), ("train/a/001.png", "a"), ("train/b/000.png", "b")],
@@ -259,14 +262,14 @@ def test_a_tree_of_splits_is_listed_by_split_and_class(val: str) -> None:
 
 
 def test_train_alone_and_one_folder_of_classes_are_enough() -> None:
-    assert set(listing(write_tree(Path("one"), {"train": {"a": 2, "b": 1}})).splits) == {"train"}
-    flat = listing(write_tree(Path("two"), {"a": 2, "b": 1}))
+    assert set(list_images(write_tree(Path("one"), {"train": {"a": 2, "b": 1}})).splits) == {"train"}
+    flat = list_images(write_tree(Path("two"), {"a": 2, "b": 1}))
     assert relative(flat) == {"all": [("a/000.png", "a"), ("a/001.png", "a"), ("b/000.png", "b")]}
 
 
 def test_classes_are_mapped_by_name_where_another_split_lacks_one() -> None:
     tree = {"train": {"a": 1, "b": 1, "c": 1}, "val": {"c": 1, "a": 1}, "test": {"c": 2}}
-    found = listing(write_tree(Path("root"), tree))
+    found = list_images(write_tree(Path("root"), tree))
     assert relative(found)["val"] == [("val/a/000.png", "a"), ("val/c/000.png", "c")]
     assert {label for _, label in relative(found)["test"]} == {"c"}
     root = found.root
@@ -278,21 +281,21 @@ def test_classes_are_mapped_by_name_where_another_split_lacks_one() -> None:
 
 
 def test_a_class_folder_without_images_outside_train_is_a_note() -> None:
-    found = listing(write_tree(Path("root"), {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 0}}))
+    found = list_images(write_tree(Path("root"), {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 0}}))
     assert found.notes == [f"{found.root}/test/b: no images of this class in test"]
 
 
 def test_a_class_that_only_another_split_has_is_an_error() -> None:
     root = write_tree(Path("root"), {"train": {"cat": 1, "dog": 1}, "test": {"cat": 1, "dgo": 1, "emu": 0}})
     with pytest.raises(DataError, match=r"class 'dgo' is not in .*/root/train \(did you mean 'dog'\?\)") as caught:
-        listing(root)
+        list_images(root)
     assert [Path(line).name for line in caught.value.details] == ["dgo", "emu"]
 
 
 def test_hidden_folders_and_files_are_nobodys() -> None:
     root = write_tree(Path("root"), {"train": {"a": 1, "b": 1, ".ipynb_checkpoints": 1}, ".git": {"x": 1}})
     shutil.copy(root / "train/a/000.png", root / "train/a/.hidden.png")
-    found = listing(root)
+    found = list_images(root)
     assert found.classes == ("a", "b")
     assert len(found.files) == 2
     assert found.notes == []
@@ -303,12 +306,12 @@ def test_endings_are_read_in_any_case_and_other_files_are_left_out() -> None:
     names = ["1.PNG", "2.Jpg", "3.JPEG", "4.bmp", "5.WebP", "notes.txt", "x.gif", "png", "6.png.part"]
     for name in names:
         (root / "train/a" / name).touch()
-    assert [path.name for path in listing(root).files[:-1]] == names[:5]
+    assert [path.name for path in list_images(root).files[:-1]] == names[:5]
 
 
 def test_folders_beside_the_splits_are_noted_with_the_nearest_split() -> None:
     tree = {"train": {"a": 1, "b": 1}, "vald": {"a": 1, "b": 1}, "misc": {"a": 1}}
-    found = listing(write_tree(Path("root"), tree))
+    found = list_images(write_tree(Path("root"), tree))
     assert set(found.splits) == {"train"}
     assert found.notes == [
         f"{found.root}/misc is not read; the splits are train, valid|val, test",
@@ -319,13 +322,15 @@ def test_folders_beside_the_splits_are_noted_with_the_nearest_split() -> None:
 def test_images_beside_the_class_folders_are_noted() -> None:
     root = write_tree(Path("root"), {"train": {"a": 1, "b": 1}})
     saved(Image.fromarray(BLACK), str(root / "train/stray.png"))
-    assert listing(root).notes == [f"{listing(root).root}/train: 1 images outside any class folder are not read"]
+    assert list_images(root).notes == [
+        f"{list_images(root).root}/train: 1 images outside any class folder are not read"
+    ]
 
 
 def test_classes_without_images_are_all_listed() -> None:
     root = write_tree(Path("root"), {"train": {"a": 0, "b": 1, "c": 0}})
     with pytest.raises(DataError, match=r"2 of 3 classes have no images, the first is .*/train/a") as caught:
-        listing(root)
+        list_images(root)
     assert [Path(line).name for line in caught.value.details] == ["a", "c"]
     assert ".webp" in caught.value.hint
 
@@ -348,7 +353,7 @@ def test_a_tree_that_cannot_be_used_says_what_was_expected_and_found(
         Path("root", split).mkdir(parents=True)
     write_tree(Path("root"), tree) if any(tree.values()) else None
     with pytest.raises(DataError, match=said) as caught:
-        listing(Path("root"))
+        list_images(Path("root"))
     assert "both" in said or "root/<split>/<class>/" in caught.value.hint
 
 
@@ -357,14 +362,14 @@ def test_loose_images_without_classes_are_counted() -> None:
     for i in range(3):
         saved(Image.fromarray(BLACK), f"root/{i}.png")
     with pytest.raises(DataError, match="found 0 and 3 loose images"):
-        listing(Path("root"))
+        list_images(Path("root"))
 
 
 @pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing"), ("file", "a file")])
 def test_a_root_that_is_no_folder_is_named_in_full(name: str, found: str) -> None:
     Path("file").touch()
     with pytest.raises(DataError) as caught:
-        listing(Path("images/..") / name)
+        list_images(Path("images/..") / name)
     assert caught.value.message == f"data.root: expected a folder of images at {Path.cwd() / name}, found {found}"
     assert "root/<split>/<class>/" in caught.value.hint
 
@@ -378,10 +383,10 @@ def root() -> Path:
 
 
 def entries() -> list[Path]:
-    return sorted(images.cache_folder().glob("images/*"))
+    return sorted(cache_folder().glob("images/*"))
 
 
-def from_cache(decoded: images.Decoded) -> bool:
+def from_cache(decoded: Decoded) -> bool:
     return any("from the cache" in note for note in decoded.notes)
 
 
@@ -393,17 +398,17 @@ def spoil(path: Path) -> None:
 
 
 def test_images_are_decoded_once(root: Path) -> None:
-    first = load(listing(root), 8)
+    first = load(list_images(root), 8)
     assert first.notes == [f"decoded 5 images, cached in {entries()[0]}"]
     spoil(root / "train/a/000.png")
-    again = load(listing(root), 8)  # it cannot have come from the files
+    again = load(list_images(root), 8)  # it cannot have come from the files
     assert again.notes == ["5 decoded images from the cache"]
     assert np.array_equal(again.pixels, first.pixels)
     assert again.sha256 == first.sha256
 
 
 def test_the_sha256_is_that_of_the_files_contents(root: Path) -> None:
-    found = listing(root)
+    found = list_images(root)
     digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in found.files)
     assert load(found, 8).sha256 == hashlib.sha256(digests).hexdigest()
 
@@ -433,41 +438,41 @@ def removed(root: Path) -> None:
 
 @pytest.mark.parametrize("change", [touched, grown, renamed, regrouped, removed])
 def test_any_change_of_paths_sizes_or_times_is_decoded_anew(root: Path, change: Callable[[Path], None]) -> None:
-    load(listing(root), 8)
+    load(list_images(root), 8)
     change(root)
-    assert not from_cache(load(listing(root), 8))
-    assert from_cache(load(listing(root), 8))
+    assert not from_cache(load(list_images(root), 8))
+    assert from_cache(load(list_images(root), 8))
     assert len(entries()) == 2
 
 
 def test_a_file_that_was_spoilt_and_touched_is_found_out(root: Path) -> None:
-    load(listing(root), 8)
+    load(list_images(root), 8)
     spoil(root / "train/a/000.png")
     touched(root)
     with pytest.raises(DataError, match="1 of 5 images cannot be read"):
-        load(listing(root), 8)
+        load(list_images(root), 8)
 
 
 def test_another_image_size_has_pixels_of_its_own(root: Path) -> None:
-    load(listing(root), 8)
-    other = load(listing(root), 12)
+    load(list_images(root), 8)
+    other = load(list_images(root), 12)
     assert not from_cache(other)
     assert other.pixels.shape == (5, 12, 12, 3)
-    assert from_cache(load(listing(root), 8))
+    assert from_cache(load(list_images(root), 8))
 
 
 def test_a_folder_that_was_moved_is_still_in_the_cache(root: Path) -> None:
-    before = load(listing(root), 8)
+    before = load(list_images(root), 8)
     shutil.move(root, "elsewhere")
-    after = load(listing(Path("elsewhere")), 8)
+    after = load(list_images(Path("elsewhere")), 8)
     assert from_cache(after)
     assert after.sha256 == before.sha256
 
 
 def test_the_sha256_differs_for_other_contents_under_the_same_names(root: Path) -> None:
-    before = load(listing(root), 8)
+    before = load(list_images(root), 8)
     saved(Image.fromarray(picture(99, 8)), str(root / "train/a/000.png"))
-    assert load(listing(root), 8).sha256 != before.sha256
+    assert load(list_images(root), 8).sha256 != before.sha256
 
 
 def cut(entry: Path) -> None:
@@ -528,19 +533,19 @@ def numbered_meta(entry: Path) -> None:
     ],
 )
 def test_a_damaged_cache_is_made_again(root: Path, damage: Callable[[Path], None]) -> None:
-    first = load(listing(root), 8)
+    first = load(list_images(root), 8)
     (entry,) = entries()
     damage(entry)
-    again = load(listing(root), 8)
+    again = load(list_images(root), 8)
     assert not from_cache(again)
     assert np.array_equal(again.pixels, first.pixels)
-    assert from_cache(load(listing(root), 8))
+    assert from_cache(load(list_images(root), 8))
     assert entries() == [entry]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_CACHE", "/dev/full/x")
-    found = load(listing(root), 8)
+    found = load(list_images(root), 8)
     assert found.pixels.shape == (5, 8, 8, 3)
     (note,) = found.notes
     assert note.startswith("the decoded images are not cached: /dev/full/x/")
@@ -561,22 +566,22 @@ def test_a_full_disk_costs_a_note_and_leaves_nothing_half_written(
         raise error
 
     monkeypatch.setattr(np, "save", full)
-    (note,) = load(listing(root), 8).notes
+    (note,) = load(list_images(root), 8).notes
     assert note.endswith(f": {said}")
     assert entries() == []
-    assert list((images.cache_folder() / "images").iterdir()) == []
+    assert list((cache_folder() / "images").iterdir()) == []
 
 
 def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("OKDC_CACHE", "~/mine")
-    assert images.cache_folder() == Path("/home/me/mine")
+    assert cache_folder() == Path("/home/me/mine")
     monkeypatch.setenv("OKDC_CACHE", "")
-    assert images.cache_folder() == Path("/xdg/okdc")
+    assert cache_folder() == Path("/xdg/okdc")
     monkeypatch.delenv("OKDC_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert images.cache_folder() == Path("/home/me/.cache/okdc")
+    assert cache_folder() == Path("/home/me/.cache/okdc")
 
 
 def test_what_the_rule_says_is_what_every_manifest_states() -> None:

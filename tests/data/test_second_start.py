@@ -15,7 +15,9 @@ from PIL import Image
 
 from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
-from okdc.data.images import EXTENSIONS, listing, load
+from okdc.data.cache import load
+from okdc.data.images import EXTENSIONS
+from okdc.data.listing import list_images
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
 from okdc.recipe.schema import Recipe
@@ -93,7 +95,7 @@ def test_a_link_to_nothing_is_named_before_anything_is_decoded(monkeypatch: pyte
     (root / "train/b/zz.png").symlink_to("nowhere")
     monkeypatch.setattr(Image, "open", refused)
     with pytest.raises(DataError, match=r"2 of 6 images cannot be read, .*/train/a/zz\.png: No such file") as caught:
-        load(listing(root), 8)
+        load(list_images(root), 8)
     assert len(caught.value.details) == 2
 
 
@@ -102,7 +104,7 @@ def test_names_that_are_no_text_and_of_any_length_are_kept() -> None:
     odd = [os.fsdecode(b"\xff\xfe.png"), "ü" * 100 + ".png", " .png"]
     for name in odd:
         (root / "train/b/000.png").rename(root / "train/b" / name)
-        found = listing(root)
+        found = list_images(root)
         assert [path.name for path in found.files] == ["000.png", "001.png", *sorted(["001.png", name])]
         assert [path.name for path in found.files[2:]] == sorted(["001.png", name])
         pixels = load(found, 8).pixels
