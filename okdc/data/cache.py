@@ -35,9 +35,9 @@ def cache_folder() -> Path:
 
 
 def load(listing: Listing, size: int, progress: Progress | None = None, shorter_side: int | None = None) -> Decoded:
-    """The pixels of a listing, from the cache where these very files (path, size, mtime) were decoded before.
+    """The pixels of a listing, from the cache if these very files (path, size, mtime) were decoded before.
 
-    A cache that is damaged is made again; one that cannot be written costs a note, not the run.
+    A damaged entry is replaced. If the cache cannot be written, a note says so and the run continues.
     """
     entry = cache_folder() / "images" / _key(listing, size, shorter_side)
     cached = _read(entry, (len(listing.files), size, size, 3))
@@ -78,7 +78,7 @@ def _read(entry: Path, shape: tuple[int, ...]) -> tuple[Pixels, str] | None:
 
 
 def _write(entry: Path, pixels: Pixels, sha256: str) -> None:
-    """Built aside and moved into place, so that a reader never sees half of it."""
+    """Write the entry aside and rename it, so that no reader sees half of it."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".new-", dir=entry.parent))
     try:

@@ -1,8 +1,8 @@
-"""Data sets: where the images come from and which of them train, choose and judge.
+"""Data sets in torch: which images train, choose and judge.
 
-The three never mix: `train` moves weights, `val` chooses the student and the epoch, `test` is read once, at the end.
-Splits that okdc makes are stratified and drawn from a fixed seed, so that every run of the same images is tested on the
-same ones; only the subset `train_images` follows the recipe's seed.
+The splits never mix: `train` moves weights, `val` chooses the student and the epoch, `test` is read once, at the end.
+Those that okdc draws are stratified and use a fixed seed, so that all runs on the same images are tested on the same
+images; only the subset `train_images` follows the recipe's seed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TEST_SHARE = 0.2  # of a data set without splits
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled uint8 images, whole, on one device, or in files; the splits are indices into them."""
+    """Labelled uint8 images on one device, or in files; the splits are indices into them."""
 
     name: str
     classes: tuple[str, ...]
@@ -37,7 +37,7 @@ class Dataset:
     test: Tensor
     fingerprint: str  # sha256 of the contents, the classes, the labels and the splits that the data brings
     notes: tuple[str, ...] = ()
-    published: tuple[Colour, Colour] | None = None  # mean and deviation of its channels, where its makers state them
+    published: tuple[Colour, Colour] | None = None  # mean and deviation of the channels, where the makers publish them
     files: OnDemand | None = None
     parts: Mapping[str, range] = field(default_factory=dict)  # rows of each part that the data brings
 
@@ -48,7 +48,7 @@ class Dataset:
         return torch.Size((channels, height, width))
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """The images of `rows`, B×H×W×C uint8, wherever they are. Raises DataError for a file that cannot be read."""
+        """The images of `rows`, B×H×W×C uint8. Raises DataError for a file that cannot be read."""
         if self.files is not None:
             return torch.from_numpy(self.files[rows.cpu().numpy()])
         return self.images[rows.to(self.images.device)]
@@ -150,9 +150,9 @@ def divide(dataset: Dataset, val_fraction: float, train_images: int | None, seed
 
 
 def stratified(labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str, everyone: bool = False) -> Tensor:
-    """`count` of `rows`, of each class in proportion, exactly (largest remainders). Sorted.
+    """`count` of `rows`, each class in proportion by largest remainders, sorted.
 
-    A class never gives its last image away, unless `everyone`: then the subset has one of each class at least.
+    Each class keeps an image outside the subset; with `everyone`, each has an image in the subset instead.
     Raises DataError where that is impossible.
     """
     classes = labels[rows]
@@ -170,8 +170,8 @@ def stratified(labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str
     take = [min(max(int(e), low), high) for e, low, high in zip(exact, least, most, strict=True)]
     while sum(take) != count:
         sign = 1 if sum(take) < count else -1
-        open_to = [c for c in range(len(take)) if least[c] <= take[c] + sign <= most[c]]
-        best = max(open_to, key=lambda c: (sign * (exact[c] - take[c]), -c))
+        adjustable = [c for c in range(len(take)) if least[c] <= take[c] + sign <= most[c]]
+        best = max(adjustable, key=lambda c: (sign * (exact[c] - take[c]), -c))
         take[best] += sign
     order = generator(seed, "split", purpose)
     picked = [
@@ -185,7 +185,7 @@ def _without(rows: Tensor, taken: Tensor) -> Tensor:
 
 
 def same_classes(expected: Sequence[str], dataset: Dataset, where: str) -> None:
-    """Raises DataError where a data set does not have the classes that `where` was trained with, in order."""
+    """Raises DataError unless a data set has the classes that `where` was trained with, in order."""
     if tuple(expected) != dataset.classes:
         raise DataError(
             f"{where} was trained on {len(expected)} classes, the data has {len(dataset.classes)} or other names",

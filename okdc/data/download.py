@@ -199,11 +199,10 @@ def _open(url: str, start: int) -> Any:
     except urllib.error.HTTPError as error:
         error.close()
         raise DataError(f"{url}: HTTP {error.code} {error.reason}", hint=hint) from None
-    except urllib.error.URLError as error:
-        reason = getattr(error.reason, "strerror", None) or error.reason
-        raise DataError(f"{url}: cannot be reached: {reason}", hint=hint) from None
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{url}: no answer: {error or type(error).__name__}", hint=hint) from None
+        reason = getattr(error, "reason", error)  # URLError wraps the socket's error
+        words = getattr(reason, "strerror", None) or reason or type(error).__name__
+        raise DataError(f"{url}: no answer: {words}", hint=hint) from None
     except ValueError as error:  # not a URL at all
         raise DataError(f"--url: {error}", hint="https://host/path/file.tar.gz") from None
 

@@ -21,12 +21,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from okdc.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-# What a file may be, whatever its name. Pillow knows more: for PostScript (EPS, also inside an IPTC file) it starts
-# Ghostscript, and a stranger's image must not start a program.
+# The formats that a file may have, whatever its name. Pillow has more, but for PostScript (EPS, also inside an IPTC
+# file) it starts Ghostscript, and a stranger's image must not start a program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "QOI")
 RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 RESIZE_LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
-LARGEST = 2**30 // 12  # pixels: what Pillow takes for an attack in a file is no size to resize one to either
+LARGEST = 2**30 // 12  # pixels: Pillow takes a larger file for an attack, and resizing makes no larger image either
 
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[int, int], None]
@@ -67,16 +67,16 @@ def fit(image: Image.Image, size: int, shorter_side: int | None = None) -> Pixel
 
 
 def rule(size: int, shorter_side: int | None = None) -> dict[str, Any]:
-    """What `fit` does, as student.json and the manifest say it. Only a client that knows the words may read images."""
+    """The rule of `fit` as student.json and the manifest state it. A client that does not know it must refuse."""
     if shorter_side in (None, size):
         return {"size": size, "resize": RESIZE}
     return {"size": size, "shorter_side": shorter_side, "resize": RESIZE_LARGER}
 
 
 def read(content: bytes, transform: Callable[[Image.Image], Pixels]) -> Pixels:
-    """The pixels that `transform` makes of a file's content, which is of one of FORMATS.
+    """A file's content, in one of FORMATS, as pixels after `transform`.
 
-    Raises whatever Pillow does; `damage` has words for it.
+    Raises whatever Pillow does; `damage` turns that into words.
     """
     if not content:
         raise ValueError("zero bytes")
@@ -86,28 +86,28 @@ def read(content: bytes, transform: Callable[[Image.Image], Pixels]) -> Pixels:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of FORMATS that the installed Pillow has a reader of: of another it raises KeyError."""
+    """The FORMATS that the installed Pillow reads; for any other it raises KeyError."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @contextmanager
 def wary() -> Iterator[None]:
-    """An image so large that it looks like an attack is an error, in all threads: the filters are global."""
+    """Images so large that they look like an attack are errors, in all threads: warning filters are global."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         yield
 
 
 def damage(error: Exception) -> str:
-    """Why a file is no whole image, in a line. Pillow raises a dozen kinds, down to SyntaxError and struct.error."""
-    if isinstance(error, UnidentifiedImageError):  # its own words hold an address in memory
+    """The reason why a file is no whole image, in a line. Pillow raises a dozen kinds, even SyntaxError."""
+    if isinstance(error, UnidentifiedImageError):  # Pillow's message holds an address in memory
         return "not an image of a known format"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
 def unreadable(bad: Sequence[str], count: int) -> DataError:
-    """The error for files that are no whole images: one line each in `bad`, of `count` that were read."""
+    """The error for files that are no whole images: a line for each in `bad`, out of `count` files."""
     bad = sorted(bad)
     return DataError(
         f"{len(bad)} of {count} images cannot be read, the first is {bad[0]}",

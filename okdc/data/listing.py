@@ -65,7 +65,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path) -> list[str]:
-    """The names of the images in a folder. Paths would take longer than all else of a listing."""
+    """The names of the images in a folder; making Path objects would take most of the time of a listing."""
     with os.scandir(folder) as entries:
         return sorted(e.name for e in entries if e.name.lower().endswith(EXTENSIONS) and not e.name.startswith("."))
 

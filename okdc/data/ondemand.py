@@ -15,7 +15,7 @@ from okdc.data import workers
 from okdc.data.images import Pixels, Progress, damage, fit, read, unreadable, wary
 from okdc.data.paths import Paths
 
-PROBE = 64  # images that are decoded at the start, to find a wrong folder or a half-copied one at once
+PROBE = 64  # images that are decoded at the start, so that a wrong or half-copied folder shows at once
 
 Rows = slice | npt.NDArray[np.int64]
 
@@ -70,7 +70,7 @@ class OnDemand:
         return OnDemand(self.paths.root, [self.paths[row] for row in rows], self.size, self.shorter_side)
 
     def decode(self, row: int, transform: Callable[[Image.Image], Pixels]) -> Pixels:
-        """What `transform` makes of one image. Raises UnreadableError, which names the file."""
+        """One image after `transform`. Raises UnreadableError, which names the file."""
         path = self.path(row)
         try:
             return read(path.read_bytes(), transform)

@@ -10,6 +10,7 @@ Shapes: N images of H×W pixels, three channels last, uint8; labels are integers
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -121,10 +122,8 @@ class Source:
     def count_classes(self, root: str | None) -> int | None:
         """How many classes, without a look at any image. None: unknown."""
         if self.class_folders and root is not None:
-            try:
+            with contextlib.suppress(DataError):
                 return len(class_names(Path(root).expanduser()))
-            except DataError:
-                return self.classes
         return self.classes
 
     def problems(self, data: Data, needs_data: bool) -> list[str]:

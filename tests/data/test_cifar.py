@@ -127,7 +127,7 @@ def test_another_size_is_refused_before_anything_is_read(name: str) -> None:
     assert f"data.image_size: the images of {name} are 32×32, found 16" in caught.value.details
 
 
-def test_a_run_on_it_is_judged_on_its_split_of_test(
+def test_a_run_on_it_is_judged_on_its_test_split(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cifar(Path("data"), monkeypatch, train=20, test=10)

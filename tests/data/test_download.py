@@ -257,8 +257,8 @@ def test_a_server_that_is_not_there_is_told_in_words(cifar10: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    refused(DataError, ": cannot be reached: Connection refused", url=f"http://127.0.0.1:{port}/x")
-    refused(DataError, ": cannot be reached: No such file or directory", url="file:///nowhere/x.tar.gz")
+    refused(DataError, ": no answer: Connection refused", url=f"http://127.0.0.1:{port}/x")
+    refused(DataError, ": no answer: No such file or directory", url="file:///nowhere/x.tar.gz")
     refused(DataError, "--url: unknown url type: 'mirror'", url="mirror")
     assert cifar10.asked == []
 

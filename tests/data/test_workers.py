@@ -17,6 +17,7 @@ from PIL import Image
 
 from okdc.data import decoding, workers
 from okdc.data.decoding import decode
+from okdc.data.images import read
 from okdc.data.listing import list_images
 from okdc.data.paths import Paths
 from okdc.errors import DataError
@@ -48,7 +49,7 @@ def test_processes_decode_what_threads_do(files: Paths, monkeypatch: pytest.Monk
     expected = decode(files, 8)
     monkeypatch.setattr(workers, "MANY", COUNT)
     monkeypatch.setattr(workers, "cores", lambda: 2)
-    parent, read = os.getpid(), decoding.read
+    parent = os.getpid()
 
     def elsewhere(*args: object) -> object:
         assert os.getpid() != parent
