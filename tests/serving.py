@@ -25,7 +25,7 @@ class Server:
     ranges: bool = True  # whether it goes on from the middle
     sized: bool = True  # whether it tells the size
     status: int = 200
-    asked: list[str | None] = field(default_factory=list)  # the Range of each request
+    requests: list[str | None] = field(default_factory=list)  # the Range of each request
     url: str = ""
 
 
@@ -37,7 +37,7 @@ def served() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
-            serving.asked.append(wanted)
+            serving.requests.append(wanted)
             begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and serving.ranges else 0
             if serving.status != 200:
                 self.send_error(serving.status)

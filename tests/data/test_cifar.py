@@ -28,21 +28,21 @@ def test_the_images_are_torchvisions_in_the_published_split(
     monkeypatch: pytest.MonkeyPatch, name: str, batches: int, classes: int
 ) -> None:
     root = write_cifar(Path("data"), monkeypatch, name, train=120, test=100)
-    found = read_data(name, root, 32)
+    dataset = read_data(name, root, 32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         train, test = KINDS[name](root, train=True), KINDS[name](root, train=False)
-    assert found.images.shape == (batches * 120 + 100, 32, 32, 3)
-    assert found.images.dtype == torch.uint8
-    assert found.images.is_contiguous()  # a batch is slices of it
-    assert np.array_equal(found.images[found.train].numpy(), train.data)
-    assert np.array_equal(found.images[found.test].numpy(), test.data)
-    assert found.labels[found.train].tolist() == train.targets
-    assert found.labels[found.test].tolist() == test.targets
-    assert found.classes == tuple(train.classes)
-    assert len(found.classes) == classes
-    assert len(found.val) == 0
-    assert found.name == name
+    assert dataset.images.shape == (batches * 120 + 100, 32, 32, 3)
+    assert dataset.images.dtype == torch.uint8
+    assert dataset.images.is_contiguous()  # a batch is slices of it
+    assert np.array_equal(dataset.images[dataset.train].numpy(), train.data)
+    assert np.array_equal(dataset.images[dataset.test].numpy(), test.data)
+    assert dataset.labels[dataset.train].tolist() == train.targets
+    assert dataset.labels[dataset.test].tolist() == test.targets
+    assert dataset.classes == tuple(train.classes)
+    assert len(dataset.classes) == classes
+    assert len(dataset.val) == 0
+    assert dataset.name == name
 
 
 def test_a_channel_is_a_plane_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +60,9 @@ def test_validation_is_held_out_of_train_and_the_test_split_stays(monkeypatch: p
     write_cifar(Path("data"), monkeypatch)
     words = ["cifar10_resnet20", "data.name=cifar10", "data.root=data", "optim.batch_size=8"]
     recipe, _ = resolve(load(words))
-    found = build.dataset(recipe)
-    assert [len(found.train), len(found.val), len(found.test)] == [180, 20, 20]
-    assert found.test.tolist() == list(range(200, 220))
+    actual = build.dataset(recipe)
+    assert [len(actual.train), len(actual.val), len(actual.test)] == [180, 20, 20]
+    assert actual.test.tolist() == list(range(200, 220))
 
 
 def test_the_fingerprint_is_that_of_the_pixels_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,22 +23,22 @@ def recipe_for(root: str, *words: str) -> Recipe:
 
 def test_its_own_three_splits_are_taken_and_nothing_is_held_out() -> None:
     write_cinic(Path("cinic"))
-    found = build.dataset(recipe_for("cinic"))
-    assert [len(rows) for rows in (found.train, found.val, found.test)] == [20, 20, 20]
-    assert found.classes == module.CLASSES
-    assert found.name == "cinic10"
-    assert found.fingerprint == read_data("folder", Path("cinic"), 8).fingerprint
+    data = build.dataset(recipe_for("cinic"))
+    assert [len(rows) for rows in (data.train, data.val, data.test)] == [20, 20, 20]
+    assert data.classes == module.CLASSES
+    assert data.name == "cinic10"
+    assert data.fingerprint == read_data("folder", Path("cinic"), 8).fingerprint
 
 
 def test_the_published_mean_and_deviation_are_used_where_the_recipe_names_none() -> None:
     write_cinic(Path("cinic"))
     recipe = recipe_for("cinic")
-    found = build.dataset(recipe)
-    data = build.with_moments(recipe, found).data
+    actual = build.dataset(recipe)
+    data = build.with_moments(recipe, actual).data
     assert data.mean == pytest.approx((0.4789, 0.4723, 0.4305), abs=5e-5)
     assert data.std == pytest.approx((0.2421, 0.2383, 0.2587), abs=5e-5)
     own = recipe_for("cinic", "data.mean=[0.5, 0.5, 0.5]")
-    data = build.with_moments(own, found).data
+    data = build.with_moments(own, actual).data
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == module.STD
     other = read_data("folder", Path("cinic"), 8)
@@ -78,9 +78,9 @@ def test_images_that_two_splits_share_are_counted_by_their_pixels() -> None:
         shutil.copyfile(root / source, root / target)
     with Image.open(root / "valid/frog/000.png") as image:  # another file, the same picture
         image.save(root / "test/frog/000.png", compress_level=0)
-    told = read_data("cinic10", root, 8).notes[-1]
-    assert told.startswith("equal pixels: ")
-    assert told.removeprefix("equal pixels: ").split(", ") == [
+    note = read_data("cinic10", root, 8).notes[-1]
+    assert note.startswith("equal pixels: ")
+    assert note.removeprefix("equal pixels: ").split(", ") == [
         "1 of 20 test images are in val",
         "3 of 20 test images are in train",
         "1 of 20 val images are in train",

@@ -117,7 +117,7 @@ def test_a_second_time_there_is_nothing_to_do(cifar10: Server) -> None:
     written = {f: f.stat().st_mtime_ns for f in Path("root").rglob("*")}
     cifar10.status = 500
     assert get("cifar10")["already_there"]
-    assert len(cifar10.asked) == 1
+    assert len(cifar10.requests) == 1
     assert {f: f.stat().st_mtime_ns for f in Path("root").rglob("*")} == written
 
 
@@ -147,7 +147,7 @@ def test_a_file_on_a_disk_is_a_mirror_too(cifar10: Server) -> None:
     Path("copy.tar.gz").write_bytes(cifar10.content)
     get("cifar10", url=Path("copy.tar.gz").absolute().as_uri())
     assert below() == CIFAR_FILES
-    assert cifar10.asked == []
+    assert cifar10.requests == []
 
 
 # --- where
@@ -160,7 +160,7 @@ def test_the_root_is_the_flag_the_variable_or_where_recipes_look(
     monkeypatch.setenv("OKDC_DATA_ROOT", "variable")
     assert get("cifar10", None)["root"] == "variable"
     assert get("cifar10", "flag")["root"] == "flag"
-    assert len(cifar10.asked) == 3
+    assert len(cifar10.requests) == 3
     assert all(is_whole("cifar10", Path(root)) for root in ("data", "variable", "flag"))
 
 
@@ -180,7 +180,7 @@ def test_a_folder_train_that_is_the_users_own_is_not_touched(cinic10: Server) ->
     refused(DataError, f"{Path.cwd()}/root/train is in the way: ", "cinic10")
     assert below() == {"train/cat/1.png"}
     assert [f.name for f in Path("root").iterdir()] == ["train"]
-    assert cinic10.asked == []
+    assert cinic10.requests == []
 
 
 # --- a transfer that fails
@@ -197,7 +197,7 @@ def test_a_transfer_that_was_cut_is_not_taken_for_whole_and_goes_on_where_it_sto
     refused(DataError, "ended after 2,000 of")
     cifar10.stops_at = None
     get("cifar10")
-    assert cifar10.asked == [None, "bytes=1000-", "bytes=2000-"]
+    assert cifar10.requests == [None, "bytes=1000-", "bytes=2000-"]
     assert below() == CIFAR_FILES
 
 
@@ -206,7 +206,7 @@ def test_a_server_that_cannot_go_on_from_the_middle_sends_it_all_again(cifar10: 
     refused(DataError, "ended after 1,000 of")
     cifar10.stops_at = None
     get("cifar10")
-    assert cifar10.asked == [None, "bytes=1000-"]  # in place of what there was, not behind it
+    assert cifar10.requests == [None, "bytes=1000-"]  # in place of what there was, not behind it
     assert below() == CIFAR_FILES
 
 
@@ -223,12 +223,12 @@ def test_a_beginning_that_is_bad_is_thrown_away_and_all_of_it_fetched(cifar10: S
 def test_another_file_of_the_same_size_is_refused_and_not_kept(cifar10: Server) -> None:
     right = cifar10.content
     cifar10.content = right[:-1] + bytes([right[-1] ^ 1])
-    found = hashlib.md5(cifar10.content).hexdigest()
-    refused(DataError, f"expected MD5 {hashlib.md5(right).hexdigest()}, found {found}")
+    digest = hashlib.md5(cifar10.content).hexdigest()
+    refused(DataError, f"expected MD5 {hashlib.md5(right).hexdigest()}, found {digest}")
     assert not list(Path("root").rglob("*.part"))
     cifar10.content = right
     get("cifar10")
-    assert cifar10.asked == [None, None]
+    assert cifar10.requests == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_server_that_is_not_there_is_told_in_words(cifar10: Server) -> None:
     refused(DataError, ": no answer: Connection refused", url=f"http://127.0.0.1:{port}/x")
     refused(DataError, ": no answer: No such file or directory", url="file:///nowhere/x.tar.gz")
     refused(DataError, "--url: unknown url type: 'mirror'", url="mirror")
-    assert cifar10.asked == []
+    assert cifar10.requests == []
 
 
 @pytest.mark.usefixtures("cifar10")
@@ -330,7 +330,7 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     change_source("cifar10", monkeypatch, unpacked=187_000_000)
     refused(DiskError, "about 187 MB are needed for cifar10, found 5 MB free")
-    assert cifar10.asked == []
+    assert cifar10.requests == []
     assert not below()
 
 
@@ -338,7 +338,7 @@ def test_a_disk_that_fills_while_the_file_comes_is_told(cifar10: Server) -> None
     Path("root/.okdc-download-cifar10").mkdir(parents=True)
     Path("root/.okdc-download-cifar10/archive.part").symlink_to("/dev/full")
     refused(DiskError, "archive.part: cannot be written: No space left on device")
-    assert cifar10.asked == [None]
+    assert cifar10.requests == [None]
 
 
 def test_a_disk_that_fills_while_it_is_unpacked_leaves_nothing_half_there(
@@ -357,7 +357,7 @@ def test_a_disk_that_fills_while_it_is_unpacked_leaves_nothing_half_there(
         assert below() == {f".okdc-download-cifar10/{locks.LOCK}"}
     get("cifar10")
     assert below() == CIFAR_FILES
-    assert cifar10.asked == [None]  # the archive was there
+    assert cifar10.requests == [None]  # the archive was there
 
 
 @pytest.mark.parametrize("at", ["extract", "rename"])
@@ -391,7 +391,7 @@ def test_a_process_that_is_killed_leaves_it_whole_or_missing_and_the_next_finish
     get("cinic10")
     assert is_whole("cinic10", Path("root"))
     assert sorted(f.name for f in Path("root").iterdir()) == ["README.md", "test", "train", "valid"]
-    assert len(cinic10.asked) == 1
+    assert len(cinic10.requests) == 1
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
@@ -459,9 +459,9 @@ def test_the_command_says_where_it_is_and_what_comes_next(cinic10: Server, capsy
     assert "next: okdc distill " in answer.err
     assert "--data-root 'my cinic'" in answer.err
     assert ask(capsys, "download", "cinic10", "--data-root", "my cinic").out.startswith("cinic10 was already in ")
-    told = json.loads(ask(capsys, "download", "cinic10", "--data-root", "my cinic", "--json").out)
-    assert told["already_there"]
-    assert len(cinic10.asked) == 1
+    facts = json.loads(ask(capsys, "download", "cinic10", "--data-root", "my cinic", "--json").out)
+    assert facts["already_there"]
+    assert len(cinic10.requests) == 1
 
 
 def test_what_it_brought_is_what_a_recipe_finds(cifar10: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -469,7 +469,7 @@ def test_what_it_brought_is_what_a_recipe_finds(cifar10: Server, capsys: pytest.
     words = ["data.name=cifar10", "data.image_size=32", "data.val_fraction=0.3", "data.train_images=20"]
     answer = ask(capsys, "distill", *words, "optim.epochs=1", "optim.batch_size=8")
     assert answer.code == 0, answer.err
-    assert len(cifar10.asked) == 1
+    assert len(cifar10.requests) == 1
 
 
 def test_an_error_of_the_transfer_is_an_answer_of_the_command(

@@ -67,9 +67,9 @@ def test_one_bit_is_black_and_white() -> None:
 def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
     deep = np.random.default_rng(4).integers(0, 65536, (8, 8), dtype=np.uint16)
     deep[0, :4] = (0, 257, 65535, 32768)
-    found = decoded(saved(Image.fromarray(deep)))
-    assert np.array_equal(found, np.repeat(np.round(deep / 257).astype(np.uint8)[..., None], 3, axis=2))
-    assert found[0, :4, 0].tolist() == [0, 1, 255, 128]
+    result = decoded(saved(Image.fromarray(deep)))
+    assert np.array_equal(result, np.repeat(np.round(deep / 257).astype(np.uint8)[..., None], 3, axis=2))
+    assert result[0, :4, 0].tolist() == [0, 1, 255, 128]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -80,11 +80,11 @@ def test_transparency_is_laid_over_black(mode: str) -> None:
         pixels[:] = pixels[..., :1]
     image = Image.fromarray(np.dstack([pixels[..., :1] if mode == "LA" else pixels, alpha]))
     assert image.mode == mode
-    found = decoded(saved(image))
+    result = decoded(saved(image))
     expected = pixels * (alpha[..., None] / 255.0)
-    assert np.abs(found - expected).max() <= 1  # a rounding
-    assert not found[0].any()
-    assert np.array_equal(found[1], pixels[1])
+    assert np.abs(result - expected).max() <= 1  # a rounding
+    assert not result[0].any()
+    assert np.array_equal(result[1], pixels[1])
 
 
 def test_a_palette_is_looked_up() -> None:
@@ -100,24 +100,24 @@ def test_a_transparent_entry_of_a_palette_is_black() -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.paste(0, (0, 0, 8, 4))
-    found = decoded(saved(image, transparency=0))
-    assert np.array_equal(found[:4], BLACK[:4])
-    assert np.array_equal(found[4:], np.broadcast_to(np.array([200, 100, 50], np.uint8), (4, 8, 3)))
+    result = decoded(saved(image, transparency=0))
+    assert np.array_equal(result[:4], BLACK[:4])
+    assert np.array_equal(result[4:], np.broadcast_to(np.array([200, 100, 50], np.uint8), (4, 8, 3)))
 
 
 def test_a_transparent_colour_of_an_opaque_mode_is_black() -> None:
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     image.paste((1, 2, 3), (0, 0, 8, 4))
-    found = decoded(saved(image, transparency=(200, 100, 50)))
-    assert np.array_equal(found[4:], BLACK[4:])
-    assert np.array_equal(found[:4], np.broadcast_to(np.array([1, 2, 3], np.uint8), (4, 8, 3)))
+    result = decoded(saved(image, transparency=(200, 100, 50)))
+    assert np.array_equal(result[4:], BLACK[4:])
+    assert np.array_equal(result[:4], np.broadcast_to(np.array([1, 2, 3], np.uint8), (4, 8, 3)))
 
 
 def test_cmyk_is_converted_to_rgb() -> None:
     c, m, y, k = 200, 40, 90, 30
-    found = decoded(saved(Image.new("CMYK", (8, 8), (c, m, y, k)), "a.jpg", quality=100))
+    result = decoded(saved(Image.new("CMYK", (8, 8), (c, m, y, k)), "a.jpg", quality=100))
     expected = [(255 - ink) * (255 - k) / 255 for ink in (c, m, y)]
-    assert np.abs(found.reshape(-1, 3) - expected).max() <= 4  # JPEG is lossy
+    assert np.abs(result.reshape(-1, 3) - expected).max() <= 4  # JPEG is lossy
 
 
 # What EXIF's orientation tag means, by the numpy operation that turns the stored pixels upright.
@@ -138,8 +138,8 @@ def test_an_image_stands_upright_by_its_exif_tag(orientation: int) -> None:
     pixels = picture(9, 8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = decoded(saved(Image.fromarray(pixels), exif=exif))
-    assert np.array_equal(found, UPRIGHT[orientation](pixels))
+    result = decoded(saved(Image.fromarray(pixels), exif=exif))
+    assert np.array_equal(result, UPRIGHT[orientation](pixels))
 
 
 def test_an_image_with_nonsense_for_exif_is_still_read() -> None:
@@ -167,10 +167,10 @@ def by_the_rule(pixels: Pixels, size: int) -> Pixels:
 @tried
 def test_any_size_is_resized_by_the_shorter_side_and_cut_in_the_centre(height: int, width: int, size: int) -> None:
     pixels = picture(height * 61 + width, height, width)
-    found = fit(Image.fromarray(pixels), size)
-    assert found.shape == (size, size, 3)
-    assert found.dtype == np.uint8
-    difference = np.abs(found.astype(int) - by_the_rule(pixels, size).astype(int))
+    result = fit(Image.fromarray(pixels), size)
+    assert result.shape == (size, size, 3)
+    assert result.dtype == np.uint8
+    difference = np.abs(result.astype(int) - by_the_rule(pixels, size).astype(int))
     assert difference.max() <= 2  # Pillow rounds to 8 bits between its two passes
 
 
@@ -192,8 +192,8 @@ def test_images_keep_the_order_of_their_files_and_progress_reaches_the_end() -> 
     pixels = [picture(i, 8) for i in range(150)]
     files = [saved(Image.fromarray(p), f"{i}.png") for i, p in enumerate(pixels)]
     seen: list[tuple[int, int]] = []
-    found, sha256 = decode(files, 8, lambda done, total: seen.append((done, total)))
-    assert np.array_equal(found, np.stack(pixels))
+    result, sha256 = decode(files, 8, lambda done, total: seen.append((done, total)))
+    assert np.array_equal(result, np.stack(pixels))
     assert seen == [(64, 150), (128, 150), (150, 150)]
     assert sha256 == decode(files, 16)[1]  # of the files, not of what became of them
     assert sha256 != decode(files[::-1], 8)[1]
@@ -227,38 +227,40 @@ def test_every_file_that_is_no_whole_image_is_listed_with_its_path() -> None:
         warnings.simplefilter("ignore")  # the refusal of 10,000×10,000 pixels is okdc's own
         with pytest.raises(DataError) as caught:
             decode(files, 8)
-    told = dict(line.split(": ", 1) for line in caught.value.details)
-    assert set(told) == {*bad, "folder.png", "gone.png"}
-    assert caught.value.message.startswith(f"{len(told)} of {len(files)} images cannot be read, the first is bomb.png")
+    reasons = dict(line.split(": ", 1) for line in caught.value.details)
+    assert set(reasons) == {*bad, "folder.png", "gone.png"}
+    assert caught.value.message.startswith(
+        f"{len(reasons)} of {len(files)} images cannot be read, the first is bomb.png"
+    )
     for name, (_, said) in bad.items():
-        assert said in told[name], name
-    assert told["folder.png"] == "Is a directory"
-    assert told["gone.png"] == "No such file or directory"
-    assert "0x" not in "".join(told.values())  # no address in memory
+        assert said in reasons[name], name
+    assert reasons["folder.png"] == "Is a directory"
+    assert reasons["gone.png"] == "No such file or directory"
+    assert "0x" not in "".join(reasons.values())  # no address in memory
 
 
 # --- listing
 
 
-def relative(found: Listing) -> dict[str, list[tuple[str, str]]]:
+def relative(result: Listing) -> dict[str, list[tuple[str, str]]]:
     """{split: [(path, class)]}"""
     return {
-        split: [(found.files[i].relative_to(found.root).as_posix(), found.classes[found.labels[i]]) for i in rows]
-        for split, rows in found.splits.items()
+        split: [(result.files[i].relative_to(result.root).as_posix(), result.classes[result.labels[i]]) for i in rows]
+        for split, rows in result.splits.items()
     }
 
 
 @pytest.mark.parametrize("val", ["val", "valid"])
 def test_a_tree_of_splits_is_listed_by_split_and_class(val: str) -> None:
     tree = {"test": {"b": 1, "a": 1}, val: {"a": 2, "b": 1}, "train": {"b": 1, "a": 2}}
-    found = list_images(write_tree(Path("root"), tree))
-    assert found.classes == ("a", "b")
-    assert relative(found) == {
+    listing = list_images(write_tree(Path("root"), tree))
+    assert listing.classes == ("a", "b")
+    assert relative(listing) == {
         "train": [("train/a/000.png", "a"), ("train/a/001.png", "a"), ("train/b/000.png", "b")],
         "val": [(f"{val}/a/000.png", "a"), (f"{val}/a/001.png", "a"), (f"{val}/b/000.png", "b")],
         "test": [("test/a/000.png", "a"), ("test/b/000.png", "b")],
     }
-    assert found.notes == []
+    assert listing.notes == []
 
 
 def test_train_alone_and_one_folder_of_classes_are_enough() -> None:
@@ -269,11 +271,11 @@ def test_train_alone_and_one_folder_of_classes_are_enough() -> None:
 
 def test_classes_are_mapped_by_name_where_another_split_lacks_one() -> None:
     tree = {"train": {"a": 1, "b": 1, "c": 1}, "val": {"c": 1, "a": 1}, "test": {"c": 2}}
-    found = list_images(write_tree(Path("root"), tree))
-    assert relative(found)["val"] == [("val/a/000.png", "a"), ("val/c/000.png", "c")]
-    assert {label for _, label in relative(found)["test"]} == {"c"}
-    root = found.root
-    assert found.notes == [
+    listing = list_images(write_tree(Path("root"), tree))
+    assert relative(listing)["val"] == [("val/a/000.png", "a"), ("val/c/000.png", "c")]
+    assert {label for _, label in relative(listing)["test"]} == {"c"}
+    root = listing.root
+    assert listing.notes == [
         f"{root}/val/b: no images of this class in val",
         f"{root}/test/a: no images of this class in test",
         f"{root}/test/b: no images of this class in test",
@@ -281,8 +283,8 @@ def test_classes_are_mapped_by_name_where_another_split_lacks_one() -> None:
 
 
 def test_a_class_folder_without_images_outside_train_is_a_note() -> None:
-    found = list_images(write_tree(Path("root"), {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 0}}))
-    assert found.notes == [f"{found.root}/test/b: no images of this class in test"]
+    listing = list_images(write_tree(Path("root"), {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 0}}))
+    assert listing.notes == [f"{listing.root}/test/b: no images of this class in test"]
 
 
 def test_a_class_that_only_another_split_has_is_an_error() -> None:
@@ -295,10 +297,10 @@ def test_a_class_that_only_another_split_has_is_an_error() -> None:
 def test_hidden_folders_and_files_are_nobodys() -> None:
     root = write_tree(Path("root"), {"train": {"a": 1, "b": 1, ".ipynb_checkpoints": 1}, ".git": {"x": 1}})
     shutil.copy(root / "train/a/000.png", root / "train/a/.hidden.png")
-    found = list_images(root)
-    assert found.classes == ("a", "b")
-    assert len(found.files) == 2
-    assert found.notes == []
+    listing = list_images(root)
+    assert listing.classes == ("a", "b")
+    assert len(listing.files) == 2
+    assert listing.notes == []
 
 
 def test_endings_are_read_in_any_case_and_other_files_are_left_out() -> None:
@@ -311,11 +313,11 @@ def test_endings_are_read_in_any_case_and_other_files_are_left_out() -> None:
 
 def test_folders_beside_the_splits_are_noted_with_the_nearest_split() -> None:
     tree = {"train": {"a": 1, "b": 1}, "vald": {"a": 1, "b": 1}, "misc": {"a": 1}}
-    found = list_images(write_tree(Path("root"), tree))
-    assert set(found.splits) == {"train"}
-    assert found.notes == [
-        f"{found.root}/misc is not read; the splits are train, valid|val, test",
-        f"{found.root}/vald is not read (did you mean 'valid'?); the splits are train, valid|val, test",
+    listing = list_images(write_tree(Path("root"), tree))
+    assert set(listing.splits) == {"train"}
+    assert listing.notes == [
+        f"{listing.root}/misc is not read; the splits are train, valid|val, test",
+        f"{listing.root}/vald is not read (did you mean 'valid'?); the splits are train, valid|val, test",
     ]
 
 
@@ -365,12 +367,12 @@ def test_loose_images_without_classes_are_counted() -> None:
         list_images(Path("root"))
 
 
-@pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing"), ("file", "a file")])
-def test_a_root_that_is_no_folder_is_named_in_full(name: str, found: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("nowhere", "nothing"), ("file", "a file")])
+def test_a_root_that_is_no_folder_is_named_in_full(name: str, kind: str) -> None:
     Path("file").touch()
     with pytest.raises(DataError) as caught:
         list_images(Path("images/..") / name)
-    assert caught.value.message == f"data.root: expected a folder of images at {Path.cwd() / name}, found {found}"
+    assert caught.value.message == f"data.root: expected a folder of images at {Path.cwd() / name}, found {kind}"
     assert "root/<split>/<class>/" in caught.value.hint
 
 
@@ -408,9 +410,9 @@ def test_images_are_decoded_once(root: Path) -> None:
 
 
 def test_the_sha256_is_that_of_the_files_contents(root: Path) -> None:
-    found = list_images(root)
-    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in found.files)
-    assert load(found, 8).sha256 == hashlib.sha256(digests).hexdigest()
+    listing = list_images(root)
+    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in listing.files)
+    assert load(listing, 8).sha256 == hashlib.sha256(digests).hexdigest()
 
 
 def touched(root: Path) -> None:
@@ -545,9 +547,9 @@ def test_a_damaged_cache_is_made_again(root: Path, damage: Callable[[Path], None
 
 def test_a_cache_that_cannot_be_written_costs_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_CACHE", "/dev/full/x")
-    found = load(list_images(root), 8)
-    assert found.pixels.shape == (5, 8, 8, 3)
-    (note,) = found.notes
+    listing = load(list_images(root), 8)
+    assert listing.pixels.shape == (5, 8, 8, 3)
+    (note,) = listing.notes
     assert note.startswith("the decoded images are not cached: /dev/full/x/")
     assert note.endswith(": Not a directory")
 

@@ -42,7 +42,7 @@ def cinic() -> Recipe:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often the file system was asked about each image."""
     counted: Counter[str] = Counter()
 
@@ -65,28 +65,28 @@ def refused(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("make", [a_folder, one_folder_of_classes, cinic])
 def test_a_second_start_opens_no_image_and_asks_once_about_each(
-    make: Callable[[], Recipe], asked: Counter[str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], Recipe], opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make()
     first = build.job(recipe, build.dataset(recipe))
-    asked.clear()
+    opened.clear()
     monkeypatch.setattr(Image, "open", refused)
     monkeypatch.setattr(Path, "read_bytes", refused)
     second = build.job(recipe, build.dataset(recipe))
-    assert len(asked) == len(first.dataset.labels)
-    assert set(asked.values()) == {1}
+    assert len(opened) == len(first.dataset.labels)
+    assert set(opened.values()) == {1}
     assert second.dataset.fingerprint == first.dataset.fingerprint
     assert second.dataset.images.equal(first.dataset.images)
     assert second.recipe == first.recipe
 
 
 @pytest.mark.parametrize("make", [a_folder, cinic])
-def test_a_first_start_asks_once_about_each(make: Callable[[], Recipe], asked: Counter[str]) -> None:
+def test_a_first_start_asks_once_about_each(make: Callable[[], Recipe], opened: Counter[str]) -> None:
     recipe = make()
-    asked.clear()
-    found = build.dataset(recipe)
-    assert len(asked) == len(found.labels)
-    assert set(asked.values()) == {1}
+    opened.clear()
+    data = build.dataset(recipe)
+    assert len(opened) == len(data.labels)
+    assert set(opened.values()) == {1}
 
 
 def test_a_link_to_nothing_is_named_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,10 +104,10 @@ def test_names_that_are_no_text_and_of_any_length_are_kept() -> None:
     odd = [os.fsdecode(b"\xff\xfe.png"), "ü" * 100 + ".png", " .png"]
     for name in odd:
         (root / "train/b/000.png").rename(root / "train/b" / name)
-        found = list_images(root)
-        assert [path.name for path in found.files] == ["000.png", "001.png", *sorted(["001.png", name])]
-        assert [path.name for path in found.files[2:]] == sorted(["001.png", name])
-        pixels = load(found, 8).pixels
-        assert np.array_equal(OnDemand(found.root, found.files, 8)[:], pixels)
-        assert np.array_equal(OnDemand(found.root, [found.files[3], found.files[0]], 8)[:], pixels[[3, 0]])
+        listing = list_images(root)
+        assert [path.name for path in listing.files] == ["000.png", "001.png", *sorted(["001.png", name])]
+        assert [path.name for path in listing.files[2:]] == sorted(["001.png", name])
+        pixels = load(listing, 8).pixels
+        assert np.array_equal(OnDemand(listing.root, listing.files, 8)[:], pixels)
+        assert np.array_equal(OnDemand(listing.root, [listing.files[3], listing.files[0]], 8)[:], pixels[[3, 0]])
         (root / "train/b" / name).rename(root / "train/b/000.png")

@@ -69,9 +69,9 @@ def test_large_images_are_decoded_in_smaller_parts(files: Paths, monkeypatch: py
     expected = decode(files, 8)
     monkeypatch.setattr(decoding, "_PART_BYTES", 50 * 8 * 8 * 3)
     seen: list[int] = []
-    found = decode(files, 8, lambda done, _: seen.append(done))
-    assert np.array_equal(found[0], expected[0])
-    assert found[1] == expected[1]
+    result = decode(files, 8, lambda done, _: seen.append(done))
+    assert np.array_equal(result[0], expected[0])
+    assert result[1] == expected[1]
     assert seen == [100, COUNT]  # at the first end of a part after each 64
 
 
