@@ -33,6 +33,7 @@ class Registry:
     own: Mapping[str, str]  # name -> "module:attribute"
     error: type[OkdcError]
     outside: str = "package.module:attribute"  # how to write what neither table names, for hints
+    callables: bool = True  # what a name of another package leads to has to be callable
 
     def names(self) -> list[str]:
         """Every name there is, okdc's own first."""
@@ -65,7 +66,7 @@ class Registry:
         if name in self.own:
             module, _, attribute = target.partition(":")
             return getattr(importlib.import_module(module), attribute)
-        return load(target, self.error)
+        return load(target, self.error, self.callables)
 
 
 @functools.cache
@@ -89,7 +90,7 @@ def working_directory_first() -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def load(target: str, error: type[OkdcError]) -> Any:
+def load(target: str, error: type[OkdcError], callables: bool = True) -> Any:
     """The object at `module:attribute`. Raises `error` that says which part is missing, or what importing it raised."""
     module, _, path = target.partition(":")
     if not module or not path:
@@ -108,7 +109,7 @@ def load(target: str, error: type[OkdcError]) -> Any:
             names = [name for name in dir(value) if not name.startswith("_")]
             raise error(f"{target}: {module} has no {path}{nearest(part, names)}")
         value = getattr(value, part)
-    if not callable(value):
+    if callables and not callable(value):
         raise error(f"{target}: expected something to call, found {type(value).__name__}")
     return value
 

@@ -14,13 +14,14 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from reading import read_data
 
 from okdc.__main__ import main
 from okdc.bundle import layout
 from okdc.bundle.session import Images, Session
-from okdc.bundle.test_images import Digest, Labels
-from okdc.data import published
-from okdc.data.datasets import digits
+from okdc.bundle.test_images import Digest
+from okdc.data import digits
+from okdc.data.source import Labels
 from okdc.deploy import onnx as exporter
 from okdc.runs.files import read_json, write_json
 from okdc.runs.run import Run
@@ -79,7 +80,7 @@ def edit_model(bundle: Path, change: Callable[[onnx.ModelProto], object]) -> Pat
 
 def add_model(bundle: Path, precision: str, blob: bytes, tolerance: float) -> Path:
     """A second model as an export writes it: its own accuracy on the digits, its own answers to the cases."""
-    dataset = digits()
+    dataset = read_data("digits")
     session = Session(blob)
     logits, _ = session(dataset.images[dataset.test].numpy(), 64)
     right = logits.argmax(1) == dataset.labels[dataset.test].numpy()
@@ -100,7 +101,7 @@ def add_model(bundle: Path, precision: str, blob: bytes, tolerance: float) -> Pa
 
 def of_folder(bundle: Path, root: Path, each: int = 6, split: str = "test") -> Path:
     """The bundle as if image files had judged it: some of the digits, below `root`/`split`/`digit`."""
-    pixels, labels = published.digits()
+    pixels, labels = digits.arrays()
     chosen = [row for digit in range(10) for row in (labels == digit).nonzero()[0][:each]]
     for name in dict.fromkeys(("train", split)):
         for digit in range(10):

@@ -16,7 +16,7 @@ import pytest
 from asking import write_tree
 from torchvision import datasets
 
-from okdc.data import published
+from okdc.data import cifar
 from okdc.data.cinic10 import CLASSES, SPLITS
 
 # As torchvision knows them, to compare with.
@@ -65,7 +65,7 @@ def write_cifar(root: Path, patch: pytest.MonkeyPatch, name: str = "cifar10", tr
     patch.setattr(kind, "train_list", [write(file, batch(train)) for file, _ in kind.train_list])
     patch.setattr(kind, "test_list", [write(file, batch(test)) for file, _ in kind.test_list])
     parts = {"train": dict(kind.train_list), "test": dict(kind.test_list)}
-    patch.setitem(published.CIFAR, name, replace(published.CIFAR[name], parts=parts, meta=dict([meta])))
+    patch.setitem(cifar.LAYOUTS, name, replace(cifar.LAYOUTS[name], parts=parts, meta=dict([meta])))
     return root
 
 

@@ -20,12 +20,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import run_info
 from pictures import write_imagenet
+from reading import read_data
 from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
-from okdc.data.imagenet import imagenet
 from okdc.data.streaming import StreamBatches
 from okdc.distributed import ALONE, HERE, Ranks
 from okdc.errors import RecipeError, UsageError
@@ -99,7 +99,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("start", [0, 3])
 def test_images_in_files_are_divided_in_the_same_way(tree: Path, count: int, start: int) -> None:
-    found = imagenet(tree, 32, 36)
+    found = read_data("imagenet", tree, 32, 36)
     with closing(StreamBatches(found, 8, True, RAW, 0, 0)) as one:
         expected = list(one.epoch(1, start))
     each = [StreamBatches(found, 8, True, RAW, 0, ranks.rank % 2, ranks) for ranks in group(count)]

@@ -10,11 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from okdc import backbones, methods
-from okdc.errors import RecipeError
+from okdc.data import find
+from okdc.data.source import Source
+from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Config, Method, TaughtConfig
 from okdc.recipe.draft import Draft, check
 from okdc.recipe.explain import explain, salvage
-from okdc.recipe.schema import CROP_PADDING, ROOTS, STREAMED, TEACHER, TEACHER_PLACES, Recipe
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Recipe
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
 
     Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
     """
-    tables, notes = _with_root(draft)
-    kind, config, problems = None, None, []
+    source, problems = _source(draft.tables.get("data"))
+    tables, notes = _with_root(draft, source)
+    kind, config = None, None
     method = tables.get("method")
     if isinstance(method, dict) and isinstance(method.get("name"), str):
         try:
@@ -98,7 +101,7 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
     if (whole := recipe or salvage(tables)) is not None:
         keys = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
         count = 1 if kind and kind.single else len(whole.cohort.students)
-        problems += [rule for rule in _rules(whole, count, needs_data) if rule.partition(":")[0] not in keys]
+        problems += [rule for rule in _rules(whole, source, count, needs_data) if rule.partition(":")[0] not in keys]
     place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
     if recipe is None or kind is None or config is None or problems:
         raise refusal(place, list(dict.fromkeys(problems)))
@@ -110,16 +113,16 @@ def refusal(place: str, problems: list[str]) -> RecipeError:
     return RecipeError(f"{place}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
 
 
-def _with_root(draft: Draft) -> tuple[dict[str, Any], list[str]]:
+def _with_root(draft: Draft, source: Source | None) -> tuple[dict[str, Any], list[str]]:
     """The draft's tables with the place of the images: the override, OKDC_DATA_ROOT, the file, the default."""
     tables, notes = dict(draft.tables), list(draft.notes)
     root = os.environ.get("OKDC_DATA_ROOT")
-    data = tables.get("data")
-    if root and isinstance(data, dict) and data.get("name") != "digits" and "data.root" not in draft.overridden:
-        tables["data"] = data | {"root": root}
-        notes.append(f"data.root is {root} (OKDC_DATA_ROOT)")
-    elif isinstance(data, dict) and "root" not in data and data.get("name") in list(ROOTS):
-        tables["data"] = data | {"root": ROOTS[data["name"]]}
+    if source is not None and source.files:
+        if root and "data.root" not in draft.overridden:
+            tables["data"] = tables["data"] | {"root": root}
+            notes.append(f"data.root is {root} (OKDC_DATA_ROOT)")
+        elif source.root is not None:
+            tables["data"] = {"root": source.root} | tables["data"]
     return tables, notes
 
 
@@ -134,30 +137,25 @@ def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -
     return {key: value for key, value in table.items() if key not in foreign}, [note]
 
 
-def _rules(recipe: Recipe, students: int, needs_data: bool) -> list[str]:
+def _source(data: Any) -> tuple[Source | None, list[str]]:
+    """The data set that the table `[data]` names, or a line that says why its name leads to none."""
+    name = data.get("name") if isinstance(data, dict) else None
+    if not isinstance(name, str):
+        return None, []
+    try:
+        return find(name), []
+    except DataError as error:
+        return None, [f"data.name: {'; '.join(filter(None, (error.message, error.hint)))}"]
+
+
+def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: bool) -> list[str]:
     """What holds between keys, where so many `students` are trained."""
     problems = []
     data = recipe.data
     if isinstance(recipe.cohort.keep, int) and recipe.cohort.keep >= students:
         problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
-    if needs_data and data.name == "folder" and data.root is None:
-        problems.append("data.root: missing; expected a folder of images: data.root=path/to/images")
-    if data.name == "digits" and data.image_size != 8:
-        problems.append(f"data.image_size: the digits are 8×8, found {data.image_size}")
-    if data.name in ("cifar10", "cifar100") and data.image_size != 32:
-        problems.append(f"data.image_size: the images of {data.name} are 32×32, found {data.image_size}")
-    if data.shorter_side is not None:
-        if data.name not in ("folder", *STREAMED):
-            problems.append(f"data.shorter_side: the images of {data.name} are not cut; leave it out")
-        elif data.shorter_side < data.image_size:
-            problems.append(
-                f"data.shorter_side: expected at least data.image_size ({data.image_size}), found {data.shorter_side}"
-            )
-    if data.name in STREAMED and data.crop_padding not in (0, CROP_PADDING):
-        problems.append(
-            f"data.crop_padding: {data.name} is trained on crops of random size and place, which have no "
-            f"padding; leave it out, found {data.crop_padding}"
-        )
+    if source is not None:
+        problems += source.problems(data, needs_data)
     if data.crop_padding >= data.image_size:  # a crop could lie wholly outside its image
         problems.append(
             f"data.crop_padding: expected less than data.image_size ({data.image_size}), found {data.crop_padding}"

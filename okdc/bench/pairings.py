@@ -12,7 +12,7 @@ from okdc.bench import plain_step as plain
 from okdc.bench.machine import settings_of
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
-from okdc.data import sources
+from okdc.data import find
 from okdc.data.workers import cores
 from okdc.recipe.draft import load
 from okdc.recipe.schema import Engine
@@ -78,7 +78,7 @@ def of_recipe(resolved: ResolvedRecipe, engine: Engine) -> Work:
 
 
 def classes_of(resolved: ResolvedRecipe) -> int:
-    return sources.count_classes(resolved.recipe.data) or CLASSES
+    return find(resolved.recipe.data.name).count_classes(resolved.recipe.data.root) or CLASSES
 
 
 def data_path(settings: Settings, scale: Scale) -> Pair:

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from okdc.bundle import card_texts
 from okdc.bundle.artefacts import Latency, Parity, Profile, ReducedReport
 from okdc.bundle.frontmatter import front_matter
 from okdc.bundle.layout import FLOAT16, FLOAT32, INT8, MODELS
+from okdc.data import DATASETS, find
+from okdc.data.source import Source
 from okdc.figures import standard_error_pct
 from okdc.runs.artefacts import Result, StudentInfo
 
@@ -32,6 +33,12 @@ class Story:
     parity: Parity
     profile: Profile  # its `models` are those in the bundle
     licence: str | None = None  # of the weights: an SPDX identifier or a name; None: nobody has stated one
+
+    @property
+    def source(self) -> Source | None:
+        """The data set, where it is one with a name; None: the user's own code."""
+        name = self.student["dataset"]
+        return find(name) if name in DATASETS else None
 
     @property
     def images(self) -> int:
@@ -52,7 +59,8 @@ def card(story: Story) -> str:
     student, licence = story.student, (story.licence or "").strip() or None
     accuracies = {MODELS[precision]: value for precision, value in story.top1_pct.items()}
     tags, seed = story.result.method_card.tags, story.recipe["seed"]
-    top = front_matter(student, tags, seed, accuracies, (story.images, story.split), licence)
+    hub = story.source.hub if story.source else None
+    top = front_matter(student, tags, seed, accuracies, (story.images, story.split), licence, hub)
     title = f"# {_named(student.architecture)} on {_named(student.dataset)}\n\n{_what(story)}"
     sections = {
         "Use": _use(story),
@@ -224,7 +232,7 @@ def _training(story: Story) -> str:
     ]
     if teacher := result.teacher:
         lines.append(f"- The teacher: {_code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
-    if student.dataset not in card_texts.FIXED:
+    if story.source is None or not story.source.fixed:
         lines.append(
             "- The name does not say which images these were: copies that were saved again as JPEG, for one, are other "
             "images. Compare the fingerprint."
@@ -248,8 +256,8 @@ def _limits(story: Story) -> str:
         if worst.change_pct < 0:
             lost = f"{-worst.change_pct:.2f} points on {_many(worst.images, 'image')}"
             lines.append(f"- `{MODELS[precision]}` loses most in class {_code(worst.class_)}: {lost}.")
-    if caution := card_texts.DATA.get(story.student.dataset):
-        lines.append(f"- {caution}")
+    if story.source is not None and story.source.caution:
+        lines.append(f"- {story.source.caution}")
     return "\n".join(lines) + "\n"
 
 

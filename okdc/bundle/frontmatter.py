@@ -27,14 +27,6 @@ LICENSES = frozenset({
 })
 # fmt: on
 
-# Where a hub has the data sets that are known by name; of others it would draw a dead link.
-DATASETS = {
-    "cifar10": "uoft-cs/cifar10",
-    "cifar100": "uoft-cs/cifar100",
-    "cinic10": "flwrlabs/cinic10",
-    "imagenet": "ILSVRC/imagenet-1k",
-}
-
 
 def front_matter(
     student: StudentInfo,
@@ -43,13 +35,13 @@ def front_matter(
     accuracies: Mapping[str, float],
     images: tuple[int, str],
     licence: str | None,
+    hub: str | None,
 ) -> str:
     """From `---` to `---`. `tags` are the method's, `accuracies` top-1 in % by file, `images` the number and split of
-    the images that judged.
+    the images that judged, `hub` the data set's name there; a name that the hub lacks would be a dead link.
     """
     count, split = images
     dataset = student.dataset
-    hub = DATASETS.get(dataset)
     tables = {
         **licence_of(licence),
         "library_name": "onnx",

@@ -20,7 +20,8 @@ from okdc.bundle.artefacts import Parity, Profile
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import MANIFEST, PARITY, PROFILE
 from okdc.bundle.session import Session, answers
-from okdc.bundle.test_images import SAME_PCT, Judged, NotHereError
+from okdc.bundle.test_images import SAME_PCT, NoImagesError
+from okdc.data.source import Part
 from okdc.errors import CheckFailed, DataError
 from okdc.progress import Progress
 from okdc.runs.provenance import processor
@@ -146,13 +147,12 @@ def _accuracy(
     """Every model on the images that judged it. Returns the reason where that cannot be done."""
     if not sessions:
         return "no model can be run"
-    everywhere = test_images.data_set(bundle) == test_images.DIGITS  # no folder can be a wrong one
     try:
         _judge(bundle, sessions, models, test_images.find(bundle, data_root), tell, failures)
-    except NotHereError as error:
+    except NoImagesError as error:
         return str(error)
     except DataError as error:
-        if everywhere:
+        if test_images.come_with_a_package(bundle):  # no folder can be a wrong one
             failures.append(CheckFailed("images", error.message, hint=error.hint))
         elif data_root is not None:
             lines = [f"{failure.kind}: {failure.message}" for failure in failures]
@@ -165,7 +165,7 @@ def _judge(
     bundle: Bundle,
     sessions: Sessions,
     models: dict[str, dict[str, Any]],
-    judging: Judged,
+    judging: Part,
     tell: Progress,
     failures: list[CheckFailed],
 ) -> None:

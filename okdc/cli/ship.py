@@ -253,10 +253,10 @@ def predict(
 def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]:
     """What a bundle does not say: where this machine has the images that judged it. Nothing where verify knows."""
     from okdc.assembly import reopen
-    from okdc.recipe.schema import ROOTS
+    from okdc.data import find
 
     data = reopen.recipe_of(run, data_root).recipe.data
-    return () if data.root in (None, ROOTS.get(data.name)) else ("--data-root", Path(data.root))
+    return () if data.root in (None, find(data.name).root) else ("--data-root", Path(data.root))
 
 
 def _refuse_idle(options: Mapping[str, object], of: str, asked: bool) -> None:

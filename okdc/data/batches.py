@@ -1,8 +1,8 @@
 """Batches of images: order, crop and flip of an epoch drawn from its number and a seed, normalised on the device.
 
-Here are those of resident images, and what all have in common; `okdc.data.streaming` has those of images in files.
-A CPU copies rectangles of single images, which is several times faster than a gather there; a GPU gathers a whole batch
-in one call without a host read. Both give the same pixels (tested).
+This module makes the batches of resident images; `okdc.data.streaming` makes those of images in files. A CPU copies
+rectangles of single images, which is several times faster than a gather; a GPU gathers a whole batch in one call
+without a host read. Both give the same pixels (tested).
 
 Shapes: B images of a batch, HWC pixels; `rows` are indices into the data set.
 """
@@ -20,19 +20,20 @@ from torch import Tensor
 
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
+from okdc.recipe.schema import Data
 from okdc.seeds import generator
 
-EVAL_BATCH = 500  # of every evaluation; part of what a recorded accuracy means, so parity takes the same
-EVAL_PIXELS = 100 * 224 * 224  # in one of its batches at most: 500 large images are gigabytes of maps
+EVAL_BATCH = 500  # images in every evaluation; a recorded accuracy depends on it, so parity uses it too
+EVAL_PIXELS = 100 * 224 * 224  # in an evaluation's batch at most: the maps of 500 large images are gigabytes
 
 
 def eval_batch(height: int, width: int) -> int:
-    """How many images of this size an evaluation takes at a time."""
+    """The number of images of this size in an evaluation's batch."""
     return max(1, min(EVAL_BATCH, EVAL_PIXELS // (height * width)))
 
 
 class Batches(Protocol):
-    """Training batches as the loop takes them, however they are made."""
+    """Training batches as the loop reads them, of resident images or of files."""
 
     @property
     def dataset(self) -> Dataset: ...
@@ -71,7 +72,7 @@ class Normalise:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch draws: the order of the images, and each one's shift and mirroring. All on the CPU."""
+    """The draws of one epoch: the order of the images, and the shift and mirroring of each. All on the CPU."""
 
     rows: Tensor  # N indices into the data set
     top: Tensor  # N, 0 .. 2·padding: the crop's corner in the padded image
@@ -80,7 +81,7 @@ class Epoch:
 
 
 def part_of_batch(step: int, batch_size: int, ranks: Ranks) -> slice:
-    """Where this process's images of a step are in the order of the epoch. `batch_size` counts those of all."""
+    """The places of this process's images of a step in the order of the epoch. `batch_size` counts all processes."""
     part = batch_size // ranks.count
     start = step * batch_size + ranks.rank * part
     return slice(start, start + part)
@@ -92,7 +93,7 @@ def order(rows: Tensor, epoch: int, seed: int) -> Tensor:
 
 
 def draw(rows: Tensor, epoch: int, padding: int, flip: bool, seed: int) -> Epoch:
-    """The draws of an epoch: a function of (seed, epoch) alone, so any step of it can be done again."""
+    """The draws of an epoch: a function of (seed, epoch) alone, so that any step can be repeated."""
     n = len(rows)
     corner = generator(seed, "epoch", epoch, "crop")
     mirrored = torch.rand(n, generator=generator(seed, "epoch", epoch, "flip")) < 0.5
@@ -106,9 +107,9 @@ def draw(rows: Tensor, epoch: int, padding: int, flip: bool, seed: int) -> Epoch
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Augmented, normalised training batches of one size. The partial last one is dropped: it might be one image.
+    """Augmented, normalised training batches of one size. A partial last batch is dropped: it might be a single image.
 
-    Of several processes each has its part of every batch; all parts together are the batch that one would have.
+    Each of several processes has its part of every batch; all parts together are the batch of a single process.
     """
 
     dataset: Dataset
@@ -142,8 +143,25 @@ class TrainBatches:
         """Nothing is open."""
 
 
+def batches_of(
+    dataset: Dataset,
+    data: Data,
+    batch_size: int,
+    normalise: Normalise,
+    seed: int,
+    workers: int,
+    ranks: Ranks = ALONE,
+) -> Batches:
+    """This process's training batches of a data set. Images in files are decoded by `workers` processes."""
+    if dataset.files is not None:
+        from okdc.data.streaming import StreamBatches  # torchvision takes seconds to import
+
+        return StreamBatches(dataset, batch_size, data.flip, normalise, seed, workers, ranks)
+    return TrainBatches(dataset, batch_size, data.crop_padding, data.flip, normalise, seed, ranks)
+
+
 def _crop_by_slices(images: Tensor, batch: Epoch, padding: int) -> Tensor:
-    """Copy the part of each image that its crop shows; the rest is the zero padding."""
+    """Copy the part of each image inside its crop; the rest of the crop is zero padding."""
     source = images.numpy()
     height, width = source.shape[1:3]
     out = np.zeros((len(batch.rows), height, width, 3), np.uint8)
@@ -158,20 +176,20 @@ def _crop_by_slices(images: Tensor, batch: Epoch, padding: int) -> Tensor:
 
 
 def _crop_by_gather(images: Tensor, batch: Epoch, padding: int) -> Tensor:
-    """The same in one gather: the picked images are padded, and mirroring is only another order of columns."""
+    """The same pixels in one gather of padded images; mirroring reverses the order of the columns."""
     height, width = images.shape[1:3]
     padded = F.pad(images[batch.rows], (0, 0, padding, padding, padding, padding))
     across = torch.arange(width, device=images.device)
     columns = batch.left[:, None] + torch.where(batch.flip[:, None], width - 1 - across, across)
     rows = batch.top[:, None] + torch.arange(height, device=images.device)
-    which = torch.arange(len(batch.rows), device=images.device)
-    return padded[which[:, None, None], rows[:, :, None], columns[:, None, :]]
+    batch_index = torch.arange(len(batch.rows), device=images.device)
+    return padded[batch_index[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
 def eval_batches(
     dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """`in_order`, of large images fewer at a time."""
+    """`in_order`, with fewer images in a batch where they are large."""
     return in_order(dataset, rows, normalise, min(batch_size, eval_batch(*dataset.size[1:])), ranks)
 
 
@@ -180,8 +198,7 @@ def in_order(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images NCHW float32, labels N) in the order of `rows`, the last batch partial.
 
-    Several processes take them in turn: the batches are those that one would have.
-    Raises DataError where images come from files and one is damaged.
+    Several processes take the batches of a single process in turn. Raises DataError for a damaged file.
     """
     for picked in rows.split(batch_size)[ranks.rank :: ranks.count]:
         yield normalise(dataset.pixels(picked)), dataset.labels[picked.to(dataset.labels.device)]

@@ -1,7 +1,6 @@
 """CINIC-10 (Darlow et al., arXiv:1810.03505): `root/{train,valid,test}/<class>/*.png`, 90,000 images a split.
 
-Image files in class folders as any others, with what is known of this set said aloud: who trains on it should know
-that its splits are not clean.
+Image files in class folders, with notes on what is wrong with the published splits.
 """
 
 from __future__ import annotations
@@ -12,8 +11,12 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-from okdc.data import images
-from okdc.data.datasets import Dataset, of_files
+import numpy as np
+
+from okdc.data.folder import decoded, read_part
+from okdc.data.images import EXTENSIONS
+from okdc.data.listing import Listing, list_images
+from okdc.data.source import Archive, Content, Request, Source
 from okdc.errors import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -22,15 +25,16 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 # Of the whole set, from its README (github.com/BayesWatch/cinic-10).
 MEAN = (0.47889522, 0.47227842, 0.43047404)
 STD = (0.24205776, 0.23828046, 0.25874835)
-KNOWN = (
+CAUTION = (
     "CINIC-10: its test split holds all CIFAR-10 test images and 10,000 CIFAR-10 training images: a teacher or weights "
-    "from CIFAR-10 have seen what they are judged on (github.com/BayesWatch/cinic-10, README)",
-    "CINIC-10: it has duplicates within and between splits and blank images (github.com/BayesWatch/cinic-10/issues/5)",
+    "from CIFAR-10 have seen images that judge them (github.com/BayesWatch/cinic-10, README); it has duplicates within "
+    "and between splits, and blank images (github.com/BayesWatch/cinic-10/issues/5)."
 )
 
 
-def cinic(root: Path, size: int, progress: images.Progress | None = None) -> Dataset:
+def read(request: Request) -> Content:
     """Its own three splits. Raises DataError for a missing folder or other classes than its ten."""
+    root = request.folder
     missing = [split for split in SPLITS if not (root / split).is_dir()]
     if missing:
         raise DataError(
@@ -38,49 +42,77 @@ def cinic(root: Path, size: int, progress: images.Progress | None = None) -> Dat
             f"found {'no ' + ', no '.join(missing) if root.is_dir() else 'nothing there'}",
             hint=f"okdc download cinic10 --data-root {shlex.quote(str(root))} brings <split>/<class>/*.png",
         )
-    listed = images.listing(root)
-    if listed.classes != CLASSES:
+    listing = list_images(root)
+    if listing.classes != CLASSES:
         raise DataError(
-            f"cinic10: expected ten classes in {listed.root / 'train'}, found {len(listed.classes)} or other names",
+            f"cinic10: expected ten classes in {listing.root / 'train'}, found {len(listing.classes)} or other names",
             hint="other images in class folders are data.name=folder",
-            details=[f"expected: {', '.join(CLASSES)}", f"found: {', '.join(listed.classes)}"],
+            details=[f"expected: {', '.join(CLASSES)}", f"found: {', '.join(listing.classes)}"],
         )
-    found = of_files(listed, size, progress)
-    notes = [*found.notes, *_unlike_the_published(listed), *KNOWN, duplicates(found)]
-    return replace(found, name="cinic10", notes=tuple(notes), published=(MEAN, STD))
+    content = decoded(listing, request, _differences(listing))
+    return replace(content, notes=(*content.notes, CAUTION, duplicates(content)), moments=(MEAN, STD))
 
 
 def count(root: Path) -> dict[str, int]:
-    """How many image files each split has; a split that is not there has none."""
-    found = {split: (root / split).glob("*/*") for split in SPLITS}
-    return {split: sum(f.name.lower().endswith(images.EXTENSIONS) for f in files) for split, files in found.items()}
+    """How many image files each split has; a missing split has none."""
+    return {
+        split: sum(file.name.lower().endswith(EXTENSIONS) for file in (root / split).glob("*/*")) for split in SPLITS
+    }
 
 
-def _unlike_the_published(listed: images.Listing) -> list[str]:
+def is_whole(root: Path) -> bool:
+    """Whether every split has the published number of images."""
+    return set(count(root).values()) == {PER_SPLIT}
+
+
+def duplicates(content: Content) -> str:
+    """How many images of one split another has too, pixel by pixel: a sentence."""
+    images = content.images
+    assert isinstance(images, np.ndarray)
+    digests = {
+        split: [hashlib.blake2b(images[row].data, digest_size=16).digest() for row in content.parts[split]]
+        for split in ("test", "val", "train")
+    }
+    shares = []
+    for split, other in combinations(digests, 2):
+        present = set(digests[other])
+        shares.append(
+            f"{sum(d in present for d in digests[split]):,} of {len(digests[split]):,} {split} images are in {other}"
+        )
+    return f"equal pixels: {', '.join(shares)}"
+
+
+def _differences(listing: Listing) -> list[str]:
+    """A note for each way in which these files are not the published ones."""
     notes = []
-    counts = {split: len(rows) for split, rows in listed.splits.items()}
+    counts = {split: len(rows) for split, rows in listing.splits.items()}
     if set(counts.values()) != {PER_SPLIT}:
-        told = ", ".join(f"{n:,} {split}" for split, n in counts.items())
-        notes.append(f"not the whole of CINIC-10: expected {PER_SPLIT:,} images a split, found {told}")
-    lossy = sum(not name.lower().endswith(b".png") for name in listed.files.names())
+        numbers = ", ".join(f"{n:,} {split}" for split, n in counts.items())
+        notes.append(f"not the whole of CINIC-10: expected {PER_SPLIT:,} images a split, found {numbers}")
+    lossy = sum(not name.lower().endswith(b".png") for name in listing.files.names())
     if lossy:
         notes.append(
-            f"not the published CINIC-10: {lossy:,} of {len(listed.files):,} files are not PNG; where they were "
+            f"not the published CINIC-10: {lossy:,} of {len(listing.files):,} files are not PNG; where they were "
             "compressed again, numbers do not compare with published ones"
         )
     return notes
 
 
-def duplicates(dataset: Dataset) -> str:
-    """How many images of one split another has too, pixel by pixel: a sentence."""
-    splits = {"test": dataset.test, "val": dataset.val, "train": dataset.train}
-    pixels = dataset.images.numpy()
-    digests = {
-        split: [hashlib.blake2b(pixels[row], digest_size=16).digest() for row in rows.tolist()]
-        for split, rows in splits.items()
-    }
-    told = []
-    for one, other in combinations(splits, 2):
-        known = set(digests[other])
-        told.append(f"{sum(d in known for d in digests[one]):,} of {len(digests[one]):,} {one} images are in {other}")
-    return f"equal pixels: {', '.join(told)}"
+SOURCE = Source(
+    name="cinic10",
+    read=read,
+    read_part=read_part,
+    root="data/cinic10",
+    classes=len(CLASSES),
+    archive=Archive(
+        url="https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
+        md5="6ee4d0c996905fe93221de577967a372",
+        size=687_544_992,
+        unpacked=1_110_000_000,
+        folders=SPLITS,
+        is_whole=is_whole,
+        may_replace=False,
+    ),
+    caution=CAUTION,
+    hub="flwrlabs/cinic10",
+)

@@ -1,8 +1,8 @@
 """`okdc download`: the published archive of a named data set, whole and checked, or not at all.
 
-The archive grows in `root/.okdc-download-NAME/`; a transfer that was cut goes on where it stopped. It is unpacked only
-when its size and MD5 are the published ones, beside its place, and moved there when it is all there: whatever ends the
-process, the data set is whole or missing, and the same command finishes the work.
+The archive grows in `root/.okdc-download-NAME/`, and a cut transfer continues where it stopped. okdc unpacks it there
+only if size and MD5 are the published ones, and then moves its folders to the root: whatever ends the process, the data
+set is whole or missing, and the same command finishes the work.
 """
 
 from __future__ import annotations
@@ -20,56 +20,35 @@ import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from okdc import __version__
-from okdc.data import cinic10 as cinic
-from okdc.data import published
-from okdc.errors import DataError, DiskError, RunError, UsageError, nearest
+from okdc.data import find
+from okdc.data.source import Archive, Source
+from okdc.errors import DataError, DiskError, RunError, UsageError
 from okdc.recipe import catalog
 from okdc.recipe.draft import read
-from okdc.recipe.schema import DATASETS, ROOTS
 from okdc.runs import locks
 from okdc.runs.files import writing
 
 Progress = Callable[[int, int, str], None]  # megabytes done, megabytes in all, in words
 
 CHUNK = 1 << 20
-TIMEOUT_S = 60  # without a byte
-CINIC_URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz"
-CINIC_MD5 = "6ee4d0c996905fe93221de577967a372"
-BYTES = {"cifar10": 170_498_071, "cifar100": 169_001_437, "cinic10": 687_544_992}
-UNPACKED = {"cifar10": 187_000_000, "cifar100": 187_000_000, "cinic10": 1_110_000_000}  # on disk, about
+TIMEOUT_S = 60  # that pass without a byte
 
 
-@dataclass(frozen=True)
-class Archive:
-    """What is published, and what it leaves in the root."""
-
-    name: str
-    url: str
-    md5: str
-    size: int  # bytes
-    brings: tuple[str, ...]  # folders
-
-
-def archive(name: str) -> Archive:
-    """Raises UsageError for a name that has none, with what to do instead."""
-    if name == "cinic10":
-        return Archive(name, CINIC_URL, CINIC_MD5, BYTES[name], cinic.SPLITS)
-    if of := published.CIFAR.get(name):
-        return Archive(name, of.url, of.md5, BYTES[name], (of.folder,))
-    if name == "imagenet":
-        raise UsageError(
-            "imagenet is given to who registers, not to programs: it has to be fetched by hand",
-            hint="register at https://image-net.org, fetch ILSVRC2012 and lay it out as "
-            f"{ROOTS[name]}/{{train,val}}/<wnid>/*.JPEG, or anywhere with --data-root",
-        )
-    if name == "folder" or ":" in name:
-        raise UsageError(f"{name}: these are your own images", hint="data.root=path/to/images says where they are")
-    raise UsageError(f"no data set is called {name!r}{nearest(name, DATASETS)}", hint="there is: " + ", ".join(BYTES))
+def source_of(name: str) -> Source:
+    """Raises UsageError for a data set that cannot be downloaded, with the way to get it."""
+    try:
+        source = find(name)
+    except DataError as error:
+        raise UsageError(error.message, hint=error.hint) from None
+    if source.archive is not None or not source.files:
+        return source
+    if source.by_hand:
+        raise UsageError(f"{name} is given to people who register, not to programs", hint=source.by_hand)
+    raise UsageError(f"{name}: these are your own images", hint="data.root=path/to/images says where they are")
 
 
 def download(name: str, data_root: str | None, url: str | None, progress: Progress) -> dict[str, Any]:
@@ -80,186 +59,186 @@ def download(name: str, data_root: str | None, url: str | None, progress: Progre
     Raises UsageError for a name without an archive, DataError for a transfer that failed or another file than the
     published one, DiskError where it cannot be written.
     """
-    if name == "digits":  # they come with scikit-learn
+    source = source_of(name)
+    archive = source.archive
+    if archive is None:
         return {"name": name, "root": None, "url": None, "bytes": 0, "md5": None, "already_there": True}
-    from_where = archive(name)
-    root = Path(data_root or os.environ.get("OKDC_DATA_ROOT") or ROOTS[name]).expanduser()
-    url = url or from_where.url
-    facts = {"name": name, "root": str(root), "url": url, "bytes": from_where.size, "md5": from_where.md5}
-    if is_whole(name, root):
+    root = Path(data_root or os.environ.get("OKDC_DATA_ROOT") or source.root or ".").expanduser()
+    url = url or archive.url
+    facts = {"name": name, "root": str(root), "url": url, "bytes": archive.size, "md5": archive.md5}
+    if archive.is_whole(root):
         return facts | {"already_there": True}
-    work, new = root / f".okdc-download-{name}", not root.exists()
+    work, is_new = root / f".okdc-download-{name}", not root.exists()
     with writing(work):
         work.mkdir(parents=True, exist_ok=True)
     try:
-        with _alone(work, root):
-            tree = work / "tree"  # exists only when all of the archive is in it
-            if not is_whole(name, root):
-                _refuse_taken(from_where, root, tree)
-                if not tree.is_dir():
-                    packed = work / "archive.part"
-                    _room(from_where, work, packed)
-                    _fetch(from_where, url, packed, progress)
-                    _unpack(packed, tree, from_where, progress)
-                _move(tree, root, from_where, work)
-            shutil.rmtree(work, ignore_errors=True)
+        with _lock(work, root):
+            _bring(name, archive, url, root, work, progress)
     except OSError as error:
         raise DiskError(f"{root}: cannot be written: {error.strerror or error}") from error
     finally:
         with contextlib.suppress(OSError):
-            if [f.name for f in work.iterdir()] == [locks.LOCK]:  # nothing was begun
+            if [file.name for file in work.iterdir()] == [locks.LOCK]:  # nothing was begun
                 shutil.rmtree(work)
-                if new:
+                if is_new:
                     root.rmdir()
     return facts | {"already_there": False}
 
 
-def is_whole(name: str, root: Path) -> bool:
-    if name == "cinic10":
-        return set(cinic.count(root).values()) == {cinic.PER_SPLIT}
-    return not published.damage(name, root)
+def _bring(name: str, archive: Archive, url: str, root: Path, work: Path, progress: Progress) -> None:
+    """Fetch, unpack and move, each only where an earlier start has not done it."""
+    tree = work / "tree"  # exists only when all of the archive is in it
+    if not archive.is_whole(root):
+        _refuse_taken(name, archive, root, tree)
+        if not tree.is_dir():
+            packed = work / "archive.part"
+            _check_room(name, archive, work, packed)
+            _fetch(archive, url, packed, progress)
+            _unpack(packed, tree, name, archive, progress)
+        _move(tree, root, archive, work)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _alone(work: Path, root: Path) -> Iterator[None]:
-    try:
-        lock = contextlib.ExitStack()
-        lock.enter_context(locks.held(work))
-    except RunError:
-        raise DataError(f"another process is downloading to {root}", hint="wait for it, or stop it") from None
-    with lock:
+def _lock(work: Path, root: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(locks.held(work))
+        except RunError:
+            raise DataError(f"another process is downloading to {root}", hint="wait for it, or stop it") from None
         yield
 
 
-def _refuse_taken(of: Archive, root: Path, tree: Path) -> None:
-    """CINIC-10's folders have everyday names: what is there may be the user's own. CIFAR's belong to CIFAR."""
-    if of.name != "cinic10":
+def _refuse_taken(name: str, archive: Archive, root: Path, tree: Path) -> None:
+    """Raises DataError where folders of the archive are in the root already and may be the user's own."""
+    if archive.may_replace:
         return
-    coming = [name for name in of.brings if not tree.is_dir() or (tree / name).is_dir()]
-    taken = [root / name for name in coming if (root / name).exists()]
+    missing = [folder for folder in archive.folders if not tree.is_dir() or (tree / folder).is_dir()]
+    taken = [root / folder for folder in missing if (root / folder).exists()]
     if taken:
-        counts = ", ".join(f"{n:,} {split}" for split, n in cinic.count(root).items())
         raise DataError(
-            f"{taken[0].absolute()} is in the way: expected nothing or the whole of CINIC-10, found {counts} images",
+            f"{taken[0].absolute()} is in the way: expected nothing or the whole of {name}",
             hint="move it away, or choose another --data-root",
         )
 
 
-def _room(of: Archive, work: Path, packed: Path) -> None:
-    there = packed.stat().st_size if packed.exists() else 0
-    needed, free = of.size - there + UNPACKED[of.name], shutil.disk_usage(work).free
+def _check_room(name: str, archive: Archive, work: Path, packed: Path) -> None:
+    """Raises DiskError where the rest of the archive and the unpacked files do not fit."""
+    needed, free = archive.size - _bytes(packed) + archive.unpacked, shutil.disk_usage(work).free
     if free < needed:
         raise DiskError(
-            f"{work}: about {_mb(needed):,} MB are needed for {of.name}, found {_mb(free):,} MB free",
+            f"{work}: about {_mb(needed):,} MB are needed for {name}, found {_mb(free):,} MB free",
             hint="free some space, or choose another --data-root",
         )
+
+
+def _bytes(packed: Path) -> int:
+    """How much of the archive has arrived."""
+    return packed.stat().st_size if packed.exists() else 0
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The transfer
 
 
-def _fetch(of: Archive, url: str, packed: Path, progress: Progress) -> None:
-    """The published file at `packed`, to the byte. What an earlier start left is used, and thrown away if it is bad."""
+def _fetch(archive: Archive, url: str, packed: Path, progress: Progress) -> None:
+    """The published file at `packed`, to the byte. An earlier start's beginning is used, and dropped if it is bad."""
     while True:
         resumed = packed.exists()
-        _transfer(of, url, packed, progress)
+        _transfer(archive, url, packed, progress)
         with packed.open("rb") as stream:
-            found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-        if found == of.md5:
+            md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        if md5 == archive.md5:
             return
         packed.unlink()
         if not resumed:
             raise DataError(
-                f"{url}: expected MD5 {of.md5}, found {found}: another file, or damaged on its way",
+                f"{url}: expected MD5 {archive.md5}, found {md5}: another file, or damaged on its way",
                 hint="try again, or name a mirror: --url URL",
             )
 
 
-def _transfer(of: Archive, url: str, packed: Path, progress: Progress) -> None:
-    """Append what is missing. Raises DataError with what has arrived kept."""
-    have = packed.stat().st_size if packed.exists() else 0
-    if have > of.size:
+def _transfer(archive: Archive, url: str, packed: Path, progress: Progress) -> None:
+    """Append what is missing. A DataError leaves the bytes that have arrived in `packed`."""
+    if _bytes(packed) > archive.size:
         packed.unlink()
-        have = 0
-    if have == of.size:
+    count = _bytes(packed)
+    if count == archive.size:
         return
-    with _answer(url, have) as answer:
-        begins, size = _offered(answer, have)
-        if size is not None and size != of.size:
+    with _open(url, count) as response:
+        count, size = _range(response, count)
+        if size is not None and size != archive.size:
             raise DataError(
-                f"{url}: expected {of.size:,} bytes, the server offers {size:,}: not the published archive",
+                f"{url}: expected {archive.size:,} bytes, the server offers {size:,}: not the published archive",
                 hint="name a mirror: --url URL",
             )
-        have = begins
-        with writing(packed, hint="free some space; the same command goes on from there"):
-            with packed.open("ab" if begins else "wb") as stream:
-                for chunk in _chunks(url, answer):
+        with writing(packed, hint="free some space; the same command continues from there"):
+            with packed.open("ab" if count else "wb") as stream:
+                for chunk in _chunks(url, response):
                     stream.write(chunk)
-                    have += len(chunk)
-                    progress(_mb(have), _mb(of.size), f"{_mb(have):,} of {_mb(of.size):,} MB")
-                    if have > of.size:
+                    count += len(chunk)
+                    progress(_mb(count), _mb(archive.size), f"{_mb(count):,} of {_mb(archive.size):,} MB")
+                    if count > archive.size:
                         break
-    if have < of.size:
+    if count < archive.size:
         raise DataError(
-            f"{url}: the transfer ended after {have:,} of {of.size:,} bytes",
-            hint="the same command goes on from there",
+            f"{url}: the transfer ended after {count:,} of {archive.size:,} bytes",
+            hint="the same command continues from there",
         )
-    if have > of.size:
+    if count > archive.size:
         packed.unlink()
-        raise DataError(f"{url}: expected {of.size:,} bytes, the server sends more: not the published archive")
+        raise DataError(f"{url}: expected {archive.size:,} bytes, the server sends more: not the published archive")
 
 
-def _answer(url: str, have: int) -> Any:
-    """The open answer to a request for all bytes from `have` on."""
-    headers = {"User-Agent": f"okdc/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
-    hint = "is there a network? a mirror can be named: --url URL"
+def _open(url: str, start: int) -> Any:
+    """The response to a request for all bytes from `start` on."""
+    headers = {"User-Agent": f"okdc/{__version__}"} | ({"Range": f"bytes={start}-"} if start else {})
+    hint = "check the network, or name a mirror: --url URL"
     try:
         return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         error.close()
         raise DataError(f"{url}: HTTP {error.code} {error.reason}", hint=hint) from None
-    except urllib.error.URLError as error:
-        words = getattr(error.reason, "strerror", None) or error.reason
-        raise DataError(f"{url}: cannot be reached: {words}", hint=hint) from None
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(f"{url}: no answer: {error or type(error).__name__}", hint=hint) from None
+        reason = getattr(error, "reason", error)  # URLError wraps the socket's error
+        words = getattr(reason, "strerror", None) or reason or type(error).__name__
+        raise DataError(f"{url}: no answer: {words}", hint=hint) from None
     except ValueError as error:  # not a URL at all
         raise DataError(f"--url: {error}", hint="https://host/path/file.tar.gz") from None
 
 
-def _offered(answer: Any, have: int) -> tuple[int, int | None]:
-    """At which byte an answer begins, and the size of the whole file where the server tells it."""
-    if answer.status == 206:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
-        if found and int(found[1]) == have:
-            return have, int(found[2]) if found[2].isdigit() else None
-        raise DataError(f"{answer.url}: asked for the bytes from {have:,} on, the server sends others")
-    length = answer.headers.get("Content-Length", "")
+def _range(response: Any, start: int) -> tuple[int, int | None]:
+    """The byte at which a response begins, and the size of the whole file where the server states it."""
+    if response.status == 206:
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if match and int(match[1]) == start:
+            return start, int(match[2]) if match[2].isdigit() else None
+        raise DataError(f"{response.url}: expected the bytes from {start:,} on, the server sends others")
+    length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() else None
 
 
-def _chunks(url: str, answer: Any) -> Iterator[bytes]:
-    """A network that goes away is not the disk's fault."""
+def _chunks(url: str, response: Any) -> Iterator[bytes]:
+    """The body. Raises DataError for a network that fails, so that it is not taken for a disk that does."""
     while True:
         try:
-            chunk = answer.read1(CHUNK)  # what is there, so that all of it is kept where the rest does not come
+            chunk = response.read1(CHUNK)  # whatever has arrived, so that a cut transfer keeps all of it
         except http.client.IncompleteRead as error:
-            chunk, answer = error.partial, None
-        except (OSError, http.client.HTTPException) as error:
-            raise DataError(f"{url}: the transfer broke off: {error}", hint="the same command goes on") from None
-        if chunk:
-            yield chunk
-        if not chunk or answer is None:
+            yield error.partial
             return
+        except (OSError, http.client.HTTPException) as error:
+            raise DataError(f"{url}: the transfer broke off: {error}", hint="the same command continues") from None
+        if not chunk:
+            return
+        yield chunk
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Unpacking
 
 
-def _unpack(packed: Path, tree: Path, of: Archive, progress: Progress) -> None:
-    """All of the archive in `tree`, or no `tree`. Files and folders below it, and nothing else, are taken."""
+def _unpack(packed: Path, tree: Path, name: str, archive: Archive, progress: Progress) -> None:
+    """All of the archive in `tree`, or no `tree`. Raises DataError for a member that is neither file nor folder."""
     aside = tree.with_name("tree.new")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -268,36 +247,35 @@ def _unpack(packed: Path, tree: Path, of: Archive, progress: Progress) -> None:
                 with packed.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:gz") as tar:
                     for member in tar:
                         if not (member.isreg() or member.isdir()):
-                            raise DataError(f"{of.name}: the archive holds {member.name!r}, neither file nor folder")
+                            raise DataError(f"{name}: the archive holds {member.name!r}, neither file nor folder")
                         tar.extract(member, aside, filter="data")
-                        done = stream.tell()
-                        progress(_mb(done), _mb(of.size), f"unpacked {_mb(done):,} of {_mb(of.size):,} MB")
+                        done = _mb(stream.tell())
+                        progress(done, _mb(archive.size), f"unpacked {done:,} of {_mb(archive.size):,} MB")
             except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise DataError(f"{of.name}: the archive cannot be unpacked: {error}") from None
-            top = _top(aside, of)
-            top.rename(tree)
+                raise DataError(f"{name}: the archive cannot be unpacked: {error}") from None
+            _top(aside, name, archive).rename(tree)
     except DataError:
-        packed.unlink(missing_ok=True)  # it has the published MD5 and is of no use: nothing to go on from
+        packed.unlink(missing_ok=True)  # its MD5 is the published one, so another transfer would bring the same
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _top(aside: Path, of: Archive) -> Path:
-    """The folder of the archive that has what it should bring: its top, or the one folder there."""
-    for place in [aside, *sorted(aside.glob("*/"))]:
-        if all((place / name).is_dir() for name in of.brings):
-            return place
-    there = ", ".join(sorted(f.name for f in aside.glob("*"))) or "nothing"
-    raise DataError(f"{of.name}: expected {', '.join(of.brings)} in the archive, found {there}")
+def _top(aside: Path, name: str, archive: Archive) -> Path:
+    """The folder that holds the archive's folders: its top, or a folder in it. Raises DataError where none does."""
+    for folder in [aside, *sorted(aside.glob("*/"))]:
+        if all((folder / expected).is_dir() for expected in archive.folders):
+            return folder
+    names = ", ".join(sorted(file.name for file in aside.glob("*"))) or "nothing"
+    raise DataError(f"{name}: expected {', '.join(archive.folders)} in the archive, found {names}")
 
 
-def _move(tree: Path, root: Path, of: Archive, work: Path) -> None:
-    """Each entry of `tree` to the root: what is damaged there gives way, what else is there stays."""
+def _move(tree: Path, root: Path, archive: Archive, work: Path) -> None:
+    """Move each entry of `tree` to the root. A damaged folder of the data set gives way, any other entry stays."""
     for entry in sorted(tree.iterdir()):
         target = root / entry.name
         if target.exists():
-            if entry.name not in of.brings:
+            if entry.name not in archive.folders:
                 continue
             old = work / f"old-{entry.name}"
             shutil.rmtree(old, ignore_errors=True)
@@ -310,9 +288,8 @@ def _mb(count: int) -> int:
 
 
 def next_command(name: str, root: str | None) -> str:
-    """What trains on the data that was brought: with the first shipped recipe for it."""
-    fits = [recipe for recipe, path in catalog.recipes().items() if read(path).get("data", {}).get("name") == name]
-    words = fits[0] if fits else f"RECIPE data.name={name}"
-    return f"okdc distill {words}" + (
-        f" --data-root {shlex.quote(root)}" if root not in (None, ROOTS.get(name)) else ""
-    )
+    """The training on a downloaded data set: the first shipped recipe for it."""
+    recipes = [recipe for recipe, path in catalog.recipes().items() if read(path).get("data", {}).get("name") == name]
+    words = recipes[0] if recipes else f"RECIPE data.name={name}"
+    place = "" if root in (None, find(name).root) else f" --data-root {shlex.quote(str(root))}"
+    return f"okdc distill {words}{place}"

@@ -2,34 +2,32 @@
 
     root/{train,val}/<wnid>/*.JPEG
 
-or any other tree that `okdc.data.images.listing` reads: the name stands for images that do not fit in memory.
+or any other tree that `okdc.data.listing` reads: the name stands for images that do not fit in memory.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import numpy as np
 
-import torch
-
-from okdc.data import images
-from okdc.data.datasets import Dataset, fingerprint_of, splits_of
+from okdc.data.folder import read_part
+from okdc.data.listing import list_images
 from okdc.data.ondemand import OnDemand
+from okdc.data.source import Content, Request, Source, fingerprint_of
 from okdc.errors import DataError
 
+ROOT = "data/imagenet"
 # Of the training images at 256 pixels, as everybody takes them since torchvision's models were trained with them.
-PUBLISHED = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+MOMENTS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def imagenet(
-    root: Path, size: int, shorter_side: int | None = None, progress: images.Progress | None = None
-) -> Dataset:
-    """The listed images, none of them decoded but a few that tell a wrong or damaged folder at once.
+def read(request: Request) -> Content:
+    """The listed images; 64 of them are decoded, which is enough to notice a wrong or damaged folder at once.
 
-    Without a split named test, val is it: ImageNet's published val is what papers test on.
-    Raises DataError for another folder than is expected, an empty file, a damaged image among those looked at.
+    Papers test on ImageNet's published val, so val is the test split of a tree without one.
+    Raises DataError for another tree than is expected, an empty file, a damaged image among the 64.
     """
     try:
-        found = images.listing(root)
+        listing = list_images(request.folder)
     except DataError as error:
         raise DataError(
             error.message,
@@ -37,32 +35,44 @@ def imagenet(
             "have to be sorted into the folders of their classes",
             details=error.details,
         ) from None
-    labels = torch.tensor(found.labels, dtype=torch.int64)
-    splits, notes = splits_of(found, labels)
-    if len(splits["val"]) and not len(splits["test"]):
-        splits["test"], splits["val"] = splits["val"], splits["test"]
+    notes, splits = list(listing.notes), dict(listing.splits)
+    if "val" in splits and "test" not in splits:
+        splits["test"] = splits.pop("val")
         notes.append(
-            f"the {len(splits['test']):,} images of val are the test split, read once, as papers use them; those that "
-            "choose the student are held out of train by data.val_fraction"
+            f"the {len(splits['test']):,} images of val are the test split, read once, as papers use them; "
+            "data.val_fraction of train is held out to choose the student"
         )
-    files = OnDemand(found.root, found.files, size, shorter_side)
-    contents = files.listed(progress)
+    labels = np.asarray(listing.labels, np.int64)
+    files = OnDemand(listing.root, listing.files, request.image_size, request.shorter_side)
+    contents = files.sha256_of_names(request.progress)
     files.probe()
     notes.append(
-        f"{len(files):,} images, decoded when needed; the data is known by the names and sizes of its files, not by "
-        "their contents"
+        f"{len(files):,} images, decoded when needed; the data is identified by the names and sizes of its files, not "
+        "by their contents"
     )
-    return Dataset(
-        name="imagenet",
-        classes=found.classes,
-        images=torch.empty(0, size, size, 3, dtype=torch.uint8),
+    return Content(
+        classes=listing.classes,
+        images=files,
         labels=labels,
-        train=splits["train"],
-        val=splits["val"],
-        test=splits["test"],
-        fingerprint=fingerprint_of(contents, found.classes, found.labels, found.splits),
-        notes=(*found.notes, *notes),
-        published=PUBLISHED,
-        files=files,
-        parts=found.splits,
+        parts=listing.splits,
+        fingerprint=fingerprint_of(contents, listing.classes, labels, listing.splits),
+        notes=tuple(notes),
+        moments=MOMENTS,
+        splits=splits,
     )
+
+
+SOURCE = Source(
+    name="imagenet",
+    read=read,
+    read_part=read_part,
+    root=ROOT,
+    classes=1000,
+    class_folders=True,
+    streamed=True,
+    by_hand="register at https://image-net.org, fetch ILSVRC2012 and lay it out as "
+    f"{ROOT}/{{train,val}}/<wnid>/*.JPEG, or anywhere with --data-root",
+    caution="ImageNet: its terms allow research and education that is not commercial; what that means for weights "
+    "trained on it is not settled here.",
+    hub="ILSVRC/imagenet-1k",
+)

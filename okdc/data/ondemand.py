@@ -1,4 +1,4 @@
-"""Image files that are indexed like one resident uint8 array, and decoded when rows of it are asked for. No torch."""
+"""Image files that are indexed like one resident uint8 array, and decoded when its rows are read. No torch."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from okdc.data import workers
 from okdc.data.images import Pixels, Progress, damage, fit, read, unreadable, wary
 from okdc.data.paths import Paths
 
-PROBE = 64  # images that are decoded at the start, to find a wrong folder or a half-copied one at once
+PROBE = 64  # images that are decoded at the start, so that a wrong or half-copied folder shows at once
 
 Rows = slice | npt.NDArray[np.int64]
 
 
 class UnreadableError(Exception):
-    """A file that is no whole image; its text is the path and why."""
+    """A file that is no whole image; the text is its path and the reason."""
 
 
 class OnDemand:
     """N image files below the folder `root` as N×size×size×3 uint8, by the resize rule of `okdc.data.images`.
 
-    Nothing stays decoded: what is held at a time is what was asked for at a time.
+    Nothing stays decoded: memory holds only the rows of one read.
     """
 
     def __init__(self, root: Path, files: Sequence[Path], size: int, shorter_side: int | None = None) -> None:
@@ -49,24 +49,28 @@ class OnDemand:
 
         Raises DataError that lists every file which is not a whole image.
         """
-        wanted = np.arange(len(self))[rows].tolist()
-        pixels = np.empty((len(wanted), self.size, self.size, 3), np.uint8)
+        numbers = np.arange(len(self))[rows].tolist()
+        pixels = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
 
-        def one(i: int) -> str | None:
+        def decode_into(i: int) -> str | None:
             try:
-                pixels[i] = self.decode(wanted[i], lambda image: fit(image, self.size, self.shorter_side))
+                pixels[i] = self.decode(numbers[i], lambda image: fit(image, self.size, self.shorter_side))
             except UnreadableError as error:
                 return str(error)
             return None
 
         with wary(), ThreadPoolExecutor(workers.cores()) as pool:
-            bad = [words for words in pool.map(one, range(len(wanted))) if words]
+            bad = [line for line in pool.map(decode_into, range(len(numbers))) if line]
         if bad:
-            raise unreadable(bad, len(wanted))
+            raise unreadable(bad, len(numbers))
         return pixels
 
+    def take(self, rows: Sequence[int]) -> OnDemand:
+        """These files alone, in this order."""
+        return OnDemand(self.paths.root, [self.paths[row] for row in rows], self.size, self.shorter_side)
+
     def decode(self, row: int, transform: Callable[[Image.Image], Pixels]) -> Pixels:
-        """What `transform` makes of one image. Raises UnreadableError, which names the file."""
+        """One image after `transform`. Raises UnreadableError, which names the file."""
         path = self.path(row)
         try:
             return read(path.read_bytes(), transform)
@@ -80,7 +84,7 @@ class OnDemand:
         count = min(PROBE, len(self))
         _ = self[np.linspace(0, len(self) - 1, count).astype(np.int64)]
 
-    def listed(self, progress: Progress | None = None) -> str:
+    def sha256_of_names(self, progress: Progress | None = None) -> str:
         """sha256 of the names and sizes of all files, in order: cheap, where reading a hundred gigabytes is not.
 
         Blind to a change that keeps a file's size. Times are left out: a copy of the data set is the same data set.
@@ -90,8 +94,8 @@ class OnDemand:
         for row, (name, stat) in enumerate(self.paths.stats()):
             size = 0 if isinstance(stat, OSError) else stat.st_size
             if not size:
-                why = damage(stat) if isinstance(stat, OSError) else "zero bytes"
-                bad.append(f"{self.path(row)}: {why}")
+                reason = damage(stat) if isinstance(stat, OSError) else "zero bytes"
+                bad.append(f"{self.path(row)}: {reason}")
             digest.update(name + b"\0%d\n" % size)
             if progress and ((row + 1) % 1024 == 0 or row + 1 == len(self)):
                 progress(row + 1, len(self))

@@ -1,4 +1,4 @@
-"""A list of files that is small: a million Path objects would be half a gigabyte, here they are tens of megabytes."""
+"""A compact list of files: tens of megabytes for a million of them, where Path objects take half a gigabyte."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 
 
 class Paths(Sequence[Path]):
-    """Files below the folder `root`, in order. Paths are made when they are asked for; a slice is a view.
+    """Files below the folder `root`, in order. Indexing makes the Path; a slice is a view.
 
-    One array of bytes, not a million objects: a forked worker that only counts references would copy those.
+    One array of bytes, not a million objects: a forked worker copies every object whose references it counts.
     """
 
     def __init__(self, root: Path, names: Sequence[bytes]) -> None:
@@ -22,10 +22,10 @@ class Paths(Sequence[Path]):
 
     @classmethod
     def of(cls, root: Path, files: Sequence[Path]) -> Paths:
-        """`files` that lie below `root`: themselves where they are a list of this kind and of this root."""
+        """`files` that lie below `root`, unchanged where they are such a list already."""
         if isinstance(files, Paths) and files.root == root:
             return files
-        # relative_to() a million times takes its time
+        # relative_to() is slow for a million files.
         start = len(os.fsencode(os.path.join(root, ""))) if root.parts else 0  # noqa: PTH118
         return cls(root, [os.fsencode(file)[start:] for file in files])
 
@@ -49,7 +49,7 @@ class Paths(Sequence[Path]):
             yield from self._names[start : start + 4096].tolist()
 
     def stats(self) -> Iterator[tuple[bytes, os.stat_result | OSError]]:
-        """Each file relative to the root, with what the file system says of it: one call a file."""
+        """Each file relative to the root, with its stat or the error: one system call a file."""
         root = os.path.join(os.fsencode(self.root), b"")  # noqa: PTH118
         for name in self.names():
             try:

@@ -1,7 +1,7 @@
-"""Training batches of images that are decoded as they are needed, by worker processes.
+"""Training batches of images in files, which worker processes decode batch by batch.
 
-The loop sees what it sees of resident images: order, crop and flip follow from (seed, epoch, row) alone, so that any
-number of workers, or none, gives the same pixels, and any step of an epoch can be done again.
+Order, crop and flip follow from (seed, epoch, row) alone, as they do for resident images: any number of workers, or
+none, gives the same pixels, and any step of an epoch can be repeated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from okdc.errors import DataError
 from okdc.seeds import generator, seeded
 
 SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of the crop: share of the area, width to height
-AHEAD = 2  # batches that a worker prepares while it waits
+AHEAD = 2  # batches that a worker prepares before the loop asks for them
 
 Step = tuple[int, list[int]]  # the epoch, and the rows of one batch
 
@@ -49,9 +49,9 @@ def augmented(image: Image.Image, size: int, flip: bool, seed: int, epoch: int, 
 
 
 class StreamBatches:
-    """Augmented, normalised training batches of one size, as `TrainBatches`. The partial last one is dropped.
+    """Augmented, normalised training batches of one size, as `TrainBatches`. A partial last batch is dropped.
 
-    Workers are started by the first epoch and stay until `close()`. One epoch at a time: another ends the one before.
+    The first epoch starts the workers, and they stay until `close()`. A new epoch ends the one before.
     """
 
     def __init__(
@@ -78,25 +78,25 @@ class StreamBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(images NCHW float32, labels N) from step `start` of the epoch on, on the device of the labels.
 
-        Raises DataError, which names the file, in the place of a batch with a damaged image.
+        Raises a DataError that names the file, instead of a batch with a damaged image.
         """
         rows = order(self.dataset.train, epoch, self.seed)
         labels = self.dataset.labels[rows.to(self.dataset.labels.device)]  # one transfer an epoch
         parts = [part_of_batch(step, self.batch_size, self.ranks) for step in range(start, self.steps)]
         self._plan[:] = [(epoch, rows[part].tolist()) for part in parts]
-        batches = self._started()
+        batches = self._planned()
         for part in parts:
             pixels = next(batches)
-            if isinstance(pixels, str):  # an exception would come as the text of a worker's traceback
+            if isinstance(pixels, str):  # a worker's exception would arrive as the text of its traceback
                 raise DataError(f"an image cannot be read: {pixels}", hint="restore this file")
             yield self.normalise(pixels), labels[part]
 
-    def _started(self) -> Iterator[Tensor | str]:
-        """Batches by the plan, from workers that are started now or were before."""
+    def _planned(self) -> Iterator[Tensor | str]:
+        """The batches of the plan. Starts the workers where none run yet."""
         if self._loader is None:
-            several: dict[str, Any] = {}
+            options: dict[str, Any] = {}
             if self.workers:
-                several = {
+                options = {
                     # A fork shares the names of a million files, and its start costs nothing.
                     "multiprocessing_context": "fork",
                     "persistent_workers": True,
@@ -104,15 +104,15 @@ class StreamBatches:
                     "worker_init_fn": partial(workers.of_loader, os.getpid()),
                 }
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # more workers than cores, where it was asked for
+                warnings.simplefilter("ignore")  # about more workers than cores, which the recipe chose
                 self._loader = loading.DataLoader(
                     self._decoder,
                     batch_size=None,  # an index is a whole batch
                     sampler=self._plan,
                     num_workers=self.workers,
                     pin_memory=self.normalise.mean.device.type == "cuda",
-                    generator=generator(self.seed, "workers"),  # or it reads the global one
-                    **several,
+                    generator=generator(self.seed, "workers"),  # the default reads the global generator
+                    **options,
                 )
         with workers.forking():
             return iter(self._loader)
@@ -124,7 +124,7 @@ class StreamBatches:
 
 
 class _Decoder(loading.Dataset[Any]):
-    """What runs in a worker: one step of an epoch to B×size×size×3 uint8, or to what is wrong with one of its files."""
+    """A worker's task: one step of an epoch to B×size×size×3 uint8, or to the error of one of its files."""
 
     def __init__(self, files: OnDemand, flip: bool, seed: int) -> None:
         self.files, self.flip, self.seed = files, flip, seed
@@ -134,13 +134,13 @@ class _Decoder(loading.Dataset[Any]):
         size = self.files.size
         pixels = np.empty((len(rows), size, size, 3), np.uint8)
 
-        def one(row: int) -> Pixels:
+        def decode(row: int) -> Pixels:
             return self.files.decode(row, lambda image: augmented(image, size, self.flip, self.seed, epoch, row))
 
         with wary():
             try:
                 for i, row in enumerate(rows):
-                    pixels[i] = one(row)
+                    pixels[i] = decode(row)
             except UnreadableError as error:
                 return str(error)
         return torch.from_numpy(pixels)

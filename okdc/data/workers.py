@@ -1,4 +1,4 @@
-"""Workers that decode: as many as this process may use cores. No torch."""
+"""Workers that decode, one for each core that this process may use. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from typing import Any
 
 MANY = 1000  # files from which processes are worth their start
-_stop: mmap.mmap | None = None  # of a worker process: one byte that its parent sets when nobody waits for it any more
+# In a worker process: a byte that the parent sets when the results are no longer needed. A pool's initialiser can leave
+# something for the tasks of its process in a global alone.
+_stop: mmap.mmap | None = None
 
 
 def cores() -> int:
@@ -22,18 +24,18 @@ def cores() -> int:
 
 
 def forks(files: int) -> bool:
-    """Whether so many files are decoded by processes.
+    """Whether processes, and not threads, decode so many files.
 
-    Of a small image most of the time is Pillow's Python, and threads take turns at it: two of them decode 32×32 JPEGs
-    no faster than one does.
+    Most of the time of a small image is Pillow's Python code, which one thread at a time can run: two threads decode
+    32×32 JPEGs no faster than a single thread.
     """
-    able = "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
-    return files >= MANY and cores() > 1 and able
+    can_fork = "fork" in multiprocessing.get_all_start_methods() and not multiprocessing.current_process().daemon
+    return files >= MANY and cores() > 1 and can_fork
 
 
 @contextmanager
 def pool(files: int) -> Iterator[Executor]:
-    """Processes for many files, else threads. Where an error comes, or Ctrl-C, what was not begun is dropped."""
+    """Processes for many files, else threads. An error or Ctrl-C drops the tasks that have not begun."""
     stop = mmap.mmap(-1, 1)
     with forking():
         with _executor(files, stop) as workers:
@@ -41,64 +43,64 @@ def pool(files: int) -> Iterator[Executor]:
                 yield workers
             except BaseException:
                 stop[0] = 1
-                workers.shutdown(cancel_futures=True)  # or each comes back, empty and of full size
+                workers.shutdown(cancel_futures=True)  # or each sends back an empty array of full size
                 raise
 
 
 def _executor(files: int, stop: mmap.mmap) -> Executor:
     if not forks(files):
         return ThreadPoolExecutor(cores())
-    context = multiprocessing.get_context("fork")  # no second import of the caller's script, and no start to wait for
+    context = multiprocessing.get_context("fork")  # starts at once and does not import the caller's script again
     return ProcessPoolExecutor(min(cores(), files), context, _begin, (os.getpid(), stop))
 
 
 def stopped() -> bool:
-    """In a worker, between two files: whether the rest is not wanted any more."""
+    """In a worker, between two files: whether the parent no longer needs the rest."""
     return _stop is not None and _stop[0] == 1
 
 
 def _begin(parent: int, stop: mmap.mmap) -> None:
     global _stop
     _stop = stop
-    on_its_own(parent)
+    follow_parent(parent)
 
 
 @contextmanager
 def forking() -> Iterator[None]:
-    """A process with threads forks, and is not warned: what the child runs takes no lock of theirs."""
+    """No warning that a process with threads forks: the children take no lock that those threads may hold."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         yield
 
 
 def of_loader(parent: int, worker: int) -> None:  # noqa: ARG001
-    """What a worker of a DataLoader begins with. torch has set one thread by now."""
-    on_its_own(parent)
+    """The first call of a DataLoader's worker. torch has set the number of threads to 1 before."""
+    follow_parent(parent)
 
 
 def end(loader: Any) -> None:
     """End the workers of a DataLoader and wait for them.
 
-    It ends them itself when it is collected, but the traceback of an error may hold it until the process ends.
+    A DataLoader ends them when it is collected, but the traceback of an error may hold it until the process ends.
     """
     running = getattr(loader, "_iterator", None)
     if running is not None:
         running._shutdown_workers()
 
 
-def on_its_own(parent: int) -> None:
-    """Signals are for the parent, which ends its workers: a worker obeys nobody else, and does not outlive it.
+def follow_parent(parent: int) -> None:
+    """Make this worker end when its parent ends or sends SIGTERM, and ignore signals from all others.
 
-    Ctrl-C, `timeout` and batch systems signal the whole process group.
+    Ctrl-C, `timeout` and batch systems signal the whole process group, and the parent decides what they mean.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_obey, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
 
 
-def _obey(parent: int) -> None:
+def _watch(parent: int) -> None:
     while os.getppid() == parent:
-        told = signal.sigtimedwait({signal.SIGTERM}, 1)
-        if told is not None and told.si_pid == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, 1)
+        if received is not None and received.si_pid == parent:
             break
     os._exit(128 + signal.SIGTERM)

@@ -22,7 +22,7 @@ from okdc.bundle import test_images
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import FLOAT32, MANIFEST
 from okdc.bundle.session import Session, answers
-from okdc.bundle.test_images import SAME_PCT, NotHereError
+from okdc.bundle.test_images import SAME_PCT, NoImagesError
 from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, DataError
 from okdc.figures import standard_error_pct
@@ -60,7 +60,7 @@ def _bundle(folder: Path, data_root: str | None, tell: Progress) -> dict[str, An
     session, manifest = Session(bundle.model()), bundle.manifest
     try:
         judging = test_images.find(bundle, data_root)
-    except NotHereError as error:
+    except NoImagesError as error:
         raise DataError(f"{folder}: {error}", hint="OKDC_DATA_ROOT says it, too") from None
     test_images.check_labels(bundle, judging)
     split = manifest.accuracy.split

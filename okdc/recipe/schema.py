@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 # Of a method's table, where a teacher lies; `teacher_sha256` says which one it is, and marks a method that has one.
 TEACHER_PLACES = ("teacher", "weights")
@@ -69,31 +67,9 @@ class About(Table):
     ] = None
 
 
-DATASETS = ("digits", "folder", "cifar10", "cifar100", "cinic10", "imagenet")
-ROOTS = {  # where a named data set is looked for, and downloaded to, if `data.root` is left out
-    "cifar10": "data",  # torchvision's own root: the folder that holds cifar-10-batches-py
-    "cifar100": "data",
-    "cinic10": "data/cinic10",
-    "imagenet": "data/imagenet",
-}
-STREAMED = ("imagenet",)  # never whole in memory
-CROP_PADDING = 4
-_CALLABLE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-
-
-def _data_name(name: str) -> str:
-    if name not in DATASETS and not _CALLABLE.fullmatch(name):
-        names = ", ".join(repr(name) for name in DATASETS)
-        raise PydanticCustomError(
-            "data_name", f"one of {names} or 'package.module:callable'", {"choices": list(DATASETS)}
-        )
-    return name
-
-
 class Data(Table):
     name: Annotated[
-        str,
-        AfterValidator(_data_name),
+        str,  # okdc.assembly.resolve checks it: the data sets stand above this module
         Field(description="The data set by its name, or package.module:callable for your own loader."),
     ]
     root: Annotated[
@@ -130,7 +106,7 @@ class Data(Table):
             description="Pixels of zeros around an image before a random crop; 4 as MFEF section 4.1. imagenet's "
             "crops have none."
         ),
-    ] = CROP_PADDING
+    ] = 4
     flip: Annotated[
         bool, Field(description="Whether half of the training images are mirrored, as in MFEF section 4.1.")
     ] = True

@@ -24,8 +24,7 @@ import torch
 
 from okdc import signals
 from okdc.assembly.job import Job
-from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
-from okdc.data.feed import batches_of
+from okdc.data.batches import EVAL_BATCH, Normalise, batches_of, eval_batches
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError

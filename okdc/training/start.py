@@ -19,11 +19,12 @@ from pathlib import Path
 from okdc.assembly import job as build
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
+from okdc.data import find
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.progress import Progress
-from okdc.recipe.schema import STREAMED, Engine, Recipe
+from okdc.recipe.schema import Engine, Recipe
 from okdc.runs.artefacts import Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences
 from okdc.runs.run import Run, refuse_taken
@@ -140,7 +141,7 @@ def settings_of(recipe: Recipe, chosen: Engine, ranks: Ranks = ALONE) -> Setting
             hint="as many processes as divide it; or, in a new run, "
             f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
         )
-    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, recipe.data.name in STREAMED, ranks)
+    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, find(recipe.data.name).streamed, ranks)
 
 
 @contextmanager

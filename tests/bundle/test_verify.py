@@ -18,13 +18,12 @@ from asking import Answer, ask, write_tree
 from bundles import add_model, digest, edit, edit_model, of_digits, of_folder, seal
 from lookalike import write_cifar
 from pictures import write_imagenet
+from reading import read_data
 from reports import INT8
 
 from okdc.bundle import test_images as judged
 from okdc.bundle.bundle import Bundle
-from okdc.data import cifar
-from okdc.data.datasets import Dataset, digits, folder
-from okdc.data.imagenet import imagenet
+from okdc.data.datasets import Dataset
 from okdc.deploy import torch_reference as sides
 from okdc.errors import DataError
 from okdc.precision import half
@@ -379,18 +378,18 @@ def same_images(dataset: Dataset, name: str, root: str | None, shorter_side: int
 
 def test_the_images_that_are_found_are_those_that_judged_the_student(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the data set: its own test split, one that okdc drew, ImageNet's val, all without torch."""
-    same_images(digits(), "digits", None)
+    same_images(read_data("digits"), "digits", None)
     write_tree(Path("one"), {"a": 20, "b": 15}, size=9)
-    same_images(folder(Path("one"), 8), "folder", "one")
+    same_images(read_data("folder", Path("one"), 8), "folder", "one")
     write_imagenet(Path("large"))
-    same_images(imagenet(Path("large"), 16, 20), "imagenet", "large", 20)
+    same_images(read_data("imagenet", Path("large"), 16, 20), "imagenet", "large", 20)
     for name in ("cifar10", "cifar100"):
         write_cifar(Path(name), monkeypatch, name)
-        same_images(cifar.cifar(name, Path(name)), name, name)
+        same_images(read_data(name, name, 32), name, name)
 
 
 def test_a_part_that_the_data_has_not_is_no_part_of_it() -> None:
-    bundle = named(digits(), "cifar10")
+    bundle = named(read_data("digits"), "cifar10")
     Path("root").mkdir()
     with pytest.raises(DataError, match="cifar10 has no split 'all'"):
         judged.find(bundle, "root")

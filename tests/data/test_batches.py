@@ -176,12 +176,12 @@ def test_order_shift_and_flip_come_from_streams_of_their_own() -> None:
 def test_normalise_is_the_formula_in_the_memory_format_asked_for(layout: torch.memory_format) -> None:
     pixels = dataset(3).images
     mean, std = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
-    found = Normalise(mean, std, memory_format=layout)(pixels)
+    normalised = Normalise(mean, std, memory_format=layout)(pixels)
     expected = (pixels.numpy().astype(np.float64) / 255 - mean) / std
-    assert found.dtype == torch.float32
-    assert found.shape == (3, 3, 6, 5)
-    assert found.is_contiguous(memory_format=layout)
-    assert np.abs(found.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-5
+    assert normalised.dtype == torch.float32
+    assert normalised.shape == (3, 3, 6, 5)
+    assert normalised.is_contiguous(memory_format=layout)
+    assert np.abs(normalised.permute(0, 2, 3, 1).numpy() - expected).max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -199,9 +199,9 @@ def test_normalise_takes_pixels_of_any_strides_and_leaves_them_as_they_are(dtype
     }
     for what, view in views.items():
         before = pixels.clone()
-        found = Normalise(mean, std)(view(pixels))
-        assert torch.equal(found, view(expected).permute(0, 3, 1, 2)), what
-        assert found.is_contiguous()
+        normalised = Normalise(mean, std)(view(pixels))
+        assert torch.equal(normalised, view(expected).permute(0, 3, 1, 2)), what
+        assert normalised.is_contiguous()
         assert torch.equal(pixels, before), what
 
 
@@ -221,13 +221,13 @@ def test_normalise_gives_the_same_bits_in_either_memory_format() -> None:
 @tried
 def test_evaluation_covers_all_rows_in_order_with_a_partial_last_batch(rows: list[int], batch_size: int) -> None:
     of = dataset()
-    asked = torch.tensor(rows, dtype=torch.int64)
-    found = list(eval_batches(of, asked, RAW, batch_size))
-    shown = torch.cat([labels for _, labels in found]) if rows else torch.empty(0)
+    indices = torch.tensor(rows, dtype=torch.int64)
+    batches = list(eval_batches(of, indices, RAW, batch_size))
+    shown = torch.cat([labels for _, labels in batches]) if rows else torch.empty(0)
     assert shown.tolist() == rows
-    images = torch.cat([x for x, _ in found]) if rows else torch.empty(0, 3, 6, 5)
-    assert torch.equal(images.round().byte().permute(0, 2, 3, 1), of.images[asked])
-    assert all(len(labels) == batch_size for _, labels in found[:-1])
+    images = torch.cat([x for x, _ in batches]) if rows else torch.empty(0, 3, 6, 5)
+    assert torch.equal(images.round().byte().permute(0, 2, 3, 1), of.images[indices])
+    assert all(len(labels) == batch_size for _, labels in batches[:-1])
 
 
 # --- on a GPU
@@ -238,9 +238,9 @@ def test_evaluation_covers_all_rows_in_order_with_a_partial_last_batch(rows: lis
 def test_a_gpu_gets_the_same_batches(layout: torch.memory_format) -> None:
     cuda = torch.device("cuda")
     of = dataset()
-    here = replace(train_batches(of), normalise=Normalise((0.4,) * 3, (0.3,) * 3, memory_format=layout))
-    there = replace(here, dataset=of.to(cuda), normalise=Normalise((0.4,) * 3, (0.3,) * 3, cuda, layout))
-    for (x, y), (u, v) in zip(here.epoch(1, 2), there.epoch(1, 2), strict=True):
+    on_cpu = replace(train_batches(of), normalise=Normalise((0.4,) * 3, (0.3,) * 3, memory_format=layout))
+    on_gpu = replace(on_cpu, dataset=of.to(cuda), normalise=Normalise((0.4,) * 3, (0.3,) * 3, cuda, layout))
+    for (x, y), (u, v) in zip(on_cpu.epoch(1, 2), on_gpu.epoch(1, 2), strict=True):
         assert u.device.type == v.device.type == "cuda"
         assert u.is_contiguous(memory_format=layout)
         assert torch.equal(y, v.cpu())

@@ -7,12 +7,11 @@ import pytest
 from asking import write_tree
 from lookalike import write_cinic
 from PIL import Image
+from reading import read_data
 
 from okdc.assembly import job as build
 from okdc.assembly.resolve import resolve
 from okdc.data import cinic10 as module
-from okdc.data.cinic10 import cinic
-from okdc.data.datasets import folder
 from okdc.errors import DataError
 from okdc.recipe.draft import load
 from okdc.recipe.schema import Recipe
@@ -25,31 +24,31 @@ def recipe_for(root: str, *words: str) -> Recipe:
 
 def test_its_own_three_splits_are_taken_and_nothing_is_held_out() -> None:
     write_cinic(Path("cinic"))
-    found = build.dataset(recipe_for("cinic"))
-    assert [len(rows) for rows in (found.train, found.val, found.test)] == [20, 20, 20]
-    assert found.classes == module.CLASSES
-    assert found.name == "cinic10"
-    assert found.fingerprint == folder(Path("cinic"), 8).fingerprint
+    data = build.dataset(recipe_for("cinic"))
+    assert [len(rows) for rows in (data.train, data.val, data.test)] == [20, 20, 20]
+    assert data.classes == module.CLASSES
+    assert data.name == "cinic10"
+    assert data.fingerprint == read_data("folder", Path("cinic"), 8).fingerprint
 
 
 def test_the_published_mean_and_deviation_are_used_where_the_recipe_names_none() -> None:
     write_cinic(Path("cinic"))
     recipe = recipe_for("cinic")
-    found = build.dataset(recipe)
-    data = build.normalisation_of(recipe, found)
+    actual = build.dataset(recipe)
+    data = build.normalisation_of(recipe, actual)
     assert data.mean == pytest.approx((0.4789, 0.4723, 0.4305), abs=5e-5)
     assert data.std == pytest.approx((0.2421, 0.2383, 0.2587), abs=5e-5)
     own = recipe_for("cinic", "data.mean=[0.5, 0.5, 0.5]")
-    data = build.normalisation_of(own, found)
+    data = build.normalisation_of(own, actual)
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == module.STD
-    other = folder(Path("cinic"), 8)
+    other = read_data("folder", Path("cinic"), 8)
     assert build.normalisation_of(recipe, other).mean == other.moments()[0]  # a plain folder has none published
 
 
 def test_what_is_known_of_the_set_is_always_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PER_SPLIT", 20)
-    notes = cinic(write_cinic(Path("cinic")), 8).notes
+    notes = read_data("cinic10", write_cinic(Path("cinic")), 8).notes
     assert any("10,000 CIFAR-10 training images" in note for note in notes)
     assert any("github.com/BayesWatch/cinic-10/issues/5" in note for note in notes)
     assert not any(note.startswith("not the") for note in notes)
@@ -61,7 +60,7 @@ def test_another_count_and_other_files_than_png_are_said() -> None:
         image.save(root / "test/cat/000.jpg")
     (root / "test/cat/000.png").unlink()
     (root / "valid/dog/000.png").unlink()
-    notes = cinic(root, 8).notes
+    notes = read_data("cinic10", root, 8).notes
     assert "not the whole of CINIC-10: expected 90,000 images a split, found 20 train, 19 val, 20 test" in notes
     assert any(note.startswith("not the published CINIC-10: 1 of 59 files are not PNG") for note in notes)
 
@@ -69,7 +68,7 @@ def test_another_count_and_other_files_than_png_are_said() -> None:
 def test_images_that_two_splits_share_are_counted_by_their_pixels() -> None:
     root = write_cinic(Path("cinic"))
     assert "equal pixels: 0 of 20 test images are in val, 0 of 20 test images are in train, " in str(
-        cinic(root, 8).notes
+        read_data("cinic10", root, 8).notes
     )
     for source, target in (
         ("train/cat/000.png", "test/dog/000.png"),
@@ -80,9 +79,9 @@ def test_images_that_two_splits_share_are_counted_by_their_pixels() -> None:
         shutil.copyfile(root / source, root / target)
     with Image.open(root / "valid/frog/000.png") as image:  # another file, the same picture
         image.save(root / "test/frog/000.png", compress_level=0)
-    told = cinic(root, 8).notes[-1]
-    assert told.startswith("equal pixels: ")
-    assert told.removeprefix("equal pixels: ").split(", ") == [
+    note = read_data("cinic10", root, 8).notes[-1]
+    assert note.startswith("equal pixels: ")
+    assert note.removeprefix("equal pixels: ").split(", ") == [
         "1 of 20 test images are in val",
         "3 of 20 test images are in train",
         "1 of 20 val images are in train",
@@ -95,7 +94,7 @@ def test_a_missing_folder_is_told_what_brings_it(gone: list[str], said: str) -> 
     for name in gone:
         shutil.rmtree(root / name)
     with pytest.raises(DataError) as caught:
-        cinic(root, 8)
+        read_data("cinic10", root, 8)
     assert caught.value.message == (
         f"cinic10: expected the folders train, valid, test in {root.absolute()}, found {said}"
     )
@@ -105,7 +104,7 @@ def test_a_missing_folder_is_told_what_brings_it(gone: list[str], said: str) -> 
 def test_other_classes_are_another_data_set() -> None:
     write_tree(Path("cinic"), {split: {"cat": 2, "dog": 2} for split in ("train", "valid", "test")})
     with pytest.raises(DataError, match=r"cinic10: expected ten classes in .*/cinic/train, found 2") as caught:
-        cinic(Path("cinic"), 8)
+        read_data("cinic10", Path("cinic"), 8)
     assert "data.name=folder" in caught.value.hint
     assert caught.value.details[1] == "found: cat, dog"
 

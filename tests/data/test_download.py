@@ -10,81 +10,25 @@ import socket
 import tarfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asking import ask
 from lookalike import packed, write_cifar, write_cinic
+from reading import read_data
+from serving import Server, change_source, publish, served
 
+from okdc.data import DATASETS, download, find
 from okdc.data import cinic10 as cinic
-from okdc.data import download, published
-from okdc.data.cifar import cifar
-from okdc.data.download import is_whole
 from okdc.errors import DataError, DiskError, UsageError
 from okdc.runs import locks
 
 
-@dataclass
-class Server:
-    """What is served, and how."""
-
-    content: bytes = b""
-    stops_at: int | None = None  # the connection is closed after so many bytes of an answer
-    ranges: bool = True  # whether it goes on from the middle
-    sized: bool = True  # whether it tells the size
-    status: int = 200
-    asked: list[str | None] = field(default_factory=list)  # the Range of each request
-    url: str = ""
-
-
 @pytest.fixture
 def server() -> Iterator[Server]:
-    serving = Server()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            wanted = self.headers.get("Range")
-            serving.asked.append(wanted)
-            begin = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and serving.ranges else 0
-            if serving.status != 200:
-                self.send_error(serving.status)
-                return
-            self.send_response(206 if begin else 200)
-            whole, body = len(serving.content), serving.content[begin:]
-            if begin:
-                self.send_header("Content-Range", f"bytes {begin}-{whole - 1}/{whole}")
-            if serving.sized:
-                self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body[: serving.stops_at])
-            self.close_connection = True
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        serving.url = f"http://127.0.0.1:{http.server_address[1]}/archive.tar.gz"
+    with served() as serving:
         yield serving
-        http.shutdown()
-        thread.join()
-
-
-def publish(content: bytes, name: str, server: Server, patch: pytest.MonkeyPatch) -> None:
-    """Serve an archive, and have okdc take it for the published one."""
-    server.content = content
-    md5 = hashlib.md5(content).hexdigest()
-    patch.setitem(download.BYTES, name, len(content))
-    patch.setitem(download.UNPACKED, name, len(content))
-    if name == "cinic10":
-        patch.setattr(download, "CINIC_MD5", md5)
-        patch.setattr(download, "CINIC_URL", server.url)
-    else:
-        patch.setitem(published.CIFAR, name, replace(published.CIFAR[name], md5=md5, url=server.url))
 
 
 @pytest.fixture
@@ -105,6 +49,12 @@ def cinic10(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
 
 def get(name: str, root: str | None = "root", url: str | None = None) -> dict[str, Any]:
     return download.download(name, root, url, lambda *_: None)
+
+
+def is_whole(name: str, root: Path) -> bool:
+    archive = find(name).archive
+    assert archive is not None
+    return archive.is_whole(root)
 
 
 def refused(kind: type[Exception], said: str, name: str = "cifar10", url: str | None = None) -> Exception:
@@ -130,7 +80,7 @@ def test_what_was_downloaded_can_be_read_and_nothing_else_is_left(cifar10: Serve
     facts = get("cifar10")
     assert below() == CIFAR_FILES
     assert [f.name for f in Path("root").iterdir()] == ["cifar-10-batches-py"]
-    assert cifar("cifar10", Path("root")).fingerprint == cifar("cifar10", Path("made")).fingerprint
+    assert read_data("cifar10", "root", 32).fingerprint == read_data("cifar10", "made", 32).fingerprint
     assert facts == {
         "name": "cifar10",
         "root": "root",
@@ -146,7 +96,7 @@ def test_cifar100_comes_beside_cifar10(cifar10: Server, monkeypatch: pytest.Monk
     publish(packed(write_cifar(Path("made100"), monkeypatch, "cifar100", 100, 100)), "cifar100", cifar10, monkeypatch)
     get("cifar100")
     assert sorted(f.name for f in Path("root").iterdir()) == ["cifar-10-batches-py", "cifar-100-python"]
-    assert len(cifar("cifar100", Path("root")).classes) == 100
+    assert len(read_data("cifar100", "root", 32).classes) == 100
 
 
 @pytest.mark.parametrize("folder", ["", "CINIC-10"])
@@ -159,7 +109,7 @@ def test_cinic10_brings_its_three_splits_whether_or_not_they_lie_in_a_folder(
         publish(packed(Path("outer")), "cinic10", cinic10, monkeypatch)
     get("cinic10")
     assert sorted(f.name for f in Path("root").iterdir()) == ["README.md", "test", "train", "valid"]
-    assert len(cinic.cinic(Path("root"), 8).labels) == 60
+    assert len(read_data("cinic10", "root").labels) == 60
 
 
 def test_a_second_time_there_is_nothing_to_do(cifar10: Server) -> None:
@@ -167,7 +117,7 @@ def test_a_second_time_there_is_nothing_to_do(cifar10: Server) -> None:
     written = {f: f.stat().st_mtime_ns for f in Path("root").rglob("*")}
     cifar10.status = 500
     assert get("cifar10")["already_there"]
-    assert len(cifar10.asked) == 1
+    assert len(cifar10.requests) == 1
     assert {f: f.stat().st_mtime_ns for f in Path("root").rglob("*")} == written
 
 
@@ -184,9 +134,10 @@ def test_a_mirror_is_asked_instead_and_its_file_checked_all_the_same(
     cifar10: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mirror, url = cifar10.url, "http://127.0.0.1:9/elsewhere"
-    monkeypatch.setitem(published.CIFAR, "cifar10", replace(published.CIFAR["cifar10"], url=url))
+    archive = change_source("cifar10", monkeypatch, url=url).archive
+    assert archive is not None
     cifar10.content = cifar10.content[:-1] + b"?"
-    refused(DataError, f"{mirror}: expected MD5 {published.CIFAR['cifar10'].md5}, found ", url=mirror)
+    refused(DataError, f"{mirror}: expected MD5 {archive.md5}, found ", url=mirror)
     cifar10.content = packed(Path("made"))
     publish(cifar10.content, "cifar10", cifar10, monkeypatch)
     assert get("cifar10", url=mirror)["url"] == mirror
@@ -196,7 +147,7 @@ def test_a_file_on_a_disk_is_a_mirror_too(cifar10: Server) -> None:
     Path("copy.tar.gz").write_bytes(cifar10.content)
     get("cifar10", url=Path("copy.tar.gz").absolute().as_uri())
     assert below() == CIFAR_FILES
-    assert cifar10.asked == []
+    assert cifar10.requests == []
 
 
 # --- where
@@ -209,7 +160,7 @@ def test_the_root_is_the_flag_the_variable_or_where_recipes_look(
     monkeypatch.setenv("OKDC_DATA_ROOT", "variable")
     assert get("cifar10", None)["root"] == "variable"
     assert get("cifar10", "flag")["root"] == "flag"
-    assert len(cifar10.asked) == 3
+    assert len(cifar10.requests) == 3
     assert all(is_whole("cifar10", Path(root)) for root in ("data", "variable", "flag"))
 
 
@@ -226,10 +177,10 @@ def test_what_lies_in_the_root_already_stays() -> None:
 def test_a_folder_train_that_is_the_users_own_is_not_touched(cinic10: Server) -> None:
     Path("root/train/cat").mkdir(parents=True)
     Path("root/train/cat/1.png").write_bytes(b"mine")
-    refused(DataError, f"{Path.cwd()}/root/train is in the way: expected nothing or the whole of CINIC-10", "cinic10")
+    refused(DataError, f"{Path.cwd()}/root/train is in the way: ", "cinic10")
     assert below() == {"train/cat/1.png"}
     assert [f.name for f in Path("root").iterdir()] == ["train"]
-    assert cinic10.asked == []
+    assert cinic10.requests == []
 
 
 # --- a transfer that fails
@@ -241,12 +192,12 @@ def test_a_transfer_that_was_cut_is_not_taken_for_whole_and_goes_on_where_it_sto
 ) -> None:
     cifar10.sized, cifar10.stops_at = sized, 1000
     error = refused(DataError, f"ended after 1,000 of {len(cifar10.content):,} bytes")
-    assert "goes on from there" in getattr(error, "hint", "")
+    assert "the same command" in getattr(error, "hint", "")
     assert below() == {f".okdc-download-cifar10/{locks.LOCK}"}
     refused(DataError, "ended after 2,000 of")
     cifar10.stops_at = None
     get("cifar10")
-    assert cifar10.asked == [None, "bytes=1000-", "bytes=2000-"]
+    assert cifar10.requests == [None, "bytes=1000-", "bytes=2000-"]
     assert below() == CIFAR_FILES
 
 
@@ -255,7 +206,7 @@ def test_a_server_that_cannot_go_on_from_the_middle_sends_it_all_again(cifar10: 
     refused(DataError, "ended after 1,000 of")
     cifar10.stops_at = None
     get("cifar10")
-    assert cifar10.asked == [None, "bytes=1000-"]  # in place of what there was, not behind it
+    assert cifar10.requests == [None, "bytes=1000-"]  # in place of what there was, not behind it
     assert below() == CIFAR_FILES
 
 
@@ -272,12 +223,12 @@ def test_a_beginning_that_is_bad_is_thrown_away_and_all_of_it_fetched(cifar10: S
 def test_another_file_of_the_same_size_is_refused_and_not_kept(cifar10: Server) -> None:
     right = cifar10.content
     cifar10.content = right[:-1] + bytes([right[-1] ^ 1])
-    found = hashlib.md5(cifar10.content).hexdigest()
-    refused(DataError, f"expected MD5 {hashlib.md5(right).hexdigest()}, found {found}")
+    digest = hashlib.md5(cifar10.content).hexdigest()
+    refused(DataError, f"expected MD5 {hashlib.md5(right).hexdigest()}, found {digest}")
     assert not list(Path("root").rglob("*.part"))
     cifar10.content = right
     get("cifar10")
-    assert cifar10.asked == [None, None]
+    assert cifar10.requests == [None, None]
 
 
 @pytest.mark.parametrize(
@@ -306,10 +257,10 @@ def test_a_server_that_is_not_there_is_told_in_words(cifar10: Server) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    refused(DataError, ": cannot be reached: Connection refused", url=f"http://127.0.0.1:{port}/x")
-    refused(DataError, ": cannot be reached: No such file or directory", url="file:///nowhere/x.tar.gz")
+    refused(DataError, ": no answer: Connection refused", url=f"http://127.0.0.1:{port}/x")
+    refused(DataError, ": no answer: No such file or directory", url="file:///nowhere/x.tar.gz")
     refused(DataError, "--url: unknown url type: 'mirror'", url="mirror")
-    assert cifar10.asked == []
+    assert cifar10.requests == []
 
 
 @pytest.mark.usefixtures("cifar10")
@@ -377,9 +328,9 @@ def test_a_disk_without_room_is_told_before_anything_is_fetched(
 ) -> None:
     usage = shutil.disk_usage(".")._replace(free=5_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setitem(download.UNPACKED, "cifar10", 187_000_000)
+    change_source("cifar10", monkeypatch, unpacked=187_000_000)
     refused(DiskError, "about 187 MB are needed for cifar10, found 5 MB free")
-    assert cifar10.asked == []
+    assert cifar10.requests == []
     assert not below()
 
 
@@ -387,7 +338,7 @@ def test_a_disk_that_fills_while_the_file_comes_is_told(cifar10: Server) -> None
     Path("root/.okdc-download-cifar10").mkdir(parents=True)
     Path("root/.okdc-download-cifar10/archive.part").symlink_to("/dev/full")
     refused(DiskError, "archive.part: cannot be written: No space left on device")
-    assert cifar10.asked == [None]
+    assert cifar10.requests == [None]
 
 
 def test_a_disk_that_fills_while_it_is_unpacked_leaves_nothing_half_there(
@@ -406,7 +357,7 @@ def test_a_disk_that_fills_while_it_is_unpacked_leaves_nothing_half_there(
         assert below() == {f".okdc-download-cifar10/{locks.LOCK}"}
     get("cifar10")
     assert below() == CIFAR_FILES
-    assert cifar10.asked == [None]  # the archive was there
+    assert cifar10.requests == [None]  # the archive was there
 
 
 @pytest.mark.parametrize("at", ["extract", "rename"])
@@ -440,7 +391,7 @@ def test_a_process_that_is_killed_leaves_it_whole_or_missing_and_the_next_finish
     get("cinic10")
     assert is_whole("cinic10", Path("root"))
     assert sorted(f.name for f in Path("root").iterdir()) == ["README.md", "test", "train", "valid"]
-    assert len(cinic10.asked) == 1
+    assert len(cinic10.requests) == 1
 
 
 def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
@@ -508,9 +459,9 @@ def test_the_command_says_where_it_is_and_what_comes_next(cinic10: Server, capsy
     assert "next: okdc distill " in answer.err
     assert "--data-root 'my cinic'" in answer.err
     assert ask(capsys, "download", "cinic10", "--data-root", "my cinic").out.startswith("cinic10 was already in ")
-    told = json.loads(ask(capsys, "download", "cinic10", "--data-root", "my cinic", "--json").out)
-    assert told["already_there"]
-    assert len(cinic10.asked) == 1
+    facts = json.loads(ask(capsys, "download", "cinic10", "--data-root", "my cinic", "--json").out)
+    assert facts["already_there"]
+    assert len(cinic10.requests) == 1
 
 
 def test_what_it_brought_is_what_a_recipe_finds(cifar10: Server, capsys: pytest.CaptureFixture[str]) -> None:
@@ -518,7 +469,7 @@ def test_what_it_brought_is_what_a_recipe_finds(cifar10: Server, capsys: pytest.
     words = ["data.name=cifar10", "data.image_size=32", "data.val_fraction=0.3", "data.train_images=20"]
     answer = ask(capsys, "distill", *words, "optim.epochs=1", "optim.batch_size=8")
     assert answer.code == 0, answer.err
-    assert len(cifar10.asked) == 1
+    assert len(cifar10.requests) == 1
 
 
 def test_an_error_of_the_transfer_is_an_answer_of_the_command(
@@ -541,7 +492,7 @@ def test_digits_are_there_without_a_download(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize(
     ("name", "said", "hint"),
     [
-        ("imagenet", "has to be fetched by hand", "{train,val}/<wnid>/*.JPEG"),
+        ("imagenet", "imagenet is given to people who register", "{train,val}/<wnid>/*.JPEG"),
         ("folder", "these are your own images", "data.root=path/to/images"),
         ("mine:load", "these are your own images", "data.root=path/to/images"),
         ("cifr10", "no data set is called 'cifr10' (did you mean 'cifar10'?)", "cifar10, cifar100, cinic10"),
@@ -554,10 +505,10 @@ def test_a_name_without_an_archive_is_told_what_to_do(name: str, said: str, hint
 
 def test_the_published_sizes_and_sums_are_these() -> None:
     """From the makers' pages; a change here is a change of what is trusted."""
-    found = [download.archive(name) for name in download.BYTES]
-    assert [(a.name, a.size, a.md5) for a in found] == [
+    archives = {name: archive for name in DATASETS.own if (archive := find(name).archive)}
+    assert [(name, archive.size, archive.md5) for name, archive in archives.items()] == [
         ("cifar10", 170_498_071, "c58f30108f718f92721af3b95e74349a"),
         ("cifar100", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
         ("cinic10", 687_544_992, "6ee4d0c996905fe93221de577967a372"),
     ]
-    assert all(a.url.startswith("https://") for a in found)
+    assert all(archive.url.startswith("https://") for archive in archives.values())

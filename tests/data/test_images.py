@@ -23,7 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from okdc.data import images
-from okdc.data.images import decode, fit, listing, load
+from okdc.data.cache import Decoded, cache_folder, load
+from okdc.data.decoding import decode
+from okdc.data.images import fit
+from okdc.data.listing import Listing, list_images
 from okdc.errors import DataError
 
 BLACK = np.zeros((8, 8, 3), np.uint8)
@@ -64,9 +67,9 @@ def test_one_bit_is_black_and_white() -> None:
 def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
     deep = np.random.default_rng(4).integers(0, 65536, (8, 8), dtype=np.uint16)
     deep[0, :4] = (0, 257, 65535, 32768)
-    found = decoded(saved(Image.fromarray(deep)))
-    assert np.array_equal(found, np.repeat(np.round(deep / 257).astype(np.uint8)[..., None], 3, axis=2))
-    assert found[0, :4, 0].tolist() == [0, 1, 255, 128]
+    result = decoded(saved(Image.fromarray(deep)))
+    assert np.array_equal(result, np.repeat(np.round(deep / 257).astype(np.uint8)[..., None], 3, axis=2))
+    assert result[0, :4, 0].tolist() == [0, 1, 255, 128]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -77,11 +80,11 @@ def test_transparency_is_laid_over_black(mode: str) -> None:
         pixels[:] = pixels[..., :1]
     image = Image.fromarray(np.dstack([pixels[..., :1] if mode == "LA" else pixels, alpha]))
     assert image.mode == mode
-    found = decoded(saved(image))
+    result = decoded(saved(image))
     expected = pixels * (alpha[..., None] / 255.0)
-    assert np.abs(found - expected).max() <= 1  # a rounding
-    assert not found[0].any()
-    assert np.array_equal(found[1], pixels[1])
+    assert np.abs(result - expected).max() <= 1  # a rounding
+    assert not result[0].any()
+    assert np.array_equal(result[1], pixels[1])
 
 
 def test_a_palette_is_looked_up() -> None:
@@ -97,24 +100,24 @@ def test_a_transparent_entry_of_a_palette_is_black() -> None:
     image = Image.new("P", (8, 8), 1)
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.paste(0, (0, 0, 8, 4))
-    found = decoded(saved(image, transparency=0))
-    assert np.array_equal(found[:4], BLACK[:4])
-    assert np.array_equal(found[4:], np.broadcast_to(np.array([200, 100, 50], np.uint8), (4, 8, 3)))
+    result = decoded(saved(image, transparency=0))
+    assert np.array_equal(result[:4], BLACK[:4])
+    assert np.array_equal(result[4:], np.broadcast_to(np.array([200, 100, 50], np.uint8), (4, 8, 3)))
 
 
 def test_a_transparent_colour_of_an_opaque_mode_is_black() -> None:
     image = Image.new("RGB", (8, 8), (200, 100, 50))
     image.paste((1, 2, 3), (0, 0, 8, 4))
-    found = decoded(saved(image, transparency=(200, 100, 50)))
-    assert np.array_equal(found[4:], BLACK[4:])
-    assert np.array_equal(found[:4], np.broadcast_to(np.array([1, 2, 3], np.uint8), (4, 8, 3)))
+    result = decoded(saved(image, transparency=(200, 100, 50)))
+    assert np.array_equal(result[4:], BLACK[4:])
+    assert np.array_equal(result[:4], np.broadcast_to(np.array([1, 2, 3], np.uint8), (4, 8, 3)))
 
 
 def test_cmyk_is_converted_to_rgb() -> None:
     c, m, y, k = 200, 40, 90, 30
-    found = decoded(saved(Image.new("CMYK", (8, 8), (c, m, y, k)), "a.jpg", quality=100))
+    result = decoded(saved(Image.new("CMYK", (8, 8), (c, m, y, k)), "a.jpg", quality=100))
     expected = [(255 - ink) * (255 - k) / 255 for ink in (c, m, y)]
-    assert np.abs(found.reshape(-1, 3) - expected).max() <= 4  # JPEG is lossy
+    assert np.abs(result.reshape(-1, 3) - expected).max() <= 4  # JPEG is lossy
 
 
 # What EXIF's orientation tag means, by the numpy operation that turns the stored pixels upright.
@@ -135,8 +138,8 @@ def test_an_image_stands_upright_by_its_exif_tag(orientation: int) -> None:
     pixels = picture(9, 8)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = decoded(saved(Image.fromarray(pixels), exif=exif))
-    assert np.array_equal(found, UPRIGHT[orientation](pixels))
+    result = decoded(saved(Image.fromarray(pixels), exif=exif))
+    assert np.array_equal(result, UPRIGHT[orientation](pixels))
 
 
 def test_an_image_with_nonsense_for_exif_is_still_read() -> None:
@@ -164,10 +167,10 @@ def by_the_rule(pixels: Pixels, size: int) -> Pixels:
 @tried
 def test_any_size_is_resized_by_the_shorter_side_and_cut_in_the_centre(height: int, width: int, size: int) -> None:
     pixels = picture(height * 61 + width, height, width)
-    found = fit(Image.fromarray(pixels), size)
-    assert found.shape == (size, size, 3)
-    assert found.dtype == np.uint8
-    difference = np.abs(found.astype(int) - by_the_rule(pixels, size).astype(int))
+    result = fit(Image.fromarray(pixels), size)
+    assert result.shape == (size, size, 3)
+    assert result.dtype == np.uint8
+    difference = np.abs(result.astype(int) - by_the_rule(pixels, size).astype(int))
     assert difference.max() <= 2  # Pillow rounds to 8 bits between its two passes
 
 
@@ -189,8 +192,8 @@ def test_images_keep_the_order_of_their_files_and_progress_reaches_the_end() -> 
     pixels = [picture(i, 8) for i in range(150)]
     files = [saved(Image.fromarray(p), f"{i}.png") for i, p in enumerate(pixels)]
     seen: list[tuple[int, int]] = []
-    found, sha256 = decode(files, 8, lambda done, total: seen.append((done, total)))
-    assert np.array_equal(found, np.stack(pixels))
+    result, sha256 = decode(files, 8, lambda done, total: seen.append((done, total)))
+    assert np.array_equal(result, np.stack(pixels))
     assert seen == [(64, 150), (128, 150), (150, 150)]
     assert sha256 == decode(files, 16)[1]  # of the files, not of what became of them
     assert sha256 != decode(files[::-1], 8)[1]
@@ -224,53 +227,55 @@ def test_every_file_that_is_no_whole_image_is_listed_with_its_path() -> None:
         warnings.simplefilter("ignore")  # the refusal of 10,000×10,000 pixels is okdc's own
         with pytest.raises(DataError) as caught:
             decode(files, 8)
-    told = dict(line.split(": ", 1) for line in caught.value.details)
-    assert set(told) == {*bad, "folder.png", "gone.png"}
-    assert caught.value.message.startswith(f"{len(told)} of {len(files)} images cannot be read, the first is bomb.png")
+    reasons = dict(line.split(": ", 1) for line in caught.value.details)
+    assert set(reasons) == {*bad, "folder.png", "gone.png"}
+    assert caught.value.message.startswith(
+        f"{len(reasons)} of {len(files)} images cannot be read, the first is bomb.png"
+    )
     for name, (_, said) in bad.items():
-        assert said in told[name], name
-    assert told["folder.png"] == "Is a directory"
-    assert told["gone.png"] == "No such file or directory"
-    assert "0x" not in "".join(told.values())  # no address in memory
+        assert said in reasons[name], name
+    assert reasons["folder.png"] == "Is a directory"
+    assert reasons["gone.png"] == "No such file or directory"
+    assert "0x" not in "".join(reasons.values())  # no address in memory
 
 
 # --- listing
 
 
-def relative(found: images.Listing) -> dict[str, list[tuple[str, str]]]:
+def relative(result: Listing) -> dict[str, list[tuple[str, str]]]:
     """{split: [(path, class)]}"""
     return {
-        split: [(found.files[i].relative_to(found.root).as_posix(), found.classes[found.labels[i]]) for i in rows]
-        for split, rows in found.splits.items()
+        split: [(result.files[i].relative_to(result.root).as_posix(), result.classes[result.labels[i]]) for i in rows]
+        for split, rows in result.splits.items()
     }
 
 
 @pytest.mark.parametrize("val", ["val", "valid"])
 def test_a_tree_of_splits_is_listed_by_split_and_class(val: str) -> None:
     tree = {"test": {"b": 1, "a": 1}, val: {"a": 2, "b": 1}, "train": {"b": 1, "a": 2}}
-    found = listing(write_tree(Path("root"), tree))
-    assert found.classes == ("a", "b")
-    assert relative(found) == {
+    listing = list_images(write_tree(Path("root"), tree))
+    assert listing.classes == ("a", "b")
+    assert relative(listing) == {
         "train": [("train/a/000.png", "a"), ("train/a/001.png", "a"), ("train/b/000.png", "b")],
         "val": [(f"{val}/a/000.png", "a"), (f"{val}/a/001.png", "a"), (f"{val}/b/000.png", "b")],
         "test": [("test/a/000.png", "a"), ("test/b/000.png", "b")],
     }
-    assert found.notes == []
+    assert listing.notes == []
 
 
 def test_train_alone_and_one_folder_of_classes_are_enough() -> None:
-    assert set(listing(write_tree(Path("one"), {"train": {"a": 2, "b": 1}})).splits) == {"train"}
-    flat = listing(write_tree(Path("two"), {"a": 2, "b": 1}))
+    assert set(list_images(write_tree(Path("one"), {"train": {"a": 2, "b": 1}})).splits) == {"train"}
+    flat = list_images(write_tree(Path("two"), {"a": 2, "b": 1}))
     assert relative(flat) == {"all": [("a/000.png", "a"), ("a/001.png", "a"), ("b/000.png", "b")]}
 
 
 def test_classes_are_mapped_by_name_where_another_split_lacks_one() -> None:
     tree = {"train": {"a": 1, "b": 1, "c": 1}, "val": {"c": 1, "a": 1}, "test": {"c": 2}}
-    found = listing(write_tree(Path("root"), tree))
-    assert relative(found)["val"] == [("val/a/000.png", "a"), ("val/c/000.png", "c")]
-    assert {label for _, label in relative(found)["test"]} == {"c"}
-    root = found.root
-    assert found.notes == [
+    listing = list_images(write_tree(Path("root"), tree))
+    assert relative(listing)["val"] == [("val/a/000.png", "a"), ("val/c/000.png", "c")]
+    assert {label for _, label in relative(listing)["test"]} == {"c"}
+    root = listing.root
+    assert listing.notes == [
         f"{root}/val/b: no images of this class in val",
         f"{root}/test/a: no images of this class in test",
         f"{root}/test/b: no images of this class in test",
@@ -278,24 +283,24 @@ def test_classes_are_mapped_by_name_where_another_split_lacks_one() -> None:
 
 
 def test_a_class_folder_without_images_outside_train_is_a_note() -> None:
-    found = listing(write_tree(Path("root"), {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 0}}))
-    assert found.notes == [f"{found.root}/test/b: no images of this class in test"]
+    listing = list_images(write_tree(Path("root"), {"train": {"a": 1, "b": 1}, "test": {"a": 1, "b": 0}}))
+    assert listing.notes == [f"{listing.root}/test/b: no images of this class in test"]
 
 
 def test_a_class_that_only_another_split_has_is_an_error() -> None:
     root = write_tree(Path("root"), {"train": {"cat": 1, "dog": 1}, "test": {"cat": 1, "dgo": 1, "emu": 0}})
     with pytest.raises(DataError, match=r"class 'dgo' is not in .*/root/train \(did you mean 'dog'\?\)") as caught:
-        listing(root)
+        list_images(root)
     assert [Path(line).name for line in caught.value.details] == ["dgo", "emu"]
 
 
 def test_hidden_folders_and_files_are_nobodys() -> None:
     root = write_tree(Path("root"), {"train": {"a": 1, "b": 1, ".ipynb_checkpoints": 1}, ".git": {"x": 1}})
     shutil.copy(root / "train/a/000.png", root / "train/a/.hidden.png")
-    found = listing(root)
-    assert found.classes == ("a", "b")
-    assert len(found.files) == 2
-    assert found.notes == []
+    listing = list_images(root)
+    assert listing.classes == ("a", "b")
+    assert len(listing.files) == 2
+    assert listing.notes == []
 
 
 def test_endings_are_read_in_any_case_and_other_files_are_left_out() -> None:
@@ -303,29 +308,31 @@ def test_endings_are_read_in_any_case_and_other_files_are_left_out() -> None:
     names = ["1.PNG", "2.Jpg", "3.JPEG", "4.bmp", "5.WebP", "notes.txt", "x.gif", "png", "6.png.part"]
     for name in names:
         (root / "train/a" / name).touch()
-    assert [path.name for path in listing(root).files[:-1]] == names[:5]
+    assert [path.name for path in list_images(root).files[:-1]] == names[:5]
 
 
 def test_folders_beside_the_splits_are_noted_with_the_nearest_split() -> None:
     tree = {"train": {"a": 1, "b": 1}, "vald": {"a": 1, "b": 1}, "misc": {"a": 1}}
-    found = listing(write_tree(Path("root"), tree))
-    assert set(found.splits) == {"train"}
-    assert found.notes == [
-        f"{found.root}/misc is not read; the splits are train, valid|val, test",
-        f"{found.root}/vald is not read (did you mean 'valid'?); the splits are train, valid|val, test",
+    listing = list_images(write_tree(Path("root"), tree))
+    assert set(listing.splits) == {"train"}
+    assert listing.notes == [
+        f"{listing.root}/misc is not read; the splits are train, valid|val, test",
+        f"{listing.root}/vald is not read (did you mean 'valid'?); the splits are train, valid|val, test",
     ]
 
 
 def test_images_beside_the_class_folders_are_noted() -> None:
     root = write_tree(Path("root"), {"train": {"a": 1, "b": 1}})
     saved(Image.fromarray(BLACK), str(root / "train/stray.png"))
-    assert listing(root).notes == [f"{listing(root).root}/train: 1 images outside any class folder are not read"]
+    assert list_images(root).notes == [
+        f"{list_images(root).root}/train: 1 images outside any class folder are not read"
+    ]
 
 
 def test_classes_without_images_are_all_listed() -> None:
     root = write_tree(Path("root"), {"train": {"a": 0, "b": 1, "c": 0}})
     with pytest.raises(DataError, match=r"2 of 3 classes have no images, the first is .*/train/a") as caught:
-        listing(root)
+        list_images(root)
     assert [Path(line).name for line in caught.value.details] == ["a", "c"]
     assert ".webp" in caught.value.hint
 
@@ -348,7 +355,7 @@ def test_a_tree_that_cannot_be_used_says_what_was_expected_and_found(
         Path("root", split).mkdir(parents=True)
     write_tree(Path("root"), tree) if any(tree.values()) else None
     with pytest.raises(DataError, match=said) as caught:
-        listing(Path("root"))
+        list_images(Path("root"))
     assert "both" in said or "root/<split>/<class>/" in caught.value.hint
 
 
@@ -357,15 +364,15 @@ def test_loose_images_without_classes_are_counted() -> None:
     for i in range(3):
         saved(Image.fromarray(BLACK), f"root/{i}.png")
     with pytest.raises(DataError, match="found 0 and 3 loose images"):
-        listing(Path("root"))
+        list_images(Path("root"))
 
 
-@pytest.mark.parametrize(("name", "found"), [("nowhere", "nothing"), ("file", "a file")])
-def test_a_root_that_is_no_folder_is_named_in_full(name: str, found: str) -> None:
+@pytest.mark.parametrize(("name", "kind"), [("nowhere", "nothing"), ("file", "a file")])
+def test_a_root_that_is_no_folder_is_named_in_full(name: str, kind: str) -> None:
     Path("file").touch()
     with pytest.raises(DataError) as caught:
-        listing(Path("images/..") / name)
-    assert caught.value.message == f"data.root: expected a folder of images at {Path.cwd() / name}, found {found}"
+        list_images(Path("images/..") / name)
+    assert caught.value.message == f"data.root: expected a folder of images at {Path.cwd() / name}, found {kind}"
     assert "root/<split>/<class>/" in caught.value.hint
 
 
@@ -378,10 +385,10 @@ def root() -> Path:
 
 
 def entries() -> list[Path]:
-    return sorted(images.cache_folder().glob("images/*"))
+    return sorted(cache_folder().glob("images/*"))
 
 
-def from_cache(decoded: images.Decoded) -> bool:
+def from_cache(decoded: Decoded) -> bool:
     return any("from the cache" in note for note in decoded.notes)
 
 
@@ -393,19 +400,19 @@ def spoil(path: Path) -> None:
 
 
 def test_images_are_decoded_once(root: Path) -> None:
-    first = load(listing(root), 8)
+    first = load(list_images(root), 8)
     assert first.notes == [f"decoded 5 images, cached in {entries()[0]}"]
     spoil(root / "train/a/000.png")
-    again = load(listing(root), 8)  # it cannot have come from the files
+    again = load(list_images(root), 8)  # it cannot have come from the files
     assert again.notes == ["5 decoded images from the cache"]
     assert np.array_equal(again.pixels, first.pixels)
     assert again.sha256 == first.sha256
 
 
 def test_the_sha256_is_that_of_the_files_contents(root: Path) -> None:
-    found = listing(root)
-    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in found.files)
-    assert load(found, 8).sha256 == hashlib.sha256(digests).hexdigest()
+    listing = list_images(root)
+    digests = b"".join(hashlib.sha256(path.read_bytes()).digest() for path in listing.files)
+    assert load(listing, 8).sha256 == hashlib.sha256(digests).hexdigest()
 
 
 def touched(root: Path) -> None:
@@ -433,41 +440,41 @@ def removed(root: Path) -> None:
 
 @pytest.mark.parametrize("change", [touched, grown, renamed, regrouped, removed])
 def test_any_change_of_paths_sizes_or_times_is_decoded_anew(root: Path, change: Callable[[Path], None]) -> None:
-    load(listing(root), 8)
+    load(list_images(root), 8)
     change(root)
-    assert not from_cache(load(listing(root), 8))
-    assert from_cache(load(listing(root), 8))
+    assert not from_cache(load(list_images(root), 8))
+    assert from_cache(load(list_images(root), 8))
     assert len(entries()) == 2
 
 
 def test_a_file_that_was_spoilt_and_touched_is_found_out(root: Path) -> None:
-    load(listing(root), 8)
+    load(list_images(root), 8)
     spoil(root / "train/a/000.png")
     touched(root)
     with pytest.raises(DataError, match="1 of 5 images cannot be read"):
-        load(listing(root), 8)
+        load(list_images(root), 8)
 
 
 def test_another_image_size_has_pixels_of_its_own(root: Path) -> None:
-    load(listing(root), 8)
-    other = load(listing(root), 12)
+    load(list_images(root), 8)
+    other = load(list_images(root), 12)
     assert not from_cache(other)
     assert other.pixels.shape == (5, 12, 12, 3)
-    assert from_cache(load(listing(root), 8))
+    assert from_cache(load(list_images(root), 8))
 
 
 def test_a_folder_that_was_moved_is_still_in_the_cache(root: Path) -> None:
-    before = load(listing(root), 8)
+    before = load(list_images(root), 8)
     shutil.move(root, "elsewhere")
-    after = load(listing(Path("elsewhere")), 8)
+    after = load(list_images(Path("elsewhere")), 8)
     assert from_cache(after)
     assert after.sha256 == before.sha256
 
 
 def test_the_sha256_differs_for_other_contents_under_the_same_names(root: Path) -> None:
-    before = load(listing(root), 8)
+    before = load(list_images(root), 8)
     saved(Image.fromarray(picture(99, 8)), str(root / "train/a/000.png"))
-    assert load(listing(root), 8).sha256 != before.sha256
+    assert load(list_images(root), 8).sha256 != before.sha256
 
 
 def cut(entry: Path) -> None:
@@ -528,21 +535,21 @@ def numbered_meta(entry: Path) -> None:
     ],
 )
 def test_a_damaged_cache_is_made_again(root: Path, damage: Callable[[Path], None]) -> None:
-    first = load(listing(root), 8)
+    first = load(list_images(root), 8)
     (entry,) = entries()
     damage(entry)
-    again = load(listing(root), 8)
+    again = load(list_images(root), 8)
     assert not from_cache(again)
     assert np.array_equal(again.pixels, first.pixels)
-    assert from_cache(load(listing(root), 8))
+    assert from_cache(load(list_images(root), 8))
     assert entries() == [entry]
 
 
 def test_a_cache_that_cannot_be_written_costs_a_note(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_CACHE", "/dev/full/x")
-    found = load(listing(root), 8)
-    assert found.pixels.shape == (5, 8, 8, 3)
-    (note,) = found.notes
+    listing = load(list_images(root), 8)
+    assert listing.pixels.shape == (5, 8, 8, 3)
+    (note,) = listing.notes
     assert note.startswith("the decoded images are not cached: /dev/full/x/")
     assert note.endswith(": Not a directory")
 
@@ -561,22 +568,22 @@ def test_a_full_disk_costs_a_note_and_leaves_nothing_half_written(
         raise error
 
     monkeypatch.setattr(np, "save", full)
-    (note,) = load(listing(root), 8).notes
+    (note,) = load(list_images(root), 8).notes
     assert note.endswith(f": {said}")
     assert entries() == []
-    assert list((images.cache_folder() / "images").iterdir()) == []
+    assert list((cache_folder() / "images").iterdir()) == []
 
 
 def test_the_cache_lies_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.setenv("OKDC_CACHE", "~/mine")
-    assert images.cache_folder() == Path("/home/me/mine")
+    assert cache_folder() == Path("/home/me/mine")
     monkeypatch.setenv("OKDC_CACHE", "")
-    assert images.cache_folder() == Path("/xdg/okdc")
+    assert cache_folder() == Path("/xdg/okdc")
     monkeypatch.delenv("OKDC_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert images.cache_folder() == Path("/home/me/.cache/okdc")
+    assert cache_folder() == Path("/home/me/.cache/okdc")
 
 
 def test_what_the_rule_says_is_what_every_manifest_states() -> None:

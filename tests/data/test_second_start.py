@@ -15,7 +15,9 @@ from PIL import Image
 
 from okdc.assembly import job as build
 from okdc.assembly.resolve import ResolvedRecipe, resolve
-from okdc.data.images import EXTENSIONS, listing, load
+from okdc.data.cache import load
+from okdc.data.images import EXTENSIONS
+from okdc.data.listing import list_images
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
 from okdc.recipe.draft import load as read_recipe
@@ -39,7 +41,7 @@ def cinic() -> ResolvedRecipe:
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often the file system was asked about each image."""
     counted: Counter[str] = Counter()
 
@@ -62,28 +64,28 @@ def refused(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("make", [a_folder, one_folder_of_classes, cinic])
 def test_a_second_start_opens_no_image_and_asks_once_about_each(
-    make: Callable[[], ResolvedRecipe], asked: Counter[str], monkeypatch: pytest.MonkeyPatch
+    make: Callable[[], ResolvedRecipe], opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make()
     first = build.job(recipe, lambda: build.dataset(recipe.recipe))
-    asked.clear()
+    opened.clear()
     monkeypatch.setattr(Image, "open", refused)
     monkeypatch.setattr(Path, "read_bytes", refused)
     second = build.job(recipe, lambda: build.dataset(recipe.recipe))
-    assert len(asked) == len(first.dataset.labels)
-    assert set(asked.values()) == {1}
+    assert len(opened) == len(first.dataset.labels)
+    assert set(opened.values()) == {1}
     assert second.dataset.fingerprint == first.dataset.fingerprint
     assert second.dataset.images.equal(first.dataset.images)
     assert second.recipe == first.recipe
 
 
 @pytest.mark.parametrize("make", [a_folder, cinic])
-def test_a_first_start_asks_once_about_each(make: Callable[[], ResolvedRecipe], asked: Counter[str]) -> None:
+def test_a_first_start_asks_once_about_each(make: Callable[[], ResolvedRecipe], opened: Counter[str]) -> None:
     recipe = make()
-    asked.clear()
-    found = build.dataset(recipe.recipe)
-    assert len(asked) == len(found.labels)
-    assert set(asked.values()) == {1}
+    opened.clear()
+    data = build.dataset(recipe.recipe)
+    assert len(opened) == len(data.labels)
+    assert set(opened.values()) == {1}
 
 
 def test_a_link_to_nothing_is_named_before_anything_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +94,7 @@ def test_a_link_to_nothing_is_named_before_anything_is_decoded(monkeypatch: pyte
     (root / "train/b/zz.png").symlink_to("nowhere")
     monkeypatch.setattr(Image, "open", refused)
     with pytest.raises(DataError, match=r"2 of 6 images cannot be read, .*/train/a/zz\.png: No such file") as caught:
-        load(listing(root), 8)
+        load(list_images(root), 8)
     assert len(caught.value.details) == 2
 
 
@@ -101,10 +103,10 @@ def test_names_that_are_no_text_and_of_any_length_are_kept() -> None:
     odd = [os.fsdecode(b"\xff\xfe.png"), "ü" * 100 + ".png", " .png"]
     for name in odd:
         (root / "train/b/000.png").rename(root / "train/b" / name)
-        found = listing(root)
-        assert [path.name for path in found.files] == ["000.png", "001.png", *sorted(["001.png", name])]
-        assert [path.name for path in found.files[2:]] == sorted(["001.png", name])
-        pixels = load(found, 8).pixels
-        assert np.array_equal(OnDemand(found.root, found.files, 8)[:], pixels)
-        assert np.array_equal(OnDemand(found.root, [found.files[3], found.files[0]], 8)[:], pixels[[3, 0]])
+        listing = list_images(root)
+        assert [path.name for path in listing.files] == ["000.png", "001.png", *sorted(["001.png", name])]
+        assert [path.name for path in listing.files[2:]] == sorted(["001.png", name])
+        pixels = load(listing, 8).pixels
+        assert np.array_equal(OnDemand(listing.root, listing.files, 8)[:], pixels)
+        assert np.array_equal(OnDemand(listing.root, [listing.files[3], listing.files[0]], 8)[:], pixels[[3, 0]])
         (root / "train/b" / name).rename(root / "train/b/000.png")

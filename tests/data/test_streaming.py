@@ -17,14 +17,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import write_imagenet, write_zoo
 from PIL import Image
+from reading import read_data
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
 from okdc.data import images, ondemand
-from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, order
-from okdc.data.datasets import divide, folder
-from okdc.data.feed import batches_of
-from okdc.data.imagenet import imagenet
+from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, batches_of, eval_batch, eval_batches, order
+from okdc.data.datasets import divide
 from okdc.data.streaming import StreamBatches, augmented
 from okdc.errors import DataError
 from okdc.recipe.schema import Data
@@ -46,7 +45,7 @@ def own_tree(tree: Path, tmp_path: Path) -> Path:
 
 
 def stream(root: Path, batch_size: int = 8, flip: bool = True, seed: int = 0, workers: int = 0) -> StreamBatches:
-    return StreamBatches(imagenet(root, SIZE, SHORTER), batch_size, flip, RAW, seed, workers)
+    return StreamBatches(read_data("imagenet", root, SIZE, SHORTER), batch_size, flip, RAW, seed, workers)
 
 
 def pixels(batch: Tensor) -> Tensor:
@@ -87,13 +86,13 @@ def test_an_image_of_an_epoch_follows_from_seed_epoch_and_row_alone(tree: Path) 
     assert files is not None
     rows = order(batches.dataset.train, 4, 3)
     torch.manual_seed(99)
-    found = torch.cat([pixels(x) for x, _ in batches.epoch(4)])
-    for at in reversed(range(len(found))):
+    result = torch.cat([pixels(x) for x, _ in batches.epoch(4)])
+    for at in reversed(range(len(result))):
         row = int(rows[at])
         expected = files.decode(row, lambda image, row=row: augmented(image, SIZE, True, 3, 4, row))  # type: ignore[misc]
-        assert np.array_equal(found[at].numpy(), expected), files.path(row)
+        assert np.array_equal(result[at].numpy(), expected), files.path(row)
     other = torch.cat([pixels(x) for x, _ in stream(tree, batch_size=5, seed=3).epoch(4)])
-    assert torch.equal(found, other)
+    assert torch.equal(result, other)
 
 
 def test_another_epoch_or_seed_is_another_draw(tree: Path) -> None:
@@ -105,12 +104,12 @@ def test_another_epoch_or_seed_is_another_draw(tree: Path) -> None:
 
 def test_order_and_labels_are_those_of_resident_images(tree: Path) -> None:
     """One order for all data sets: only how an image is cut differs."""
-    found = imagenet(tree, SIZE, SHORTER)
-    resident = TrainBatches(folder(tree, SIZE), 8, 0, False, RAW, 0)
+    dataset = read_data("imagenet", tree, SIZE, SHORTER)
+    resident = TrainBatches(read_data("folder", tree, SIZE), 8, 0, False, RAW, 0)
     streamed = [labels for _, labels in stream(tree).epoch(3)]
-    for ours, theirs in zip(streamed, (labels for _, labels in resident.epoch(3)), strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(torch.cat(streamed), found.labels[order(found.train, 3, 0)][:40])
+    for actual, expected in zip(streamed, (labels for _, labels in resident.epoch(3)), strict=True):
+        assert torch.equal(actual, expected)
+    assert torch.equal(torch.cat(streamed), dataset.labels[order(dataset.train, 3, 0)][:40])
 
 
 def test_a_training_image_is_what_torchvisions_own_transforms_make_of_it(tree: Path) -> None:
@@ -121,11 +120,11 @@ def test_a_training_image_is_what_torchvisions_own_transforms_make_of_it(tree: P
             image = images.to_rgb(opened)
         with seeded(5, "epoch", 2, "image", row):
             expected = np.asarray(theirs(image))
-        found = augmented(image, SIZE, True, 5, 2, row)
-        assert np.array_equal(found, expected), path
+        result = augmented(image, SIZE, True, 5, 2, row)
+        assert np.array_equal(result, expected), path
         unflipped = augmented(image, SIZE, False, 5, 2, row)  # the same crop, whether it may be mirrored or not
-        assert np.array_equal(found, unflipped) or np.array_equal(found[:, ::-1], unflipped)
-        mirrored += not np.array_equal(found, unflipped)
+        assert np.array_equal(result, unflipped) or np.array_equal(result[:, ::-1], unflipped)
+        mirrored += not np.array_equal(result, unflipped)
     assert 10 <= mirrored <= 30  # of 40
 
 
@@ -137,9 +136,9 @@ def test_a_training_image_is_what_torchvisions_own_transforms_make_of_it(tree: P
 )
 @tried
 def test_every_size_and_mode_gives_a_whole_image(height: int, width: int, row: int, mode: str) -> None:
-    found = augmented(Image.new(mode, (width, height), 200 if mode == "L" else None), SIZE, True, 0, 0, row)
-    assert found.shape == (SIZE, SIZE, 3)
-    assert found.dtype == np.uint8
+    result = augmented(Image.new(mode, (width, height), 200 if mode == "L" else None), SIZE, True, 0, 0, row)
+    assert result.shape == (SIZE, SIZE, 3)
+    assert result.dtype == np.uint8
 
 
 def test_reading_batches_leaves_the_global_generator_alone(tree: Path) -> None:
@@ -150,8 +149,8 @@ def test_reading_batches_leaves_the_global_generator_alone(tree: Path) -> None:
 
 def test_the_kind_of_a_data_set_picks_its_batches(tree: Path) -> None:
     data = Data(name="imagenet", root=str(tree), image_size=SIZE)
-    assert isinstance(batches_of(imagenet(tree, SIZE), data, 8, RAW, 0, 0), StreamBatches)
-    assert isinstance(batches_of(folder(tree, SIZE), data, 8, RAW, 0, 0), TrainBatches)
+    assert isinstance(batches_of(read_data("imagenet", tree, SIZE), data, 8, RAW, 0, 0), StreamBatches)
+    assert isinstance(batches_of(read_data("folder", tree, SIZE), data, 8, RAW, 0, 0), TrainBatches)
 
 
 # --- evaluation
@@ -161,16 +160,19 @@ def test_the_kind_of_a_data_set_picks_its_batches(tree: Path) -> None:
 def test_evaluation_sees_each_file_by_the_resize_rule_and_as_a_resident_data_set_would(
     tree: Path, shorter: int | None
 ) -> None:
-    found, resident = imagenet(tree, SIZE, shorter), folder(tree, SIZE, shorter_side=shorter)
-    assert found.files is not None
-    rows = torch.arange(len(found.labels))
-    seen = torch.cat([pixels(x) for x, _ in eval_batches(found, rows, RAW, 7)])
+    dataset, resident = (
+        read_data("imagenet", tree, SIZE, shorter),
+        read_data("folder", tree, SIZE, shorter_side=shorter),
+    )
+    assert dataset.files is not None
+    rows = torch.arange(len(dataset.labels))
+    seen = torch.cat([pixels(x) for x, _ in eval_batches(dataset, rows, RAW, 7)])
     assert torch.equal(seen, resident.images)
     for row in rows.tolist():
-        with Image.open(found.files.path(row)) as image:
+        with Image.open(dataset.files.path(row)) as image:
             assert np.array_equal(seen[row].numpy(), images.fit(image, SIZE, shorter))
-    labels = torch.cat([y for _, y in eval_batches(found, rows.flip(0), RAW, 7)])
-    assert torch.equal(labels, found.labels.flip(0))
+    labels = torch.cat([y for _, y in eval_batches(dataset, rows.flip(0), RAW, 7)])
+    assert torch.equal(labels, dataset.labels.flip(0))
 
 
 def test_a_shorter_side_is_resized_to_it_before_the_centre_is_cut() -> None:
@@ -183,9 +185,9 @@ def test_a_shorter_side_is_resized_to_it_before_the_centre_is_cut() -> None:
 
 
 def test_a_cache_of_one_shorter_side_is_not_taken_for_another(tree: Path) -> None:
-    plain, larger = folder(tree, SIZE), folder(tree, SIZE, shorter_side=SHORTER)
+    plain, larger = read_data("folder", tree, SIZE), read_data("folder", tree, SIZE, shorter_side=SHORTER)
     assert not torch.equal(plain.images, larger.images)
-    assert torch.equal(folder(tree, SIZE, shorter_side=SHORTER).images, larger.images)
+    assert torch.equal(read_data("folder", tree, SIZE, shorter_side=SHORTER).images, larger.images)
 
 
 def test_a_batch_of_large_images_is_smaller() -> None:
@@ -198,45 +200,45 @@ def test_a_batch_of_large_images_is_smaller() -> None:
 
 
 def test_the_published_validation_split_is_the_test_split_and_that_is_said(tree: Path) -> None:
-    found = divide(imagenet(tree, SIZE), 0.1, None, 0)
-    assert [len(rows) for rows in (found.train, found.val, found.test)] == [36, 4, 8]
-    assert found.files is not None
-    assert all("/val/" in str(found.files.path(row)) for row in found.test.tolist())
-    assert all("/train/" in str(found.files.path(row)) for row in (*found.train.tolist(), *found.val.tolist()))
-    assert any("8 images of val are the test split" in note for note in found.notes)
+    dataset = divide(read_data("imagenet", tree, SIZE), 0.1, None, 0)
+    assert [len(rows) for rows in (dataset.train, dataset.val, dataset.test)] == [36, 4, 8]
+    assert dataset.files is not None
+    assert all("/val/" in str(dataset.files.path(row)) for row in dataset.test.tolist())
+    assert all("/train/" in str(dataset.files.path(row)) for row in (*dataset.train.tolist(), *dataset.val.tolist()))
+    assert any("8 images of val are the test split" in note for note in dataset.notes)
 
 
 def test_with_a_test_split_val_validates(tmp_path: Path) -> None:
-    found = imagenet(write_imagenet(tmp_path / "three", 6, 4, 2), SIZE)
-    assert [len(rows) for rows in (found.train, found.val, found.test)] == [12, 8, 4]
-    assert not any("published" in note or "are the test split" in note for note in found.notes)
+    dataset = read_data("imagenet", write_imagenet(tmp_path / "three", 6, 4, 2), SIZE)
+    assert [len(rows) for rows in (dataset.train, dataset.val, dataset.test)] == [12, 8, 4]
+    assert not any("published" in note or "are the test split" in note for note in dataset.notes)
 
 
 def test_one_folder_of_classes_is_split_as_any_other(tree: Path) -> None:
-    found, resident = imagenet(tree / "train", SIZE), folder(tree / "train", SIZE)
-    assert torch.equal(found.train, resident.train)
-    assert torch.equal(found.test, resident.test)
-    assert len(found.test) == 8
+    dataset, resident = read_data("imagenet", tree / "train", SIZE), read_data("folder", tree / "train", SIZE)
+    assert torch.equal(dataset.train, resident.train)
+    assert torch.equal(dataset.test, resident.test)
+    assert len(dataset.test) == 8
 
 
 def test_labels_classes_and_size_are_those_of_the_folders(tree: Path) -> None:
-    found, resident = imagenet(tree, SIZE), folder(tree, SIZE)
-    assert found.classes == resident.classes == ("n01440764", "n01443537")
-    assert torch.equal(found.labels, resident.labels)
-    assert found.size == resident.size == torch.Size((3, SIZE, SIZE))
-    assert found.published is not None
+    dataset, resident = read_data("imagenet", tree, SIZE), read_data("folder", tree, SIZE)
+    assert dataset.classes == resident.classes == ("n01440764", "n01443537")
+    assert torch.equal(dataset.labels, resident.labels)
+    assert dataset.size == resident.size == torch.Size((3, SIZE, SIZE))
+    assert dataset.published is not None
 
 
 def test_a_copy_elsewhere_is_the_same_data_and_a_moved_or_changed_file_is_not(tree: Path, own_tree: Path) -> None:
-    before = imagenet(tree, SIZE).fingerprint
-    assert imagenet(own_tree, SIZE).fingerprint == before
+    before = read_data("imagenet", tree, SIZE).fingerprint
+    assert read_data("imagenet", own_tree, SIZE).fingerprint == before
     path = own_tree / "train" / "n01440764" / "n01440764_000.JPEG"
     path.write_bytes(path.read_bytes() + b"\0")
-    assert imagenet(own_tree, SIZE).fingerprint != before
+    assert read_data("imagenet", own_tree, SIZE).fingerprint != before
     path.write_bytes(path.read_bytes()[:-1])
-    assert imagenet(own_tree, SIZE).fingerprint == before
+    assert read_data("imagenet", own_tree, SIZE).fingerprint == before
     path.rename(own_tree / "train" / "n01443537" / path.name)
-    assert imagenet(own_tree, SIZE).fingerprint != before
+    assert read_data("imagenet", own_tree, SIZE).fingerprint != before
 
 
 def test_nothing_is_decoded_at_the_start_but_a_few_and_no_moments_are_computed(
@@ -251,16 +253,16 @@ def test_nothing_is_decoded_at_the_start_but_a_few_and_no_moments_are_computed(
         return whole(self, row, transform)
 
     monkeypatch.setattr(ondemand.OnDemand, "decode", noted)
-    found = imagenet(tree, SIZE)
+    dataset = read_data("imagenet", tree, SIZE)
     assert sorted(decoded) == [0, 11, 23, 35, 47]  # both ends and between
     with pytest.raises(AssertionError):
-        found.moments()
+        dataset.moments()
 
 
 def test_progress_ends_at_the_number_of_files(tree: Path) -> None:
-    told: list[tuple[int, int]] = []
-    imagenet(tree, SIZE, None, lambda done, total: told.append((done, total)))
-    assert told[-1] == (48, 48)
+    steps: list[tuple[int, int]] = []
+    read_data("imagenet", tree, SIZE, None, lambda done, total: steps.append((done, total)))
+    assert steps[-1] == (48, 48)
 
 
 # --- damage
@@ -280,7 +282,7 @@ def test_a_damaged_file_is_named_in_its_place_and_the_batches_before_it_come(
     monkeypatch.setattr(ondemand, "PROBE", 2)
     whole = list(stream(own_tree).epoch(0))
     path = damaged(own_tree)
-    found: list[tuple[Tensor, Tensor]] = []
+    result: list[tuple[Tensor, Tensor]] = []
     with closing(stream(own_tree, workers=workers)) as batches:
         files = batches.dataset.files
         assert files is not None
@@ -288,37 +290,37 @@ def test_a_damaged_file_is_named_in_its_place_and_the_batches_before_it_come(
         place = order(batches.dataset.train, 0, 0).tolist().index(row) // 8
         with pytest.raises(DataError, match="n01440764_007") as caught:
             for batch in batches.epoch(0):
-                found.append(batch)
+                result.append(batch)
         assert "worker" not in caught.value.message
-    assert len(found) == place
-    assert same(found, whole[:place])
+    assert len(result) == place
+    assert same(result, whole[:place])
     assert not multiprocessing.active_children()
 
 
 def test_evaluation_names_every_damaged_file_of_a_batch(own_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ondemand, "PROBE", 2)
-    found = imagenet(own_tree, SIZE)
+    dataset = read_data("imagenet", own_tree, SIZE)
     paths = [damaged(own_tree), own_tree / "train" / "n01443537" / "n01443537_001.JPEG"]
     paths[1].write_text("no image")
     with pytest.raises(DataError) as caught:
-        list(eval_batches(found, found.train, RAW, 500))
+        list(eval_batches(dataset, dataset.train, RAW, 500))
     assert [line.split(": ")[0] for line in caught.value.details] == [str(path) for path in paths]
 
 
 def test_the_start_finds_a_damaged_file_among_those_it_looks_at_and_every_empty_one(own_tree: Path) -> None:
     path = damaged(own_tree)
     with pytest.raises(DataError, match=path.name):  # 48 files: the probe sees them all
-        imagenet(own_tree, SIZE)
+        read_data("imagenet", own_tree, SIZE)
     path.write_bytes(b"")
     with pytest.raises(DataError, match=rf"{path.name}: zero bytes"):
-        imagenet(own_tree, SIZE)
+        read_data("imagenet", own_tree, SIZE)
 
 
 def test_a_val_folder_as_it_is_unpacked_is_refused_with_what_to_do(tmp_path: Path) -> None:
     root = write_imagenet(tmp_path / "raw", val=0)
     write_zoo(root / "val", 3, 0)
     with pytest.raises(DataError, match="3 lie beside them") as caught:
-        imagenet(root, SIZE)
+        read_data("imagenet", root, SIZE)
     assert "sorted into the folders of their classes" in caught.value.hint
 
 

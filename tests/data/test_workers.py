@@ -15,8 +15,10 @@ import pytest
 from asking import picture, write_tree
 from PIL import Image
 
-from okdc.data import images, workers
-from okdc.data.images import decode, listing
+from okdc.data import decoding, workers
+from okdc.data.decoding import decode
+from okdc.data.images import read
+from okdc.data.listing import list_images
 from okdc.data.paths import Paths
 from okdc.errors import DataError
 
@@ -25,7 +27,7 @@ COUNT = 150
 
 @pytest.fixture
 def files() -> Paths:
-    return listing(write_tree(Path("root"), {"train": {"a": COUNT - 1, "b": 1}})).files
+    return list_images(write_tree(Path("root"), {"train": {"a": COUNT - 1, "b": 1}})).files
 
 
 @pytest.fixture
@@ -47,13 +49,13 @@ def test_processes_decode_what_threads_do(files: Paths, monkeypatch: pytest.Monk
     expected = decode(files, 8)
     monkeypatch.setattr(workers, "MANY", COUNT)
     monkeypatch.setattr(workers, "cores", lambda: 2)
-    parent, read = os.getpid(), images.read
+    parent = os.getpid()
 
     def elsewhere(*args: object) -> object:
         assert os.getpid() != parent
         return read(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(images, "read", elsewhere)
+    monkeypatch.setattr(decoding, "read", elsewhere)
     seen: list[tuple[int, int]] = []
     pixels, sha256 = decode(files, 8, lambda done, total: seen.append((done, total)))
     assert np.array_equal(pixels, expected[0])
@@ -65,11 +67,11 @@ def test_processes_decode_what_threads_do(files: Paths, monkeypatch: pytest.Monk
 @pytest.mark.usefixtures("processes")
 def test_large_images_are_decoded_in_smaller_parts(files: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = decode(files, 8)
-    monkeypatch.setattr(images, "_PART_BYTES", 50 * 8 * 8 * 3)
+    monkeypatch.setattr(decoding, "_PART_BYTES", 50 * 8 * 8 * 3)
     seen: list[int] = []
-    found = decode(files, 8, lambda done, _: seen.append(done))
-    assert np.array_equal(found[0], expected[0])
-    assert found[1] == expected[1]
+    result = decode(files, 8, lambda done, _: seen.append(done))
+    assert np.array_equal(result[0], expected[0])
+    assert result[1] == expected[1]
     assert seen == [100, COUNT]  # at the first end of a part after each 64
 
 
@@ -105,7 +107,7 @@ def test_a_worker_that_is_killed_is_an_error_in_words(files: Paths, monkeypatch:
         assert os.getpid() != parent
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(images, "read", killed)
+    monkeypatch.setattr(decoding, "read", killed)
     with pytest.raises(DataError, match="a process that decodes the 150 images was killed") as caught:
         decode(files, 8)
     assert "data.image_size" in caught.value.hint
@@ -116,7 +118,7 @@ def test_memory_that_runs_out_in_a_worker_runs_out_in_the_parent(files: Paths, m
     def full(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(images, "read", full)
+    monkeypatch.setattr(decoding, "read", full)
     with pytest.raises(MemoryError):
         decode(files, 8)
 
@@ -143,15 +145,15 @@ def test_what_waits_for_a_worker_is_dropped_when_nobody_wants_it_any_more(files:
 SLOW = f"""
 import os, time
 from pathlib import Path
-from okdc.data import images, workers
+from okdc.data import decoding, workers
 workers.cores = lambda: 2
-def read(content, transform, real=images.read):
+def read(content, transform, real=decoding.read):
     Path("worker-" + str(os.getpid())).touch()
     time.sleep(0.5)
     return real(content, transform)
-images.read = read
+decoding.read = read
 try:
-    images.decode([Path("one.png")] * {workers.MANY}, 8)
+    decoding.decode([Path("one.png")] * {workers.MANY}, 8)
 except KeyboardInterrupt:
     print("stopped")
 """

@@ -14,12 +14,12 @@ import pytest
 from asking import ask, write_tree
 from making import record, seal
 from pictures import write_imagenet
+from reading import read_data
 from safetensors.torch import load_file, save_file
 
 from okdc.__main__ import main
 from okdc.assembly import student as students
 from okdc.bundle import test_images as judged
-from okdc.data.datasets import digits
 from okdc.deploy import evaluate, onnx
 from okdc.deploy import torch_reference as sides
 from okdc.runs.files import read_json, write_json
@@ -96,7 +96,7 @@ def test_a_run_gives_the_number_that_it_recorded(capsys: Captured, finished: Run
 
 def test_the_report_is_what_the_students_answers_say(capsys: Captured, finished: Run) -> None:
     """Counted one by one, from the logits of the other side of the parity check."""
-    data = digits()
+    data = read_data("digits")
     student = students.load(finished)
     side = sides.Torch(student.network, student.info.preprocessing)
     logits = side.logits(data.images[data.test].numpy())

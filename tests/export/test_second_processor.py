@@ -22,7 +22,7 @@ from runners import PYTHON, put
 
 from okdc.bundle.layout import EXPECTED, MODELS
 from okdc.bundle.session import Session
-from okdc.data import published
+from okdc.data import digits
 from okdc.precision import half, quantize
 from okdc.runs.files import read_json, write_json
 
@@ -79,7 +79,7 @@ needs_vnni = pytest.mark.skipif(not _has_vnni(), reason="this processor has no V
 @pytest.fixture(scope="module")
 def files(shipped: Path) -> dict[str, bytes]:
     """The run's student in its precisions, and in int8 with all eight bits of the weights used."""
-    pixels, _ = published.digits()
+    pixels, _ = digits.arrays()
     float32 = (shipped / MODELS["float32"]).read_bytes()
     return {
         "float32": float32,
@@ -98,7 +98,7 @@ def answers(files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("answers")
     for name, content in files.items():
         (folder / f"{name}.onnx").write_bytes(content)
-    np.save(folder / "images.npy", published.digits()[0][-IMAGES:])
+    np.save(folder / "images.npy", digits.arrays()[0][-IMAGES:])
     here = _run([sys.executable, "-c", ANSWERS, folder, folder / "here.npz"])
     there = _python_there("-c", ANSWERS, folder, folder / "there.npz")
     assert (here.returncode, there.returncode) == (0, 0), here.stderr + there.stderr

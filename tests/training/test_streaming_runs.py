@@ -22,7 +22,7 @@ from PIL import Image
 from okdc.assembly import student as students
 from okdc.bundle import checks as soundness
 from okdc.data import images, ondemand
-from okdc.data.imagenet import PUBLISHED
+from okdc.data.imagenet import MOMENTS
 from okdc.data.ondemand import OnDemand
 from okdc.deploy import parity
 from okdc.deploy import torch_reference as sides
@@ -83,8 +83,8 @@ def test_a_run_says_what_it_is_made_of_and_is_judged_on_the_published_split(whol
         "size": 32,
         "shorter_side": 36,
         "resize": images.RESIZE_LARGER,
-        "mean": list(PUBLISHED[0]),
-        "std": list(PUBLISHED[1]),
+        "mean": list(MOMENTS[0]),
+        "std": list(MOMENTS[1]),
     }
     tell = Quiet()
     start(*words(tree, "optim.epochs=1"), tell=tell)
