@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +27,7 @@ class Job:
 
     recipe: Recipe  # resolved: mean and std filled in
     dataset: Dataset
-    method: Method[Any]
+    method: Method
     notes: tuple[str, ...] = ()
     variant: str = ""
     teacher: dict[str, str] | None = None
@@ -99,9 +98,7 @@ def cohort(recipe: Recipe, images: torch.Size, classes: int) -> tuple[Cohort, st
     return Cohort(students, share), words
 
 
-def method(
-    recipe: Recipe, images: torch.Size, classes: int, instructor: nn.Module | None = None
-) -> tuple[Method[Any], str]:
+def method(recipe: Recipe, images: torch.Size, classes: int, instructor: nn.Module | None = None) -> tuple[Method, str]:
     """The recipe's method around its cohort, for images of CHW size `images`, and a sentence on what is shared."""
     kind = methods.find(recipe.method["name"])
     students, words = cohort(recipe, images, classes)

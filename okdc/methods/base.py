@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from okdc.cohort import Cohort
 
@@ -113,7 +114,7 @@ class Step(NamedTuple):
     logits: dict[str, Tensor]  # NK, every head that deserves an accuracy column: student0, student1, fused, ...
 
 
-C = TypeVar("C", bound=Config)
+C = TypeVar("C", bound=Config, default=Any)
 
 
 class Method(nn.Module, Generic[C]):
@@ -281,7 +282,7 @@ def ramp(progress: Tensor, length: float) -> Tensor:
     return torch.exp(-5 * (1 - torch.clamp(progress / length, max=1)) ** 2)
 
 
-def mutual(method: Method[Any], batch: Batch, z: Sequence[Tensor], z_f: Tensor, w: Tensor, temperature: float) -> Step:
+def mutual(method: Method, batch: Batch, z: Sequence[Tensor], z_f: Tensor, w: Tensor, temperature: float) -> Step:
     """Σ_k CE(z_k) + CE(z_f) + w·T²·[KL(z_a ‖ z_f) + Σ_k KL(z_f ‖ z_k)], z_a = mean_k z_k: of FFL, MFEF and FEFR.
 
     The ensemble teaches the fused classifier, which teaches every student; each teacher is detached (MFEF eq. 9-11;

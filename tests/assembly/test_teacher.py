@@ -271,7 +271,7 @@ def test_a_file_of_weights_teaches_and_what_it_knows_is_said_to_be_unknown(
 def test_a_students_own_file_teaches_by_its_networks_name(teacher: Path) -> None:
     """The way out for whoever answers for what it has seen."""
     known = teachers.load("resnet14", str(teacher / "student.safetensors"), 10, SMALL)
-    images, _ = batch()
+    images = batch().images
     alone, _ = kept.load(Run.open(teacher))
     assert torch.equal(known.network.eval()(images), alone(images))
 

@@ -79,7 +79,7 @@ def test_it_stands_between_the_last_stage_and_the_head(suffix: str) -> None:
     for _ in range(3):
         network(batch(n=8)[0] + 0.3)
     network.eval()
-    images, _ = batch()
+    images = batch().images
     x = images
     for stage in network.stages[:-1]:
         x = stage(x)
@@ -161,7 +161,7 @@ def test_a_run_keeps_the_network_with_its_extraction(in_path: Run) -> None:
     network: Backbone = backbones.build("resnet8+msfe", 10, SMALL)
     network.load_weights(load_file(in_path.weights))
     again, _ = kept.load(in_path)
-    images, _ = batch()
+    images = batch().images
     assert torch.equal(network.eval()(images), again(images))
 
 
