@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from okdc.cohort import Cohort
 from okdc.data import datasets, find
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
-from okdc.data.source import Request
+from okdc.data.source import Colour, Request
 from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Method
 from okdc.recipe.schema import TEACHER, Recipe
@@ -28,8 +28,8 @@ from okdc.seeds import seeded
 class Normalisation(NamedTuple):
     """Mean and standard deviation of each channel, of pixels scaled to 0..1."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Colour
+    std: Colour
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Job:
 
     recipe: Recipe  # with mean, std and the teacher's hash written in
     dataset: Dataset
-    method: Method[Any]
+    method: Method
     normalisation: Normalisation
     notes: tuple[str, ...] = ()
     variant: str = ""

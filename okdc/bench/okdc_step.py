@@ -11,7 +11,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +93,7 @@ class Work:
         """Multiply-adds of one image through the whole method, what is discarded included."""
         return forward_macs(self.method(), square(self.size))
 
-    def method(self) -> Method[Any]:
+    def method(self) -> Method:
         """On the CPU, with the weights that the recipe's seed gives."""
         assembly = build.assemble(self.resolved, self.classes)
         if assembly.teacher:
@@ -102,7 +101,7 @@ class Work:
             teachers.renormalise(assembly.method, assembly.teacher, mean, std)
         return assembly.method
 
-    def trained(self, name: str) -> tuple[Side, Method[Any]]:
+    def trained(self, name: str) -> tuple[Side, Method]:
         """okdc's step with what the loop counts of it, and the method that it trains."""
         method = self.method()
         step = TrainStep(method, self.recipe.optim, self.settings)
@@ -125,7 +124,7 @@ class Work:
         batches = self._batches(Settings(self.settings.device, "float32", "contiguous", self.settings.threads))
         return Side("plain", lambda: step(*next(batches), 0.0), self.batch_size)
 
-    def evaluation(self, method: Method[Any]) -> Side:
+    def evaluation(self, method: Method) -> Side:
         """Accuracy and losses of every head in one pass, as a validation counts them."""
         settings = self.settings
         images = EVALUATED if settings.device == "cuda" else eval_batch(self.size, self.size)

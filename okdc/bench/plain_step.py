@@ -42,7 +42,7 @@ PREFETCH = 2  # batches of each worker, as torch has it
 class PlainStep:
     """A method in float32 and contiguous memory, with an optimiser for each part of it."""
 
-    def __init__(self, method: Method[Any], recipe: Optim, device: torch.device) -> None:
+    def __init__(self, method: Method, recipe: Optim, device: torch.device) -> None:
         self.method, self.recipe, self.device = method.to(device).train(), recipe, device
         self.optimizers = [
             torch.optim.SGD(part, recipe.lr, recipe.momentum, weight_decay=decay, nesterov=True)
@@ -67,7 +67,7 @@ class PlainStep:
         return {"loss": loss.item()} | right
 
 
-def parts(method: Method[Any], recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
+def parts(method: Method, recipe: Optim) -> list[tuple[list[nn.Parameter], float]]:
     """Weights with their decay: each student's own (a trunk's with the first student), then the scaffolding."""
     taken: set[int] = set()
     groups = []

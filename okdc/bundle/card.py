@@ -37,7 +37,7 @@ class Story:
     @property
     def source(self) -> Source | None:
         """The data set, where it is one with a name; None: the user's own code."""
-        name = self.student["dataset"]
+        name = self.student.dataset
         return find(name) if name in DATASETS else None
 
     @property

@@ -147,7 +147,8 @@ def keys(rows: Sequence[Key]) -> None:
         if number:
             console.out("")
         cells = [[row.key, row.takes, row.default_text, row.description] for row in group]
-        console.table(["key", "takes", "default", "what it is"], cells, title=heading)
+        console.out(heading)
+        console.table(["key", "takes", "default", "what it is"], cells)
 
 
 def _counted(names: Sequence[str]) -> str:

@@ -72,7 +72,7 @@ class Dataset:
     def to(self, device: torch.device) -> Dataset:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def moments(self) -> tuple[Colour, Colour]:
         """Mean and deviation of each channel of the training images, scaled to 0..1, exact to six decimals."""
         assert self.files is None, "reading a hundred gigabytes for six numbers"
         height, width = self.images.shape[1:3]
@@ -89,7 +89,8 @@ class Dataset:
             variance = q / n - mean**2
             means.append(round(mean / 255, 6))
             deviations.append(round(max(variance, 1.0) ** 0.5 / 255, 6))  # a constant channel is left alone
-        return tuple(means), tuple(deviations)
+        (r, g, b), (r_sd, g_sd, b_sd) = means, deviations
+        return (r, g, b), (r_sd, g_sd, b_sd)
 
 
 def load(name: str, request: Request) -> Dataset:

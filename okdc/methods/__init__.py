@@ -5,7 +5,7 @@ Importing this imports none of them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from okdc.errors import RecipeError
 from okdc.plugins import Registry
@@ -32,7 +32,7 @@ METHODS = Registry(
 )
 
 
-def find(name: str) -> type[Method[Any]]:
+def find(name: str) -> type[Method]:
     """The class of a method. Raises RecipeError for an unknown name, and for one that leads to no method."""
     kind = METHODS.load(name)
     if name in METHODS.own:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from okdc.cohort import Cohort
 from okdc.runs.artefacts import MethodCard
@@ -114,7 +115,7 @@ class Step(NamedTuple):
     logits: dict[str, Tensor]  # NK, every head that deserves an accuracy column: student0, student1, fused, ...
 
 
-C = TypeVar("C", bound=Config)
+C = TypeVar("C", bound=Config, default=Any)
 
 
 class Method(nn.Module, Generic[C]):
@@ -124,7 +125,7 @@ class Method(nn.Module, Generic[C]):
     in `forward`. Everything that learns runs inside `forward`, once a step: that is what is compiled and distributed.
     """
 
-    Config: ClassVar[type[BaseModel]]  # C, taken from the base class's brackets
+    Config: ClassVar[type[Config]]  # C, taken from the base class's brackets
     title: ClassVar[str]  # how papers write it: FEFR
     summary: ClassVar[str]  # a sentence of the model card: how a student of it was trained, and the source
     tags: ClassVar[tuple[str, ...]] = ("knowledge-distillation", "online-distillation")  # of the model card, for a hub
@@ -283,7 +284,7 @@ def ramp(progress: Tensor, length: float) -> Tensor:
     return torch.exp(-5 * (1 - torch.clamp(progress / length, max=1)) ** 2)
 
 
-def mutual(method: Method[Any], batch: Batch, z: Sequence[Tensor], z_f: Tensor, w: Tensor, temperature: float) -> Step:
+def mutual(method: Method, batch: Batch, z: Sequence[Tensor], z_f: Tensor, w: Tensor, temperature: float) -> Step:
     """Σ_k CE(z_k) + CE(z_f) + w·T²·[KL(z_a ‖ z_f) + Σ_k KL(z_f ‖ z_k)], z_a = mean_k z_k: of FFL, MFEF and FEFR.
 
     The ensemble teaches the fused classifier, which teaches every student; each teacher is detached (MFEF eq. 9-11;

@@ -38,7 +38,7 @@ FOREIGN_CLASSES, FOREIGN_SIZE = 1000, 224  # of torchvision:NAME and the like, w
 class _Heads(nn.Module):
     """A method as a function of images alone, for the counters: every head's logits."""
 
-    def __init__(self, method: Method[Any]) -> None:
+    def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 

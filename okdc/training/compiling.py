@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -57,7 +56,7 @@ def _choose(settings: Settings, job: Job) -> tuple[str, str]:
 
 
 @torch.inference_mode()
-def forward_macs(method: Method[Any], images: torch.Size) -> int:
+def forward_macs(method: Method, images: torch.Size) -> int:
     """Multiply-adds of one image of CHW size `images` through the whole method, what is discarded included.
 
     The method is on the CPU; it is left in eval mode.

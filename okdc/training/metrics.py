@@ -95,7 +95,7 @@ class Totals:
 
 
 @torch.inference_mode()
-def count(method: Method[Any], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Totals:
+def count(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Totals:
     """Accuracy and losses of every head in one pass, in eval mode, of the batches of this process."""
     method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
     totals = Totals(device)
@@ -105,7 +105,7 @@ def count(method: Method[Any], batches: Iterable[tuple[Tensor, Tensor]], device:
     return totals
 
 
-def evaluate(method: Method[Any], batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
+def evaluate(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
     """What `count` counts; `bad` tells whether anything was not finite."""
     return count(method, batches, device).read()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from okdc.methods.base import Method
 from okdc.recipe.schema import Optim
 
 
-def sgd(method: Method[Any], optim: Optim) -> torch.optim.SGD:
+def sgd(method: Method, optim: Optim) -> torch.optim.SGD:
     """SGD with Nesterov momentum in two groups: what is under `cohort`, and all scaffolding, with its own decay.
 
     Frozen parameters are in neither. The memory format of the weights has to be final: the fused kernel walks raw

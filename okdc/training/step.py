@@ -27,7 +27,7 @@ FIRST = 3  # steps: the first is compiled, a GPU records its launches in the nex
 class TrainStep:
     """A method on its device, its optimiser, and the step that both take together."""
 
-    def __init__(self, method: Method[Any], recipe: Optim, settings: Settings, ranks: Ranks = ALONE) -> None:
+    def __init__(self, method: Method, recipe: Optim, settings: Settings, ranks: Ranks = ALONE) -> None:
         """Modules move in place. The memory format is final before the optimiser exists: its fused kernel walks raw
         memory.
         """
@@ -114,7 +114,7 @@ class TrainStep:
                 torch.distributed.broadcast(buffer, 0)
 
 
-def compiled(method: Method[Any], settings: Settings, ranks: Ranks) -> nn.Module:
+def compiled(method: Method, settings: Settings, ranks: Ranks) -> nn.Module:
     """The method through torch.compile, for batches of one shape. The method itself stays as it is."""
     compiling.quiet()
     # Graphs of CUDA launches want gradients where they lie; the wrapper of several processes moves them.

@@ -77,9 +77,9 @@ def test_it_stands_between_the_last_stage_and_the_head(suffix: str) -> None:
     with seeded(0, "student", 0):
         network = backbones.build(f"resnet8{suffix}", 10, SMALL)
     for _ in range(3):
-        network(batch(n=8)[0] + 0.3)
+        network(batch(n=8).images + 0.3)
     network.eval()
-    images, _ = batch()
+    images = batch().images
     x = images
     for stage in network.stages[:-1]:
         x = stage(x)
@@ -162,7 +162,7 @@ def test_a_run_keeps_the_network_with_its_extraction(in_path: Run) -> None:
     network: Backbone = backbones.build("resnet8+msfe", 10, SMALL)
     network.load_weights(load_file(in_path.weights))
     again = students.load(in_path).network
-    images, _ = batch()
+    images = batch().images
     assert torch.equal(network.eval()(images), again(images))
 
 

@@ -105,7 +105,7 @@ def test_one_file_and_one_line_are_downloaded_trained_exported_and_verified(
 
 @pytest.mark.usefixtures("dots")
 def test_its_rules_are_those_of_every_data_set() -> None:
-    assert resolve(load(["data.name=dots"]))[0].data.root == "data"
+    assert resolve(load(["data.name=dots"])).recipe.data.root == "data"
     with pytest.raises(RecipeError) as caught:
         resolve(load(["data.name=dots", "data.image_size=16", "data.shorter_side=20"]))
     assert [line.split(":")[0] for line in caught.value.details] == ["data.image_size", "data.shorter_side"]

@@ -20,6 +20,7 @@ import pytest
 from PIL import Image
 from runners import PYTHON, put
 
+from okdc.bundle.artefacts import Setting
 from okdc.bundle.layout import EXPECTED, MODELS
 from okdc.bundle.session import Session
 from okdc.data import digits
@@ -29,7 +30,7 @@ from okdc.runs.files import read_json, write_json
 QEMU = shutil.which("qemu-x86_64")
 # A Haswell (2013) has AVX2 and no VNNI. What qemu cannot emulate of it is left out, or it warns of each.
 HASWELL = "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm"
-SETTING = quantize.Setting("per-channel", "minmax")
+SETTING = Setting(weights="per-channel", calibration="minmax")
 IMAGES = 300
 
 pytestmark = [

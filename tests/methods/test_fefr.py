@@ -160,6 +160,15 @@ def test_a_path_is_matching_two_sums_and_their_mean() -> None:
     torch.testing.assert_close(path(maps), (f1 + 2 * f2 + maps[3]) / 2)
 
 
+def test_both_sums_are_joined_in_the_order_of_their_depth() -> None:
+    """What `reconstruct` calls the first half of the channels is F12; skip alone would not tell."""
+    method = fefr(attention=False, reconstruct="none")
+    path = _paths(method)[0].eval()
+    maps = method.cohort.eval()(batch()[0])[0]
+    f1, f2 = path.match[0](maps[1]), path.match[1](maps[2])
+    torch.testing.assert_close(path(maps), torch.cat([f1 + f2, f2 + maps[3]], 1))
+
+
 def test_without_early_fusion_a_path_sees_the_last_map_alone() -> None:
     method = fefr(early_fusion=False, attention=False, reconstruct="none")
     maps = method.cohort(batch()[0])[0]

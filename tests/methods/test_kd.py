@@ -67,7 +67,12 @@ def test_both_terms_reach_the_whole_student_and_never_the_teacher() -> None:
     method = kd()
     for term in ("ce_student0", "kl_teacher_student0"):
         assert reached(method, term) == names(method, "cohort.")
-    assert all(p.grad is None for p in method.teacher.parameters())
+    assert all(p.grad is None for p in method.get_submodule("teacher").parameters())
+
+
+def teacher_of(method: Method) -> nn.Module:
+    assert method.teacher is not None
+    return method.teacher
 
 
 def state(network: nn.Module) -> dict[str, torch.Tensor]:
@@ -77,22 +82,22 @@ def state(network: nn.Module) -> dict[str, torch.Tensor]:
 def test_a_teacher_stays_what_it_was_through_training_steps() -> None:
     """A container's train() would set its batch statistics moving, and weight decay would shrink its weights."""
     method = kd()
-    before = state(method.teacher)
+    before = state(method.get_submodule("teacher"))
     assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in before.items() if k.endswith("running_mean"))
     optimizer = sgd(method, table("kd", ["resnet8"]).recipe.optim)
     for _ in range(2):
         assert method.train() is method
         assert method.training
         assert method.cohort.training
-        assert not any(m.training for m in method.teacher.modules())
+        assert not any(m.training for m in method.get_submodule("teacher").modules())
         losses = method(batch(), torch.tensor(0.5)).losses
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
-    after = method.teacher.state_dict()
+    after = method.get_submodule("teacher").state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert not any(p.requires_grad for p in method.teacher.parameters())
-    frozen = {id(p) for p in method.teacher.parameters()}
+    assert not any(p.requires_grad for p in method.get_submodule("teacher").parameters())
+    frozen = {id(p) for p in method.get_submodule("teacher").parameters()}
     assert not frozen & {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 

@@ -14,9 +14,10 @@ import pytest
 from graphs import Graph, Pixels
 from onnx import ModelProto, helper, numpy_helper
 
+from okdc.bundle.artefacts import Gates
 from okdc.bundle.session import Images, Session
 from okdc.precision import gate, quantize
-from okdc.precision.gate import GATES, Float32, Gates, Kind
+from okdc.precision.gate import GATES, Float32, Kind
 from okdc.precision.half import half
 
 Labels = npt.NDArray[np.int64]

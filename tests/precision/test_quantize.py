@@ -18,10 +18,11 @@ from graphs import Graph, Pixels
 from onnx import numpy_helper
 from onnxruntime.quantization import quantize_static
 
+from okdc.bundle.artefacts import Setting
 from okdc.bundle.session import Session
 from okdc.errors import CheckFailed
 from okdc.precision import quantize, ranges, regions
-from okdc.precision.quantize import SETTINGS, Setting
+from okdc.precision.quantize import SETTINGS
 
 FIRST = SETTINGS[0]
 
@@ -134,7 +135,10 @@ def test_the_bytes_are_the_same_in_another_process_and_in_another_folder_and_not
 def test_the_ranges_do_not_depend_on_how_many_images_are_taken_at_once(
     blob: bytes, images: Pixels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = [Setting("per-tensor", "entropy"), Setting("per-tensor", "percentile")]
+    settings = [
+        Setting(weights="per-tensor", calibration="entropy"),
+        Setting(weights="per-tensor", calibration="percentile"),
+    ]
     expected = [quantize.quantize(blob, images, setting) for setting in settings]
     monkeypatch.setattr(ranges, "PIXELS", 7 * 8 * 8)
     assert [quantize.quantize(blob, images, setting) for setting in settings] == expected

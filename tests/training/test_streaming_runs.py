@@ -192,7 +192,7 @@ def bundle(whole: Run) -> tuple[Path, list[int]]:
         patch.setattr(OnDemand, "__getitem__", counted)
         patch.setattr("okdc.deploy.torch_reference.eval_batch", lambda *_: 4)
         done = export(whole, None, None, Quiet())
-    assert done.parity["float32"]["passed"]
+    assert done.parity.float32.passed
     return done.folder, counts
 
 
