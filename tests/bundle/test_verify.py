@@ -22,6 +22,7 @@ from reading import read_data
 from reports import INT8
 
 from okdc.bundle import test_images as judged
+from okdc.bundle.artefacts import Input, JudgedOn, Manifest
 from okdc.bundle.bundle import Bundle
 from okdc.data.datasets import Dataset
 from okdc.deploy import torch_reference as sides
@@ -363,9 +364,10 @@ def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> Bundl
     _, rows = dataset.final_split
     part, places = dataset.part_of(rows)
     sha256 = digest(sides.Split(dataset, rows), dataset.labels[rows].numpy())
-    told = {"sha256": sha256, "part": part, "rows": places}
-    spec = {"height": dataset.size[1], "shorter_side": shorter_side}
-    return Bundle(Path("bundle"), {"recipe": {"data": {"name": name}}, "judged_on": told, "input": spec})
+    judged_on = JudgedOn.model_validate({"sha256": sha256, "part": part, "rows": places})
+    spec = Input.model_construct(height=dataset.size[1], shorter_side=shorter_side)
+    manifest = Manifest.model_construct(recipe={"data": {"name": name}}, judged_on=judged_on, input=spec)
+    return Bundle(Path("bundle"), manifest)
 
 
 def same_images(dataset: Dataset, name: str, root: str | None, shorter_side: int | None = None) -> None:
