@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 
 class OkdcError(Exception):
@@ -75,13 +76,15 @@ class CheckFailed(OkdcError):  # noqa: N818  (it reads as what it is: a check th
 
 
 class Interrupted(OkdcError):  # noqa: N818
-    """SIGINT (130) or SIGTERM (143) arrived and the state is on disk."""
+    """SIGINT (130) or SIGTERM (143) arrived and the state of `run`, a run's or a series' folder, is on disk."""
 
     kind = "interrupted"
+    BY_CTRL_C = 130
 
-    def __init__(self, message: str, *, exit_code: int, hint: str = "") -> None:
+    def __init__(self, message: str, *, exit_code: int, hint: str = "", run: Path | None = None) -> None:
         super().__init__(message, hint=hint)
         self.exit_code = exit_code
+        self.run = run
 
 
 class ToldElsewhere(OkdcError):  # noqa: N818

@@ -12,6 +12,6 @@ def standard_error_pct(top1_pct: float, images: int) -> float:
     return 100 * math.sqrt(share * (1 - share) / images)
 
 
-def by(sizes: Iterable[int]) -> str:
+def by(sizes: Iterable[int | str]) -> str:
     """`3×32×32`."""
     return "×".join(map(str, sizes))

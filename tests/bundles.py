@@ -24,10 +24,10 @@ from okdc.data import digits
 from okdc.data.source import Labels
 from okdc.deploy import onnx as exporter
 from okdc.runs.files import read_json, write_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
-def of_digits(finished: Run, blob: bytes, folder: Path) -> Path:
+def of_digits(finished: RunDir, blob: bytes, folder: Path) -> Path:
     """A copy, at `folder`, of the finished run's bundle, which the first test that asks for it exports."""
     once = finished.path.parent / "once"
     if not once.is_dir():

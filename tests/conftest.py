@@ -18,7 +18,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from okdc.runs.run import Run
+    from okdc.runs.run import RunDir
 
 torch.set_num_threads(1)
 
@@ -50,25 +50,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A complete run on the digits; tests that write into it take `run` instead."""
     from okdc.__main__ import main
-    from okdc.runs.run import Run
+    from okdc.runs.run import RunDir
 
     path = tmp_path_factory.mktemp("finished") / "run"
     assert main(["distill", "optim.epochs=8", "-o", str(path)]) == 0
-    return Run.open(path)
+    return RunDir.open(path)
 
 
 @pytest.fixture
-def run(finished: Run, tmp_path: Path) -> Run:
+def run(finished: RunDir, tmp_path: Path) -> RunDir:
     """A copy of the finished run, the test's own."""
     shutil.copytree(finished.path, tmp_path / "run")
     return type(finished).open(tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
-def blob(finished: Run) -> bytes:
+def blob(finished: RunDir) -> bytes:
     """The run's student as an ONNX file: an export takes seconds, so there is one."""
     from okdc.assembly import student as students
     from okdc.deploy import onnx
@@ -78,7 +78,7 @@ def blob(finished: Run) -> bytes:
 
 
 @pytest.fixture
-def exported(run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+def exported(run: RunDir, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The bundle of a run, made by the command from the one export."""
     from okdc.__main__ import main
     from okdc.deploy import onnx

@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from okdc.progress import Progress
 from okdc.recipe.draft import load
 from okdc.runs.artefacts import Provenance, RunSettings
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
-from okdc.runs.series import Series
+from okdc.runs.run import RunDir
+from okdc.runs.series import SeriesDir
 from okdc.training import checkpoint, compiling, device, loop
 from okdc.training import series as training
 from okdc.training import start as starts
@@ -111,15 +112,15 @@ def recipe(*words: str) -> ResolvedRecipe:
     return resolve(load([str(write_recipe()), *words]))
 
 
-def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> Run:
-    return starts.start(recipe(*words), "tiny", out, Provenance(), tell or Quiet())
+def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> RunDir:
+    return starts.start(replace(recipe(*words), stem="tiny"), out, Provenance(), tell or Quiet())
 
 
-def resume(path: Path, tell: Quiet | None = None) -> Run:
-    return starts.resume(Run.open(path), tell or Quiet())
+def resume(path: Path, tell: Quiet | None = None) -> RunDir:
+    return starts.resume(RunDir.open(path), tell or Quiet())
 
 
-def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
+def train(job: Job, tell: Quiet | None = None, name: str = "held") -> RunDir:
     """Train a job that the test holds in its hands: its method can be watched and looked at afterwards."""
     settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size), job)
     info = run_info(
@@ -127,7 +128,7 @@ def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
         data_sha256=job.dataset.fingerprint,
         settings=RunSettings.model_validate(settings.saved()),
     )
-    run = Run.create(name, job.recipe.text(), info)
+    run = RunDir.create(name, job.recipe.text(), info)
     loop.train(job, run, settings, Position(), None, tell or Quiet())
     return run
 
@@ -136,17 +137,17 @@ def train(job: Job, tell: Quiet | None = None, name: str = "held") -> Run:
 # What two equal runs have in common
 
 
-def rows(run: Run) -> list[dict[str, Any]]:
+def rows(run: RunDir) -> list[dict[str, Any]]:
     """The log without its times."""
     return [{key: value for key, value in row.items() if key != "seconds"} for row in run.rows()]
 
 
-def result(run: Run) -> dict[str, Any]:
+def result(run: RunDir) -> dict[str, Any]:
     """result.json without its times."""
     return {key: value for key, value in read_json(run.result).items() if key not in ("seconds", "images_per_s")}
 
 
-def outcome(run: Run) -> dict[str, Any]:
+def outcome(run: RunDir) -> dict[str, Any]:
     """The log, the numbers, every student and the state of every module and of the optimiser, to the bit."""
     state, _ = checkpoint.load(run)
     assert state is not None
@@ -223,10 +224,10 @@ def _child(die_at: int | None, path: Path, words: tuple[str, ...]) -> None:
 
 def _series_child(die_at: int, path: Path, seeds: tuple[int, ...]) -> None:
     _mortal(die_at, path.parents[1])
-    if Series.is_at(path):
-        training.resume(Series.open(path), Provenance(), Quiet())
+    if SeriesDir.is_at(path):
+        training.resume(SeriesDir.open(path), Provenance(), Quiet())
     else:
-        training.start(recipe(), seeds, "tiny", path, Provenance(), Quiet())
+        training.start(recipe(), seeds, path, Provenance(), Quiet())
 
 
 def _mortal(die_at: int | None, folder: Path) -> None:

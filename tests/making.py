@@ -11,7 +11,7 @@ import tomli_w
 
 from okdc.runs.artefacts import RunInfo, StudentInfo
 from okdc.runs.files import read_json, write_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Json = dict[str, Any]
 
@@ -168,7 +168,7 @@ def student_info(**keys: Any) -> StudentInfo:
     return StudentInfo.model_validate(usual | keys)
 
 
-def record(run: Run, **keys: Any) -> None:
+def record(run: RunDir, **keys: Any) -> None:
     """Set keys of the kept student in result.json, where it stands twice."""
     result = read_json(run.result)
     row = result["cohort"][result["kept"]["student"]]
@@ -177,7 +177,7 @@ def record(run: Run, **keys: Any) -> None:
     write_json(run.result, result | {"weights_sha256": row["weights_sha256"]})
 
 
-def seal(run: Run) -> None:
+def seal(run: RunDir) -> None:
     """Make every recorded hash fit the kept student's files."""
     weights_sha256 = hashlib.sha256(run.weights.read_bytes()).hexdigest()
     write_json(run.student, read_json(run.student) | {"weights_sha256": weights_sha256})

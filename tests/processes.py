@@ -17,7 +17,7 @@ import traceback
 import types
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError
 from okdc.methods.base import Batch, Step
 from okdc.runs.artefacts import Provenance
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint, compiling, device
 from okdc.training import start as starts
 from okdc.training.metrics import Totals
@@ -133,9 +133,9 @@ def training(
     error: OkdcError | None = None
     try:
         if (out / "run.json").exists():
-            starts.resume(Run.open(out), tell, None, ranks)
+            starts.resume(RunDir.open(out), tell, None, ranks)
         else:
-            starts.start(recipe(*words), "tiny", out, Provenance(), tell, ranks)
+            starts.start(replace(recipe(*words), stem="tiny"), out, Provenance(), tell, ranks)
     except OkdcError as caught:
         error = caught
     notes, calls = tuple(tell.notes), len(tell.counts)

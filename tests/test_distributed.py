@@ -30,7 +30,7 @@ from okdc.data.streaming import StreamBatches
 from okdc.distributed import ALONE, HERE, Ranks
 from okdc.errors import RecipeError, UsageError
 from okdc.methods.base import Step
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import start as starts
 from okdc.training.metrics import Totals
 
@@ -248,7 +248,7 @@ def test_nor_is_a_run_of_a_series(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
     """Whoever trains it holds the series, which only one of them could."""
-    run = Run.create("x", recipe().recipe.text(), run_info(), Path("series") / "seed0")
+    run = RunDir.create("x", recipe().recipe.text(), run_info(), Path("series") / "seed0")
     Path("series", "series.json").write_text("{}", encoding="utf-8")
     named(monkeypatch, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     monkeypatch.setattr(Ranks, "joined", lambda *_: pytest.fail("it waits for the others"))
@@ -271,7 +271,7 @@ def test_nor_is_what_follows_a_training(
 
 
 def test_several_machines_are_in_the_command_that_continues() -> None:
-    run = Run.create("x", "", run_info(processes=16, processes_here=8), Path("a b"))
+    run = RunDir.create("x", "", run_info(processes=16, processes_here=8), Path("a b"))
     assert run.resume_command() == "torchrun --nnodes=2 ... --nproc-per-node=8 -m okdc resume 'a b'"
 
 

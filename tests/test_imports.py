@@ -12,7 +12,7 @@ import pytest
 from asking import ask
 
 import okdc
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 HEAVY = ("torch", "numpy", "onnxruntime", "onnx", "sklearn", "torchvision", "fvcore", "PIL")
 
@@ -84,7 +84,7 @@ print(json.dumps([code, [name for name in ("torch", "torchvision", "fvcore", "sa
 """
 
 
-def test_real_runs_are_listed_and_compared_without_torch(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_real_runs_are_listed_and_compared_without_torch(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     """`verify` and `predict` are run where torch is not installed, in tests/bundle/test_verify.py."""
     words = ["method.name=baseline", "optim.epochs=8", "-o", "runs/baseline"]
     assert ask(capsys, "distill", *words).code == 0

@@ -12,10 +12,10 @@ from okdc.errors import DataError
 from okdc.progress import Progress
 from okdc.recipe.draft import Draft, read
 from okdc.recipe.schema import Recipe
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
-def recipe_of(run: Run, data_root: str | None = None) -> ResolvedRecipe:
+def recipe_of(run: RunDir, data_root: str | None = None) -> ResolvedRecipe:
     """The recipe that a run was started with; `data_root` says where its images are now."""
     tables = read(run.recipe)
     if data_root is not None and isinstance(tables.get("data"), dict):
@@ -24,7 +24,7 @@ def recipe_of(run: Run, data_root: str | None = None) -> ResolvedRecipe:
     return resolve(Draft(run.recipe, tables, overridden))
 
 
-def data_of(run: Run, recipe: Recipe, tell: Progress) -> Dataset:
+def data_of(run: RunDir, recipe: Recipe, tell: Progress) -> Dataset:
     """The images of a run, from the place that its `recipe` names, proven to be those that it was started with.
 
     Raises DataError where they are gone or others.
@@ -43,7 +43,7 @@ def data_of(run: Run, recipe: Recipe, tell: Progress) -> Dataset:
     return dataset
 
 
-def check_data(dataset: Dataset, run: Run) -> None:
+def check_data(dataset: Dataset, run: RunDir) -> None:
     """Raises DataError where the images are not those that the run was started with."""
     info = run.read_info()
     datasets.same_classes(info.classes, dataset, str(run.path))

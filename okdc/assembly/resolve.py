@@ -30,6 +30,7 @@ class ResolvedRecipe:
     kind: type[Method]
     config: Config
     place: str = "the recipe"  # where it was written, for messages
+    stem: str = "recipe"  # what a run of it is named after
     notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
 
     @property
@@ -105,7 +106,7 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
     place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
     if recipe is None or kind is None or config is None or problems:
         raise refusal(place, list(dict.fromkeys(problems)))
-    return ResolvedRecipe(recipe, kind, config, place, tuple(notes))
+    return ResolvedRecipe(recipe, kind, config, place, draft.stem, tuple(notes))
 
 
 def refusal(place: str, problems: list[str]) -> RecipeError:

@@ -25,7 +25,7 @@ from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, RunError, first_line
 from okdc.runs import artefacts
 from okdc.runs.artefacts import Judged, Preprocessing, Result, StudentInfo
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.seeds import seeded
 
 
@@ -38,7 +38,7 @@ class Student:
     result: Judged  # its row of result.json
 
 
-def load(run: Run, index: int | None = None) -> Student:
+def load(run: RunDir, index: int | None = None) -> Student:
     """Raises RunError for a run that is not complete, a student that it lacks or a damaged file; CheckFailed
     ("accuracy") where the weights or student.json are not those that the run recorded.
     """
@@ -54,7 +54,7 @@ def load(run: Run, index: int | None = None) -> Student:
     return Student(_network(weights, info, row.weights_sha256), info, row)
 
 
-def recorded(run: Run) -> Result:
+def recorded(run: RunDir) -> Result:
     """result.json. Raises RunError for a run that is not complete, or whose record is damaged."""
     if (state := run.state()) != "complete":
         hint = run.resume_command() if state == "resumable" else "start another run: okdc distill"
@@ -62,12 +62,12 @@ def recorded(run: Run) -> Result:
     return run.read_result()
 
 
-def files(run: Run, index: int, kept: int) -> tuple[Path, Path]:
+def files(run: RunDir, index: int, kept: int) -> tuple[Path, Path]:
     """A student's weights and description: the kept one's lie beside the recipe, the others' in students/."""
     return (run.weights, run.student) if index == kept else run.files_of_other(index)
 
 
-def open_written(run: Run, index: int, kept: int) -> tuple[Backbone, StudentInfo]:
+def open_written(run: RunDir, index: int, kept: int) -> tuple[Backbone, StudentInfo]:
     """A student as the end of a training has written it, before there is a result: in eval mode, and its student.json.
 
     Raises as `load`; the hash of the weights is that of student.json.

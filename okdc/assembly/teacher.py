@@ -21,8 +21,8 @@ from okdc.cohort import Backbone
 from okdc.errors import RecipeError, RunError
 from okdc.recipe.draft import read
 from okdc.recipe.schema import TEACHER
-from okdc.runs.run import Run
-from okdc.runs.series import Series
+from okdc.runs.run import RunDir
+from okdc.runs.series import SeriesDir
 
 # The keys that decide which images a run holds out: runs with the same values have held out the same images.
 SPLIT = ("val_fraction",)
@@ -65,11 +65,11 @@ def load(where: str, weights: str | None, classes: int, images: torch.Size) -> T
     RecipeError for what leads to no teacher.
     """
     folder = Path(where).expanduser()
-    if Run.is_at(folder):
+    if RunDir.is_at(folder):
         if weights is not None:
             raise RecipeError("method.weights: a run brings its own; it belongs to a network's name")
-        return _of_run(Run.open(folder))
-    if Series.is_at(folder):
+        return _of_run(RunDir.open(folder))
+    if SeriesDir.is_at(folder):
         raise RecipeError(f"method.teacher: {where} is a series of runs", hint=f"name one of them: {folder / 'seed0'}")
     if len(folder.parts) > 1 or (folder.is_dir() and not backbones.is_name(where)):
         raise RunError(
@@ -114,7 +114,7 @@ def _read(path: Path) -> tuple[bytes, dict[str, Tensor]]:
     return content, tensors
 
 
-def _of_run(run: Run) -> Teacher:
+def _of_run(run: RunDir) -> Teacher:
     student = students.load(run)
     info, rule = student.info, student.info.preprocessing
     return Teacher(
@@ -132,15 +132,15 @@ def _of_run(run: Run) -> Teacher:
     )
 
 
-def _unknown_origin(run: Run) -> str:
+def _unknown_origin(run: RunDir) -> str:
     """The weights of unknown origin that a run, or a run above it, has learned from; empty where there are none."""
     table = read(run.recipe)["method"]
     if TEACHER not in table:
         return ""
     above = Path(table["teacher"]).expanduser()
-    if "weights" in table or not Run.is_at(above):
+    if "weights" in table or not RunDir.is_at(above):
         return str(table.get("weights", table["teacher"]))
-    return _unknown_origin(Run.open(above))
+    return _unknown_origin(RunDir.open(above))
 
 
 def check_weights(teacher: Teacher, expected_sha256: str | None) -> None:

@@ -14,9 +14,10 @@ import numpy as np
 
 from okdc.bundle.bundle import Bundle
 from okdc.bundle.layout import FLOAT32
-from okdc.bundle.session import Pixels, Session, answers
+from okdc.bundle.session import Floats, Pixels, Session, answers
 from okdc.data import images
 from okdc.errors import DataError
+from okdc.figures import by
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode
 
@@ -67,6 +68,25 @@ def predict(
     return _answered(bundle, files, Session(bundle.model(precision), threads), top, batch)
 
 
+def predict_pixels(
+    bundle: Bundle, pixels: Pixels, precision: str = FLOAT32, top: int = 5, batch: int = 64, threads: int = 1
+) -> list[dict[str, Any]]:
+    """The same of an array N×size×size×3 of uint8 RGB pixels, with the index of each as its "image".
+
+    Raises as `predict`, and DataError for an array of another shape or type.
+    """
+    expected = (bundle.size, bundle.size, 3)
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != expected:
+        size = by(("N", *expected))
+        raise DataError(f"expected an array {size} of uint8, found {by(pixels.shape)} of {pixels.dtype}")
+    session = Session(bundle.model(precision), threads)
+    rows = []
+    for start in range(0, len(pixels), batch):
+        probabilities = answers(session, pixels[start : start + batch], len(bundle.labels))[1]
+        rows += [_line(bundle, start + i, row, top) for i, row in enumerate(probabilities)]
+    return rows
+
+
 def _answered(
     bundle: Bundle, files: Sequence[Path], session: Session, top: int, batch: int
 ) -> Generator[dict[str, Any], None, None]:
@@ -114,9 +134,11 @@ def _lines(
         if i in errors:
             yield {"image": str(path), "error": errors[i]}
             continue
-        row = next(rows)
-        if not np.isfinite(row).all():
-            yield {"image": str(path), "error": "the model gives probabilities that are not finite"}
-            continue
-        best = np.argsort(-row, kind="stable")[:top]
-        yield {"image": str(path), "top": [{"label": bundle.labels[c], "probability": float(row[c])} for c in best]}
+        yield _line(bundle, str(path), next(rows), top)
+
+
+def _line(bundle: Bundle, image: str | int, probabilities: Floats, top: int) -> dict[str, Any]:
+    if not np.isfinite(probabilities).all():
+        return {"image": image, "error": "the model gives probabilities that are not finite"}
+    best = np.argsort(-probabilities, kind="stable")[:top]
+    return {"image": image, "top": [{"label": bundle.labels[c], "probability": float(probabilities[c])} for c in best]}

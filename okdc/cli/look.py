@@ -16,7 +16,7 @@ from okdc.recipe import catalog
 
 if TYPE_CHECKING:
     from okdc.recipe.reference import Key
-    from okdc.runs.run import Run
+    from okdc.runs.run import RunDir
 
 
 def download(
@@ -28,10 +28,11 @@ def download(
     as_json: Json = False,
 ) -> None:
     """Download a published data set and check it."""
+    from okdc import api
     from okdc.data import download as downloads
 
     with console.progress(f"downloading {name}") as update:
-        facts = downloads.download(name, data_root, url, update)
+        facts = api.download(name, data_root=data_root, url=url, progress=update)
     if as_json:
         console.out_json(facts)
         return
@@ -217,11 +218,12 @@ def compare(
     """Compare finished runs: means over seeds, paired differences."""
     if markdown and as_json:
         raise UsageError("--md and --json are two ways to print the same", hint="one of them")
+    from okdc import api
     from okdc.cli.comparison import show
     from okdc.study import compare as study
     from okdc.study.require import check
 
-    facts = study.compare(paths or [], baseline, require or [])
+    facts = api.compare(paths or [], baseline=baseline, require=require or [])
     if as_json:
         console.out_json(facts)
         try:
@@ -234,7 +236,7 @@ def compare(
     console.next_step(study.next_step(facts))
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def _summary(run: RunDir) -> dict[str, Any]:
     """One damaged run is named and does not hide the others."""
     try:
         return run.summary()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ from okdc.cli.options import BundlePath, DataRoot, Json
 from okdc.errors import CheckFailed, UsageError, nearest
 
 if TYPE_CHECKING:
-    from okdc.runs.run import Run
+    from okdc.api import Run
 
 
 def profile(
@@ -34,13 +33,12 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Count parameters and MACs of networks; measure latency."""
+    from okdc import api
     from okdc.runs.run import refuse_series
 
     for thing in things or []:
         refuse_series(Path(thing))
-    from okdc.profiling.report import profile as measure
-
-    report = measure(things or [], export_names=onnx, threads=threads, tell=console.Talk())
+    report = api.profile(*(things or []), onnx=onnx, threads=threads, progress=console.Talk())
     if as_json:
         console.out_json(report)
         return
@@ -114,6 +112,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Export a student to ONNX and prove the file equal to it."""
+    from okdc.bundle import web
     from okdc.bundle.layout import MANIFEST
 
     exported = thing is not None and (thing / MANIFEST).is_file()
@@ -122,41 +121,24 @@ def export(
         raise UsageError("no format was named", hint=" ".join(words))
     if target not in (None, "web"):
         raise UsageError(f"--target {target}: expected web{nearest(str(target), ['web'])}")
-    if student is not None and budget is not None:
-        raise UsageError("--student and --budget both choose a student", hint="one of them")
-    _refuse_idle({"--runtime": runtime}, "--target web", target is not None)
-    _refuse_idle({"--full-range": full_range, "--calib-images": calib_images, "--diagnose": diagnose}, "--int8", int8)
-    _refuse_idle({"--max-drop": max_drop, "--min-agreement": min_agreement}, "--int8 or --fp16", int8 or fp16)
-    from okdc.bundle import web
-
     if target:
         runtime = web.find_runtime(runtime)  # before an export that takes minutes
+    elif runtime is not None:
+        raise UsageError("--runtime is an option of --target web, which was not asked for")
     if thing and exported:
         if target is None or any((student, budget, int8, fp16, license_, data_root)):
             again = f"okdc export {console.quoted(thing)} --target web"
             raise UsageError(f"{thing} is a bundle: it was exported", hint=again)
         _finished_page(thing, out or thing.with_name("web"), runtime, as_json)
         return
-    from okdc.runs.run import Run
-
-    chosen = Run.open(thing) if thing else Run.newest("complete")
-    if thing is None:
-        console.note(f"no run named: {chosen.path} is the newest complete one")
-    from okdc.deploy import export as deploy
+    from okdc import api
     from okdc.deploy.reduced import Wanted
-    from okdc.profiling import budget as budgets
-    from okdc.profiling import students
 
-    talk, index = console.Talk(), None
-    if student is not None or budget is not None:
-        index, why = (
-            students.by_name(chosen, student)
-            if student is not None
-            else budgets.choose(chosen, budgets.parse(budget or ""), talk)
-        )
-        talk.note(why)
     wanted = Wanted(int8, fp16, full_range, calib_images, max_drop, min_agreement, diagnose)
-    done = deploy.export(chosen, None if target else out, data_root, talk, index, wanted, license_)
+    run = thing or api.Run.newest().path
+    if thing is None:
+        console.note(f"no run named: {run} is the newest complete one")
+    done = api.write_bundle(run, None if target else out, student, budget, wanted, license_, data_root, console.Talk())
     if not as_json:
         tables.parity(done.parity.to_json())
         console.out(f"bundle {done.folder}")
@@ -165,9 +147,9 @@ def export(
     if done.error:
         leave(done.error)
     if target:
-        _finished_page(done.folder, out or chosen.path / "web", runtime, as_json)
+        _finished_page(done.folder, out or run / "web", runtime, as_json)
     elif not as_json:
-        console.next_step("okdc verify", done.folder, *_where_images_are(chosen, data_root))
+        console.next_step("okdc verify", done.folder, *_where_images_are(api.Run(run), data_root))
 
 
 def evaluate(
@@ -184,14 +166,12 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure accuracy on the test split again, class by class."""
-    from okdc.runs.run import Run
+    from okdc import api
 
-    chosen = thing or Run.newest("complete").path
+    chosen = thing or api.Run.newest().path
     if thing is None:
         console.note(f"nothing named: {chosen} is the newest complete run")
-    from okdc.deploy import evaluate as again
-
-    report = again.evaluate(chosen, data_root, console.Talk())
+    report = api.evaluate(chosen, data_root=data_root, progress=console.Talk())
     if as_json:
         console.out_json(report)
         return
@@ -252,18 +232,11 @@ def predict(
 
 def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]:
     """What a bundle does not say: where this machine has the images that judged it. Nothing where verify knows."""
-    from okdc.assembly import reopen
     from okdc.data import find
 
-    data = reopen.recipe_of(run, data_root).recipe.data
-    return () if data.root in (None, find(data.name).root) else ("--data-root", Path(data.root))
-
-
-def _refuse_idle(options: Mapping[str, object], of: str, asked: bool) -> None:
-    """Raises UsageError for an option of something that was not asked for: it would do nothing."""
-    given = [name for name, value in options.items() if value is not None and value is not False]
-    if given and not asked:
-        raise UsageError(f"{given[0]} is of {of}, which was not asked for")
+    data = run.recipe.recipe.data
+    root = data_root or data.root
+    return () if root in (None, find(data.name).root) else ("--data-root", Path(root))
 
 
 def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool) -> None:

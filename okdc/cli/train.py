@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +15,7 @@ from okdc.errors import UsageError
 from okdc.progress import Silent
 
 if TYPE_CHECKING:
-    from okdc.runs.run import Run
-    from okdc.runs.series import Series
+    from okdc.api import Run, Series
 
 
 def distill(
@@ -65,57 +62,33 @@ def distill(
         raise UsageError("--seeds under torchrun: expected one seed a command", hint="seed=0, then seed=1, ...")
     if several and "seed" in draft.overridden:
         raise UsageError("both --seeds and seed= were given, one is expected", hint=f"--seeds {seeds} alone")
+    from okdc import api
     from okdc.assembly.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
-    resolved = resolve(draft)
-    tell = console.Talk() if ranks.first else Silent()
-    for text in resolved.notes:
-        tell.note(text)
-    from okdc.runs.provenance import provenance
-    from okdc.training import series
-    from okdc.training import start as starts
-
-    made_by = provenance(["okdc", *sys.argv[1:]])
+    progress = console.Talk() if ranks.first else Silent()
     if several:
-        _finished_series(series.start(resolved, several, draft.stem, out, made_by, tell), as_json)
+        _finished_series(api.distill_seeds(resolve(draft), several, out, progress=progress), as_json)
         return
-    run = starts.start(resolved, draft.stem, out, made_by, tell, ranks)
+    run = api.distill(resolve(draft), out, progress=progress, raise_interrupts=True)
     if ranks.first:
         _finished(run, as_json)
 
 
 def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
     """Continue an interrupted run or series, bit for bit."""
-    from okdc.runs.provenance import provenance
-    from okdc.runs.run import Run
-    from okdc.runs.series import Series, newest_resumable, owner
+    from okdc import api
 
     ranks = Ranks.of_environment()
-    tell = console.Talk() if ranks.first else Silent()
-    named = newest_resumable().path if run is None else run
-    if Series.is_at(named):
-        if not ranks.alone:
-            raise UsageError(f"{named} is a series, trained by one process", hint=f"okdc resume {named}")
-        several = Series.open(named)
-        from okdc.training import series
-
-        made_by = provenance(["okdc", *sys.argv[1:]])
-        _finished_series(series.resume(several, made_by, tell, data_root), as_json)
-        return
-    chosen = Run.open(named)
-    from okdc.training import start as starts
-
-    whole = owner(chosen)
-    if whole and not ranks.alone:
-        raise UsageError(f"{named} belongs to a series, trained by one process", hint=f"okdc resume {whole.path}")
-    with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
-        starts.resume(chosen, tell, data_root, ranks)
-    if ranks.first:
-        _finished(chosen, as_json)
+    progress = console.Talk() if ranks.first else Silent()
+    resumed = api.resume(run, data_root=data_root, progress=progress, raise_interrupts=True)
+    if isinstance(resumed, api.Series):
+        _finished_series(resumed, as_json)
+    elif ranks.first:
+        _finished(resumed, as_json)
 
 
 def _finished(run: Run, as_json: bool) -> None:
-    facts = run.read_result().to_json()
+    facts = run.result.to_json()
     if as_json:
         console.out_json({"run": str(run.path)} | facts)
         return
@@ -125,7 +98,7 @@ def _finished(run: Run, as_json: bool) -> None:
 
 def _finished_series(series: Series, as_json: bool) -> None:
     """One row a seed, then what is to be said of seeds that failed, with the exit code of a run that did."""
-    facts, error = series.summary(), series.failure()
+    facts, error = series.summary, series.folder.failure()
     if as_json:
         told = {"error": error.kind, "message": error.message, "hint": error.hint} if error else {}
         console.out_json(facts | told)
@@ -135,4 +108,4 @@ def _finished_series(series: Series, as_json: bool) -> None:
     tables.series(facts)
     if error:
         raise error
-    console.next_step(series.next_command())
+    console.next_step(series.folder.next_command())

@@ -27,7 +27,7 @@ from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, DataError
 from okdc.figures import standard_error_pct
 from okdc.progress import Progress
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 MOST_PAIRS = 10  # confused pairs that are named
 Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]  # NK logits, N labels
@@ -39,10 +39,10 @@ def evaluate(path: Path, data_root: str | None, tell: Progress) -> dict[str, Any
     Raises RunError for a folder that is neither, DataError where the images are missing or others, CheckFailed where
     the student or the file is not the recorded one, or does not give the recorded number.
     """
-    return _bundle(path, data_root, tell) if (path / MANIFEST).is_file() else _run(Run.open(path), data_root, tell)
+    return _bundle(path, data_root, tell) if (path / MANIFEST).is_file() else _run(RunDir.open(path), data_root, tell)
 
 
-def _run(run: Run, data_root: str | None, tell: Progress) -> dict[str, Any]:
+def _run(run: RunDir, data_root: str | None, tell: Progress) -> dict[str, Any]:
     student, result = students.load(run), run.read_result()
     resolved = reopen.recipe_of(run, data_root)
     for note in resolved.notes:

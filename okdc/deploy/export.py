@@ -43,7 +43,7 @@ from okdc.recipe import catalog
 from okdc.runs import artefacts
 from okdc.runs.artefacts import Result
 from okdc.runs.files import write
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 SAMPLES = 5
 
@@ -58,7 +58,7 @@ class Exported:
 
 
 def export(
-    run: Run,
+    run: RunDir,
     out: Path | None,
     data_root: str | None,
     tell: Progress,
@@ -246,7 +246,7 @@ def _precisions(target: Path) -> list[str]:
     return [precision for precision, name in layout.MODELS.items() if (target / name).is_file()]
 
 
-def _folder_for(run: Run, out: Path | None) -> Path:
+def _folder_for(run: RunDir, out: Path | None) -> Path:
     target = out or run.path / "bundle"
     if target.name in ("", ".."):  # `-o .` has no name to build beside
         target = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow links)

@@ -13,7 +13,7 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class Logits:
     torch: Floats
     onnx: Floats
     exact: Doubles
-    rows: slice | npt.NDArray[np.int64] = slice(None)
+    rows: slice | npt.NDArray[np.int64] = field(default_factory=lambda: slice(None))
 
     @property
     def noise(self) -> float:

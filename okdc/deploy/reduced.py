@@ -22,7 +22,7 @@ from okdc.bundle.artefacts import Split as SplitInfo
 from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.data.datasets import Dataset
 from okdc.deploy.torch_reference import Split
-from okdc.errors import CheckFailed, DataError, OkdcError
+from okdc.errors import CheckFailed, DataError, OkdcError, UsageError
 from okdc.precision import calibration, diagnose, gate, half, quantize
 from okdc.precision.gate import Float32
 from okdc.progress import Progress
@@ -43,6 +43,18 @@ class Wanted:
     max_drop: float | None = None  # points of top-1; None, here and below: the precision's own limit
     min_agreement: float | None = None  # % of predictions
     diagnose: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for an option of a file that is not wanted: it would do nothing."""
+        for_int8 = {"full_range": self.full_range, "calibration_images": self.calibration_images}
+        for_any = {"max_drop": self.max_drop, "min_agreement": self.min_agreement}
+        for options, of, is_wanted in (
+            (for_int8 | {"diagnose": self.diagnose}, "int8", self.int8),
+            (for_any, "int8 or fp16", self.int8 or self.float16),
+        ):
+            idle = [name for name, value in options.items() if value is not None and value is not False]
+            if idle and not is_wanted:
+                raise UsageError(f"{idle[0]} is an option of {of}, which was not asked for")
 
     @property
     def precisions(self) -> list[gate.Kind]:

@@ -17,7 +17,7 @@ from okdc.profiling import students
 from okdc.profiling.measure import measure, networks
 from okdc.progress import Progress
 from okdc.runs.artefacts import Judged
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 NAMES = {
     "params": "parameters",
@@ -96,7 +96,7 @@ def _limit(part: str) -> Limit | str:
     return Limit(name, operator, value, re.sub(r"\s+", "", part))
 
 
-def choose(run: Run, limits: Sequence[Limit], tell: Progress) -> tuple[int, str]:
+def choose(run: RunDir, limits: Sequence[Limit], tell: Progress) -> tuple[int, str]:
     """The student that is best on validation of those within every limit, and a line with the reason.
 
     At equal accuracy the one of fewer parameters, then the first. Raises UsageError where none fits, with what each
@@ -124,7 +124,7 @@ def choose(run: Run, limits: Sequence[Limit], tell: Progress) -> tuple[int, str]
     return best.student, f"{best.name} is {reason} {text}: {costs_text}"
 
 
-def _costs(run: Run, rows: Sequence[Judged], limits: Sequence[Limit], tell: Progress) -> list[dict[str, float]]:
+def _costs(run: RunDir, rows: Sequence[Judged], limits: Sequence[Limit], tell: Progress) -> list[dict[str, float]]:
     """What each student costs, by name; what has to be measured only where a limit names it."""
     costs: list[dict[str, float]] = [{"params": row.params, "macs": row.macs, "flops": 2 * row.macs} for row in rows]
     if any(limit.name in MEASURED for limit in limits):
@@ -138,7 +138,7 @@ def _costs(run: Run, rows: Sequence[Judged], limits: Sequence[Limit], tell: Prog
 
 
 def _none_fits(
-    run: Run,
+    run: RunDir,
     rows: Sequence[Judged],
     costs: Sequence[dict[str, float]],
     limits: Sequence[Limit],

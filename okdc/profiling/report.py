@@ -29,7 +29,7 @@ from okdc.progress import Progress
 from okdc.recipe import catalog
 from okdc.recipe.draft import load
 from okdc.runs.provenance import processor
-from okdc.runs.run import Run, runs
+from okdc.runs.run import RunDir, runs
 
 CLASSES, SIZE = 10, 32  # of a bare name
 FOREIGN_CLASSES, FOREIGN_SIZE = 1000, 224  # of torchvision:NAME and the like, which are drawn for ImageNet
@@ -52,15 +52,15 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progre
 
     Raises UsageError for a word that names nothing, CheckFailed where the two counters disagree.
     """
-    run: Run | None = None
+    run: RunDir | None = None
     subjects: list[Subject] = []
     if not words:
-        run = Run.newest("complete")
+        run = RunDir.newest("complete")
         tell.note(f"nothing named: {run.path} is the newest complete run")
         words = [str(run.path)]
     for word in words:
-        if Run.is_at(Path(word)):
-            run = Run.open(Path(word))
+        if RunDir.is_at(Path(word)):
+            run = RunDir.open(Path(word))
             subjects += _of_run(run, tell)
         elif backbones.is_name(word):
             size, classes = (FOREIGN_SIZE, FOREIGN_CLASSES) if ":" in word else (SIZE, CLASSES)
@@ -124,7 +124,7 @@ def _of_recipe(word: str, export: bool, tell: Progress) -> list[Subject]:
     return [*students, _whole(resolved, classes)]
 
 
-def _of_run(run: Run, tell: Progress) -> list[Subject]:
+def _of_run(run: RunDir, tell: Progress) -> list[Subject]:
     resolved, classes = reopen.recipe_of(run), len(run.read_info().classes)
     size = resolved.recipe.data.image_size
     whole: list[Subject] = []

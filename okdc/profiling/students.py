@@ -8,10 +8,10 @@ from okdc.bundle.layout import MANIFEST
 from okdc.errors import UsageError, nearest
 from okdc.profiling.measure import Subject, Trained
 from okdc.runs.artefacts import Result, StudentInfo
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
-def by_name(run: Run, word: str) -> tuple[int, str]:
+def by_name(run: RunDir, word: str) -> tuple[int, str]:
     """The student that `word` names, and a line that says so: a number, student1, or an architecture that one has.
 
     Raises UsageError for any other word, RunError for a run that is not complete or whose record is damaged.
@@ -36,13 +36,13 @@ def by_name(run: Run, word: str) -> tuple[int, str]:
     )
 
 
-def subjects(run: Run) -> list[Subject]:
+def subjects(run: RunDir) -> list[Subject]:
     """The students of a complete run, proven to be those that it recorded, to be measured."""
     result = recorded(run)
     return [_subject(run, result, k) for k in range(len(result.cohort))]
 
 
-def _subject(run: Run, result: Result, index: int) -> Subject:
+def _subject(run: RunDir, result: Result, index: int) -> Subject:
     student = load(run, index)
     return Subject(
         name=f"student{index}",
@@ -57,7 +57,7 @@ def _subject(run: Run, result: Result, index: int) -> Subject:
     )
 
 
-def _bundled(run: Run, info: StudentInfo) -> bytes | None:
+def _bundled(run: RunDir, info: StudentInfo) -> bytes | None:
     """The model of the run's own bundle, if it is of these very weights."""
     folder = run.path / "bundle"
     if not (folder / MANIFEST).is_file():

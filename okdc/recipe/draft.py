@@ -7,7 +7,7 @@ recipe, problems = check(draft)                                     tables -> Re
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,29 @@ def load(words: Sequence[str]) -> Draft:
     return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), bool(named))
 
 
+def with_values(recipe: str | Path | None, values: Mapping[str, Any]) -> Draft:
+    """Read a recipe by path or name (None: the default) and replace keys: of a table by a mapping, at the top by value.
+
+    Raises RecipeError for a file that is missing or not TOML.
+    """
+    path, notes = _find(str(recipe)) if recipe is not None else (catalog.recipes()[DEFAULT], [])
+    tables = read(path)
+    overridden: set[str] = set()
+    problems = []
+    for name, value in values.items():
+        for key, inner in value.items() if isinstance(value, Mapping) else ((None, value),):
+            overridden.add(name if key is None else f"{name}.{key}")
+            problems += _set(tables, [name] if key is None else [name, key], _toml(inner))
+    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes))
+
+
+def _toml(value: Any) -> Any:
+    """A Python value as TOML has it: lists for tuples, text for paths."""
+    if isinstance(value, (tuple, list)):
+        return [_toml(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
 def read(path: Path) -> dict[str, Any]:
     """The tables of one TOML file."""
     try:
@@ -121,13 +144,19 @@ def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
             (key + value).encode()
         except UnicodeEncodeError:  # what Python makes of bytes that are no UTF-8; no TOML file could hold it
             return [f"{key}: the value is not UTF-8 text"]
+    return _set(tables, [*path, last], _value(key, value))
+
+
+def _set(tables: dict[str, Any], names: Sequence[str], value: Any) -> list[str]:
+    """Set the key that `names` lead to. A problem, where a key on the way holds no table."""
+    *path, last = names
     table = tables
     for i, name in enumerate(path):
         inner = table.setdefault(name, {})
         if not isinstance(inner, dict):
-            return [f"{key}: {'.'.join(path[: i + 1])} is not a table"]
+            return [f"{'.'.join(names)}: {'.'.join(path[: i + 1])} is not a table"]
         table = inner
-    table[last] = _value(key, value)
+    table[last] = value
     return []
 
 

@@ -34,7 +34,7 @@ State = Literal["complete", "running", "resumable", "failed"]
 
 
 @dataclass(frozen=True)
-class Run:
+class RunDir:
     """One run's directory. `create` makes a new one, `open` takes one that exists."""
 
     path: Path
@@ -80,7 +80,7 @@ class Run:
         return self.path / RESULT
 
     @classmethod
-    def create(cls, stem: str, recipe_text: str, info: RunInfo, out: Path | None = None) -> Run:
+    def create(cls, stem: str, recipe_text: str, info: RunInfo, out: Path | None = None) -> RunDir:
         """A new directory: `out`, else runs/<stem>-<n> with the first free n.
 
         Raises RunError where `out` holds anything, DiskError where it cannot be made.
@@ -95,7 +95,7 @@ class Run:
         return run
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: Path) -> RunDir:
         """Raises RunError for a directory that is no run, or a series of them."""
         run = cls(path)
         if not path.is_dir():
@@ -115,7 +115,7 @@ class Run:
         return self.info.is_file() and self.recipe.is_file()
 
     @classmethod
-    def newest(cls, state: State, root: Path = ROOT) -> Run:
+    def newest(cls, state: State, root: Path = ROOT) -> RunDir:
         """The run of `state` that was started last. Raises RunError where there is none."""
         of_state = [run for run in runs(root) if run.state() == state]
         if not of_state:
@@ -228,7 +228,7 @@ def recipe_value(tables: dict[str, Any], table: str, key: str, default: Any = No
 
 
 def new_folder(stem: str, out: Path | None) -> Path:
-    """A folder for a run or a series: `out`, else runs/<stem>-<n> with the first free n. Raises as `Run.create`."""
+    """A folder for a run or a series: `out`, else runs/<stem>-<n> with the first free n. Raises as `RunDir.create`."""
     refuse_taken(out)
     with writing(out or ROOT):
         path = out or _next(stem)
@@ -247,7 +247,7 @@ def refuse_taken(out: Path | None) -> None:
     if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if (out / INFO).exists():
-        run, state = Run(out), Run(out).state()
+        run, state = RunDir(out), RunDir(out).state()
         more = f", or continue it: {run.resume_command()}" if state == "resumable" else ""
         raise RunError(f"{out} already holds a run, which is {state}", hint=f"choose another -o{more}")
     if (out / SERIES).exists():
@@ -269,10 +269,12 @@ def refuse_series(path: Path) -> None:
     )
 
 
-def best(root: Path) -> Run | None:
+def best(root: Path) -> RunDir | None:
     """The complete run below `root` whose student is best on validation: at equal accuracy the first that was begun."""
 
-    def validated(run: Run) -> float:  # below all others where nothing was validated, or result.json is damaged
+    def validated(
+        run: RunDir,
+    ) -> float:  # below all others where nothing was validated, or result.json is damaged
         with contextlib.suppress(RunError):
             value = run.read_result().kept.val_top1_pct
             return -1.0 if value is None else value
@@ -281,13 +283,13 @@ def best(root: Path) -> Run | None:
     return max((run for run in runs(root) if run.state() == "complete"), key=validated, default=None)
 
 
-def runs(root: Path = ROOT) -> list[Run]:
+def runs(root: Path = ROOT) -> list[RunDir]:
     """All runs below `root`, those of a series included, the last started last."""
     if not root.is_dir():
         return []
     folders = list(root.iterdir())
     folders += [inside for path in folders if (path / SERIES).is_file() for inside in path.iterdir()]
-    begun = [run for run in map(Run, folders) if run.is_begun()]
+    begun = [run for run in map(RunDir, folders) if run.is_begun()]
     return sorted(begun, key=lambda run: (run.started_at(), run.path.name))
 
 

@@ -29,7 +29,7 @@ from okdc.recipe.schema import Recipe
 from okdc.runs import artefacts, locks
 from okdc.runs.artefacts import Provenance, SeriesInfo, Settings
 from okdc.runs.files import write
-from okdc.runs.run import INFO, RECIPE, ROOT, SERIES, Run, State, best, new_folder, recipe_value, runs
+from okdc.runs.run import INFO, RECIPE, ROOT, SERIES, RunDir, State, best, new_folder, recipe_value, runs
 
 MOST = 1000  # seeds of one series: more is a slip of the keyboard
 LARGEST = 2**63 - 1  # seed that a recipe takes
@@ -61,7 +61,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Series:
+class SeriesDir:
     """One series' directory. `create` makes a new one, `open` takes one that exists."""
 
     path: Path
@@ -85,8 +85,8 @@ class Series:
         settings: Settings,
         provenance: Provenance,
         out: Path | None = None,
-    ) -> Series:
-        """A new directory: `out`, else runs/<stem>-<n>. Raises as `Run.create`."""
+    ) -> SeriesDir:
+        """A new directory: `out`, else runs/<stem>-<n>. Raises as `RunDir.create`."""
         series = cls(new_folder(stem, out))
         tables = recipe.model_dump(exclude_none=True)
         del tables["seed"]
@@ -109,7 +109,7 @@ class Series:
         return series
 
     @classmethod
-    def open(cls, path: Path) -> Series:
+    def open(cls, path: Path) -> SeriesDir:
         """Raises RunError where series.json is damaged, or the recipe is not the one that the series began with."""
         series = cls(path)
         if _sha256(read(series.recipe)) != series.read_info().recipe_sha256:
@@ -130,9 +130,9 @@ class Series:
     def seeds(self) -> tuple[int, ...]:
         return self.read_info().seeds
 
-    def run(self, seed: int) -> Run:
+    def run(self, seed: int) -> RunDir:
         """Where the run of a seed is, whether it was begun or not."""
-        return Run(self.path / f"seed{seed}")
+        return RunDir(self.path / f"seed{seed}")
 
     def state_of(self, seed: int) -> State | None:
         """None: not begun."""
@@ -263,23 +263,23 @@ def _setting(tables: dict[str, Any]) -> dict[str, Any]:
     return {"data": data, "students": recipe_value(tables, "cohort", "students"), "optim": tables.get("optim")}
 
 
-def all_series(root: Path = ROOT) -> list[Series]:
+def all_series(root: Path = ROOT) -> list[SeriesDir]:
     """All series below `root`."""
-    return [Series(path) for path in sorted(root.iterdir()) if Series.is_at(path)] if root.is_dir() else []
+    return [SeriesDir(path) for path in sorted(root.iterdir()) if SeriesDir.is_at(path)] if root.is_dir() else []
 
 
-def owner(run: Run) -> Series | None:
+def owner(run: RunDir) -> SeriesDir | None:
     """The series that a run is part of."""
     parent = run.path.parent
-    return Series(parent) if Series.is_at(parent) else None
+    return SeriesDir(parent) if SeriesDir.is_at(parent) else None
 
 
-def newest_resumable(root: Path = ROOT) -> Run | Series:
+def newest_resumable(root: Path = ROOT) -> RunDir | SeriesDir:
     """The run or the series that was begun or worked on last, of those that can be continued.
 
     A run of a series counts for its series, unless series.json is damaged. Raises RunError where there is none.
     """
-    resumable: list[tuple[str, Run | Series]] = []
+    resumable: list[tuple[str, RunDir | SeriesDir]] = []
     for run in runs(root):
         series = owner(run)
         if run.state() == "resumable" and (series is None or series.state() == "failed"):

@@ -10,7 +10,7 @@ from okdc.errors import OkdcError, RunError
 from okdc.recipe.draft import Draft, check, read
 from okdc.recipe.schema import Recipe
 from okdc.runs.artefacts import Result, RunInfo
-from okdc.runs.run import INFO, RECIPE, RESULT, ROOT, SERIES, Run
+from okdc.runs.run import INFO, RECIPE, RESULT, ROOT, SERIES, RunDir
 
 DEPTH = 2  # a folder of runs, or a folder of series of runs
 
@@ -67,7 +67,7 @@ def find(paths: Sequence[Path]) -> tuple[list[Finished], list[dict[str, str]]]:
 
 def load(path: Path) -> Finished:
     """Raises RunError, or RecipeError, for a folder that is no run, not complete or damaged."""
-    run = Run.open(path)
+    run = RunDir.open(path)
     state = run.state()
     if state != "complete":
         reason = f": {run.read_info().failed}" if state == "failed" else ""  # raises where run.json is damaged

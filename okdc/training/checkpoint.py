@@ -16,7 +16,7 @@ import torch
 from okdc.distributed import Ranks
 from okdc.errors import RunError
 from okdc.runs.files import write, writing
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training.metrics import Totals
 from okdc.training.selection import Record
 
@@ -47,14 +47,14 @@ class Position:
         return cls(state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"])
 
 
-def save(run: Run, state: dict[str, Any]) -> None:
+def save(run: RunDir, state: dict[str, Any]) -> None:
     """Write checkpoint.pt; the one before it stays as checkpoint.previous.pt. Raises DiskError, both then untouched."""
     buffer = io.BytesIO()
     torch.save(state | {"version": VERSION}, buffer)
     write(run.checkpoint, buffer.getvalue(), previous=run.previous_checkpoint)
 
 
-def load(run: Run) -> tuple[dict[str, Any] | None, list[str]]:
+def load(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that can be read, and notes on those that could not. None: the run never wrote one.
 
     Raises RunError where there are checkpoints and none can be read.

@@ -17,7 +17,7 @@ from torch import Tensor
 from okdc import signals, torch_errors
 from okdc.distributed import ALONE, LOST, Ranks
 from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training.checkpoint import Position
 from okdc.training.metrics import Summary
 
@@ -27,7 +27,7 @@ UNREADABLE = 1000  # larger than any signal: where both come, the unreadable ima
 
 
 @contextmanager
-def continuable(run: Run) -> Iterator[None]:
+def continuable(run: RunDir) -> Iterator[None]:
     """Give what ends a training from outside the name of its run and the command that continues it.
 
     A signal raises Interrupted, and the last checkpoint stands: this is for a signal that does not come between two
@@ -42,6 +42,7 @@ def continuable(run: Run) -> Iterator[None]:
             f"{number.name}: {run.path} is as its last checkpoint left it",
             exit_code=128 + number,
             hint=run.resume_command(),
+            run=run.path,
         ) from None
     except RuntimeError as error:
         if torch_errors.peer_lost(error):
@@ -60,7 +61,7 @@ def continuable(run: Run) -> Iterator[None]:
 class Stops:
     """What stops the loop between two steps: a signal to any of its processes, or an image that any cannot read."""
 
-    run: Run
+    run: RunDir
     position: Position
     ranks: Ranks
     received: signals.Received  # by this process
@@ -115,18 +116,19 @@ class Stops:
                 f"{signal.Signals(number).name} after {at}: saved in {self.run.path}",
                 exit_code=128 + number,
                 hint=self.run.resume_command(),
+                run=self.run.path,
             )
         )
 
 
-def stop_if_bad(summary: Summary, run: Run, steps: int, ranks: Ranks = ALONE) -> None:
+def stop_if_bad(summary: Summary, run: RunDir, steps: int, ranks: Ranks = ALONE) -> None:
     """Raises TrainingError where a loss term was not finite, with the first such step and the term."""
     if summary.bad:
         step, term = summary.bad
         fail(run, f"the loss term {term} is not finite at step {step + 1} (epoch {step // steps + 1})", ranks)
 
 
-def fail(run: Run, reason: str, ranks: Ranks = ALONE) -> NoReturn:
+def fail(run: RunDir, reason: str, ranks: Ranks = ALONE) -> NoReturn:
     """Mark the run as failed and raise TrainingError. Every process calls this, having found the same."""
     if ranks.first:
         run.note(failed=reason)

@@ -30,7 +30,7 @@ from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.methods.base import Batch
 from okdc.progress import Progress
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint, device, optim, result, selection
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
@@ -41,7 +41,7 @@ from okdc.training.step import TrainStep
 
 def train(
     job: Job,
-    run: Run,
+    run: RunDir,
     settings: Settings,
     position: Position,
     state: dict[str, Any] | None,
@@ -62,7 +62,7 @@ class Training:
     def __init__(
         self,
         job: Job,
-        run: Run,
+        run: RunDir,
         settings: Settings,
         position: Position,
         state: dict[str, Any] | None,

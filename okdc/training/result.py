@@ -12,12 +12,12 @@ from okdc.cohort import Backbone, count_macs, count_params
 from okdc.data.batches import EVAL_BATCH, Batches, eval_batches
 from okdc.runs import artefacts
 from okdc.runs.artefacts import Judged, Kept, Result, StudentInfo, Teacher
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training.interrupts import fail
 from okdc.training.metrics import evaluate
 
 
-def judge(job: Job, run: Run, batches: Batches, kept: int, seconds: float) -> None:
+def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) -> None:
     """Complete the run: every head at the last epoch and every student from its file, in float32 without autocast.
 
     Each student.json gets its accuracy; then result.json, the last file, records the hashes of all students' files.

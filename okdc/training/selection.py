@@ -18,7 +18,7 @@ from okdc.data.images import rule
 from okdc.runs import artefacts
 from okdc.runs.artefacts import Preprocessing, StudentInfo
 from okdc.runs.files import write, writing
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training.metrics import Summary
 
 Record = dict[str, Any]  # epoch, student, val_top1_pct, weights
@@ -64,12 +64,12 @@ def recorded(epoch: int, k: int, accuracy: float | None, student: Backbone) -> R
     return {"epoch": epoch, "student": k, "val_top1_pct": accuracy, "weights": weights}
 
 
-def write_kept(run: Run, job: Job, records: Sequence[Record]) -> None:
+def write_kept(run: RunDir, job: Job, records: Sequence[Record]) -> None:
     """student.safetensors and student.json."""
     _write_student((run.weights, run.student), job, chosen(job, records))
 
 
-def write_all(run: Run, job: Job, records: Sequence[Record]) -> None:
+def write_all(run: RunDir, job: Job, records: Sequence[Record]) -> None:
     """The kept student, whose file may be ahead of the checkpoint, and every other in students/."""
     write_kept(run, job, records)
     kept = chosen(job, records)

@@ -14,8 +14,8 @@ from okdc.recipe.draft import read
 from okdc.recipe.schema import TEACHER, Recipe
 from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.provenance import differences
-from okdc.runs.run import Run, refuse_taken
-from okdc.runs.series import Series
+from okdc.runs.run import RunDir, refuse_taken
+from okdc.runs.series import SeriesDir
 from okdc.training import start as starts
 
 ENDED = ("complete", "failed")  # what a failed seed would do again
@@ -24,11 +24,10 @@ ENDED = ("complete", "failed")  # what a failed seed would do again
 def start(
     resolved: ResolvedRecipe,
     seeds: tuple[int, ...],
-    stem: str,
     out: Path | None,
     provenance: Provenance,
     tell: Progress,
-) -> Series:
+) -> SeriesDir:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
 
     Raises as `starts.start` does, but for a TrainingError, which ends its seed alone.
@@ -37,7 +36,7 @@ def start(
     tell = EachNoteOnce(tell)
     settings = _settings(resolved.recipe)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
-    series = Series.create(stem, resolved.recipe, seeds, begun, settings, provenance, out)
+    series = SeriesDir.create(resolved.stem, resolved.recipe, seeds, begun, settings, provenance, out)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
     try:
         with series.held():
@@ -51,7 +50,7 @@ def start(
     return series
 
 
-def resume(series: Series, provenance: Provenance, tell: Progress, data_root: str | None = None) -> Series:
+def resume(series: SeriesDir, provenance: Provenance, tell: Progress, data_root: str | None = None) -> SeriesDir:
     """Skip the seeds that are complete, continue the one that was interrupted to the bit, start the others.
 
     Raises as `start`; RunError where another process trains the series, DataError for other images, DeviceError where
@@ -63,7 +62,7 @@ def resume(series: Series, provenance: Provenance, tell: Progress, data_root: st
         if all(state in ENDED for state in states.values()):
             tell.note(f"{series.path}: no seed is left to train")
             return series
-        resolved = reopen.recipe_of(Run(series.path), data_root)  # a series' recipe lies where a run's does
+        resolved = reopen.recipe_of(RunDir(series.path), data_root)  # a series' recipe lies where a run's does
         for note in resolved.notes:
             tell.note(note)
         missing = [seed for seed, state in states.items() if state is None]
@@ -79,7 +78,7 @@ def resume(series: Series, provenance: Provenance, tell: Progress, data_root: st
 
 
 def _train(
-    series: Series, resolved: ResolvedRecipe, provenance: Provenance, tell: Progress, data_root: str | None
+    series: SeriesDir, resolved: ResolvedRecipe, provenance: Provenance, tell: Progress, data_root: str | None
 ) -> None:
     """Bring every seed to its end, the failed ones to theirs. Raises Interrupted at a signal, with the way to go on."""
     go_on = f"okdc resume {series.path}"
@@ -95,22 +94,22 @@ def _train(
                     if state is None:
                         teacher = _teacher(series)
                         same = resolved.with_teacher(teacher) if teacher else resolved
-                        starts.start(same.with_seed(seed), series.path.name, run.path, provenance, tell)
+                        starts.start(same.with_seed(seed), run.path, provenance, tell)
                     else:
                         starts.resume(run, tell, data_root)
                 except TrainingError as error:  # the run remembers it; other seeds may do better
                     tell.note(f"seed {seed} failed: {error.message}")
         except Interrupted as error:
-            raise Interrupted(error.message, exit_code=error.exit_code, hint=go_on) from None
+            raise Interrupted(error.message, exit_code=error.exit_code, hint=go_on, run=series.path) from None
         except KeyboardInterrupt as stop:  # between two trainings: nothing of either is lost
             signal = signals.signal_of(stop)
             message = f"{signal.name}: {series.path} can be continued"
-            raise Interrupted(message, exit_code=128 + signal, hint=go_on) from None
+            raise Interrupted(message, exit_code=128 + signal, hint=go_on, run=series.path) from None
         except DiskError as error:
             raise DiskError(error.message, hint=f"free some space, then: {go_on}") from error
 
 
-def _teacher(series: Series) -> str | None:
+def _teacher(series: SeriesDir) -> str | None:
     """The hash of the teacher that the seeds before had, so that another in its place is refused."""
     begun = [read(series.run(seed).recipe) for seed in series.seeds() if series.state_of(seed) is not None]
     return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
@@ -121,7 +120,7 @@ def _settings(recipe: Recipe) -> Settings:
     return Settings.model_validate(starts.settings_of(recipe, recipe.engine).saved())
 
 
-def _same_settings(series: Series, recipe: Recipe) -> None:
+def _same_settings(series: SeriesDir, recipe: Recipe) -> None:
     """Raises DeviceError if the seeds to come would be trained with other settings: they would be no repetitions."""
     then, now = dict(series.read_info().settings), dict(_settings(recipe))
     other = [f"{name} {now[name]} now, {then[name]} when it began" for name in now if now[name] != then[name]]

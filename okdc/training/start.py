@@ -27,7 +27,7 @@ from okdc.progress import Progress
 from okdc.recipe.schema import Engine, Recipe
 from okdc.runs.artefacts import Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences
-from okdc.runs.run import Run, refuse_taken
+from okdc.runs.run import RunDir, refuse_taken
 from okdc.training import checkpoint, compiling, device, loop
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
@@ -36,12 +36,11 @@ from okdc.training.interrupts import continuable
 
 def start(
     resolved: ResolvedRecipe,
-    stem: str,
     out: Path | None,
     provenance: Provenance,
     tell: Progress,
     ranks: Ranks = ALONE,
-) -> Run:
+) -> RunDir:
     """Train a recipe from scratch in a new run directory. Returns the run, complete."""
     recipe = resolved.recipe
     settings = settings_of(recipe, recipe.engine, ranks)
@@ -77,14 +76,14 @@ def start(
             processes_here=ranks.here,
             **dict(provenance),
         )
-        run = ranks.first_does(lambda: Run.create(stem, job.recipe.text(), info, out))
+        run = ranks.first_does(lambda: RunDir.create(resolved.stem, job.recipe.text(), info, out))
         tell.note(f"run {run.path}")
         with _held(run, ranks), continuable(run):
             loop.train(job, run, settings, Position(), None, tell, ranks)
     return run
 
 
-def resume(run: Run, tell: Progress, data_root: str | None = None, ranks: Ranks = ALONE) -> Run:
+def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ranks = ALONE) -> RunDir:
     """Continue a run to the bit, with the settings it was started with; what keeps it from being exact is said.
 
     Raises RunError for a run that failed or that another process trains, DeviceError where this machine lacks its
@@ -145,7 +144,7 @@ def settings_of(recipe: Recipe, chosen: Engine, ranks: Ranks = ALONE) -> Setting
 
 
 @contextmanager
-def _held(run: Run, ranks: Ranks) -> Iterator[None]:
+def _held(run: RunDir, ranks: Ranks) -> Iterator[None]:
     """The first process holds the run for all of them."""
     with ExitStack() as stack:
         ranks.first_does(lambda: stack.enter_context(run.held()))

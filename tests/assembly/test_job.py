@@ -21,7 +21,7 @@ from okdc.data.datasets import Dataset
 from okdc.errors import DataError, OkdcError, RecipeError
 from okdc.recipe.draft import Draft, load, read
 from okdc.recipe.schema import Recipe
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
 def resolved(*words: str) -> ResolvedRecipe:
@@ -198,9 +198,9 @@ def test_another_number_of_classes_than_the_source_announced_is_an_error() -> No
 # --- from a run
 
 
-def made(recipe: Recipe, found: Dataset) -> Run:
+def made(recipe: Recipe, found: Dataset) -> RunDir:
     info = run_info(classes=found.classes, data_sha256=found.fingerprint)
-    return Run.create("made", build.with_normalisation(recipe, build.normalisation_of(recipe, found)).text(), info)
+    return RunDir.create("made", build.with_normalisation(recipe, build.normalisation_of(recipe, found)).text(), info)
 
 
 @pytest.mark.usefixtures("root")
@@ -260,7 +260,7 @@ def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
 
 
 def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path() -> None:
-    kept = Run.create("kept", resolved().recipe.text(), run_info())
+    kept = RunDir.create("kept", resolved().recipe.text(), run_info())
     kept.recipe.write_text("[optim]\nepoch = 3", encoding="utf-8")
     with pytest.raises(OkdcError, match=r"kept-1/recipe\.toml: \d problems"):
         reopen.recipe_of(kept)

@@ -33,7 +33,7 @@ from okdc.errors import Interrupted, OkdcError, RecipeError
 from okdc.methods.kd import KD
 from okdc.recipe.draft import load, read
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
 ONCE = "optim.epochs=2"
@@ -292,7 +292,7 @@ def test_a_students_own_file_teaches_by_its_networks_name(teacher: Path) -> None
     """The way out for whoever answers for what it has seen."""
     known = teachers.load("resnet14", str(teacher / "student.safetensors"), 10, SMALL)
     images = batch().images
-    alone = students.load(Run.open(teacher)).network
+    alone = students.load(RunDir.open(teacher)).network
     assert torch.equal(known.network.eval()(images), alone(images))
 
 
@@ -391,13 +391,13 @@ def retrain(path: Path) -> None:
         name: t + 0.01 if t.is_floating_point() else t for name, t in load_file(path / "student.safetensors").items()
     }
     save_file(tensors, path / "student.safetensors")
-    seal(Run(path))
+    seal(RunDir(path))
 
 
-def interrupted(*words: str) -> Run:
+def interrupted(*words: str) -> RunDir:
     with pytest.raises(Interrupted):
         start(*words, tell=harness.signalled(2, signal.SIGINT), out=Path("half"))
-    run = Run.open(Path("half"))
+    run = RunDir.open(Path("half"))
     assert run.state() == "resumable"
     return run
 

@@ -24,7 +24,7 @@ from okdc.cohort import Backbone, Cohort, count_macs, count_params
 from okdc.errors import RecipeError
 from okdc.recipe.draft import load
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.seeds import seeded
 
 Captured = pytest.CaptureFixture[str]
@@ -142,19 +142,19 @@ def test_in_path_goes_into_a_recipes_own_names_once() -> None:
 # From a recipe to a bundle
 
 
-def trained(folder: Path, *words: str) -> Run:
+def trained(folder: Path, *words: str) -> RunDir:
     """A finished run of MFEF with the extraction in the students' path."""
     with chdir(folder):
         return start("method.name=mfef", "method.in_path=true", "optim.epochs=2", *words, out=folder / "run")
 
 
 @pytest.fixture(scope="module")
-def in_path(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def in_path(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """With attention; nobody writes into it."""
     return trained(tmp_path_factory.mktemp("in_path"))
 
 
-def test_a_run_keeps_the_network_with_its_extraction(in_path: Run) -> None:
+def test_a_run_keeps_the_network_with_its_extraction(in_path: RunDir) -> None:
     facts = read_json(in_path.student)
     assert facts["architecture"] == "resnet8+msfe"
     assert read_json(in_path.result)["students"] == ["resnet8+msfe"] * 2
@@ -166,7 +166,7 @@ def test_a_run_keeps_the_network_with_its_extraction(in_path: Run) -> None:
     assert torch.equal(network.eval()(images), again(images))
 
 
-def test_profile_counts_what_the_extraction_costs(in_path: Run, capsys: Captured) -> None:
+def test_profile_counts_what_the_extraction_costs(in_path: RunDir, capsys: Captured) -> None:
     answer = ask(capsys, "profile", str(in_path.path), "resnet8", "--json")
     assert answer.code == 0, answer.err
     rows = {row["name"]: row for row in json.loads(answer.out)["rows"]}

@@ -28,14 +28,14 @@ import okdc
 from okdc.bundle.bundle import Bundle
 from okdc.errors import CheckFailed
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
 Json = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
-def bundle(finished: Run, blob: bytes, tmp_path: Path) -> Path:
+def bundle(finished: RunDir, blob: bytes, tmp_path: Path) -> Path:
     """A bundle whose images are not to be had, so that its accuracy costs nothing; and an image beside it."""
     of_digits(finished, blob, tmp_path / "bundle")
     edit(Path("bundle/manifest.json"), lambda m: m["recipe"]["data"].update(name="folder"))

@@ -25,14 +25,14 @@ from okdc.data import images
 from okdc.errors import DataError
 from okdc.precision import half
 from okdc.recipe import catalog
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
 Line = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
-def bundle(finished: Run, blob: bytes, tmp_path: Path) -> Path:
+def bundle(finished: RunDir, blob: bytes, tmp_path: Path) -> Path:
     of_digits(finished, blob, tmp_path / "bundle")
     return Path("bundle")
 

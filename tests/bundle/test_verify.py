@@ -29,14 +29,14 @@ from okdc.deploy import torch_reference as sides
 from okdc.errors import DataError
 from okdc.precision import half
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
 Json = dict[str, Any]
 
 
 @pytest.fixture
-def bundle(finished: Run, blob: bytes, tmp_path: Path) -> Path:
+def bundle(finished: RunDir, blob: bytes, tmp_path: Path) -> Path:
     of_digits(finished, blob, tmp_path / "bundle")
     return Path("bundle")
 

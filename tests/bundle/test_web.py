@@ -12,11 +12,11 @@ from okdc.bundle import web
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
 from okdc.recipe import catalog
 from okdc.runs.files import read_json, write_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
 @pytest.fixture
-def bundle(finished: Run, blob: bytes, tmp_path: Path) -> Path:
+def bundle(finished: RunDir, blob: bytes, tmp_path: Path) -> Path:
     """A bundle that a test may spoil, in a folder of its own."""
     return of_digits(finished, blob, tmp_path / "run" / "bundle")
 

@@ -14,7 +14,7 @@ from making import run_info
 from PIL import Image
 
 from okdc.assembly import job as build
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import loop as engine
 
 Captured = pytest.CaptureFixture[str]
@@ -135,13 +135,13 @@ def test_a_folder_that_cannot_be_used_says_why(capsys: Captured, tree: dict[str,
     assert not Path("runs").exists()
 
 
-def interrupted_run(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> Run:
+def interrupted_run(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> RunDir:
     """A run on ./root that was begun and not trained."""
     with monkeypatch.context() as patch:
         patch.setattr(engine, "train", lambda *_: None)
         patch.setattr("okdc.cli.train._finished", lambda *_: None)
         assert ask(capsys, "distill", *FOLDER, "data.val_fraction=0.3").code == 0
-    return Run.newest("resumable")
+    return RunDir.newest("resumable")
 
 
 @pytest.mark.parametrize("change", ["another class", "another image"])
@@ -157,7 +157,7 @@ def test_images_that_changed_stop_a_resume_and_the_run_stays_resumable(
         Image.fromarray(picture(99)).save("root/train/a/000.png")
         said = f"the images are not those of {run.path}"
     refused(ask(capsys, "resume"), "data", said)
-    assert Run.open(run.path).state() == "resumable"
+    assert RunDir.open(run.path).state() == "resumable"
 
 
 # --- places
@@ -205,17 +205,17 @@ def test_a_cache_that_cannot_be_written_costs_a_note(capsys: Captured, monkeypat
 def test_a_log_on_a_full_disk_stops_the_run_which_can_then_be_resumed(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = Run.create
+    create = RunDir.create
 
-    def on_a_full_disk(*arguments: Any) -> Run:
+    def on_a_full_disk(*arguments: Any) -> RunDir:
         run = create(*arguments)
         run.log.symlink_to("/dev/full")
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "create", on_a_full_disk)
+        patch.setattr(RunDir, "create", on_a_full_disk)
         answer = ask(capsys, "distill", *SHORT)
-    run = Run.open(Path("runs/digits_resnet8-1"))
+    run = RunDir.open(Path("runs/digits_resnet8-1"))
     refused(answer, "disk", f"{run.log}: cannot be written: No space left on device", f"okdc resume {run.path}")
     assert run.state() == "resumable"
     run.log.unlink()
@@ -227,7 +227,7 @@ def test_a_log_on_a_full_disk_stops_the_run_which_can_then_be_resumed(
 
 
 def test_a_damaged_run_json_is_named_and_hides_no_other_run(capsys: Captured) -> None:
-    run, whole = (Run.create(name, "", run_info()) for name in "ab")
+    run, whole = (RunDir.create(name, "", run_info()) for name in "ab")
     run.info.write_text('{"started_at": ')
     refused(ask(capsys, "resume", str(run.path)), "run", "runs/a-1/run.json: not JSON")
     refused(ask(capsys, "export", "--onnx", str(run.path)), "run", "runs/a-1")
@@ -236,12 +236,12 @@ def test_a_damaged_run_json_is_named_and_hides_no_other_run(capsys: Captured) ->
 
 
 def test_a_failed_run_is_not_continued(capsys: Captured) -> None:
-    run = Run.create("a", "", run_info(failed="the loss term ce_student0 is not finite at step 3"))
+    run = RunDir.create("a", "", run_info(failed="the loss term ce_student0 is not finite at step 3"))
     refused(ask(capsys, "resume", str(run.path)), "run", "runs/a-1 failed: the loss term", "start another run")
 
 
 def test_an_unfinished_run_is_not_exported_by_default(capsys: Captured) -> None:
-    Run.create("a", "", run_info())
+    RunDir.create("a", "", run_info())
     refused(ask(capsys, "export", "--onnx"), "run", "no complete run in ", "okdc resume")
 
 

@@ -20,7 +20,7 @@ from okdc.errors import CheckFailed, Interrupted
 from okdc.recipe import catalog
 from okdc.runs import run as run_module
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import loop as engine
 
 Captured = pytest.CaptureFixture[str]
@@ -114,7 +114,7 @@ def test_the_version_is_the_packages(capsys: Captured) -> None:
 def test_the_default_run_is_made_kept_and_tells_the_next_command(capsys: Captured) -> None:
     answer = ask(capsys, "distill", *SHORT)
     nothing_went_wrong(answer)
-    run = Run.open(Path("runs/digits_resnet8-1"))
+    run = RunDir.open(Path("runs/digits_resnet8-1"))
     assert run.state() == "complete"
     assert "no recipe named: digits_resnet8" in answer.err
     assert "next: okdc profile runs/digits_resnet8-1" in answer.err
@@ -142,12 +142,12 @@ def test_the_same_command_twice_gives_two_runs_with_the_same_weights(capsys: Cap
 
 
 def test_running_a_saved_recipe_repeats_the_run(capsys: Captured, done: Path) -> None:
-    first = Run.open(done / "runs/digits_resnet8-1")
+    first = RunDir.open(done / "runs/digits_resnet8-1")
     written = tomllib.loads(first.recipe.read_text(encoding="utf-8"))["data"]
     assert len(written["mean"]) == len(written["std"]) == 3  # what a default became is written down
     answer = ask(capsys, "distill", str(first.recipe), "-o", "again")
     nothing_went_wrong(answer)
-    again = Run.open(Path("again"))
+    again = RunDir.open(Path("again"))
     assert again.recipe.read_bytes() == first.recipe.read_bytes()
     assert again.weights.read_bytes() == first.weights.read_bytes()
     for key in ("recipe_sha256", "data_sha256", "settings"):
@@ -198,7 +198,7 @@ def test_a_folder_moved_between_start_and_resume_is_found_by_data_root(
     assert f"are not at {Path.cwd()}/root" in lost.err
     assert "--data-root DIR" in lost.err
     nothing_went_wrong(ask(capsys, "resume", "--data-root", "elsewhere"))
-    assert Run.open(Path("runs/folder_resnet20-1")).state() == "complete"
+    assert RunDir.open(Path("runs/folder_resnet20-1")).state() == "complete"
 
 
 # --- resume, recipes, runs
@@ -242,9 +242,9 @@ def test_runs_shows_what_each_run_is(capsys: Captured, done: Path) -> None:
     recipe = (done / "runs/digits_resnet8-1/recipe.toml").read_text(encoding="utf-8")
     Path("runs").mkdir()
     Path("runs/digits_resnet8-1").symlink_to(done / "runs/digits_resnet8-1")
-    later = Run.create("later", recipe, run_info(started_at="2999-01-01"))
+    later = RunDir.create("later", recipe, run_info(started_at="2999-01-01"))
     later.append({"epoch": 1})
-    Run.create("wrong", recipe, run_info(started_at="2999-01-02", failed="the loss is not finite"))
+    RunDir.create("wrong", recipe, run_info(started_at="2999-01-02", failed="the loss is not finite"))
     rows = json.loads(ask(capsys, "runs", "--json").out)
     assert [(row["run"], row["state"], row["epoch"], row["epochs"]) for row in rows] == [
         ("runs/digits_resnet8-1", "complete", 2, 2),
@@ -343,7 +343,7 @@ def test_a_reader_that_goes_away_ends_the_printing_and_not_the_training(gone: st
     with subprocess.Popen(command, **pipes) as process:  # type: ignore[call-overload]
         getattr(process, gone).close()
     assert process.returncode == 0
-    assert Run.open(Path("run")).state() == "complete"
+    assert RunDir.open(Path("run")).state() == "complete"
 
 
 @pytest.mark.parametrize(

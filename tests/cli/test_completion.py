@@ -16,7 +16,7 @@ from okdc.backbones import NETWORKS
 from okdc.bundle import layout
 from okdc.cli import completion
 from okdc.recipe import catalog
-from okdc.runs.run import ROOT, SERIES, Run
+from okdc.runs.run import ROOT, SERIES, RunDir
 
 Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
@@ -101,7 +101,7 @@ def test_without_runs_every_recipe_and_network_is_offered_and_nothing_else(
 
 
 def test_the_files_that_tell_runs_and_bundles_apart_are_those_that_okdc_writes() -> None:
-    run = Run(Path("run"))
+    run = RunDir(Path("run"))
     assert (run.info.name, run.result.name) == (completion.RUN, completion.RESULT)
     assert (completion.RUNS, completion.SERIES, completion.MANIFEST) == (ROOT, SERIES, layout.MANIFEST)
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from okdc.__main__ import main
+from okdc.api import Run
 from okdc.assembly import student as students
 from okdc.bundle import layout, session
 from okdc.bundle.session import Session
@@ -20,7 +21,7 @@ from okdc.data.images import RESIZE
 from okdc.deploy import cause, export, onnx, parity
 from okdc.deploy import torch_reference as sides
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
 def test_a_bundle_holds_what_the_contract_names(exported: Path) -> None:
@@ -32,7 +33,7 @@ def test_a_bundle_holds_what_the_contract_names(exported: Path) -> None:
     assert not [p for p in exported.parent.iterdir() if p.name.startswith(".bundle")], "no scaffolding is left"
 
 
-def test_the_manifest_is_true(exported: Path, finished: Run) -> None:
+def test_the_manifest_is_true(exported: Path, finished: RunDir) -> None:
     manifest = read_json(exported / "manifest.json")
     for name, facts in manifest["files"].items():
         content = (exported / name).read_bytes()
@@ -48,7 +49,7 @@ def test_the_manifest_is_true(exported: Path, finished: Run) -> None:
     assert manifest["normalisation"]["mean"] == manifest["recipe"]["data"]["mean"]
 
 
-def test_no_local_path_is_in_the_bundle(exported: Path, run: Run) -> None:
+def test_no_local_path_is_in_the_bundle(exported: Path, run: RunDir) -> None:
     for path in exported.rglob("*"):
         if path.is_file():
             content = path.read_bytes()
@@ -56,12 +57,12 @@ def test_no_local_path_is_in_the_bundle(exported: Path, run: Run) -> None:
                 assert trace not in content, path
 
 
-def test_the_model_file_is_the_same_from_every_run_folder(exported: Path, finished: Run, blob: bytes) -> None:
+def test_the_model_file_is_the_same_from_every_run_folder(exported: Path, finished: RunDir, blob: bytes) -> None:
     assert (exported / "model.onnx").read_bytes() == blob
     assert exported.parent != finished.path
 
 
-def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(exported: Path, finished: Run) -> None:
+def test_the_samples_are_images_of_the_judging_split_with_the_students_logits(exported: Path, finished: RunDir) -> None:
     expected = json.loads((exported / "sample" / "expected.json").read_text())
     student = students.load(finished)
     network, info = student.network, student.info
@@ -89,7 +90,7 @@ def test_parity_says_what_was_compared(exported: Path) -> None:
     assert top1["torch"] == top1["onnx"] == top1["recorded"]
 
 
-def test_exporting_again_replaces_the_bundle(exported: Path, run: Run) -> None:
+def test_exporting_again_replaces_the_bundle(exported: Path, run: RunDir) -> None:
     (exported / "stale.txt").write_text("from another time")
     assert main(["export", str(run.path), "--onnx"]) == 0
     assert not (exported / "stale.txt").exists()
@@ -97,7 +98,7 @@ def test_exporting_again_replaces_the_bundle(exported: Path, run: Run) -> None:
 
 
 def test_a_failed_check_leaves_an_earlier_bundle_alone_and_says_so(
-    exported: Path, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    exported: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = (exported / "manifest.json").read_bytes()
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: b"no model")
@@ -108,7 +109,7 @@ def test_a_failed_check_leaves_an_earlier_bundle_alone_and_says_so(
 
 
 def test_the_current_folder_can_be_the_bundle(
-    run: Run, blob: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: RunDir, blob: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
     (tmp_path / "here").mkdir()
@@ -118,7 +119,7 @@ def test_the_current_folder_can_be_the_bundle(
 
 
 def test_a_file_that_an_engine_refuses_is_a_failed_check(
-    run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunDir, blob: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
     monkeypatch.setattr(session, "INPUT", "picture")
@@ -128,7 +129,7 @@ def test_a_file_that_an_engine_refuses_is_a_failed_check(
     assert (run.path / "bundle.rejected" / "model.onnx").is_file()
 
 
-def test_a_folder_that_is_no_bundle_is_not_touched(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_no_bundle_is_not_touched(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     out = run.path.parent / "holiday"
     out.mkdir()
     (out / "photo.jpg").write_bytes(b"dear")
@@ -138,7 +139,7 @@ def test_a_folder_that_is_no_bundle_is_not_touched(run: Run, capsys: pytest.Capt
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(
-    run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: RunDir, blob: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -150,7 +151,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(
     assert not [p for p in run.path.iterdir() if "bundle" in p.name]
 
 
-def test_an_interruption_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_leaves_nothing(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> bytes:
         raise KeyboardInterrupt
 
@@ -159,7 +160,7 @@ def test_an_interruption_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatc
     assert not [p for p in run.path.iterdir() if "bundle" in p.name]
 
 
-def test_an_unfinished_run_has_no_student(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unfinished_run_has_no_student(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.result.unlink()
     assert main(["export", str(run.path), "--onnx"]) == 2
     said = capsys.readouterr().err
@@ -167,7 +168,7 @@ def test_an_unfinished_run_has_no_student(run: Run, capsys: pytest.CaptureFixtur
     assert f"okdc resume {run.path}" in said
 
 
-def test_damaged_weights_are_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_weights_are_said(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     run.weights.write_bytes(run.weights.read_bytes()[:1000])
     assert main(["export", str(run.path), "--onnx"]) == 2
     assert "not the weights" in capsys.readouterr().err
@@ -198,7 +199,7 @@ def test_without_a_test_split_no_number_is_called_a_test_number(
     assert read_json(Path("run/bundle/manifest.json"))["accuracy"]["split"] == "validation"
 
 
-def test_images_that_moved_are_named_with_the_way_out(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_that_moved_are_named_with_the_way_out(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     text = run.recipe.read_text().replace('name = "digits"', 'name = "folder"\nroot = "gone"')
     run.recipe.write_text(text)
     assert main(["export", str(run.path), "--onnx"]) == 2
@@ -207,12 +208,12 @@ def test_images_that_moved_are_named_with_the_way_out(run: Run, capsys: pytest.C
     assert "--data-root DIR" in said
 
 
-def test_whoever_has_the_images_is_told_how_a_bundle_is_checked_on_them(run: Run) -> None:
-    assert ship._where_images_are(run, None) == (), "verify has the digits itself"
+def test_whoever_has_the_images_is_told_how_a_bundle_is_checked_on_them(run: RunDir) -> None:
+    assert ship._where_images_are(Run(run.path), None) == (), "verify has the digits itself"
     text = run.recipe.read_text().replace('name = "digits"', 'name = "folder"\nroot = "my pictures"')
     run.recipe.write_text(text)
-    assert ship._where_images_are(run, None) == ("--data-root", Path("my pictures"))
-    assert ship._where_images_are(run, "moved here") == ("--data-root", Path("moved here"))
+    assert ship._where_images_are(Run(run.path), None) == ("--data-root", Path("my pictures"))
+    assert ship._where_images_are(Run(run.path), "moved here") == ("--data-root", Path("moved here"))
 
 
 @pytest.mark.parametrize(("manifest", "words"), [(True, "--target web"), (False, "--onnx")])
@@ -226,7 +227,7 @@ def test_an_export_without_a_format_is_told_the_one_that_works(
     assert f"hint: okdc export 'a folder' {words}\n" in capsys.readouterr().err
 
 
-def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, tmp_path: Path) -> None:
+def test_few_images_are_enough_for_every_batch_size(finished: RunDir, blob: bytes, tmp_path: Path) -> None:
     """A split smaller than the largest batch is repeated, not skipped."""
     path = tmp_path / "model.onnx"
     path.write_bytes(blob)
@@ -239,7 +240,7 @@ def test_few_images_are_enough_for_every_batch_size(finished: Run, blob: bytes, 
     assert report.images == 3
 
 
-def test_a_student_whose_answers_are_not_finite_never_passes(finished: Run, blob: bytes, tmp_path: Path) -> None:
+def test_a_student_whose_answers_are_not_finite_never_passes(finished: RunDir, blob: bytes, tmp_path: Path) -> None:
     """Its float64 noise would be infinite, and with it what is allowed."""
     path = tmp_path / "model.onnx"
     path.write_bytes(blob)

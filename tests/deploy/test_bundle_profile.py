@@ -16,12 +16,12 @@ from okdc.deploy.count import check_graph, exported_macs
 from okdc.errors import CheckFailed
 from okdc.runs.files import read_json
 from okdc.runs.provenance import load_average
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 IMAGE = torch.zeros(1, 3, 8, 8)
 
 
-def test_the_profile_says_what_the_run_recorded_and_what_the_files_weigh(finished: Run, blob: bytes) -> None:
+def test_the_profile_says_what_the_run_recorded_and_what_the_files_weigh(finished: RunDir, blob: bytes) -> None:
     network = students.load(finished).network
     found = bundle_profile.measure(network, 8, {"float32": blob, "float16": blob}).to_json()
     recorded = read_json(finished.result)["kept"]
@@ -47,7 +47,7 @@ def test_the_profile_says_what_the_run_recorded_and_what_the_files_weigh(finishe
 
 @pytest.mark.parametrize(("p90", "noisy"), [(2.0, False), (2.1, True)])
 def test_a_machine_that_was_busy_is_said_to_be(
-    p90: float, noisy: bool, finished: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch
+    p90: float, noisy: bool, finished: RunDir, blob: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = {"float32": {"p50": 1.0, "p90": p90, "min": 0.9, "runs": 100}}
     monkeypatch.setattr(latency, "measure", lambda *_: rows)
@@ -83,7 +83,7 @@ def test_a_file_of_another_network_is_refused(blob: bytes) -> None:
     assert (caught.value.kind, caught.value.exit_code) == ("counting", 1)
 
 
-def test_a_graph_that_lost_a_layer_is_refused(finished: Run, blob: bytes) -> None:
+def test_a_graph_that_lost_a_layer_is_refused(finished: RunDir, blob: bytes) -> None:
     model = onnx.load_model_from_string(blob)
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
     model.graph.node.remove(gemm)
@@ -107,7 +107,7 @@ def test_a_lower_bound_may_be_exceeded_by_the_graph_and_not_undercut() -> None:
         check_graph(100, 99, "model.onnx", lower_bound=True)
 
 
-def test_counting_what_is_exported_leaves_the_network_as_it_was(finished: Run) -> None:
+def test_counting_what_is_exported_leaves_the_network_as_it_was(finished: RunDir) -> None:
     network = students.load(finished).network.train()
     head = network.head
     assert exported_macs(network, IMAGE) == 781_952

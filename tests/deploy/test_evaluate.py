@@ -23,13 +23,13 @@ from okdc.bundle import test_images as judged
 from okdc.deploy import evaluate, onnx
 from okdc.deploy import torch_reference as sides
 from okdc.runs.files import read_json, write_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def exported_once(finished: Run, blob: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported_once(finished: RunDir, blob: bytes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run's bundle, away from it. Nobody writes into it."""
     folder = tmp_path_factory.mktemp("exported_once") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
@@ -85,7 +85,7 @@ def lie(path: Path, *keys: str, value: object) -> None:
 # --- a run
 
 
-def test_a_run_gives_the_number_that_it_recorded(capsys: Captured, finished: Run) -> None:
+def test_a_run_gives_the_number_that_it_recorded(capsys: Captured, finished: RunDir) -> None:
     facts = facts_of(capsys, str(finished.path))
     result = read_json(finished.result)
     assert facts["top1_pct"] == facts["recorded_top1_pct"] == result["kept"]["top1_pct"]
@@ -94,7 +94,7 @@ def test_a_run_gives_the_number_that_it_recorded(capsys: Captured, finished: Run
     assert facts["standard_error_pct"] == pytest.approx(100 * (share * (1 - share) / 797) ** 0.5, abs=1e-4)
 
 
-def test_the_report_is_what_the_students_answers_say(capsys: Captured, finished: Run) -> None:
+def test_the_report_is_what_the_students_answers_say(capsys: Captured, finished: RunDir) -> None:
     """Counted one by one, from the logits of the other side of the parity check."""
     data = read_data("digits")
     student = students.load(finished)
@@ -115,7 +115,7 @@ def test_the_report_is_what_the_students_answers_say(capsys: Captured, finished:
     assert facts["top5_pct"] == pytest.approx(100 * np.mean(near), abs=1e-4)
 
 
-def test_the_keys_of_the_report_are_these(capsys: Captured, finished: Run) -> None:
+def test_the_keys_of_the_report_are_these(capsys: Captured, finished: RunDir) -> None:
     facts = facts_of(capsys, str(finished.path))
     assert set(facts) == {
         "schema", "kind", "run", "engine", "split", "architecture", "images", "top1_pct", "standard_error_pct",
@@ -126,7 +126,7 @@ def test_the_keys_of_the_report_are_these(capsys: Captured, finished: Run) -> No
 
 
 def test_without_a_name_the_newest_complete_run_is_read_and_a_warning_given(
-    capsys: Captured, finished: Run, monkeypatch: pytest.MonkeyPatch
+    capsys: Captured, finished: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Path("runs").mkdir()
     Path("runs/x-1").symlink_to(finished.path)
@@ -144,7 +144,7 @@ def test_without_a_name_the_newest_complete_run_is_read_and_a_warning_given(
     assert [line.split()[0] for line in few.out.splitlines()[1:4]] == [row["class"] for row in worst]
 
 
-def test_another_number_than_recorded_is_a_failed_check(capsys: Captured, run: Run) -> None:
+def test_another_number_than_recorded_is_a_failed_check(capsys: Captured, run: RunDir) -> None:
     before = read_json(run.result)["kept"]["top1_pct"]
     record(run, top1_pct=before + 0.13)  # one image of 797
     answer = ask(capsys, "evaluate", str(run.path))
@@ -153,13 +153,13 @@ def test_another_number_than_recorded_is_a_failed_check(capsys: Captured, run: R
     assert f"{before:.2f} % of 797 images found, {before + 0.13:.2f} % recorded" in answer.err
 
 
-def test_what_rounding_on_another_machine_may_do_is_allowed(capsys: Captured, run: Run) -> None:
+def test_what_rounding_on_another_machine_may_do_is_allowed(capsys: Captured, run: RunDir) -> None:
     before = read_json(run.result)["kept"]["top1_pct"]
     record(run, top1_pct=before + 0.9 * judged.SAME_PCT)
     assert facts_of(capsys, str(run.path))["top1_pct"] == before
 
 
-def test_weights_that_are_not_the_recorded_ones_are_a_failed_check(capsys: Captured, run: Run) -> None:
+def test_weights_that_are_not_the_recorded_ones_are_a_failed_check(capsys: Captured, run: RunDir) -> None:
     weights = load_file(run.weights)
     next(w for w in weights.values() if w.is_floating_point()).add_(1e-3)
     save_file(weights, run.weights)
@@ -169,7 +169,7 @@ def test_weights_that_are_not_the_recorded_ones_are_a_failed_check(capsys: Captu
     assert "student.safetensors is not the file that the run recorded" in answer.err
 
 
-def test_weights_that_give_no_numbers_are_a_failed_check(capsys: Captured, run: Run) -> None:
+def test_weights_that_give_no_numbers_are_a_failed_check(capsys: Captured, run: RunDir) -> None:
     weights = load_file(run.weights)
     next(w for w in weights.values() if w.is_floating_point()).fill_(float("nan"))
     save_file(weights, run.weights)
@@ -179,14 +179,14 @@ def test_weights_that_give_no_numbers_are_a_failed_check(capsys: Captured, run: 
     assert "logits that are not finite" in answer.err
 
 
-def test_other_images_than_the_runs_are_refused(capsys: Captured, run: Run) -> None:
+def test_other_images_than_the_runs_are_refused(capsys: Captured, run: RunDir) -> None:
     lie(run.info, "data_sha256", value="0" * 64)
     answer = ask(capsys, "evaluate", str(run.path))
     assert answer.code == 2
     assert "error[data]: the images are not those of" in answer.err
 
 
-def test_an_unfinished_run_has_no_student_to_evaluate(capsys: Captured, run: Run) -> None:
+def test_an_unfinished_run_has_no_student_to_evaluate(capsys: Captured, run: RunDir) -> None:
     run.result.unlink()
     answer = ask(capsys, "evaluate", str(run.path))
     assert answer.code == 2
@@ -194,7 +194,7 @@ def test_an_unfinished_run_has_no_student_to_evaluate(capsys: Captured, run: Run
     assert f"okdc resume {run.path}" in answer.err
 
 
-def test_a_recipe_that_judges_on_other_images_is_refused(capsys: Captured, run: Run) -> None:
+def test_a_recipe_that_judges_on_other_images_is_refused(capsys: Captured, run: RunDir) -> None:
     lie(run.result, "images", value=800)
     answer = ask(capsys, "evaluate", str(run.path))
     assert answer.code == 2
@@ -214,7 +214,7 @@ def test_what_is_neither_a_run_nor_a_bundle_is_said(capsys: Captured, thing: str
 
 
 def test_a_bundle_gives_the_number_of_its_manifest_with_no_run_beside_it(
-    capsys: Captured, bundle: Path, finished: Run
+    capsys: Captured, bundle: Path, finished: RunDir
 ) -> None:
     run = facts_of(capsys, str(finished.path))
     facts = facts_of(capsys, "bundle")
@@ -254,7 +254,7 @@ def test_a_bundle_without_its_model_or_of_another_schema_is_said(capsys: Capture
     assert ask(capsys, "evaluate", str(bundle)).code == 2
 
 
-def test_a_manifest_names_its_images_by_the_fingerprint_of_the_run(bundle: Path, finished: Run) -> None:
+def test_a_manifest_names_its_images_by_the_fingerprint_of_the_run(bundle: Path, finished: RunDir) -> None:
     assert read_json(bundle / "manifest.json")["data_sha256"] == finished.read_info().data_sha256
 
 

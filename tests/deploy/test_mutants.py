@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from okdc.__main__ import main
 from okdc.deploy import onnx
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Array = npt.NDArray[Any]
 
@@ -168,7 +168,7 @@ def test_a_planted_defect_stops_the_export_and_is_named(
     mutate: Callable[[ModelProto], None],
     kind: str,
     cause: str,
-    run: Run,
+    run: RunDir,
     blob: bytes,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -181,7 +181,7 @@ def test_a_planted_defect_stops_the_export_and_is_named(
     assert cause in said, said
 
 
-def _export_fails(run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def _export_fails(run: RunDir, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
     assert main(["export", str(run.path), "--onnx"]) == 1
     assert not (run.path / "bundle").exists(), "nothing that looks good is left"
@@ -208,7 +208,7 @@ def test_colour_channels_in_the_wrong_order_stop_the_export(
     words = ["folder_resnet20", "data.root=images", "data.image_size=8", "data.crop_padding=1", "optim.epochs=2"]
     words += ['cohort.students=["resnet8", "resnet8"]', "optim.batch_size=16", "-o", str(path)]
     assert main(["distill", *words]) == 0
-    run = Run.open(path)
+    run = RunDir.open(path)
     real = onnx.to_onnx
 
     def swapped(*arguments: object) -> bytes:
@@ -223,7 +223,7 @@ def test_colour_channels_in_the_wrong_order_stop_the_export(
 
 
 def test_another_checkpoint_in_the_students_place_stops_the_export(
-    run: Run, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of the same network, trained on the same images: its peer."""
     peer, _ = run.files_of_other(1 - read_json(run.student)["student"])
@@ -234,7 +234,7 @@ def test_another_checkpoint_in_the_students_place_stops_the_export(
 
 
 def test_weights_that_do_not_reach_the_recorded_accuracy_stop_the_export(
-    run: Run, capsys: pytest.CaptureFixture[str]
+    run: RunDir, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Even where every hash was made to fit: the number of the run is measured again."""
     weights = load_file(run.weights)
@@ -248,7 +248,7 @@ def test_weights_that_do_not_reach_the_recorded_accuracy_stop_the_export(
     assert "not the weights that the run recorded" in said
 
 
-def test_the_file_without_a_defect_passes(run: Run, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_without_a_defect_passes(run: RunDir, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same road with nothing planted: what stops the mutants is the defect."""
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: onnx_.load_model_from_string(blob).SerializeToString())
     assert main(["export", str(run.path), "--onnx"]) == 0

@@ -24,11 +24,11 @@ from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.errors import CheckFailed
 from okdc.runs.artefacts import StudentInfo
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
 @pytest.fixture(scope="session")
-def info(finished: Run) -> StudentInfo:
+def info(finished: RunDir) -> StudentInfo:
     return students.load(finished).info
 
 
@@ -59,11 +59,13 @@ def test_no_path_and_no_source_line_is_in_the_file(blob: bytes) -> None:
         assert trace not in blob
 
 
-def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(blob: bytes, finished: Run, tmp_path: Path) -> None:
+def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(
+    blob: bytes, finished: RunDir, tmp_path: Path
+) -> None:
     code = (
         "import sys, hashlib; from pathlib import Path; from okdc.assembly import student;"
         "from okdc.deploy import onnx;"
-        "from okdc.runs.run import Run; chosen = student.load(Run.open(Path(sys.argv[1])));"
+        "from okdc.runs.run import RunDir; chosen = student.load(RunDir.open(Path(sys.argv[1])));"
         "file = onnx.to_onnx(chosen.network, chosen.info);"
         "print(hashlib.sha256(file).hexdigest())"
     )
@@ -80,7 +82,7 @@ def test_the_bytes_repeat_in_another_process_folder_and_hash_seed(blob: bytes, f
 
 
 def test_any_state_of_the_network_exports_alike_and_is_left_alone(
-    blob: bytes, finished: Run, capfd: pytest.CaptureFixture[str]
+    blob: bytes, finished: RunDir, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Training mode, channels_last and gradients are what a network comes out of training with."""
     student = students.load(finished)
@@ -97,7 +99,7 @@ def test_any_state_of_the_network_exports_alike_and_is_left_alone(
     assert capfd.readouterr() == ("", ""), "the exporter's own talk is nobody's"
 
 
-def test_the_graph_normalises_as_training_does(blob: bytes, finished: Run) -> None:
+def test_the_graph_normalises_as_training_does(blob: bytes, finished: RunDir) -> None:
     student = students.load(finished)
     network, info = student.network, student.info
     pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)

@@ -25,7 +25,7 @@ from okdc.precision import half, quantize
 from okdc.precision.gate import Float32
 from okdc.recipe.draft import load
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
 REDUCED = {"int8": "model.int8.onnx", "float16": "model.fp16.onnx"}
@@ -49,11 +49,11 @@ def black(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "search", spoilt)
 
 
-def export(capsys: Captured, run: Run, *words: str) -> Answer:
+def export(capsys: Captured, run: RunDir, *words: str) -> Answer:
     return ask(capsys, "export", str(run.path), "--onnx", *words)
 
 
-def test_both_files_are_made_judged_and_named(capsys: Captured, run: Run, blob: bytes) -> None:
+def test_both_files_are_made_judged_and_named(capsys: Captured, run: RunDir, blob: bytes) -> None:
     answer = export(capsys, run, "--int8", "--fp16", "--diagnose", "--json")
     assert answer.code == 0, answer.err
     folder = run.path / "bundle"
@@ -80,7 +80,7 @@ def test_both_files_are_made_judged_and_named(capsys: Captured, run: Run, blob: 
     assert len(levels) == 10
 
 
-def test_the_reduced_files_are_the_same_bytes_again(capsys: Captured, run: Run) -> None:
+def test_the_reduced_files_are_the_same_bytes_again(capsys: Captured, run: RunDir) -> None:
     def made() -> list[str]:
         assert export(capsys, run, "--int8", "--fp16").code == 0
         return [hashlib.sha256((run.path / "bundle" / name).read_bytes()).hexdigest() for name in REDUCED.values()]
@@ -89,7 +89,7 @@ def test_the_reduced_files_are_the_same_bytes_again(capsys: Captured, run: Run) 
 
 
 @pytest.mark.usefixtures("black")
-def test_a_reduced_file_that_fails_its_gate_lies_aside_and_the_bundle_stands(capsys: Captured, run: Run) -> None:
+def test_a_reduced_file_that_fails_its_gate_lies_aside_and_the_bundle_stands(capsys: Captured, run: RunDir) -> None:
     answer = export(capsys, run, "--int8", "--fp16")
     folder, aside = run.path / "bundle", run.path / "bundle.rejected"
     parity = read_json(folder / "parity.json")
@@ -128,7 +128,7 @@ def cannot_be_run(blob: bytes, *_: object) -> Any:
     ],
 )
 def test_where_int8_cannot_be_made_the_bundle_stands_with_what_could(
-    capsys: Captured, run: Run, monkeypatch: pytest.MonkeyPatch, search: Any, code: int, says: str
+    capsys: Captured, run: RunDir, monkeypatch: pytest.MonkeyPatch, search: Any, code: int, says: str
 ) -> None:
     monkeypatch.setattr(quantize, "search", search)
     answer = export(capsys, run, "--int8", "--fp16")
@@ -142,7 +142,7 @@ def test_where_int8_cannot_be_made_the_bundle_stands_with_what_could(
 
 
 def test_every_file_that_is_missing_is_accounted_for(
-    capsys: Captured, run: Run, monkeypatch: pytest.MonkeyPatch
+    capsys: Captured, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_half(_: bytes) -> bytes:
         raise CheckFailed("float16", "the file has no float16 twin")
@@ -157,14 +157,14 @@ def test_every_file_that_is_missing_is_accounted_for(
 
 
 @pytest.mark.usefixtures("black")
-def test_the_layers_that_cost_most_are_named_where_they_were_asked_for(capsys: Captured, run: Run) -> None:
+def test_the_layers_that_cost_most_are_named_where_they_were_asked_for(capsys: Captured, run: RunDir) -> None:
     answer = export(capsys, run, "--int8", "--diagnose")
     assert answer.code == 1
     worst = read_json(run.path / "bundle" / "parity.json")["int8"]["worst_layers"][0]
     assert f"{worst['sqnr_db']:.1f} dB  {worst['operator']} {worst['weight'] or worst['node']}" in answer.err
 
 
-def test_full_range_is_warned_of_and_recorded(capsys: Captured, run: Run) -> None:
+def test_full_range_is_warned_of_and_recorded(capsys: Captured, run: RunDir) -> None:
     answer = export(capsys, run, "--int8", "--full-range")
     assert answer.code == 0
     assert "--full-range overflows on x86 processors without VNNI" in answer.err
@@ -172,7 +172,7 @@ def test_full_range_is_warned_of_and_recorded(capsys: Captured, run: Run) -> Non
 
 
 def test_a_student_that_fails_float32_parity_gets_no_reduced_file(
-    capsys: Captured, run: Run, monkeypatch: pytest.MonkeyPatch
+    capsys: Captured, run: RunDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: b"no model")
     assert export(capsys, run, "--int8").code == 1
@@ -182,19 +182,19 @@ def test_a_student_that_fails_float32_parity_gets_no_reduced_file(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--full-range"], "--full-range is of --int8"),
-        (["--diagnose", "--fp16"], "--diagnose is of --int8"),
-        (["--calib-images", "100"], "--calib-images is of --int8"),
-        (["--max-drop", "2"], "--max-drop is of --int8 or --fp16"),
+        (["--full-range"], "full_range is an option of int8"),
+        (["--diagnose", "--fp16"], "diagnose is an option of int8"),
+        (["--calib-images", "100"], "calibration_images is an option of int8"),
+        (["--max-drop", "2"], "max_drop is an option of int8 or fp16"),
         (["--student", "0", "--budget", "params<1k"], "--student and --budget both choose"),
         (["--target", "wen"], "did you mean 'web'"),
-        (["--runtime", "here"], "--runtime is of --target web"),
+        (["--runtime", "here"], "--runtime is an option of --target web"),
         (["--int8", "--calib-images", "10"], "--calib-images"),
         (["--int8", "--max-drop", "-1"], "--max-drop"),
         (["--int8", "--min-agreement", "101"], "--min-agreement"),
     ],
 )
-def test_what_makes_no_sense_is_said(capsys: Captured, run: Run, words: list[str], says: str) -> None:
+def test_what_makes_no_sense_is_said(capsys: Captured, run: RunDir, words: list[str], says: str) -> None:
     answer = export(capsys, run, *words)
     assert answer.code == 2
     assert says in answer.err
@@ -276,7 +276,7 @@ def test_too_few_training_images_that_did_not_calibrate_choose_with_the_others()
         assert (len(rows), split) == (expected, "training")
 
 
-def test_a_reduced_file_answers_as_its_samples_say(capsys: Captured, run: Run) -> None:
+def test_a_reduced_file_answers_as_its_samples_say(capsys: Captured, run: RunDir) -> None:
     assert export(capsys, run, "--int8").code == 0
     folder = run.path / "bundle"
     expected = read_json(folder / "sample" / "expected.json")

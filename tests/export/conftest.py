@@ -11,11 +11,11 @@ import pytest
 from runners import PYTHON
 
 from okdc.__main__ import main
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
 @pytest.fixture(scope="session")
-def shipped(finished: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shipped(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits' bundle with all three models; tests that write into it take `bundle` instead."""
     run = shutil.copytree(finished.path, tmp_path_factory.mktemp("shipped") / "run")
     assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0

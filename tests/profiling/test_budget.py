@@ -18,7 +18,7 @@ from okdc.profiling import budget
 from okdc.profiling import measure as subject
 from okdc.profiling.budget import NAMES, Limit, choose, parse
 from okdc.runs.files import read_json, write_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 # --- what it takes
 
@@ -90,7 +90,7 @@ def test_any_text_is_limits_or_a_usage_error(text: str) -> None:
 # --- whom it chooses
 
 
-def cohort(*students: tuple[str, float | None, float, int, int]) -> Run:
+def cohort(*students: tuple[str, float | None, float, int, int]) -> RunDir:
     """A complete run of students (architecture, validation %, test %, parameters, MACs) at `run`."""
     rows: list[dict[str, Any]] = [
         {
@@ -99,7 +99,7 @@ def cohort(*students: tuple[str, float | None, float, int, int]) -> Run:
         }
         for k, (name, val, top1, params, macs) in enumerate(students)
     ]  # fmt: skip
-    return Run.open(make_run("run", result={"cohort": rows}, students=[row["architecture"] for row in rows]))
+    return RunDir.open(make_run("run", result={"cohort": rows}, students=[row["architecture"] for row in rows]))
 
 
 THREE = (
@@ -185,7 +185,7 @@ def test_a_run_that_is_not_complete_has_none_to_choose() -> None:
 
 
 def test_a_run_that_recorded_its_kept_student_alone_is_damaged() -> None:
-    run = Run.open(make_run("run"))
+    run = RunDir.open(make_run("run"))
     result = read_json(run.result)
     del result["cohort"]
     write_json(run.result, result)
@@ -197,7 +197,7 @@ def test_a_run_that_recorded_its_kept_student_alone_is_damaged() -> None:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def two(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run of a ResNet-14 and two ResNet-8, trained for an epoch."""
     from okdc.__main__ import main
 
@@ -205,10 +205,10 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Run:
     students = 'cohort.students=["resnet14", "resnet8", "resnet8"]'
     words = ("cohort.share=none", "optim.epochs=1", "data.train_images=64", "-o", str(path))
     assert main(["distill", students, *words]) == 0
-    return Run.open(path)
+    return RunDir.open(path)
 
 
-def test_file_and_latency_are_measured_where_the_budget_names_them(two: Run) -> None:
+def test_file_and_latency_are_measured_where_the_budget_names_them(two: RunDir) -> None:
     """Once an architecture, with the numbers of `okdc profile`'s own measurement."""
     tell = Quiet()
     found, note = choose(two, parse("bytes<500k,latency_ms<10k"), tell)
@@ -221,7 +221,7 @@ def test_file_and_latency_are_measured_where_the_budget_names_them(two: Run) -> 
     assert float(note.rsplit(" ", 1)[1]) > 0
 
 
-def test_latency_decides_by_the_median_in_onnxruntime(two: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_decides_by_the_median_in_onnxruntime(two: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: b"a file")
     monkeypatch.setattr(subject, "Session", lambda *_: lambda *_: None)
     times = iter([(9.0, 1.9), (0.1, 2.1)])  # of the ResNet-14, then of both ResNet-8
@@ -245,7 +245,7 @@ def test_units_are_decimal() -> None:
     assert budget.UNITS == {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 
 
-def test_a_profile_of_the_same_run_shows_the_choice(two: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_profile_of_the_same_run_shows_the_choice(two: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     answer = ask(capsys, "profile", str(two.path))
     assert answer.code == 0, answer.err
     assert "student0 resnet14" in answer.out

@@ -22,7 +22,7 @@ from okdc.deploy.latency import measure
 from okdc.profiling import report as profile
 from okdc.runs.artefacts import StudentInfo
 from okdc.runs.files import read_json, write_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_names_are_counted_without_a_run_and_without_an_export(
 
 
 def test_a_run_shows_its_students_which_one_was_kept_and_the_whole(
-    run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]
+    run: RunDir, exports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = _report([str(run.path)], capsys)
     assert [row["kind"] for row in report["rows"]] == ["student", "student", "training"]
@@ -93,7 +93,7 @@ def test_a_run_shows_its_students_which_one_was_kept_and_the_whole(
 
 
 def test_a_bundle_that_is_there_is_weighed_as_it_is(
-    exported: Any, run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]
+    exported: Any, run: RunDir, exports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = _report([str(run.path)], capsys)
     assert exports == []
@@ -111,7 +111,11 @@ def test_two_recipes_side_by_side_keep_their_own_numbers(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("first", ["name", "run"])
 def test_the_order_of_the_words_changes_no_row(
-    first: str, run: Run, exports: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    first: str,
+    run: RunDir,
+    exports: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(profile, "SIZE", 8)  # so that the bare name and the kept student are one network
     words = ["resnet8", str(run.path)] if first == "name" else [str(run.path), "resnet8"]
@@ -122,7 +126,7 @@ def test_the_order_of_the_words_changes_no_row(
 
 
 def test_one_architecture_at_two_sizes_has_two_tables_of_stages(
-    run: Run,
+    run: RunDir,
     exports: list[str],  # noqa: ARG001
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -131,7 +135,7 @@ def test_one_architecture_at_two_sizes_has_two_tables_of_stages(
 
 
 def test_a_bundle_of_other_weights_is_not_weighed(
-    exported: Any, run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]
+    exported: Any, run: RunDir, exports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_json(exported / "manifest.json", read_json(exported / "manifest.json") | {"weights_sha256": "other"})
     _report([str(run.path)], capsys)
@@ -165,7 +169,8 @@ def test_a_name_is_exported_where_that_is_asked_for(capsys: pytest.CaptureFixtur
     assert 0 < row["latency_ms_p50_onnxruntime"] <= row["latency_ms_p90_onnxruntime"]
 
 
-def test_the_table_and_its_units_are_readable(run: Run, exports: list[str], capsys: pytest.CaptureFixture[str]) -> None:  # noqa: ARG001
+@pytest.mark.usefixtures("exports")
+def test_the_table_and_its_units_are_readable(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", str(run.path)]) == 0
     said = capsys.readouterr()
     assert "78,042" in said.out
@@ -255,12 +260,12 @@ def test_students_of_a_run_are_weighed_with_the_weights_that_were_trained(
     assert set(seen) == {"resnet14", "resnet8"}
     for exported in seen.values():
         k = int(exported.pop("student"))
-        network = students.load(Run.open(Path("two")), k).network
+        network = students.load(RunDir.open(Path("two")), k).network
         assert all(torch.equal(exported[name], value) for name, value in network.state_dict().items())
 
 
 def test_an_unfinished_run_is_counted_without_accuracies(
-    run: Run,
+    run: RunDir,
     exports: list[str],  # noqa: ARG001
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -303,7 +308,7 @@ def test_the_front_by_its_definition(students: list[tuple[int, ...]]) -> None:
 
 
 def test_fronts_of_two_runs_are_their_own(
-    run: Run,
+    run: RunDir,
     exports: list[str],  # noqa: ARG001
     capsys: pytest.CaptureFixture[str],
 ) -> None:

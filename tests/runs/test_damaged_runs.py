@@ -9,21 +9,22 @@ import pytest
 from making import run_info
 
 from okdc.__main__ import main
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 
 
 @pytest.fixture
-def three() -> list[Run]:
+def three() -> list[RunDir]:
     """One good run, one whose run.json is cut, one whose recipe is not TOML."""
     made = [
-        Run.create("x", "[method]\nname = 'fefr'\n[optim]\nepochs = 7\n", run_info(started_at=str(n))) for n in range(3)
+        RunDir.create("x", "[method]\nname = 'fefr'\n[optim]\nepochs = 7\n", run_info(started_at=str(n)))
+        for n in range(3)
     ]
     made[1].info.write_text('{"started_at": "1", ')
     made[2].recipe.write_text("not = = toml")
     return made
 
 
-def test_runs_lists_the_good_and_the_damaged(three: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_lists_the_good_and_the_damaged(three: list[RunDir], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--json"]) == 0
     said = capsys.readouterr()
     states = {row["run"]: row["state"] for row in json.loads(said.out)}
@@ -31,12 +32,12 @@ def test_runs_lists_the_good_and_the_damaged(three: list[Run], capsys: pytest.Ca
     assert str(three[2].recipe) in said.err
 
 
-def test_the_newest_of_the_good_is_found(three: list[Run]) -> None:
-    assert Run.newest("resumable").path in (three[0].path, three[2].path)
-    assert Run.newest("failed").path == three[1].path
+def test_the_newest_of_the_good_is_found(three: list[RunDir]) -> None:
+    assert RunDir.newest("resumable").path in (three[0].path, three[2].path)
+    assert RunDir.newest("failed").path == three[1].path
 
 
-def test_resuming_a_damaged_run_says_what_is_damaged(three: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_a_damaged_run_says_what_is_damaged(three: list[RunDir], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["resume", str(three[1].path)]) == 2
     said = capsys.readouterr().err
     assert "run.json" in said

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,33 +19,33 @@ from okdc.errors import Interrupted, RunError
 from okdc.runs import locks
 from okdc.runs.artefacts import Provenance
 from okdc.runs.files import write_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import result as final
 from okdc.training import start as starts
 
 
 @pytest.fixture
-def begun() -> Run:
-    return Run.create("x", recipe().recipe.text(), run_info(started_at="1"))
+def begun() -> RunDir:
+    return RunDir.create("x", recipe().recipe.text(), run_info(started_at="1"))
 
 
-def test_a_run_is_running_while_it_is_held_and_resumable_after(begun: Run) -> None:
+def test_a_run_is_running_while_it_is_held_and_resumable_after(begun: RunDir) -> None:
     states = [begun.state()]
     with begun.held():
         states.append(begun.state())
         with pytest.raises(RunError, match="no resumable run"):
-            Run.newest("resumable")
+            RunDir.newest("resumable")
     states.append(begun.state())
     assert states == ["resumable", "running", "resumable"]
-    assert Run.newest("resumable").path.name == "x-1"
+    assert RunDir.newest("resumable").path.name == "x-1"
 
 
-def test_a_run_that_another_process_trains_is_not_resumed(begun: Run) -> None:
+def test_a_run_that_another_process_trains_is_not_resumed(begun: RunDir) -> None:
     with begun.held(), pytest.raises(RunError, match="is being trained by another process"):
         starts.resume(begun, Quiet())
 
 
-def test_looking_at_a_run_does_not_keep_it_from_being_trained(begun: Run) -> None:
+def test_looking_at_a_run_does_not_keep_it_from_being_trained(begun: RunDir) -> None:
     for _ in range(3):
         assert begun.state() == "resumable"
         with begun.held():
@@ -60,7 +61,7 @@ def test_ctrl_c_while_the_test_split_is_read_says_how_to_go_on(monkeypatch: pyte
         with pytest.raises(Interrupted) as caught:
             start()
     assert caught.value.exit_code == 130
-    run = Run.newest("resumable")
+    run = RunDir.newest("resumable")
     assert caught.value.hint == f"okdc resume {run.path}"
     starts.resume(run, Quiet())
     assert outcome(run) == uninterrupted()
@@ -78,8 +79,10 @@ def test_what_keeps_a_continuation_from_being_exact_is_said() -> None:
                 raise StoppedError
 
     with pytest.raises(StoppedError):
-        starts.start(recipe(), "y", None, Provenance(versions={"torch": "1.0"}, processor="an abacus"), Stopping())
-    run = Run.open(Path("runs/y-1"))
+        starts.start(
+            replace(recipe(), stem="y"), None, Provenance(versions={"torch": "1.0"}, processor="an abacus"), Stopping()
+        )
+    run = RunDir.open(Path("runs/y-1"))
     tell = Quiet()
     starts.resume(run, tell)
     said = [note for note in tell.notes if note.startswith("not exact to the bit")]
@@ -88,7 +91,7 @@ def test_what_keeps_a_continuation_from_being_exact_is_said() -> None:
     assert "an abacus then" in said[1]
 
 
-def test_a_damaged_student_file_is_named(begun: Run) -> None:
+def test_a_damaged_student_file_is_named(begun: RunDir) -> None:
     write_json(begun.student, {"architecture": "resnet8"})
     write_json(begun.result, result_of("fefr", {}))
     with pytest.raises(RunError, match=r"student\.json is damaged"):

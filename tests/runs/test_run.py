@@ -17,11 +17,11 @@ from okdc.runs import run as run_module
 from okdc.runs.artefacts import Provenance
 from okdc.runs.files import read_json, write, write_json
 from okdc.runs.provenance import provenance
-from okdc.runs.run import Run, runs
+from okdc.runs.run import RunDir, runs
 
 
-def made(stem: str = "digits", out: Path | None = None, at: str = "2026-01-01T00:00:00", **facts: object) -> Run:
-    return Run.create(stem, "seed = 0\n", run_info(started_at=at, **facts), out)
+def made(stem: str = "digits", out: Path | None = None, at: str = "2026-01-01T00:00:00", **facts: object) -> RunDir:
+    return RunDir.create(stem, "seed = 0\n", run_info(started_at=at, **facts), out)
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -46,7 +46,7 @@ def test_runs_are_numbered_by_recipe_from_one_on() -> None:
 
 def test_a_number_is_never_used_again_while_a_later_one_exists() -> None:
     made(), made(), made()
-    Run(Path("runs/digits-2")).discard()
+    RunDir(Path("runs/digits-2")).discard()
     Path("runs/digits-9").touch()  # not a run, but taken
     Path("runs/digits-old").mkdir()
     assert made().path == Path("runs/digits-10")
@@ -60,8 +60,8 @@ def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(monkeypatch: 
 
 def test_processes_that_start_together_get_runs_of_their_own() -> None:
     code = (
-        "import sys; sys.path.append(sys.argv[1]); from making import run_info; from okdc.runs.run import Run\n"
-        "for _ in range(20): print(Run.create('a', '', run_info()).path)"
+        "import sys; sys.path.append(sys.argv[1]); from making import run_info; from okdc.runs.run import RunDir\n"
+        "for _ in range(20): print(RunDir.create('a', '', run_info()).path)"
     )
     tests = str(Path(__file__).parents[1])
     both = [subprocess.Popen([sys.executable, "-c", code, tests], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -137,19 +137,19 @@ def test_a_run_whose_first_files_cannot_be_written_leaves_no_folder(monkeypatch:
 
 def test_open_takes_a_run_and_refuses_everything_else_with_what_there_is() -> None:
     run = made()
-    assert Run.open(run.path) == run
+    assert RunDir.open(run.path) == run
     Path("folder").mkdir()
     Path("file").touch()
     for path, said in (("nowhere", "no such run"), ("file", "no such run"), ("folder", "is not a run")):
         with pytest.raises(RunError, match=said) as caught:
-            Run.open(Path(path))
+            RunDir.open(Path(path))
         assert path in caught.value.message
         assert "runs/digits-1" in caught.value.hint
 
 
 def test_without_any_run_the_hint_is_to_start_one() -> None:
     with pytest.raises(RunError) as caught:
-        Run.open(Path("nowhere"))
+        RunDir.open(Path("nowhere"))
     assert "okdc distill" in caught.value.hint
 
 
@@ -166,19 +166,19 @@ def test_the_newest_run_is_the_one_started_last_and_not_the_one_named_last() -> 
     last = made("a", at="2026-01-02T10:00:00")
     before = made("m", at="2026-01-01T20:00:00")
     assert [run.path for run in runs()] == [first.path, before.path, last.path]
-    assert Run.newest("resumable") == last
+    assert RunDir.newest("resumable") == last
     for run in (first, before):
         write_json(run.result, {})
-    assert Run.newest("complete") == before
+    assert RunDir.newest("complete") == before
 
 
 def test_no_run_of_a_state_names_the_folder_and_the_next_command() -> None:
     with pytest.raises(RunError, match=f"no complete run in {Path.cwd()}/runs") as caught:
-        Run.newest("complete")
+        RunDir.newest("complete")
     assert "okdc distill" in caught.value.hint
     made()
     with pytest.raises(RunError) as caught:
-        Run.newest("complete")
+        RunDir.newest("complete")
     assert "okdc resume" in caught.value.hint
 
 

@@ -17,8 +17,8 @@ from okdc.recipe.schema import Recipe
 from okdc.runs import locks
 from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.files import read_json, write, write_json
-from okdc.runs.run import Run, best, runs
-from okdc.runs.series import Series, all_series, newest_resumable, owner, parse_seeds
+from okdc.runs.run import RunDir, best, runs
+from okdc.runs.series import SeriesDir, all_series, newest_resumable, owner, parse_seeds
 
 Captured = pytest.CaptureFixture[str]
 SETTINGS = Settings(device="cpu", dtype="float32", memory_format="contiguous", threads=1)
@@ -30,17 +30,17 @@ def recipe(*words: str) -> Recipe:
     return found
 
 
-def made(*seeds: int, at: str = "2026-01-01", out: Path | None = None) -> Series:
-    return Series.create("digits", recipe(), seeds or (0, 1, 2), at, SETTINGS, Provenance(), out)
+def made(*seeds: int, at: str = "2026-01-01", out: Path | None = None) -> SeriesDir:
+    return SeriesDir.create("digits", recipe(), seeds or (0, 1, 2), at, SETTINGS, Provenance(), out)
 
 
-def begin(series: Series, seed: int, at: str = "2026-01-02", **facts: object) -> Run:
+def begin(series: SeriesDir, seed: int, at: str = "2026-01-02", **facts: object) -> RunDir:
     """A run of a seed that has its first files and nothing else."""
     one = recipe(f"seed={seed}")
-    return Run.create("x", one.text(), run_info(started_at=at, **facts), series.run(seed).path)
+    return RunDir.create("x", one.text(), run_info(started_at=at, **facts), series.run(seed).path)
 
 
-def finish(run: Run, top1_pct: float = 90.0, val_top1_pct: float | None = 91.0) -> Run:
+def finish(run: RunDir, top1_pct: float = 90.0, val_top1_pct: float | None = 91.0) -> RunDir:
     kept = {"epoch": 3, "val_top1_pct": val_top1_pct, "top1_pct": top1_pct}
     write_json(run.result, result_of("fefr", kept, images=797))
     return run
@@ -115,7 +115,7 @@ def test_a_series_starts_with_its_seeds_and_a_recipe_without_one() -> None:
 
 
 def test_runs_and_series_are_numbered_together() -> None:
-    assert [made().path.name, Run.create("digits", "", run_info()).path.name, made().path.name] == [
+    assert [made().path.name, RunDir.create("digits", "", run_info()).path.name, made().path.name] == [
         "digits-1",
         "digits-2",
         "digits-3",
@@ -124,7 +124,7 @@ def test_runs_and_series_are_numbered_together() -> None:
 
 def test_a_folder_that_holds_a_series_is_refused_to_runs_and_series() -> None:
     made(out=Path("here"))
-    for make in (lambda: made(out=Path("here")), lambda: Run.create("x", "", run_info(), Path("here"))):
+    for make in (lambda: made(out=Path("here")), lambda: RunDir.create("x", "", run_info(), Path("here"))):
         with pytest.raises(RunError, match="here already holds a series") as caught:
             make()
         assert "okdc resume here" in caught.value.hint
@@ -144,13 +144,13 @@ def test_a_recipe_that_was_changed_is_refused_and_images_that_moved_are_not() ->
     series = made()
     text = series.recipe.read_text()
     write(series.recipe, text.replace("[data]", '[data]\nroot = "elsewhere"').encode())
-    assert Series.open(series.path) == series
+    assert SeriesDir.open(series.path) == series
     write(series.recipe, text.replace("epochs = 60", "epochs = 61").encode())
     with pytest.raises(RunError, match="not the recipe that the series began with"):
-        Series.open(series.path)
+        SeriesDir.open(series.path)
     series.recipe.unlink()
     with pytest.raises(RecipeError, match="cannot be read"):
-        Series.open(series.path)
+        SeriesDir.open(series.path)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"seeds": 3, "recipe_sha256": "", "settings": {}}', "[]"])
@@ -160,7 +160,7 @@ def test_a_damaged_series_is_named_and_hides_no_run(capsys: Captured, text: str)
     series.info.write_text(text)
     assert series.state() == "failed"
     with pytest.raises(RunError, match=r"series\.json"):
-        Series.open(series.path)
+        SeriesDir.open(series.path)
     answer = ask(capsys, "resume", str(series.path))
     assert (answer.code, "Traceback" in answer.err) == (2, False)
     assert newest_resumable() == other
@@ -239,13 +239,13 @@ def test_a_begun_run_and_anything_of_the_users_is_not_removed() -> None:
 
 
 def test_the_runs_of_a_series_are_found_among_the_others() -> None:
-    alone = Run.create("x", "", run_info(started_at="2026-01-03"))
+    alone = RunDir.create("x", "", run_info(started_at="2026-01-03"))
     series = made(0, 1)
     (series.path / "notes").mkdir()
     first, second = begin(series, 0, at="2026-01-02"), begin(series, 1, at="2026-01-04")
     assert runs() == [first, alone, second]
     assert runs(series.path) == [first, second]
-    assert Run.newest("resumable") == second
+    assert RunDir.newest("resumable") == second
     assert (owner(first), owner(alone)) == (series, None)
     assert all_series() == [series]
 
@@ -262,7 +262,7 @@ def test_the_runs_of_a_series_are_found_among_the_others() -> None:
 def test_the_newest_resumable_is_a_series_where_it_was_worked_on_last(
     series_at: str, seed_at: str | None, newest: str
 ) -> None:
-    alone = Run.create("x", "", run_info(started_at="2026-01-03"))
+    alone = RunDir.create("x", "", run_info(started_at="2026-01-03"))
     series = made(0, 1, at=series_at)
     if seed_at:
         finish(begin(series, 0, at=seed_at))
@@ -274,7 +274,7 @@ def test_a_complete_series_is_not_resumed() -> None:
     finish(begin(series, 0))
     with pytest.raises(RunError, match="no resumable run"):
         newest_resumable()
-    assert Run.newest("complete") == series.run(0)
+    assert RunDir.newest("complete") == series.run(0)
 
 
 def test_the_best_of_a_series_is_that_on_validation() -> None:
@@ -345,15 +345,15 @@ def test_what_follows_a_series_is_a_comparison_where_there_are_several_methods()
     series = made(0)
     finish(begin(series, 0))
     assert series.next_command() == "okdc profile runs/digits-1/seed0"
-    finish(Run.create("other", recipe("method.name=baseline").text(), run_info(started_at="1")))
-    Run.create("broken", "not = = toml", run_info())
+    finish(RunDir.create("other", recipe("method.name=baseline").text(), run_info(started_at="1")))
+    RunDir.create("broken", "not = = toml", run_info())
     assert series.next_command() == "okdc compare runs"
     shorter = recipe("method.name=baseline", "optim.epochs=3")
-    finish(Run.create("shorter", shorter.text(), run_info(started_at="2")))
+    finish(RunDir.create("shorter", shorter.text(), run_info(started_at="2")))
     assert series.next_command() == "okdc compare runs/other-1 runs/digits-1"
-    finish(Run.create("again", recipe().text(), run_info(started_at="3")))
+    finish(RunDir.create("again", recipe().text(), run_info(started_at="3")))
     assert series.next_command().startswith("okdc profile"), "two runs of one method and seed are not compared"
-    alone = Series.create("shorter", shorter, (0,), "2026-01-01", SETTINGS, Provenance())
-    finish(Run.create("x", shorter.text(), run_info(started_at="4"), alone.run(0).path))
+    alone = SeriesDir.create("shorter", shorter, (0,), "2026-01-01", SETTINGS, Provenance())
+    finish(RunDir.create("x", shorter.text(), run_info(started_at="4"), alone.run(0).path))
     assert alone.next_command() == "okdc profile runs/shorter-2/seed0"
     assert read_json(series.info)["seeds"] == [0]

@@ -14,7 +14,7 @@ from making import PAPER, SETTINGS, make_row, make_run
 
 import okdc.study
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.study import stats
 from okdc.study.compare import compare, next_step
 from okdc.study.require import check
@@ -389,7 +389,7 @@ def _unfinished(path: Path) -> None:
 
 def _failed(path: Path) -> None:
     _unfinished(path)
-    Run(path).note(failed="the loss is not finite")
+    RunDir(path).note(failed="the loss is not finite")
 
 
 def _cut(name: str) -> Callable[[Path], None]:

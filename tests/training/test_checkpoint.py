@@ -9,25 +9,25 @@ import pytest
 import torch
 
 from okdc.errors import DiskError, RunError
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunDir:
     (tmp_path / "run").mkdir()
-    return Run(tmp_path / "run")
+    return RunDir(tmp_path / "run")
 
 
 def state(epoch: int) -> dict[str, Any]:
     return {"epoch": epoch, "method": {"w": torch.full((50,), float(epoch))}, "totals": None, "best": []}
 
 
-def test_a_run_without_a_checkpoint_has_none_and_says_nothing(run: Run) -> None:
+def test_a_run_without_a_checkpoint_has_none_and_says_nothing(run: RunDir) -> None:
     assert checkpoint.load(run) == (None, [])
 
 
-def test_what_was_saved_is_loaded_and_the_one_before_is_kept(run: Run) -> None:
+def test_what_was_saved_is_loaded_and_the_one_before_is_kept(run: RunDir) -> None:
     for epoch in (1, 2, 3):
         checkpoint.save(run, state(epoch))
     found, notes = checkpoint.load(run)
@@ -41,7 +41,7 @@ def test_what_was_saved_is_loaded_and_the_one_before_is_kept(run: Run) -> None:
     assert (found["epoch"], notes) == (2, [])
 
 
-def test_the_layout_of_a_tensor_survives(run: Run) -> None:
+def test_the_layout_of_a_tensor_survives(run: RunDir) -> None:
     """Momenta are added to weights in raw memory."""
     kernel = torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last)
     checkpoint.save(run, {"momentum": kernel})
@@ -52,7 +52,7 @@ def test_the_layout_of_a_tensor_survives(run: Run) -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 30, 0.3, 0.5, 0.9, -100, -1])
-def test_a_checkpoint_cut_short_falls_back_to_the_one_before_with_a_note(run: Run, keep: float) -> None:
+def test_a_checkpoint_cut_short_falls_back_to_the_one_before_with_a_note(run: RunDir, keep: float) -> None:
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
     content = run.checkpoint.read_bytes()
@@ -65,7 +65,7 @@ def test_a_checkpoint_cut_short_falls_back_to_the_one_before_with_a_note(run: Ru
     assert "checkpoint.pt is damaged" in notes[0]
 
 
-def test_one_that_was_fallen_back_to_is_not_lost_at_the_next_save(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_was_fallen_back_to_is_not_lost_at_the_next_save(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     """The damaged file must not become the one before: a death between the two moves would leave nothing."""
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
@@ -87,7 +87,7 @@ def test_one_that_was_fallen_back_to_is_not_lost_at_the_next_save(run: Run, monk
     assert found["epoch"] == 1
 
 
-def test_two_checkpoints_cut_short_are_an_error_that_names_both(run: Run) -> None:
+def test_two_checkpoints_cut_short_are_an_error_that_names_both(run: RunDir) -> None:
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
     for path in (run.checkpoint, run.previous_checkpoint):
@@ -105,7 +105,7 @@ class Malice:
         return Path.write_text, (Path("owned"), "")
 
 
-def test_a_checkpoint_runs_no_code(run: Run) -> None:
+def test_a_checkpoint_runs_no_code(run: RunDir) -> None:
     torch.save(state(1) | {"version": checkpoint.VERSION, "more": Malice()}, run.checkpoint)
     with pytest.raises(RunError, match="no checkpoint can be read"):
         checkpoint.load(run)
@@ -113,7 +113,7 @@ def test_a_checkpoint_runs_no_code(run: Run) -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2, 99])
-def test_another_format_is_named_and_not_taken_for_damage(run: Run, version: int) -> None:
+def test_another_format_is_named_and_not_taken_for_damage(run: RunDir, version: int) -> None:
     """Though a checkpoint of this one lies before it: to go back would lose what the other okdc has trained."""
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
@@ -123,7 +123,7 @@ def test_another_format_is_named_and_not_taken_for_damage(run: Run, version: int
     assert f"okdc distill {run.recipe}" in caught.value.hint
 
 
-def test_a_file_of_another_kind_counts_as_damaged(run: Run) -> None:
+def test_a_file_of_another_kind_counts_as_damaged(run: RunDir) -> None:
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
     torch.save([1, 2], run.checkpoint)
@@ -132,7 +132,7 @@ def test_a_file_of_another_kind_counts_as_damaged(run: Run) -> None:
     assert (found["epoch"], len(notes)) == (1, 1)
 
 
-def test_a_save_that_fails_leaves_the_old_checkpoint(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_save_that_fails_leaves_the_old_checkpoint(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint.save(run, state(1))
     before = run.checkpoint.read_bytes()
 

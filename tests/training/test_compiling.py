@@ -22,7 +22,7 @@ from okdc.assembly import student as students
 from okdc.assembly.job import Job
 from okdc.errors import DeviceError, Interrupted
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint, compiling
 from okdc.training import step as steps
 from okdc.training.device import Settings
@@ -164,7 +164,7 @@ def test_a_run_goes_on_as_it_began_whatever_would_be_decided_now(monkeypatch: py
     with pytest.raises(Interrupted):
         start(*words, tell=signalled(6, signal.SIGINT))
     path = Path("runs/tiny-2")
-    assert Run.open(path).read_info().settings.compile == "on"
+    assert RunDir.open(path).read_info().settings.compile == "on"
     monkeypatch.setattr(compiling, "ENOUGH_GMACS_A_THREAD", 10**9)
 
     torch._dynamo.reset()
@@ -185,7 +185,7 @@ def test_a_run_goes_on_as_it_began_whatever_would_be_decided_now(monkeypatch: py
 class Compiled:
     """A complete run that was compiled because it pays."""
 
-    run: Run
+    run: RunDir
     notes: list[str]
     outcome: dict[str, Any]
     counts: dict[str, int]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,7 +140,7 @@ class Watched(Quiet):
 def test_the_whole_loop_never_waits_within_an_epoch_and_learns(compile: str) -> None:
     tell = Watched(25, WARM)
     words = ("engine.device=cuda", "engine.dtype=auto", f"engine.compile={compile}", "optim.epochs=4", "optim.clip=1.0")
-    run = starts.start(recipe(*MORE, *words), "watched", None, Provenance(), tell)
+    run = starts.start(replace(recipe(*MORE, *words), stem="watched"), None, Provenance(), tell)
     assert run.state() == "complete"
     assert tell.watched == 4 * (24 - WARM)
     losses = [row["loss"] for row in rows(run)]

@@ -48,7 +48,7 @@ from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
 from okdc.methods.base import Batch, Step
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint
 from okdc.training import selection as keep
 from okdc.training.metrics import Summary, top1_pct
@@ -335,7 +335,7 @@ def test_one_student_has_no_others() -> None:
 def test_the_kept_student_lies_once_though_an_earlier_end_had_kept_another() -> None:
     """On a GPU a training that is continued from the checkpoint before its last may end otherwise."""
     job = built(recipe("cohort.keep=1"))
-    run = Run.create("held", job.recipe.text(), run_info())
+    run = RunDir.create("held", job.recipe.text(), run_info())
     run.students.mkdir()
     for path in run.files_of_other(1):
         path.write_bytes(b"of another end")
@@ -492,7 +492,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_by_step_and_term_and_keeps_what
     with pytest.raises(TrainingError, match=r"kl_fused_student1 is not finite at step 8 \(epoch 3\)") as caught:
         train(job)
     assert caught.value.exit_code == 2
-    run = Run.open(Path("runs/held-1"))
+    run = RunDir.open(Path("runs/held-1"))
     assert run.state() == "failed"
     assert len(run.rows()) == 2
     state, _ = checkpoint.load(run)
@@ -509,7 +509,7 @@ def test_a_signal_after_a_loss_that_is_not_finite_saves_no_ruined_state() -> Non
     spoiling(job, STEPS + 1, "ce_fused")
     with pytest.raises(TrainingError, match=r"ce_fused is not finite at step 4 \(epoch 2\)"):
         train(job, signalled(STEPS + 1 + 2, signal.SIGINT))
-    run = Run.open(Path("runs/held-1"))
+    run = RunDir.open(Path("runs/held-1"))
     state, _ = checkpoint.load(run)
     assert state is not None
     assert (state["epoch"], state["step"], run.state()) == (1, 0, "failed")
@@ -519,7 +519,7 @@ def test_a_rate_that_is_far_too_high_fails_in_words() -> None:
     with pytest.raises(TrainingError, match="is not finite") as caught:
         start("optim.lr=1e30")
     assert "optim.lr" in caught.value.hint
-    run = Run.open(Path("runs/tiny-1"))
+    run = RunDir.open(Path("runs/tiny-1"))
     assert run.state() == "failed"
     assert not run.result.exists()
 
@@ -542,7 +542,7 @@ def test_weights_ruined_by_an_epochs_last_step_are_noticed_before_they_are_saved
     ruin_at_last_step(job)
     with pytest.raises(TrainingError, match="a weight is not finite after epoch 3"):
         train(job)
-    run = Run.open(Path("runs/held-1"))
+    run = RunDir.open(Path("runs/held-1"))
     assert run.state() == "failed"
     assert read_json(run.student)["epoch"] < 3
     assert not run.students.exists()
@@ -554,7 +554,7 @@ def test_weights_ruined_by_the_last_step_fail_where_nothing_validates() -> None:
     ruin_at_last_step(job)
     with pytest.raises(TrainingError, match="not finite"):
         train(job)
-    assert Run.open(Path("runs/held-1")).state() == "failed"
+    assert RunDir.open(Path("runs/held-1")).state() == "failed"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -597,7 +597,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(monkeypatch: pytest.Mon
                 assert error.exit_code == 2
             else:
                 break  # the run has fewer writes than that
-        run = Run.newest("resumable")
+        run = RunDir.newest("resumable")
         assert {p.name for p in run.path.glob(".*")} == {".lock"}  # nothing half-written is left
         assert outcome(resume(run.path)) == uninterrupted()
     assert nth > 2 + 3 * EPOCHS  # a row, a checkpoint and more in every epoch

@@ -35,7 +35,7 @@ from okdc.data.workers import cores
 from okdc.distributed import LOST, Ranks
 from okdc.errors import Interrupted
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint
 
 PLAIN = 'cohort.students=["processes:plain", "processes:plain"]'
@@ -166,11 +166,11 @@ def test_batches_are_counted_as_one_process_counts_them(steps: dict[str, list[Le
 
 
 @pytest.fixture(scope="module")
-def pair(elsewhere: Path) -> tuple[Run, list[Told]]:
+def pair(elsewhere: Path) -> tuple[RunDir, list[Told]]:
     """The tiny recipe in one go by two processes, and what each of them told."""
     with chdir(elsewhere):
         told = together(2, training, elsewhere / "pair")
-    return Run(elsewhere / "pair"), told
+    return RunDir(elsewhere / "pair"), told
 
 
 def test_a_training_of_two_processes_is_that_of_one_for_students_without_batch_normalisation(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_training_of_two_processes_is_that_of_one_for_students_without_batch_n
     words = (PLAIN, "method.name=dml")
     one = start(*words, out=Path("one"))
     together(2, training, tmp_path / "two", words)
-    two = Run(tmp_path / "two")
+    two = RunDir(tmp_path / "two")
     for ours, theirs in zip(rows(two), rows(one), strict=True):
         assert ours.keys() == theirs.keys()
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5, abs=1e-6)
@@ -197,14 +197,14 @@ def test_a_training_of_two_processes_is_that_of_one_where_batch_normalisation_se
     words = (SYNC, "optim.epochs=1", "optim.lr=0.001")
     one = start(*words, out=Path("one"))
     together(2, training, tmp_path / "two", words)
-    two = Run(tmp_path / "two")
+    two = RunDir(tmp_path / "two")
     (ours,), (theirs,) = rows(two), rows(one)
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4, abs=1e-6)
     states = [checkpoint.load(run)[0]["method"] for run in (two, one)]  # type: ignore[index]
     assert off(*([w.double().numpy() for w in state.values()] for state in states)) < 1e-4
 
 
-def test_one_process_writes_and_talks(pair: tuple[Run, list[Told]], elsewhere: Path) -> None:
+def test_one_process_writes_and_talks(pair: tuple[RunDir, list[Told]], elsewhere: Path) -> None:
     run, (first, second) = pair
     assert [path.name for path in (elsewhere / "rank1").iterdir()] == ["tiny.toml"], "the test's own"
     assert [row["epoch"] for row in rows(run)] == [1, 2, 3]
@@ -215,7 +215,9 @@ def test_one_process_writes_and_talks(pair: tuple[Run, list[Told]], elsewhere: P
     assert run.state() == "complete"
 
 
-def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(pair: tuple[Run, list[Told]]) -> None:
+def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(
+    pair: tuple[RunDir, list[Told]],
+) -> None:
     """The last epoch's, of every head, over the validation images of all processes."""
     import torch
 
@@ -240,7 +242,7 @@ def test_the_process_that_judges_takes_the_cores_of_those_that_are_through(
     assert [of.threads for of in told] == [cores() if asked else 1, 1]
 
 
-def test_images_per_second_are_those_of_all_processes(pair: tuple[Run, list[Told]]) -> None:
+def test_images_per_second_are_those_of_all_processes(pair: tuple[RunDir, list[Told]]) -> None:
     found = read_json(pair[0].result)
     assert found["images_per_s"] == pytest.approx(EPOCHS * STEPS * 16 / found["seconds"], rel=0.01)
 
@@ -260,7 +262,7 @@ INT, TERM = signal.SIGINT, signal.SIGTERM
     ],
 )
 def test_a_signal_to_any_process_stops_all_and_they_continue_to_the_bit(
-    pair: tuple[Run, list[Told]], tmp_path: Path, signals: dict[int, tuple[int, signal.Signals]], code: int
+    pair: tuple[RunDir, list[Told]], tmp_path: Path, signals: dict[int, tuple[int, signal.Signals]], code: int
 ) -> None:
     out = tmp_path / "run"
     first, second = together(2, training, out, (), signals)
@@ -268,11 +270,11 @@ def test_a_signal_to_any_process_stops_all_and_they_continue_to_the_bit(
     assert re.search(r"SIG(INT|TERM) after epoch \d, step \d: saved in ", first.message)
     assert first.hint == f"{TOGETHER} {out}"
     assert second == quiet(code)
-    assert Run(out).state() == "resumable"
+    assert RunDir(out).state() == "resumable"
     told = together(2, training, out)
     assert [one.error for one in told] == ["", ""]
     assert not any("processes then" in note for note in told[0].notes)
-    assert outcome(Run(out)) == outcome(pair[0])
+    assert outcome(RunDir(out)) == outcome(pair[0])
 
 
 def test_three_processes_continue_to_the_bit_too(tmp_path: Path) -> None:
@@ -281,7 +283,7 @@ def test_three_processes_continue_to_the_bit_too(tmp_path: Path) -> None:
     together(3, training, whole, THREE)
     assert together(3, training, run, THREE, {2: (6, INT)})[0].error == "Interrupted"
     together(3, training, run, THREE)
-    assert outcome(Run(run)) == outcome(Run(whole))
+    assert outcome(RunDir(run)) == outcome(RunDir(whole))
 
 
 def test_another_number_of_processes_continues_and_says_that_it_is_not_exact(tmp_path: Path) -> None:
@@ -291,14 +293,14 @@ def test_another_number_of_processes_continues_and_says_that_it_is_not_exact(tmp
     with pytest.raises(Interrupted, match="SIGINT after epoch 1, step 2"):
         resume(out, tell)
     assert "not exact to the bit: 2 processes then, 1 now" in tell.notes
-    assert Run(out).resume_command() == f"okdc resume {out}"
+    assert RunDir(out).resume_command() == f"okdc resume {out}"
     told = together(2, training, out)
     assert "not exact to the bit: 1 process then, 2 now" in told[0].notes
-    facts = read_json(Run(out).info)
+    facts = read_json(RunDir(out).info)
     assert (facts["processes_before"], facts["processes"]) == ([2, 1], 2)
     assert [one.error for one in told] == ["", ""]
-    assert [row["epoch"] for row in rows(Run(out))] == [1, 2, 3]
-    assert all(0 <= value <= 100 for row in rows(Run(out)) for value in row["train_top1_pct"].values())
+    assert [row["epoch"] for row in rows(RunDir(out))] == [1, 2, 3]
+    assert all(0 <= value <= 100 for row in rows(RunDir(out)) for value in row["train_top1_pct"].values())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -325,7 +327,7 @@ def test_what_all_find_wrong_is_said_by_one(tmp_path: Path) -> None:
     once(together(2, asked, "distill", *nowhere), "nowhere")
     once(together(2, asked, "resume", str(tmp_path / "nowhere")), "no such run")
     for k in range(2):
-        Run.create("tiny", recipe().recipe.text(), run_info(started_at=str(k)), tmp_path / f"rank{k}" / "run")
+        RunDir.create("tiny", recipe().recipe.text(), run_info(started_at=str(k)), tmp_path / f"rank{k}" / "run")
     once(together(2, asked, "resume", "run"), "the run's facts: process 1 of 2 has others than the first one")
     assert not any((tmp_path / f"rank{k}" / "runs").exists() for k in range(2))
 
@@ -336,7 +338,7 @@ def test_a_loss_that_is_not_finite_fails_the_run_once(tmp_path: Path) -> None:
     words = ("distill", str(tmp_path / "tiny.toml"), "optim.lr=1e30", "-o", str(out))
     told = once(together(2, asked, *words), "is not finite")
     assert "hint: a lower optim.lr" in told.err
-    assert Run(out).state() == "failed"
+    assert RunDir(out).state() == "failed"
     once(together(2, asked, "resume", str(out)), "failed: ")
 
 
@@ -358,16 +360,16 @@ def test_what_one_process_alone_meets_ends_all_and_is_said_by_it(
 
 
 def test_a_process_that_is_killed_ends_the_others_who_say_so_and_the_run_goes_on_from_its_checkpoint(
-    pair: tuple[Run, list[Told]], tmp_path: Path
+    pair: tuple[RunDir, list[Told]], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     told = together(2, training, out, (), {1: (STEPS + 3, signal.SIGKILL)})
     assert told[1] == -signal.SIGKILL
     assert (told[0].error, told[0].message, told[0].code) == ("RunError", LOST, 2)
     assert told[0].hint.endswith(f"then: {TOGETHER} {out}")
-    assert Run(out).state() == "resumable"
+    assert RunDir(out).state() == "resumable"
     together(2, training, out)
-    assert outcome(Run(out)) == outcome(pair[0])
+    assert outcome(RunDir(out)) == outcome(pair[0])
 
 
 # --- images in files
@@ -400,14 +402,14 @@ def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_c
     told = once(answers, path.name)
     assert told is answers[1]
     assert f"{TOGETHER} {out}" in told.err
-    state, _ = checkpoint.load(Run(out))
+    state, _ = checkpoint.load(RunDir(out))
     assert state is not None
     assert (state["epoch"], state["step"]) == (0, 2)
 
     path.write_bytes(content)
     assert [one.error for one in together(2, training, out)] == ["", ""]
-    assert rows(Run(out)) == rows(Run(whole))
-    assert outcome(Run(out))["weights"] == outcome(Run(whole))["weights"]
+    assert rows(RunDir(out)) == rows(RunDir(whole))
+    assert outcome(RunDir(out))["weights"] == outcome(RunDir(whole))["weights"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -464,7 +466,7 @@ def stopped(how: Callable[[int, list[int]], None], out: Path) -> tuple[subproces
 
 
 def test_ctrl_c_in_torchruns_terminal_saves_once_and_two_processes_continue_to_the_bit(
-    pair: tuple[Run, list[Told]], tmp_path: Path
+    pair: tuple[RunDir, list[Told]], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     _, err = stopped(lambda parent, _: os.killpg(parent, signal.SIGINT), out)
@@ -477,7 +479,7 @@ def test_ctrl_c_in_torchruns_terminal_saves_once_and_two_processes_continue_to_t
     assert first.err.count("continues at epoch 2, step 3") == first.err.count("judging on the 797 test images") == 1
     assert first.out.count("kept student") == first.err.count("next: okdc profile") == 1
     assert (first.code, second) == (0, Answer(0, "", ""))
-    assert outcome(Run(out)) == outcome(pair[0])
+    assert outcome(RunDir(out)) == outcome(pair[0])
 
 
 def test_a_killed_process_ends_torchrun_and_leaves_none_behind(tmp_path: Path) -> None:
@@ -486,4 +488,4 @@ def test_a_killed_process_ends_torchrun_and_leaves_none_behind(tmp_path: Path) -
     assert err.count(f"error[run]: {LOST}") == 1
     assert err.count(f"{TOGETHER} {out}") == 1
     assert "SIGKILL" in err, "torchrun's report"
-    assert Run(out).state() == "resumable"
+    assert RunDir(out).state() == "resumable"

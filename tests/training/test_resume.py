@@ -38,7 +38,7 @@ from okdc.recipe.draft import load
 from okdc.recipe.schema import Optim
 from okdc.runs.artefacts import Provenance
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint, compiling, device, optim, step
 from okdc.training import loop as engine
 from okdc.training import start as starts
@@ -79,7 +79,7 @@ def test_a_signal_that_ends_the_compiler_too_is_no_failure_of_it(
     assert caught.value.hint == "okdc resume run"
     said = f"{number.name}: stopping after this step, which may still be compiling; another one stops at once"
     assert tell.notes[-1] == said
-    assert Run.open(Path("run")).state() == "resumable"
+    assert RunDir.open(Path("run")).state() == "resumable"
 
 
 def test_sigterm_before_the_first_step_is_called_by_its_name(
@@ -100,14 +100,14 @@ def test_a_run_stopped_at_any_moment_continues_to_the_bit(call: int) -> None:
     assert caught.value.exit_code == {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
     assert number.name in caught.value.message
     assert caught.value.hint == "okdc resume run"
-    run = Run.open(Path("run"))
-    assert Run.newest("resumable", Path()).path.name == "run"
+    run = RunDir.open(Path("run"))
+    assert RunDir.newest("resumable", Path()).path.name == "run"
     assert len(run.rows()) == call // (STEPS + 1) + (call % (STEPS + 1) == STEPS)
     assert outcome(resume(run.path)) == uninterrupted()
     assert run.state() == "complete"
 
 
-def stopped_again_and_again(choose: random.Random, *words: str) -> tuple[Run, int]:
+def stopped_again_and_again(choose: random.Random, *words: str) -> tuple[RunDir, int]:
     """Signals at random calls of the bar until the run is through; it, and how often it was stopped."""
     path, stops = Path("run"), 0
     while True:
@@ -169,7 +169,7 @@ def test_the_fused_optimiser_equals_the_plain_one_over_a_resume_in_channels_last
 
 def test_seconds_add_up_over_starts() -> None:
     path = interrupted(5)
-    state, _ = checkpoint.load(Run(path))
+    state, _ = checkpoint.load(RunDir(path))
     assert state is not None
     assert state["seconds"] > 0
     assert read_json(resume(path).result)["seconds"] > state["seconds"]
@@ -226,7 +226,7 @@ def test_a_process_killed_before_any_of_its_writes_loses_no_exactness() -> None:
         killed += codes[-1] == -signal.SIGKILL
         assert set(codes) <= {0, -signal.SIGKILL}
     assert killed > 2
-    assert outcome(Run.open(path)) == uninterrupted()
+    assert outcome(RunDir.open(path)) == uninterrupted()
 
 
 def test_a_process_killed_at_random_moments_loses_no_exactness() -> None:
@@ -237,7 +237,7 @@ def test_a_process_killed_at_random_moments_loses_no_exactness() -> None:
         if path.exists() and not (path / "run.json").exists():
             shutil.rmtree(path)  # killed while the run was being made: nothing to continue
     assert killed
-    assert outcome(Run.open(path)) == uninterrupted(long)
+    assert outcome(RunDir.open(path)) == uninterrupted(long)
 
 
 def okdc(*words: str) -> subprocess.Popen[str]:
@@ -246,7 +246,7 @@ def okdc(*words: str) -> subprocess.Popen[str]:
     )
 
 
-def trained_for(process: subprocess.Popen[str], run: Run, rows: int) -> None:
+def trained_for(process: subprocess.Popen[str], run: RunDir, rows: int) -> None:
     """Wait until the log has that many rows."""
     while len(run.rows()) < rows:
         assert process.poll() is None, process.communicate()
@@ -254,7 +254,7 @@ def trained_for(process: subprocess.Popen[str], run: Run, rows: int) -> None:
 
 
 def test_the_command_killed_then_interrupted_then_resumed_gives_the_same_run() -> None:
-    run, long = Run(Path("runs/a")), "optim.epochs=20"
+    run, long = RunDir(Path("runs/a")), "optim.epochs=20"
     with okdc("distill", str(write_recipe()), long, "-o", str(run.path)) as process:
         trained_for(process, run, 2)
         process.kill()
@@ -280,7 +280,7 @@ def test_the_command_killed_then_interrupted_then_resumed_gives_the_same_run() -
 
 @pytest.mark.parametrize(("call", "part"), [(7, 0.0), (10, 0.6)])  # where it may be cut: test_checkpoint.py
 def test_a_checkpoint_cut_short_costs_some_steps_and_no_exactness(call: int, part: float) -> None:
-    run = Run(interrupted(call))
+    run = RunDir(interrupted(call))
     content = run.checkpoint.read_bytes()
     run.checkpoint.write_bytes(content[: int(part * len(content))])
     tell = Quiet()
@@ -289,7 +289,7 @@ def test_a_checkpoint_cut_short_costs_some_steps_and_no_exactness(call: int, par
 
 
 def test_a_run_whose_checkpoints_are_both_cut_is_refused_and_left_alone() -> None:
-    run = Run(interrupted(10))
+    run = RunDir(interrupted(10))
     for path in (run.checkpoint, run.previous_checkpoint):
         path.write_bytes(path.read_bytes()[:1000])
     before = run.log.read_bytes()
@@ -299,14 +299,14 @@ def test_a_run_whose_checkpoints_are_both_cut_is_refused_and_left_alone() -> Non
 
 
 def test_a_log_that_is_ahead_of_its_checkpoint_or_cut_short_is_put_right() -> None:
-    run = Run(interrupted(9))
+    run = RunDir(interrupted(9))
     with run.log.open("a", encoding="utf-8") as stream:
         stream.write('{"epoch": 3, "loss": 1.0}\n{"epoch": 4, "lo')
     assert outcome(resume(run.path)) == uninterrupted()
 
 
 def test_a_student_file_that_is_ahead_of_its_checkpoint_is_put_right() -> None:
-    run = Run(interrupted(CALLS))
+    run = RunDir(interrupted(CALLS))
     run.weights.write_bytes(b"")
     run.student.unlink()
     assert outcome(resume(run.path)) == uninterrupted()
@@ -348,7 +348,7 @@ def test_automatic_choices_survive_a_move_to_another_processor(monkeypatch: pyte
 
 def test_a_setting_that_this_machine_lacks_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    run = Run(interrupted(2))
+    run = RunDir(interrupted(2))
     run.note(settings=run.read_info().settings.model_copy(update={"device": "cuda"}))
     before = run.checkpoint.read_bytes()
     with pytest.raises(DeviceError, match="cuda"):
@@ -379,7 +379,7 @@ def test_a_complete_run_is_left_as_it_is() -> None:
 
 
 def test_a_run_that_failed_is_refused_with_what_it_failed_of() -> None:
-    run = Run(interrupted(2))
+    run = RunDir(interrupted(2))
     run.note(failed="the loss term ce_fused is not finite at step 2 (epoch 1)")
     with pytest.raises(RunError, match="ce_fused is not finite"):
         resume(run.path)
@@ -396,7 +396,7 @@ def test_other_images_are_refused() -> None:
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_from_its_first_step() -> None:
-    run = Run(interrupted(1))
+    run = RunDir(interrupted(1))
     run.checkpoint.unlink()
     tell = Quiet()
     assert outcome(resume(run.path, tell)) == uninterrupted()
@@ -412,6 +412,6 @@ def test_where_a_run_continues_is_said() -> None:
 def test_the_resolved_recipe_of_a_run_repeats_it() -> None:
     run = start("optim.lr=0.03", out=Path("first"))
     shutil.copy(run.recipe, "again.toml")
-    again = starts.start(resolve(load(["again.toml"])), "again", None, Provenance(), Quiet())
+    again = starts.start(resolve(load(["again.toml"])), None, Provenance(), Quiet())
     assert outcome(again) == outcome(run)
     assert again.read_info().recipe_sha256 == run.read_info().recipe_sha256 != recipe().recipe.sha256()

@@ -19,8 +19,8 @@ from harness import CALLS, Quiet, outcome, series_in_child, signalled, uninterru
 from okdc.assembly.job import Job
 from okdc.cli import console
 from okdc.runs.files import read_json, write_json
-from okdc.runs.run import Run
-from okdc.runs.series import Series
+from okdc.runs.run import RunDir
+from okdc.runs.series import SeriesDir
 from okdc.training import loop as engine
 from okdc.training import result
 
@@ -64,7 +64,7 @@ def distill(capsys: Captured, *words: str) -> Answer:
 def equal_to_runs_alone(*seeds: int) -> bool:
     """Whether each seed's log, numbers, weights and last state are those of `distill seed=k`, to the bit."""
     for k in seeds or SEEDS:
-        assert outcome(Run.open(PATH / f"seed{k}")) == uninterrupted(f"seed={k}")
+        assert outcome(RunDir.open(PATH / f"seed{k}")) == uninterrupted(f"seed={k}")
     return True
 
 
@@ -76,7 +76,7 @@ def test_each_seed_of_a_series_is_the_run_of_that_seed_to_the_bit(capsys: Captur
     assert answer.code == 0, answer.err
     assert equal_to_runs_alone()
     assert len({read_json(PATH / f"seed{k}/result.json")["weights_sha256"] for k in SEEDS}) == 3
-    assert Series.open(PATH).state() == "complete"
+    assert SeriesDir.open(PATH).state() == "complete"
 
 
 def test_the_facts_of_a_series_are_those_of_its_runs(capsys: Captured) -> None:
@@ -97,7 +97,7 @@ def test_the_facts_of_a_series_are_those_of_its_runs(capsys: Captured) -> None:
 def test_a_series_prints_a_line_a_seed_and_the_spread_over_them(capsys: Captured) -> None:
     answer = distill(capsys)
     assert [line.split()[0] for line in answer.out.splitlines()[1:4]] == ["0", "1", "2"]
-    facts = Series.open(PATH).summary()
+    facts = SeriesDir.open(PATH).summary()
     spread = f"{facts['top1_pct_mean']:.2f} ± {facts['top1_pct_sd']:.2f} % (mean ± standard deviation)"
     assert f"fefr, kept student: {spread} on 797 test images, n = 3 seeds" in answer.out
     assert answer.err.count("device cpu") == 1, "what holds for all seeds is said once"
@@ -109,7 +109,7 @@ def test_one_seed_is_a_series_without_a_spread(capsys: Captured) -> None:
     assert answer.code == 0
     assert "n = 1 seed: its spread is unknown" in answer.out
     assert "deviation" not in answer.out
-    assert outcome(Run.open(Path("here/seed7"))) == uninterrupted("seed=7")
+    assert outcome(RunDir.open(Path("here/seed7"))) == uninterrupted("seed=7")
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_series_stopped_in_a_training_goes_on_to_the_bit(capsys: Captured, tel
     assert stopped.code == SIGNALS[number]
     assert stopped.err.endswith("\nhint: okdc resume runs/tiny-1\n")
     assert number.name in stopped.err
-    assert Series.open(PATH).left()[0] == (call - 1) // CALLS
+    assert SeriesDir.open(PATH).left()[0] == (call - 1) // CALLS
     tell(Quiet())
     assert ask(capsys, "resume").code == 0
     assert equal_to_runs_alone()
@@ -212,7 +212,7 @@ def test_one_seed_of_an_interrupted_series_can_be_continued_alone(capsys: Captur
     distill(capsys)
     tell(Quiet())
     assert ask(capsys, "resume", "runs/tiny-1/seed1").code == 0
-    assert Series.open(PATH).left() == [2]
+    assert SeriesDir.open(PATH).left() == [2]
     assert ask(capsys, "resume").code == 0
     assert equal_to_runs_alone()
 
@@ -220,13 +220,13 @@ def test_one_seed_of_an_interrupted_series_can_be_continued_alone(capsys: Captur
 def test_a_series_that_another_process_trains_is_refused_and_loses_nothing(capsys: Captured, tell: Tell) -> None:
     tell(signalled(CALLS + 2, signal.SIGINT))
     distill(capsys)
-    with Series.open(PATH).held():
+    with SeriesDir.open(PATH).held():
         answer = ask(capsys, "resume", "runs/tiny-1")
         assert "no resumable run" in ask(capsys, "resume").err
         assert "runs/tiny-1 is being trained by another process" in ask(capsys, "resume", "runs/tiny-1/seed1").err
     assert answer.code == 2
     assert "runs/tiny-1 is being trained by another process" in answer.err
-    with Run.open(PATH / "seed1").held():
+    with RunDir.open(PATH / "seed1").held():
         assert "runs/tiny-1/seed1 is being trained by another process" in ask(capsys, "resume", "runs/tiny-1").err
     tell(Quiet())
     assert ask(capsys, "resume").code == 0
@@ -260,7 +260,7 @@ def test_seeds_to_come_do_not_learn_from_other_images(capsys: Captured, tell: Te
     answer = ask(capsys, "resume")
     assert answer.code == 2
     assert "error[data]: the images are not those of runs/tiny-1/seed0" in answer.err
-    assert Series.open(PATH).left() == [1, 2]
+    assert SeriesDir.open(PATH).left() == [1, 2]
     (root / "train/b/100.png").rename(moved)
     root.rename("elsewhere")
     assert ask(capsys, "resume").code == 2
@@ -272,7 +272,7 @@ def test_seeds_to_come_do_not_learn_from_other_images(capsys: Captured, tell: Te
 def test_other_versions_than_the_seeds_before_are_said(capsys: Captured, tell: Tell) -> None:
     tell(AtNote("seed 1", signal.SIGINT))
     distill(capsys)
-    series = Series.open(PATH)
+    series = SeriesDir.open(PATH)
     write_json(series.info, read_json(series.info) | {"versions": {"torch": "1.0"}})
     listener = tell(Quiet())
     assert ask(capsys, "resume").code == 0
@@ -344,7 +344,7 @@ def test_a_series_killed_at_any_write_loses_no_exactness() -> None:
     choose = random.Random(3)
     codes: list[int] = []
     while not codes or codes[-1]:
-        if PATH.exists() and not Series.is_at(PATH):
+        if PATH.exists() and not SeriesDir.is_at(PATH):
             (PATH / "recipe.toml").unlink(missing_ok=True)  # killed while it was being made: nothing to continue
             for path in PATH.iterdir():
                 path.unlink()

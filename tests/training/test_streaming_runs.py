@@ -29,7 +29,7 @@ from okdc.deploy import torch_reference as sides
 from okdc.errors import DataError, Interrupted, RecipeError
 from okdc.recipe import catalog
 from okdc.runs.files import read_json
-from okdc.runs.run import Run
+from okdc.runs.run import RunDir
 from okdc.training import checkpoint
 
 EPOCHS, STEPS = 2, 4  # 40 training files: 8 validate, 32 are four batches of 8
@@ -50,7 +50,7 @@ def words(root: Path, *more: str) -> tuple[str, ...]:
     return streamed(root, "optim.epochs=2", "engine.workers=0", *more)
 
 
-def trained(run: Run) -> dict[str, Any]:
+def trained(run: RunDir) -> dict[str, Any]:
     """All that a run leaves behind but what names its recipe, to the bit."""
     state, _ = checkpoint.load(run)
     assert state is not None
@@ -65,17 +65,17 @@ def trained(run: Run) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run in one go, without workers."""
     before = Path.cwd()
     os.chdir(tmp_path_factory.mktemp("whole"))
     try:
-        return Run(start(*words(tree)).path.absolute())
+        return RunDir(start(*words(tree)).path.absolute())
     finally:
         os.chdir(before)
 
 
-def test_a_run_says_what_it_is_made_of_and_is_judged_on_the_published_split(whole: Run, tree: Path) -> None:
+def test_a_run_says_what_it_is_made_of_and_is_judged_on_the_published_split(whole: RunDir, tree: Path) -> None:
     found = result(whole)
     assert (found["judged_on"], found["images"], found["dataset"]) == ("test", 8, "imagenet")
     student = read_json(whole.student)
@@ -95,14 +95,14 @@ def test_a_run_says_what_it_is_made_of_and_is_judged_on_the_published_split(whol
 
 @pytest.mark.parametrize("call", [2, STEPS + 1 + 3])
 def test_a_run_that_a_signal_stops_in_the_middle_of_an_epoch_continues_to_the_bit(
-    tree: Path, whole: Run, call: int
+    tree: Path, whole: RunDir, call: int
 ) -> None:
     """Stopped with workers, continued with them; the run in one go had none."""
     run = Path("run")
     with pytest.raises(Interrupted):
         start(*words(tree, "engine.workers=2"), tell=signalled(call, signal.SIGTERM), out=run)
     assert not multiprocessing.active_children()
-    state, _ = checkpoint.load(Run(run))
+    state, _ = checkpoint.load(RunDir(run))
     assert state is not None
     assert 0 < state["step"] < STEPS
     assert trained(resume(run)) == trained(whole)
@@ -119,7 +119,7 @@ def spoil(path: Path) -> bytes:
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_when_it_is_restored(
-    own_tree: Path, whole: Run, monkeypatch: pytest.MonkeyPatch, split: str, workers: int
+    own_tree: Path, whole: RunDir, monkeypatch: pytest.MonkeyPatch, split: str, workers: int
 ) -> None:
     from okdc.assembly import job as build
 
@@ -134,9 +134,9 @@ def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_whe
         start(*asked, out=run)
     assert "okdc resume run" in caught.value.hint
     assert caught.value.exit_code == 2
-    assert Run(run).state() == "resumable"
+    assert RunDir(run).state() == "resumable"
     assert not multiprocessing.active_children()
-    state, _ = checkpoint.load(Run(run))
+    state, _ = checkpoint.load(RunDir(run))
     assert state is not None
     if split == "val":
         assert (state["epoch"], state["step"]) == (0, STEPS), "no step of the epoch is trained again"
@@ -146,7 +146,7 @@ def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_whe
     assert trained(resume(run)) == trained(whole)
 
 
-def test_a_worker_that_is_killed_is_no_bug_and_the_run_can_be_continued(tree: Path, whole: Run) -> None:
+def test_a_worker_that_is_killed_is_no_bug_and_the_run_can_be_continued(tree: Path, whole: RunDir) -> None:
     def kill(call: int) -> None:
         if call == STEPS + 2:
             (child, *_) = multiprocessing.active_children()
@@ -176,7 +176,7 @@ def test_the_command_ends_with_code_2_and_one_message(own_tree: Path, capsys: py
 
 
 @pytest.fixture(scope="module")
-def bundle(whole: Run) -> tuple[Path, list[int]]:
+def bundle(whole: RunDir) -> tuple[Path, list[int]]:
     """The bundle of the run, and how many images were decoded at a time on the way."""
     from okdc.deploy.export import export
 
@@ -233,7 +233,7 @@ class Asked:
 
 
 def test_parity_holds_no_more_images_than_a_batch_at_a_time_and_finds_the_same(
-    whole: Run, bundle: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
+    whole: RunDir, bundle: tuple[Path, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parity, "FLOAT64", 10)
     monkeypatch.setattr(sides, "eval_batch", lambda *_: 50)
@@ -289,7 +289,7 @@ def test_a_client_refuses_a_rule_that_it_does_not_know(bundle: tuple[Path, list[
         runner.Bundle(folder)
 
 
-def test_other_images_are_refused(whole: Run, own_tree: Path) -> None:
+def test_other_images_are_refused(whole: RunDir, own_tree: Path) -> None:
     from okdc.deploy.export import export
 
     path = own_tree / "val" / "n01440764" / "n01440764_000.JPEG"

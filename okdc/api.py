@@ -1,0 +1,414 @@
+"""The Python API: what the commands of okdc do, as functions. The command line calls them.
+
+    recipe = okdc.load_recipe("digits_resnet8", optim={"epochs": 3})
+    run = okdc.distill(recipe)                                     # okdc distill
+    run = okdc.resume(run)                                         # okdc resume
+    report = okdc.profile(run, "resnet56")                         # okdc profile
+    bundle = okdc.export(run, int8=True)                           # okdc export --onnx --int8
+    bundle.verify(); bundle.predict(["photo.png"])                 # okdc verify, okdc predict
+    report = okdc.compare(["runs/a", "runs/b"])                    # okdc compare
+
+Nothing is printed: `progress` takes an `okdc.Progress`, which shows what it is told. What the command line prints as an
+error is raised: a subclass of `okdc.OkdcError` with `kind`, `message`, `hint`, `details` and the command's `exit_code`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from okdc.bundle.bundle import Bundle
+from okdc.distributed import Ranks
+from okdc.errors import Interrupted, UsageError
+from okdc.progress import Progress, Silent
+from okdc.recipe import draft
+from okdc.runs.artefacts import Judged, Result
+from okdc.runs.provenance import provenance
+from okdc.runs.run import RunDir, State
+from okdc.runs.series import SeriesDir, newest_resumable, owner
+
+if TYPE_CHECKING:
+    from okdc.assembly.resolve import ResolvedRecipe
+    from okdc.cohort import Backbone
+    from okdc.deploy.export import Exported
+    from okdc.deploy.reduced import Wanted
+
+
+__all__ = [
+    "Bundle", "Run", "Series", "compare", "distill", "distill_seeds", "download", "evaluate", "export", "load_recipe",
+    "profile", "resume",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training and what it left on disk. `Run("runs/a-1")` opens one; a folder that is no run raises RunError."""
+
+    path: Path
+
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
+        RunDir.open(self.path)
+
+    @classmethod
+    def newest(cls, state: State = "complete") -> Run:
+        """The run below ./runs that was started last, of those in this state. Raises RunError where there is none."""
+        return cls(RunDir.newest(state).path)
+
+    @property
+    def folder(self) -> RunDir:
+        """The files of the run, by name."""
+        return RunDir(self.path)
+
+    @property
+    def state(self) -> State:
+        """complete, running, resumable or failed: read from the files each time."""
+        return self.folder.state()
+
+    @property
+    def recipe(self) -> ResolvedRecipe:
+        """The recipe that the run was started with, every default written out."""
+        from okdc.assembly import reopen
+
+        return reopen.recipe_of(self.folder)
+
+    @property
+    def result(self) -> Result:
+        """result.json, typed. Raises RunError where the run is not complete, or the file is damaged."""
+        return self.folder.read_result()
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """A row an epoch: epoch, lr, loss, losses by term, train_top1_pct and val_top1_pct by head, seconds."""
+        return self.folder.rows()
+
+    @property
+    def students(self) -> tuple[Judged, ...]:
+        """A complete run's students: architecture, epoch, accuracies in %, params, macs, hashes. Raises as `result`."""
+        return self.result.cohort
+
+    def student(self, index: int | None = None) -> Backbone:
+        """A student's network in eval mode on the CPU, NCHW float32 images -> NK logits; by default the kept one.
+
+        Raises RunError where the run is not complete or has no such student, CheckFailed where a file of the student
+        is not the one that the run recorded.
+        """
+        from okdc.assembly import student
+
+        return student.load(self.folder, index).network
+
+
+@dataclass(frozen=True)
+class Series:
+    """One recipe trained with several seeds: a folder of runs. Raises RunError where it is no series."""
+
+    path: Path
+
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
+        SeriesDir.open(self.path)
+
+    @property
+    def folder(self) -> SeriesDir:
+        """The files of the series, by name."""
+        return SeriesDir(self.path)
+
+    @property
+    def state(self) -> State:
+        """running, resumable, failed or complete."""
+        return self.folder.state()
+
+    @property
+    def runs(self) -> dict[int, Run]:
+        """The runs that were begun, by seed."""
+        folder = self.folder
+        return {seed: Run(folder.run(seed).path) for seed in folder.seeds() if folder.state_of(seed)}
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What `okdc distill --seeds --json` prints: a row a seed, the mean and standard deviation over them."""
+        return self.folder.summary()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Training
+
+
+def load_recipe(recipe: str | Path | None = None, **overrides: Any) -> ResolvedRecipe:
+    """A recipe by its path, or by the name of a shipped one (None: the default), every name and key checked.
+
+    `overrides` replace keys: those of a table by a dict, `optim={"epochs": 3}`, those at the top by a value, `seed=1`.
+    `method={"name": "mfef"}` starts that table afresh, as `method.name=mfef` does on the command line.
+
+    Raises RecipeError with every problem of the recipe.
+    """
+    from okdc.assembly.resolve import resolve
+
+    return resolve(draft.with_values(recipe, overrides))
+
+
+def distill(
+    recipe: ResolvedRecipe | str | Path,
+    out: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    raise_interrupts: bool = False,
+) -> Run:
+    """Train a cohort of students in a new run directory, `out` or runs/<recipe>-<n>, and keep one of them.
+
+    Ctrl-C after the training has begun saves the state and returns the run, whose state is then "resumable"; with
+    `raise_interrupts` it raises Interrupted, as SIGTERM always does. Several processes are started by torchrun: each
+    calls this function.
+
+    Raises RecipeError, DataError, DeviceError, RunError, DiskError; TrainingError where a loss is not finite.
+    """
+    from okdc.training import start
+
+    resolved, progress = _resolved(recipe), progress or Silent()
+    for note in resolved.notes:
+        progress.note(note)
+    try:
+        run = start.start(resolved, _path(out), provenance(_command()), progress, Ranks.of_environment())
+    except Interrupted as error:
+        return _interrupted(error, progress, raise_interrupts)
+    return Run(run.path)
+
+
+def distill_seeds(
+    recipe: ResolvedRecipe | str | Path,
+    seeds: Sequence[int],
+    out: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Series:
+    """Train a recipe once with each seed, one run after the other, in one folder.
+
+    Each seed is then complete or failed. Raises as `distill`, but for TrainingError, which ends its seed alone;
+    Interrupted at Ctrl-C, with the state saved: `resume` continues the series.
+    """
+    from okdc.training import series
+
+    resolved, progress = _resolved(recipe), progress or Silent()
+    for note in resolved.notes:
+        progress.note(note)
+    return Series(series.start(resolved, tuple(seeds), _path(out), provenance(_command()), progress).path)
+
+
+@overload
+def resume(
+    run: Run, *, data_root: str | None = ..., progress: Progress | None = ..., raise_interrupts: bool = ...
+) -> Run: ...
+@overload
+def resume(
+    run: Series, *, data_root: str | None = ..., progress: Progress | None = ..., raise_interrupts: bool = ...
+) -> Series: ...
+@overload
+def resume(
+    run: str | Path | None = ...,
+    *,
+    data_root: str | None = ...,
+    progress: Progress | None = ...,
+    raise_interrupts: bool = ...,
+) -> Run | Series: ...
+def resume(
+    run: Run | Series | str | Path | None = None,
+    *,
+    data_root: str | None = None,
+    progress: Progress | None = None,
+    raise_interrupts: bool = False,
+) -> Run | Series:
+    """Continue an interrupted run or series, bit for bit; None: the one below ./runs that was worked on last.
+
+    `data_root` says where the images are now. Ctrl-C as in `distill`. Raises RunError for a run that failed or that
+    another process trains, DeviceError where this machine lacks the run's device, DataError for other images.
+    """
+    from okdc.training import series, start
+
+    progress, ranks = progress or Silent(), Ranks.of_environment()
+    path = run.path if isinstance(run, (Run, Series)) else Path(run) if run else newest_resumable().path
+    if SeriesDir.is_at(path):
+        if not ranks.alone:
+            raise UsageError(f"{path} is a series, trained by one process", hint=f"okdc resume {path}")
+        return Series(series.resume(SeriesDir.open(path), provenance(_command()), progress, data_root).path)
+    folder = RunDir.open(path)
+    whole = owner(folder)
+    if whole and not ranks.alone:
+        raise UsageError(f"{path} belongs to a series, trained by one process", hint=f"okdc resume {whole.path}")
+    try:
+        with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
+            start.resume(folder, progress, data_root, ranks)
+    except Interrupted as error:
+        return _interrupted(error, progress, raise_interrupts)
+    return Run(path)
+
+
+def _interrupted(error: Interrupted, progress: Progress, raise_interrupts: bool) -> Run:
+    """The run that a signal stopped. Raises the error where the caller wants it, or no run was begun."""
+    if raise_interrupts or error.run is None or error.exit_code != Interrupted.BY_CTRL_C:
+        raise error
+    progress.note(f"{error.message}; okdc.resume({str(error.run)!r}) continues it")
+    return Run(error.run)
+
+
+def _resolved(recipe: ResolvedRecipe | str | Path) -> ResolvedRecipe:
+    return load_recipe(recipe) if isinstance(recipe, (str, Path)) else recipe
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _command() -> list[str]:
+    """The words that started this program, for run.json."""
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    return ["okdc" if program == "__main__.py" else program, *sys.argv[1:]]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What comes after a training
+
+
+def profile(
+    *subjects: Run | str | Path, onnx: bool = False, threads: int = 1, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Parameters, MACs and latency of runs, networks by name and recipes, side by side; none: the newest complete run.
+
+    The report is that of `okdc profile --json`: `rows`, one a network; `stages`; `shrink`, how many times smaller the
+    kept student is than the whole that was trained. `onnx` also exports networks that no run has trained, for the size
+    and latency of their files. `threads` are those of the latency.
+
+    Raises UsageError for a word that names nothing, RunError for a series, CheckFailed where the two counters disagree
+    or a student is not the recorded one.
+    """
+    from okdc.profiling import report
+
+    words = [str(subject.path if isinstance(subject, Run) else subject) for subject in subjects]
+    return report.profile(words, onnx, threads, progress or Silent())
+
+
+def export(
+    run: Run | str | Path | None = None,
+    out: str | Path | None = None,
+    *,
+    student: int | str | None = None,
+    budget: str | None = None,
+    int8: bool = False,
+    fp16: bool = False,
+    full_range: bool = False,
+    calibration_images: int | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    diagnose: bool = False,
+    license: str | None = None,
+    data_root: str | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write the ONNX bundle of a run's student, proven equal to the student, to `out` or RUN/bundle.
+
+    The run is by default the newest complete one. The student is the kept one, or the one of an index, a name or an
+    architecture, or the most accurate within a budget: "params<300k,latency_ms<2". The options are those of
+    `okdc export`.
+
+    Raises CheckFailed where the file is not the student; where an int8 or float16 model does not pass its gate, the
+    bundle stands without that model, and CheckFailed is raised all the same. Raises RunError for a run that is not
+    complete, DataError where its images are missing or others, UsageError for options that do not go together.
+    """
+    from okdc.deploy.reduced import Wanted
+
+    wanted = Wanted(int8, fp16, full_range, calibration_images, max_drop, min_agreement, diagnose)
+    exported = write_bundle(run, _path(out), student, budget, wanted, license, data_root, progress or Silent())
+    if exported.error:
+        raise exported.error
+    return Bundle.open(exported.folder)
+
+
+def write_bundle(
+    run: Run | str | Path | None,
+    out: Path | None,
+    student: int | str | None,
+    budget: str | None,
+    wanted: Wanted,
+    license: str | None,
+    data_root: str | None,
+    progress: Progress,
+) -> Exported:
+    """`export` for a caller that shows the report of a bundle that stands without a model that was wanted."""
+    from okdc.deploy import export as deploy
+    from okdc.profiling import budget as budgets
+    from okdc.profiling import students
+
+    if student is not None and budget is not None:
+        raise UsageError("student and budget both choose a student", hint="one of them")
+    if run is None:
+        folder = RunDir.newest("complete")
+        progress.note(f"no run named: {folder.path} is the newest complete one")
+    else:
+        folder = RunDir.open(run.path if isinstance(run, Run) else Path(run))
+    index, reason = None, ""
+    if student is not None:
+        index, reason = students.by_name(folder, str(student))
+    elif budget is not None:
+        index, reason = budgets.choose(folder, budgets.parse(budget), progress)
+    if reason:
+        progress.note(reason)
+    return deploy.export(folder, out, data_root, progress, index, wanted, license)
+
+
+def evaluate(
+    subject: Run | Bundle | str | Path | None = None,
+    *,
+    data_root: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Accuracy on the split that judged, class by class, read again: the report of `okdc evaluate --json`.
+
+    None: the newest complete run. Raises RunError for what is neither a run nor a bundle, DataError where the images
+    are missing or others, CheckFailed where the accuracy is not the recorded one.
+    """
+    from okdc.deploy import evaluate as again
+
+    progress = progress or Silent()
+    if subject is None:
+        path = RunDir.newest("complete").path
+        progress.note(f"nothing named: {path} is the newest complete run")
+    else:
+        path = _folder(subject)
+    return again.evaluate(path, data_root, progress)
+
+
+def _folder(subject: Run | Bundle | str | Path) -> Path:
+    if isinstance(subject, Bundle):
+        return subject.folder
+    return subject.path if isinstance(subject, Run) else Path(subject)
+
+
+def compare(
+    runs: Sequence[Run | Series | str | Path] = (), *, baseline: str | None = None, require: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Finished runs as one row a variant, means over seeds, differences paired by seed with 95 % intervals.
+
+    `runs` are runs or folders of runs; none: ./runs. The report is that of `okdc compare --json`; `required` says of
+    each requirement, such as "fefr>baseline", whether it holds. Raises RunError for runs that are missing, not complete
+    or not comparable, UsageError for a row that is not there.
+    """
+    from okdc.study import compare as study
+
+    paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
+    return study.compare(paths, baseline, require)
+
+
+def download(
+    name: str, *, data_root: str | None = None, url: str | None = None, progress: Any = None
+) -> dict[str, Any]:
+    """Download a published data set and check it: the facts of `okdc download --json`.
+
+    `progress(done_mb, total_mb, text)` is called as the archive grows. Raises UsageError for a name without an archive,
+    DataError for a transfer that failed or another file than the published one, DiskError where there is no room.
+    """
+    from okdc.data import download as downloads
+
+    return downloads.download(name, data_root, url, progress or (lambda *_: None))
