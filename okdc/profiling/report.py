@@ -21,7 +21,7 @@ from okdc.assembly.resolve import resolve
 from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
 from okdc.data import sources
-from okdc.errors import RecipeError, RunError, UsageError, nearest
+from okdc.errors import CheckFailed, RecipeError, RunError, UsageError, nearest
 from okdc.methods.base import Method
 from okdc.profiling import students
 from okdc.profiling.measure import Measured, Subject, measure, networks
@@ -129,7 +129,7 @@ def _of_run(run: Run, tell: Listener) -> list[Subject]:
     whole: list[Subject] = []
     try:
         whole.append(_whole(recipe, classes))
-    except (RecipeError, RunError) as error:  # a teacher that is gone: what it taught can be counted all the same
+    except (RecipeError, RunError, CheckFailed) as error:  # a teacher that is gone or another: its student counts
         tell.note(f"the training as a whole is not counted: {error.message}")
     if run.state() == "complete":
         return [*students.subjects(run), *whole]
