@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from okdc import backbones
 from okdc.assembly import student as students
 from okdc.cohort import Backbone
-from okdc.errors import RecipeError, RunError
+from okdc.errors import CheckFailed, RecipeError, RunError
 from okdc.recipe.draft import read
 from okdc.recipe.schema import TEACHER
 from okdc.runs.run import RunDir
@@ -115,7 +115,11 @@ def _read(path: Path) -> tuple[bytes, dict[str, Tensor]]:
 
 
 def _of_run(run: RunDir) -> Teacher:
-    student = students.load(run)
+    try:
+        student = students.load(run)
+    except (CheckFailed, RunError) as error:
+        error.message = f"method.teacher: {error.message}"
+        raise
     info, rule = student.info, student.info.preprocessing
     return Teacher(
         student.network,

@@ -21,7 +21,7 @@ from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
 from okdc.data import find
-from okdc.errors import RecipeError, RunError, UsageError, nearest
+from okdc.errors import CheckFailed, RecipeError, RunError, UsageError, nearest
 from okdc.methods.base import Batch, Method
 from okdc.profiling import students
 from okdc.profiling.measure import Measured, Subject, measure, networks
@@ -130,7 +130,7 @@ def _of_run(run: RunDir, tell: Progress) -> list[Subject]:
     whole: list[Subject] = []
     try:
         whole.append(_whole(resolved, classes))
-    except (RecipeError, RunError) as error:  # a teacher that is gone: what it taught can be counted all the same
+    except (RecipeError, RunError, CheckFailed) as error:  # a teacher that is gone or another: its student counts
         tell.note(f"the training as a whole is not counted: {'; '.join((error.message, *error.details))}")
     if run.state() == "complete":
         return [*students.subjects(run), *whole]

@@ -55,9 +55,12 @@ def trained(run: RunDir) -> dict[str, Any]:
     state, _ = checkpoint.load(run)
     assert state is not None
     named = {"recipe_sha256"}
+    record = {key: value for key, value in result(run).items() if key not in named}
+    for student in record["cohort"]:
+        del student["student_sha256"]  # of a file that names the recipe
     return {
         "rows": rows(run),
-        "result": {key: value for key, value in result(run).items() if key not in named},
+        "result": record,
         "weights": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
         "student": {key: value for key, value in read_json(run.student).items() if key not in named},
         "state": digest({key: value for key, value in state.items() if key != "seconds"}),
