@@ -115,6 +115,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # mean and amax, not adaptive pooling: AdaptiveMaxPool2d exports badly (github.com/pytorch/pytorch/issues/60452)
+        # Eq. 5 as printed closes its brackets elsewhere; CBAM, which it follows, adds before the sigmoid.
         weight_NC = torch.sigmoid(self.mlp(global_average(x)) + self.mlp(x.amax((2, 3))))
         return x * weight_NC[:, :, None, None]
 
@@ -128,8 +129,9 @@ class SpatialAttention(nn.Module):
         self.bn = nn.BatchNorm2d(1)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Concatenated, as eq. 7 says: a caption of FEFR has a sum here, which would leave its own convolution nothing.
         pooled_N2HW = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
-        return x * torch.sigmoid(self.bn(self.conv(pooled_N2HW)))
+        return x * torch.sigmoid(self.bn(self.conv(pooled_N2HW)))  # the weight is N1HW
 
 
 class DualAttention(nn.Sequential):
@@ -163,15 +165,15 @@ class HierarchicalSplit(nn.Module):
         self.convs = nn.ModuleList(convs)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *rest = x.split(self.widths, 1)
-        out = [first]
+        first, *rest = x.split(self.widths, 1)  # p groups of N, C/p, H, W
+        out = [first]  # the first group is not convolved: it keeps one scale of features as it was
         before: Tensor | None = None
         for group, conv, passed in zip(rest, self.convs, self.passed, strict=True):
-            y = conv(group if before is None else torch.cat([group, before], 1))
+            y = conv(group if before is None else torch.cat([group, before], 1))  # joined: one receptive field wider
             if passed:
-                y, before = y.split([y.shape[1] - passed, passed], 1)
+                y, before = y.split([y.shape[1] - passed, passed], 1)  # eq. 4's D_i1 goes out, D_i2 is passed on
             out.append(y)
-        return torch.cat(out, 1)
+        return torch.cat(out, 1)  # C channels again, whatever C and p: what is passed on leaves by a later group
 
 
 def written(size: torch.Size) -> str:
@@ -203,7 +205,7 @@ class OverallFusion(nn.Module):
         self.fc = nn.Linear(out, classes)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        x = torch.cat([regress(m) for regress, m in zip(self.regressors, maps, strict=True)], 1)
-        x = self.pointwise(self.depthwise(x))
+        x = torch.cat([regress(m) for regress, m in zip(self.regressors, maps, strict=True)], 1)  # N, Σ_k C_k, H, W
+        x = self.pointwise(self.depthwise(x))  # N, min_k C_k, H, W: as wide as the narrowest student's map
         logits: Tensor = self.fc(global_average(x))
         return logits.float()

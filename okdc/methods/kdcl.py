@@ -91,6 +91,8 @@ def _convex_weights(z: Tensor, q: Tensor) -> Tensor:
     students, random logits of deviation 1, 5 and 20, against sequential quadratic programming in float64. An
     interior-point method that got within 1e-6 took three times as long and thirty lines, for a target that the students
     follow by one step of the optimiser.
+
+    torch.compile unrolls the steps: a hundred of them take it minutes on a CPU, where it is seldom chosen.
     """
     d = z - (z * q).sum(2, keepdim=True)  # nNK
     log_alpha = torch.zeros_like(d[..., 0])  # nN

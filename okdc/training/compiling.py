@@ -29,15 +29,15 @@ def decide(settings: Settings, job: Job) -> Settings:
 
     Raises DeviceError where it was asked for, or the run began so, and nothing here compiles.
     """
-    chosen, why = _choose(settings, job)
+    chosen, reason = _choose(settings, job)
     if chosen == "on" and (missing := without_compiler(settings.device)):
         if settings.compile == "on":
             raise DeviceError(
                 f"engine.compile=on, and nothing can be compiled here: {missing}",
                 hint="a C++ compiler and Python's headers (Debian: g++ and python3-dev); a new run: --compile off",
             )
-        chosen, why = "off", f"it would pay, and nothing can be compiled here: {missing}"
-    return replace(settings, compile=chosen, reasons=(*settings.reasons, f"compile {chosen} ({why})"))
+        chosen, reason = "off", f"it would pay, and nothing can be compiled here: {missing}"
+    return replace(settings, compile=chosen, reasons=(*settings.reasons, f"compile {chosen} ({reason})"))
 
 
 def _choose(settings: Settings, job: Job) -> tuple[str, str]:
@@ -46,13 +46,15 @@ def _choose(settings: Settings, job: Job) -> tuple[str, str]:
     batch, epochs = job.recipe.optim.batch_size, job.recipe.optim.epochs
     steps = len(job.dataset.train) // batch * epochs
     if settings.device == "cuda":
-        bar, told = ENOUGH_STEPS_ON_CUDA, f"{steps:,} steps"
-        return ("on" if steps >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"
+        return _above(steps, ENOUGH_STEPS_ON_CUDA, f"{steps:,} steps")
     if settings.dtype == "bfloat16" or settings.memory_format == "channels_last":
         return "off", f"gains too little over {settings.dtype} in {settings.memory_format} on a CPU"
     gmacs = steps * batch * forward_macs(job.method, job.dataset.size) / 1e9
-    bar, told = ENOUGH_GMACS_A_THREAD * settings.threads, f"{steps:,} steps of {gmacs:,.0f} GMACs in all"
-    return ("on" if gmacs >= bar else "off"), f"{told}; from {bar:,} on it earns its minute back"
+    return _above(gmacs, ENOUGH_GMACS_A_THREAD * settings.threads, f"{gmacs:,.0f} GMACs in {steps:,} steps")
+
+
+def _above(work: float, enough: int, words: str) -> tuple[str, str]:
+    return ("on" if work >= enough else "off"), f"{words}; compiling (about a minute) pays off above {enough:,}"
 
 
 @torch.inference_mode()
@@ -84,9 +86,9 @@ def in_a_line(error: Exception) -> str:
     """What the compiler says is wrong: its report is pages of commands and of its own stack."""
     cause = getattr(error, "inner_exception", error)
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [""]
-    told = next((line for line in lines if "error: " in line), lines[0])  # as a C++ compiler marks it
+    line = next((line for line in lines if "error: " in line), lines[0])  # as a C++ compiler marks it
     kind = type(cause).__name__
-    return (told if told.startswith(kind) else f"{kind}: {told}")[:300]
+    return (line if line.startswith(kind) else f"{kind}: {line}")[:300]
 
 
 def quiet() -> None:

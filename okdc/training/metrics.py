@@ -43,10 +43,11 @@ class Totals:
         correct = torch.stack([(z.argmax(1) == labels).sum() for z in step.logits.values()]).double()
         self.sums += torch.cat([losses, correct])
         self.steps, self.images = self.steps + 1, self.images + len(labels)
-        wrong = ~torch.isfinite(losses)
-        first = (self.bad[0] < 0) & wrong.any()
-        here = torch.stack([torch.full((), number, device=self.device), wrong.int().argmax()])
-        self.bad = torch.where(first, here, self.bad)
+        # The first bad step is kept by a choice between two tensors: an `if` would wait for the device at every step.
+        bad_terms = ~torch.isfinite(losses)
+        is_first = (self.bad[0] < 0) & bad_terms.any()
+        place = torch.stack([torch.full((), number, device=self.device), bad_terms.int().argmax()])
+        self.bad = torch.where(is_first, place, self.bad)
 
     def read(self, ranks: Ranks = ALONE) -> Summary:
         """Wait for the device and read everything once: of all processes together, and the same in each of them."""
@@ -96,10 +97,10 @@ class Totals:
 
 @torch.inference_mode()
 def count(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Totals:
-    """Accuracy and losses of every head in one pass, in eval mode, of the batches of this process."""
+    """Accuracy and losses of every head in one pass, in eval mode, over the batches of this process."""
     method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
     totals = Totals(device)
-    done = torch.ones((), device=device)
+    done = torch.ones((), device=device)  # the ramp at its end: losses of two epochs are then comparable
     for images, labels in batches:
         totals.add(method(Batch(images, labels), done), labels, 0)
     return totals

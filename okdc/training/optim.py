@@ -17,6 +17,7 @@ def sgd(method: Method, optim: Optim) -> torch.optim.SGD:
     Frozen parameters are in neither. The memory format of the weights has to be final: the fused kernel walks raw
     memory, and a gradient or momentum with other strides would be added to the wrong weights without an error.
     """
+    # By identity, not by name: a trunk's parameters have a name under every student that shares it.
     inside = {id(p) for p in method.cohort.parameters()}
     trained = [p for p in method.parameters() if p.requires_grad]
     students = [p for p in trained if id(p) in inside]

@@ -21,7 +21,7 @@ from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
 from okdc.training.device import Settings
 
-FIRST = 3  # steps: the first is compiled, a GPU records its launches in the next ones
+FIRST = 3  # steps that may fail to compile: the first is compiled, a GPU records its launches in the next ones
 
 
 class TrainStep:
@@ -68,15 +68,15 @@ class TrainStep:
                     f"the training step cannot be compiled: {compiling.in_a_line(error)}",
                     hint="a new run with --compile off trains without",
                 ) from error
-            what, lacks, _ = str(error).partition(" does not have a deterministic implementation")
+            operator, lacks, _ = str(error).partition(" does not have a deterministic implementation")
             if lacks:
                 raise DeviceError(
-                    f"deterministic=true: {what}{lacks}", hint="a new run without it, or other students"
+                    f"deterministic=true: {operator}{lacks}", hint="a new run without it, or other students"
                 ) from error
             raise
 
     def _learn(self, batch: Batch, done: float) -> Step:
-        self.progress.fill_(done)
+        self.progress.fill_(done)  # one tensor for all steps: a number would be compiled anew at each
         rate = optim.rate(self.recipe, done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -86,9 +86,9 @@ class TrainStep:
         with self.settings.autocast():
             step: Step = self._runner()(batch, self.progress)
         loss = torch.stack(list(step.losses.values())).sum()
-        loss.backward()
+        loss.backward()  # one for all students: detached teachers keep each gradient where it belongs
         if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)  # one norm over all: parts keep their ratio
         if not self._taken:
             optim.assert_same_strides(self.optimizer)
         self.optimizer.step()
@@ -96,7 +96,7 @@ class TrainStep:
         return step
 
     def _runner(self) -> nn.Module:
-        """What is called for a step. Made when all weights are in place: the wrapper sends the first one's to all."""
+        """The module that a step calls, built when all weights are in place: DDP sends rank 0's to all ranks."""
         if self._run is None:
             self._run = compiled(self.method, self.settings, self.ranks) if self.settings.compiled else self.method
             if not self.ranks.alone:

@@ -73,8 +73,8 @@ class _Gather(torch.autograd.Function):
 
 
 def _gathered(own: Tensor) -> Tensor:
-    found: Tensor = _Gather.apply(own)
-    return found
+    parts: Tensor = _Gather.apply(own)
+    return parts
 
 
 def convert(method: nn.Module) -> None:
@@ -82,27 +82,27 @@ def convert(method: nn.Module) -> None:
 
     Raises DeviceError for a layer that is more than a batch normalisation.
     """
-    found = [m for m in method.modules() if isinstance(m, _BatchNorm)]
-    other = sorted({type(m).__name__ for m in found} - {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d"})
+    norms = [m for m in method.modules() if isinstance(m, _BatchNorm)]
+    other = sorted({type(m).__name__ for m in norms} - {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d"})
     if other:
         raise DeviceError(
             f"engine.sync_batchnorm: {', '.join(other)} does more than normalise, and would keep to its own process",
             hint="engine.sync_batchnorm=false",
         )
-    made = {id(norm): _like(norm) for norm in found}  # one that two owners share stays one
+    synced = {id(norm): _like(norm) for norm in norms}  # a layer that two modules share stays one
     for owner in list(method.modules()):
         for name, inner in list(owner.named_children()):
-            if id(inner) in made:
-                setattr(owner, name, made[id(inner)])
+            if id(inner) in synced:
+                setattr(owner, name, synced[id(inner)])
 
 
 def _like(norm: _BatchNorm) -> SyncedBatchNorm:
-    """With the same tensors."""
-    made = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    made.weight, made.bias = norm.weight, norm.bias
+    """The same layer, synchronised, with the same tensors: an optimiser or a checkpoint sees no difference."""
+    synced = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    synced.weight, synced.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers():
-        setattr(made, name, buffer)
-    return made.train(norm.training)
+        setattr(synced, name, buffer)
+    return synced.train(norm.training)
 
 
 def mean_in_order(ranks: Ranks, bucket: Any) -> Future[Tensor]:
@@ -115,9 +115,9 @@ def mean_in_order(ranks: Ranks, bucket: Any) -> Future[Tensor]:
     flat = bucket.buffer()
     part = -(-flat.numel() // ranks.count)
     sent = F.pad(flat, (0, part * ranks.count - flat.numel()))
-    got = torch.empty_like(sent)
-    distributed.all_to_all_single(got, sent)
-    first, *others = got.view(ranks.count, part)
+    received = torch.empty_like(sent)
+    distributed.all_to_all_single(received, sent)
+    first, *others = received.view(ranks.count, part)
     for other in others:
         first += other
     distributed.all_gather(list(sent.view(ranks.count, part)), first / ranks.count)
