@@ -21,9 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from okdc.bundle.bundle import Bundle
+import numpy as np
+
+from okdc.bundle.bundle import BundleDir
+from okdc.bundle.layout import FLOAT32
 from okdc.distributed import Ranks
-from okdc.errors import Interrupted, UsageError
+from okdc.errors import DataError, Interrupted, UsageError
 from okdc.progress import Progress, Silent
 from okdc.recipe import draft
 from okdc.runs.artefacts import Judged, Result
@@ -33,6 +36,8 @@ from okdc.runs.series import SeriesDir, newest_resumable, owner
 
 if TYPE_CHECKING:
     from okdc.assembly.resolve import ResolvedRecipe
+    from okdc.bundle.artefacts import Manifest
+    from okdc.bundle.session import Pixels
     from okdc.cohort import Backbone
     from okdc.deploy.export import Exported
     from okdc.deploy.reduced import Wanted
@@ -132,6 +137,74 @@ class Series:
     def summary(self) -> dict[str, Any]:
         """What `okdc distill --seeds --json` prints: a row a seed, the mean and standard deviation over them."""
         return self.folder.summary()
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported student: `Bundle(path)` opens one. Raises RunError for a folder that is no bundle."""
+
+    path: Path
+
+    def __init__(self, path: str | Path) -> None:
+        object.__setattr__(self, "path", Path(path))
+        object.__setattr__(self, "_folder", BundleDir.open(self.path))
+
+    @property
+    def folder(self) -> BundleDir:
+        """The files of the bundle, each proven by the manifest's hash when it is read."""
+        folder: BundleDir = self._folder  # type: ignore[attr-defined]
+        return folder
+
+    @property
+    def manifest(self) -> Manifest:
+        """manifest.json, typed."""
+        return self.folder.manifest
+
+    @property
+    def labels(self) -> list[str]:
+        """Class names in the order of the logits."""
+        return self.folder.labels
+
+    def verify(self, data_root: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
+        """Check the files, the answers to the bundle's own cases, and the accuracy, on this processor.
+
+        The report is that of `okdc verify --json`. `data_root` says where the images are that judged the bundle;
+        without them `accuracy_not_checked` has the reason. Raises CheckFailed with everything that differs,
+        DataError where `data_root` holds other images.
+        """
+        from okdc.bundle import verify
+
+        report = verify.verify(self.path, data_root, progress or Silent())
+        verify.check(report)
+        return report
+
+    def predict(
+        self,
+        images: str | Path | Sequence[str | Path] | Pixels,
+        model: str = FLOAT32,
+        *,
+        top: int = 5,
+        batch: int = 64,
+        threads: int = 1,
+    ) -> list[dict[str, Any]]:
+        """The likeliest classes of each image: {"image", "top": [{"label", "probability"}, ...]}, in order.
+
+        `images` are files and folders of files, of any size, or an array N×size×size×3 of uint8 RGB pixels, whose
+        "image" is its index. A file that is no whole image has "error" in place of "top". Raises UsageError for a model
+        that the bundle lacks, CheckFailed for a file that is not the bundle's, DataError for an array of another shape
+        or type, and where no image is found.
+        """
+        from okdc.bundle import predict
+
+        if isinstance(images, np.ndarray):
+            return predict.predict_pixels(self.folder, images, model, top, batch, threads)
+        paths = [images] if isinstance(images, (str, Path)) else images
+        files = predict.listed([Path(path) for path in paths])
+        rows = []
+        with contextlib.suppress(DataError):  # raised after the last image: each damaged one has a row of its own
+            for row in predict.predict(self.folder, files, model, top, batch, threads):
+                rows.append(row)
+        return rows
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,7 +396,7 @@ def export(
     exported = write_bundle(run, _path(out), student, budget, wanted, license, data_root, progress or Silent())
     if exported.error:
         raise exported.error
-    return Bundle.open(exported.folder)
+    return Bundle(exported.folder)
 
 
 def write_bundle(
@@ -381,9 +454,7 @@ def evaluate(
 
 
 def _folder(subject: Run | Bundle | str | Path) -> Path:
-    if isinstance(subject, Bundle):
-        return subject.folder
-    return subject.path if isinstance(subject, Run) else Path(subject)
+    return subject.path if isinstance(subject, (Run, Bundle)) else Path(subject)
 
 
 def compare(

@@ -113,3 +113,8 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's message, printable, or its type where it has no message."""
     line = next((line for line in str(error).splitlines() if line.strip()), "").strip() or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in line)
+
+
+def by(sizes: Iterable[int | str]) -> str:
+    """A size in a message: `3×32×32`."""
+    return "×".join(map(str, sizes))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.methods.base import Batch, Method, Step
 from okdc.recipe.draft import Draft
@@ -89,7 +89,7 @@ def make(
     """A method as a recipe makes it. A number of students: so many ResNet-8."""
     names = ["resnet8"] * students if isinstance(students, int) else students
     recipe = table(name, names, share, images[1], **keys)
-    return build.method(recipe, images, K, teacher(images=images) if name == "kd" else None)[0]
+    return assembly.method(recipe, images, K, teacher(images=images) if name == "kd" else None)[0]
 
 
 def batch(images: torch.Size = SMALL, n: int = 4) -> Batch:

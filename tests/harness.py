@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from making import run_info
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.progress import Progress
@@ -62,7 +62,7 @@ CALLS = EPOCHS * (STEPS + 1)  # of the progress bar: after every step, and after
 
 def built(resolved: ResolvedRecipe) -> Job:
     """A recipe's images and method, ready to be trained."""
-    return build.job(resolved, lambda: build.dataset(resolved.recipe))
+    return assembly.job(resolved, lambda: assembly.dataset(resolved.recipe))
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from torch import nn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from okdc.__main__ import main
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.data.batches import Normalise, TrainBatches
 from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError
@@ -181,7 +181,7 @@ def broken(where: str, rank: int, out: Path) -> Answer:
         elif where == "bug":
             TrainStep.__call__ = breaks  # type: ignore[assignment, method-assign]
         else:
-            build.job = breaks  # type: ignore[assignment]
+            assembly.job = breaks  # type: ignore[assignment]
     return asked("distill", "tiny.toml", "-o", str(out))
 
 

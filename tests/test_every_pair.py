@@ -18,7 +18,7 @@ from byhand import batch, make, table
 from torch import Tensor
 
 from okdc import backbones, methods
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import resolve
 from okdc.assembly.student import square
 from okdc.cohort import Backbone
@@ -123,7 +123,7 @@ def test_every_shipped_recipe_can_be_built_as_it_stands(name: str) -> None:
     resolved = resolve(load([name]), needs_data=False)
     assert resolved.recipe.method["name"] in methods.METHODS.own
     assert not [note for note in resolved.notes if "dropped" in note]
-    build.assemble(resolved, 10)
+    assembly.assemble(resolved, 10)
 
 
 @pytest.mark.parametrize("method", methods.METHODS.own)
@@ -135,6 +135,6 @@ def test_a_shipped_recipe_takes_every_method(name: str, method: str) -> None:
     resolved = resolve(load(given), needs_data=False)
     recipe, images = resolved.recipe, square(resolved.recipe.data.image_size)
     assert recipe.method["name"] == method
-    build.method(resolved, images, 10, backbones.build("resnet8", 10, images) if method == "kd" else None)
+    assembly.method(resolved, images, 10, backbones.build("resnet8", 10, images) if method == "kd" else None)
     keys = set(methods.find(method).Config.model_fields)
     assert set(recipe.method) <= keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
@@ -36,7 +36,7 @@ def data_of(run: RunDir, recipe: Recipe, tell: Progress) -> Dataset:
             hint="--data-root DIR, or OKDC_DATA_ROOT, names their folder",
         )
     with tell.reading() as progress:
-        dataset = build.dataset(recipe, progress)
+        dataset = assembly.dataset(recipe, progress)
     for note in dataset.notes:
         tell.note(note)
     check_data(dataset, run)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from okdc import __version__
 from okdc.data.workers import cores
 from okdc.errors import DeviceError
 from okdc.recipe.schema import Engine
 from okdc.runs import provenance
 from okdc.training import compiling, device
 from okdc.training.device import Settings
+from okdc.version import __version__
 
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx")
 

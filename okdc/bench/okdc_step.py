@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly import teacher as teachers
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
@@ -95,11 +95,11 @@ class Work:
 
     def method(self) -> Method:
         """On the CPU, with the weights that the recipe's seed gives."""
-        assembly = build.assemble(self.resolved, self.classes)
-        if assembly.teacher:
+        built = assembly.assemble(self.resolved, self.classes)
+        if built.teacher:
             mean, std = self.recipe.data.mean or MEAN, self.recipe.data.std or STD
-            teachers.renormalise(assembly.method, assembly.teacher, mean, std)
-        return assembly.method
+            teachers.renormalise(built.method, built.teacher, mean, std)
+        return built.method
 
     def trained(self, name: str) -> tuple[Side, Method]:
         """okdc's step with what the loop counts of it, and the method that it trains."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from okdc.assembly.resolve import ResolvedRecipe, resolve
-from okdc.bench import okdc_step as ours
-from okdc.bench import plain_step as plain
+from okdc.bench import okdc_step, plain_step
 from okdc.bench.machine import settings_of
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
@@ -82,16 +81,16 @@ def classes_of(resolved: ResolvedRecipe) -> int:
 
 
 def data_path(settings: Settings, scale: Scale) -> Pair:
-    dataset = ours.random_images(scale.images, SIZE, CLASSES)
-    images = plain.PlainImages(dataset.images.numpy(), dataset.labels.tolist(), ours.MEAN, ours.STD)
-    batches = plain.PlainBatches(images, scale.batch_size, scale.workers, settings.torch_device)
+    dataset = okdc_step.random_images(scale.images, SIZE, CLASSES)
+    images = plain_step.PlainImages(dataset.images.numpy(), dataset.labels.tolist(), okdc_step.MEAN, okdc_step.STD)
+    batches = plain_step.PlainBatches(images, scale.batch_size, scale.workers, settings.torch_device)
     second = Side("DataLoader", batches.next, scale.batch_size, batches.batches, batches.begin)
-    return Pair(ours.data_path(dataset, scale.batch_size, settings), second, times_as_fast, batches.close)
+    return Pair(okdc_step.data_path(dataset, scale.batch_size, settings), second, times_as_fast, batches.close)
 
 
 def data_share(settings: Settings, scale: Scale, baseline: Work) -> Pair:
-    dataset = ours.random_images(scale.images, SIZE, CLASSES)
-    first = ours.data_path(dataset, scale.batch_size, settings)
+    dataset = okdc_step.random_images(scale.images, SIZE, CLASSES)
+    first = okdc_step.data_path(dataset, scale.batch_size, settings)
     return Pair(first, baseline.training("baseline"), share)
 
 
@@ -122,9 +121,9 @@ def compiled(work: Work) -> Pair:
 
 def export(work: Work) -> Pair:
     student = work.method().cohort.backbone(0)
-    first = partial(ours.export, student, student.architecture, work.size, work.classes)
+    first = partial(okdc_step.export, student, student.architecture, work.size, work.classes)
     return Pair(
         Side("okdc", first, units=1),
-        Side("torch.onnx", partial(plain.to_onnx, student, work.size), units=1),
+        Side("torch.onnx", partial(plain_step.to_onnx, student, work.size), units=1),
         times_as_fast,
     )

@@ -7,16 +7,13 @@ whatever their hashes.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from okdc.bundle import foreign, structure
@@ -25,21 +22,20 @@ from okdc.bundle.layout import FLOAT32, MANIFEST, MODELS, MOST_BYTES
 from okdc.bundle.manifest import lies_in, read
 from okdc.bundle.session import Pixels
 from okdc.data import images
-from okdc.errors import CheckFailed, DataError, RunError, UsageError, nearest
-from okdc.progress import Progress, Silent
+from okdc.errors import CheckFailed, RunError, UsageError, nearest
 from okdc.runs.artefacts import Model, problems
 from okdc.runs.run import RunDir
 
 
 @dataclass(frozen=True)
-class Bundle:
+class BundleDir:
     """One bundle's folder and its manifest, which this version understands."""
 
     folder: Path
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: Path | str) -> Bundle:
+    def open(cls, folder: Path | str) -> BundleDir:
         """Raises RunError for what is no bundle, or one of another version or with a damaged manifest."""
         folder = Path(folder)
         path = folder / MANIFEST
@@ -115,47 +111,6 @@ class Bundle:
         except ValidationError as error:
             first, *others = problems(error)
             raise CheckFailed(kind, f"{self.folder / name} is damaged: {first}", details=others) from None
-
-    def verify(self, data_root: str | None = None, progress: Progress | None = None) -> dict[str, Any]:
-        """Check the files, the answers to the bundle's own cases, and the accuracy, on this processor.
-
-        The report is that of `okdc verify --json`. `data_root` says where the images are that judged the bundle;
-        without them `accuracy_not_checked` has the reason. Raises CheckFailed with everything that differs,
-        DataError where `data_root` holds other images.
-        """
-        from okdc.bundle import verify
-
-        report = verify.verify(self.folder, data_root, progress or Silent())
-        verify.check(report)
-        return report
-
-    def predict(
-        self,
-        images: Path | str | Sequence[Path | str] | Pixels,
-        model: str = FLOAT32,
-        *,
-        top: int = 5,
-        batch: int = 64,
-        threads: int = 1,
-    ) -> list[dict[str, Any]]:
-        """The likeliest classes of each image: {"image", "top": [{"label", "probability"}, ...]}, in order.
-
-        `images` are files and folders of files, of any size, or an array N×size×size×3 of uint8 RGB pixels, whose
-        "image" is its index. A file that is no whole image has "error" in place of "top". Raises UsageError for a model
-        that the bundle lacks, CheckFailed for a file that is not the bundle's, DataError for an array of another shape
-        or type, and where no image is found.
-        """
-        from okdc.bundle import predict
-
-        if isinstance(images, np.ndarray):
-            return predict.predict_pixels(self, images, model, top, batch, threads)
-        paths = [images] if isinstance(images, (str, Path)) else images
-        files = predict.listed([Path(path) for path in paths])
-        rows = []
-        with contextlib.suppress(DataError):  # raised after the last image: each damaged one has a row of its own
-            for row in predict.predict(self, files, model, top, batch, threads):
-                rows.append(row)
-        return rows
 
     def pixels(self, content: bytes) -> Pixels:
         """An image file's content as the model takes it, size×size×3, by the manifest's rule.

@@ -16,8 +16,7 @@ from okdc.bundle.frontmatter import front_matter
 from okdc.bundle.layout import FLOAT16, FLOAT32, INT8, MODELS
 from okdc.data import DATASETS, find
 from okdc.data.source import Source
-from okdc.figures import standard_error_pct
-from okdc.runs.artefacts import Result, StudentInfo
+from okdc.runs.artefacts import Result, StudentInfo, standard_error_pct
 
 FEW, SHOWN = 20, 10  # so many classes are all named; of more, the first ten
 

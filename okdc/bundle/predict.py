@@ -12,12 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.session import Floats, Pixels, Session, answers
 from okdc.data import images
-from okdc.errors import DataError
-from okdc.figures import by
+from okdc.errors import DataError, by
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode
 
@@ -58,7 +57,7 @@ def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
 
 
 def predict(
-    bundle: Bundle, files: Sequence[Path], precision: str = FLOAT32, top: int = 5, batch: int = 64, threads: int = 1
+    bundle: BundleDir, files: Sequence[Path], precision: str = FLOAT32, top: int = 5, batch: int = 64, threads: int = 1
 ) -> Generator[dict[str, Any], None, None]:
     """{"image", "top": [{"label", "probability"}, ...]} of each file in turn, or {"image", "error"}.
 
@@ -69,7 +68,7 @@ def predict(
 
 
 def predict_pixels(
-    bundle: Bundle, pixels: Pixels, precision: str = FLOAT32, top: int = 5, batch: int = 64, threads: int = 1
+    bundle: BundleDir, pixels: Pixels, precision: str = FLOAT32, top: int = 5, batch: int = 64, threads: int = 1
 ) -> list[dict[str, Any]]:
     """The same of an array N×size×size×3 of uint8 RGB pixels, with the index of each as its "image".
 
@@ -88,7 +87,7 @@ def predict_pixels(
 
 
 def _answered(
-    bundle: Bundle, files: Sequence[Path], session: Session, top: int, batch: int
+    bundle: BundleDir, files: Sequence[Path], session: Session, top: int, batch: int
 ) -> Generator[dict[str, Any], None, None]:
     bad: list[str] = []
     coming, waiting = iter(files), deque[list[tuple[Path, Future[Pixels]]]]()
@@ -113,14 +112,14 @@ def _answered(
         raise images.unreadable(bad, len(files))
 
 
-def _decoded(bundle: Bundle, path: Path) -> Pixels:
+def _decoded(bundle: BundleDir, path: Path) -> Pixels:
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise ValueError("not a file")
     return bundle.pixels(path.read_bytes())
 
 
 def _lines(
-    bundle: Bundle, some: Sequence[tuple[Path, Future[Pixels]]], session: Session, top: int
+    bundle: BundleDir, some: Sequence[tuple[Path, Future[Pixels]]], session: Session, top: int
 ) -> Generator[dict[str, Any], None, None]:
     """The lines of one batch: the model gets the images that could be decoded."""
     whole, errors = [], {}
@@ -137,7 +136,7 @@ def _lines(
         yield _line(bundle, str(path), next(rows), top)
 
 
-def _line(bundle: Bundle, image: str | int, probabilities: Floats, top: int) -> dict[str, Any]:
+def _line(bundle: BundleDir, image: str | int, probabilities: Floats, top: int) -> dict[str, Any]:
     if not np.isfinite(probabilities).all():
         return {"image": image, "error": "the model gives probabilities that are not finite"}
     best = np.argsort(-probabilities, kind="stable")[:top]

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from okdc.bundle.artefacts import Parity
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.checks import BATCH, FLOOR, largest, number, probabilities_off
 from okdc.bundle.layout import EXPECTED, INT8, PARITY, SAMPLE
 from okdc.bundle.session import Pixels, Session, answers
@@ -40,7 +40,7 @@ class Expected(Artefact):
     models: dict[str, Answers]  # by precision
 
 
-def expected(bundle: Bundle) -> Expected:
+def expected(bundle: BundleDir) -> Expected:
     """sample/expected.json, whole: logits of every case for every model. Raises CheckFailed."""
     path = bundle.folder / EXPECTED
     content = bundle.read(EXPECTED, Expected, "samples")
@@ -54,12 +54,12 @@ def expected(bundle: Bundle) -> Expected:
     return content
 
 
-def pixels(bundle: Bundle, cases: Expected) -> Pixels:
+def pixels(bundle: BundleDir, cases: Expected) -> Pixels:
     """The images of the cases, N×H×W×3, by the manifest's rule."""
     return np.stack([_decoded(bundle, case.image) for case in cases.cases])
 
 
-def _decoded(bundle: Bundle, name: str) -> Pixels:
+def _decoded(bundle: BundleDir, name: str) -> Pixels:
     content = bundle.content(f"{SAMPLE}/{name}")
     try:
         with image_files.wary():
@@ -70,7 +70,7 @@ def _decoded(bundle: Bundle, name: str) -> Pixels:
 
 
 def compare(
-    bundle: Bundle, precision: str, session: Session, images: Pixels, cases: Expected, row: dict[str, Any]
+    bundle: BundleDir, precision: str, session: Session, images: Pixels, cases: Expected, row: dict[str, Any]
 ) -> None:
     """Write the difference of one model's answers to the cases into its `row` of a report.
 
@@ -91,7 +91,7 @@ def compare(
         raise CheckFailed("samples", f"{path}: probabilities differ from the softmax of the logits by {off:.1e}")
 
 
-def likely(bundle: Bundle, precision: str) -> str:
+def likely(bundle: BundleDir, precision: str) -> str:
     """The likely reason why a file that is whole answers otherwise."""
     reason = f"this processor ({processor()[0]}) computes otherwise than the one that made the bundle"
     if precision != INT8:

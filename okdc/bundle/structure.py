@@ -14,11 +14,11 @@ from typing import Any
 
 import onnx
 
-from okdc import __version__
 from okdc.bundle.artefacts import Manifest
 from okdc.bundle.layout import INT8, MOST_BYTES, input_of
 from okdc.errors import CheckFailed, first_line, quoted
 from okdc.runs.artefacts import StudentInfo
+from okdc.version import __version__
 
 OPSET = 18
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"

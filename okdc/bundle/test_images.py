@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.checks import BATCH
 from okdc.bundle.layout import MANIFEST
 from okdc.bundle.session import Pixels, parts
@@ -50,19 +50,19 @@ class NoImagesError(Exception):
     """The reason why no image can be read, in words: no fault of the bundle."""
 
 
-def data_set(bundle: Bundle) -> object:
+def data_set(bundle: BundleDir) -> object:
     """`data.name` of the recipe, of whatever type it is in the file."""
     data = bundle.manifest.recipe.get("data")
     return data.get("name") if isinstance(data, dict) else None
 
 
-def come_with_a_package(bundle: Bundle) -> bool:
+def come_with_a_package(bundle: BundleDir) -> bool:
     """Whether the images are the same on every machine, without a root."""
     name = data_set(bundle)
     return isinstance(name, str) and name in DATASETS and not find_source(name).files
 
 
-def find(bundle: Bundle, data_root: str | None) -> Part:
+def find(bundle: BundleDir, data_root: str | None) -> Part:
     """The images that `judged_on` names, not yet proven. A Source reads them from `data_root`, else OKDC_DATA_ROOT,
     else where a recipe looks for this data set. The manifest, which a stranger wrote, never chooses the place.
 
@@ -95,7 +95,7 @@ def find(bundle: Bundle, data_root: str | None) -> Part:
 # Whether they are the same
 
 
-def proven(bundle: Bundle, part: Part) -> Iterator[tuple[Pixels, Labels]]:
+def proven(bundle: BundleDir, part: Part) -> Iterator[tuple[Pixels, Labels]]:
     """(pixels, labels) a batch at a time, each image decoded once. Only all batches together prove the images.
 
     Raises DataError, after the last batch at the latest, where they are not the images that judged the bundle.
@@ -116,7 +116,7 @@ def proven(bundle: Bundle, part: Part) -> Iterator[tuple[Pixels, Labels]]:
         )
 
 
-def check_labels(bundle: Bundle, part: Part) -> None:
+def check_labels(bundle: BundleDir, part: Part) -> None:
     """Raises CheckFailed ("labels") where the images' classes are not the bundle's labels, in order."""
     if list(part.classes) != bundle.labels:
         swapped = next(

@@ -17,7 +17,7 @@ import onnxruntime
 
 from okdc.bundle import samples, test_images
 from okdc.bundle.artefacts import Parity, Profile
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import MANIFEST, PARITY, PROFILE
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import SAME_PCT, NoImagesError
@@ -38,7 +38,7 @@ def verify(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any
     Raises RunError for a folder that is no bundle, DataError where `data_root` does not hold the images
     that judged it.
     """
-    bundle = Bundle.open(folder)
+    bundle = BundleDir.open(folder)
     failures: list[CheckFailed] = []
     unnamed = _files(bundle, failures)
     if unnamed:
@@ -87,7 +87,7 @@ def _noting(failures: list[CheckFailed]) -> Iterator[None]:
 # Files and models
 
 
-def _files(bundle: Bundle, failures: list[CheckFailed]) -> list[str]:
+def _files(bundle: BundleDir, failures: list[CheckFailed]) -> list[str]:
     """Hashes and sizes, and the types in parity.json and profile.json; returns the other files of the folder."""
     names = bundle.manifest.files
     for name in names:
@@ -104,7 +104,7 @@ def _files(bundle: Bundle, failures: list[CheckFailed]) -> list[str]:
     return sorted(ascii(name)[1:-1] for name in set(paths) - set(names) - {MANIFEST})
 
 
-def _opened(bundle: Bundle, failures: list[CheckFailed]) -> tuple[Sessions, dict[str, dict[str, Any]]]:
+def _opened(bundle: BundleDir, failures: list[CheckFailed]) -> tuple[Sessions, dict[str, dict[str, Any]]]:
     """A session for each model that is as the manifest states, and the report's row on each model."""
     sessions: Sessions = {}
     models: dict[str, dict[str, Any]] = {}
@@ -122,7 +122,7 @@ def _opened(bundle: Bundle, failures: list[CheckFailed]) -> tuple[Sessions, dict
 
 
 def _samples(
-    bundle: Bundle, sessions: Sessions, models: dict[str, dict[str, Any]], failures: list[CheckFailed]
+    bundle: BundleDir, sessions: Sessions, models: dict[str, dict[str, Any]], failures: list[CheckFailed]
 ) -> None:
     with _noting(failures):
         cases = samples.expected(bundle)
@@ -137,7 +137,7 @@ def _samples(
 
 
 def _accuracy(
-    bundle: Bundle,
+    bundle: BundleDir,
     sessions: Sessions,
     models: dict[str, dict[str, Any]],
     data_root: str | None,
@@ -162,7 +162,7 @@ def _accuracy(
 
 
 def _judge(
-    bundle: Bundle,
+    bundle: BundleDir,
     sessions: Sessions,
     models: dict[str, dict[str, Any]],
     judging: Part,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import MANIFEST, whole
 from okdc.errors import UsageError
 from okdc.recipe import catalog
@@ -28,7 +28,7 @@ def lay(bundle: Path, out: Path, runtime: Path | None = None) -> Path:
     RunError where `bundle` is no bundle or `out` holds something else, CheckFailed where a file is not the manifest's,
     DiskError where nothing can be written.
     """
-    opened, files = Bundle.open(bundle), find_runtime(runtime)
+    opened, files = BundleDir.open(bundle), find_runtime(runtime)
     with whole(out, _is_page, "page of a bundle") as aside, writing(out):
         for folder in ("bundle", "ort"):
             (aside / folder).mkdir()

@@ -13,7 +13,6 @@ from typing import Annotated
 
 import typer
 
-from okdc import __version__
 from okdc.cli import console
 from okdc.cli.bench import bench
 from okdc.cli.look import compare, download, recipes, runs
@@ -21,6 +20,7 @@ from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.train import distill, resume
 from okdc.distributed import Ranks
 from okdc.errors import UsageError
+from okdc.version import __version__
 
 __all__ = ["app"]
 

@@ -218,9 +218,9 @@ def predict(
 ) -> None:
     """Classify images with a bundle: one JSON line for each."""
     from okdc.bundle import predict as answers
-    from okdc.bundle.bundle import Bundle
+    from okdc.bundle.bundle import BundleDir
 
-    opened = Bundle.open(bundle)
+    opened = BundleDir.open(bundle)
     files = answers.listed(images)
     lines = answers.predict(opened, files, model, top, batch, threads)
     with contextlib.closing(lines), console.beside_lines("predicting") as update:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from okdc.cli import console
-from okdc.figures import by, standard_error_pct
+from okdc.errors import by
 from okdc.recipe.reference import Key, by_table
+from okdc.runs.artefacts import standard_error_pct
 
 
 def result(facts: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from okdc import __version__
 from okdc.data import find
 from okdc.data.source import Archive, Source
 from okdc.errors import DataError, DiskError, RunError, UsageError
@@ -31,6 +30,7 @@ from okdc.recipe import catalog
 from okdc.recipe.draft import read
 from okdc.runs import locks
 from okdc.runs.files import writing
+from okdc.version import __version__
 
 Progress = Callable[[int, int, str], None]  # megabytes done, megabytes in all, in words
 

@@ -19,14 +19,14 @@ from torch import Tensor
 from okdc.assembly import reopen
 from okdc.assembly import student as students
 from okdc.bundle import test_images
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import FLOAT32, MANIFEST
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import SAME_PCT, NoImagesError
 from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, DataError
-from okdc.figures import standard_error_pct
 from okdc.progress import Progress
+from okdc.runs.artefacts import standard_error_pct
 from okdc.runs.run import RunDir
 
 MOST_PAIRS = 10  # confused pairs that are named
@@ -56,7 +56,7 @@ def _run(run: RunDir, data_root: str | None, tell: Progress) -> dict[str, Any]:
 
 
 def _bundle(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any]:
-    bundle = Bundle.open(folder)
+    bundle = BundleDir.open(folder)
     session, manifest = Session(bundle.model()), bundle.manifest
     try:
         judging = test_images.find(bundle, data_root)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from okdc import __version__
 from okdc.assembly import reopen
 from okdc.assembly import student as students
 from okdc.assembly.student import Student
@@ -44,6 +43,7 @@ from okdc.runs import artefacts
 from okdc.runs.artefacts import Result
 from okdc.runs.files import write
 from okdc.runs.run import RunDir
+from okdc.version import __version__
 
 SAMPLES = 5
 

@@ -17,13 +17,13 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from okdc import __version__
 from okdc.bundle.structure import INPUT, LOGITS, OPSET, PROBABILITIES, properties
 from okdc.cohort import Backbone
 from okdc.deploy.lowering import plain
 from okdc.errors import CheckFailed
 from okdc.precision.tools import quiet
 from okdc.runs.artefacts import Preprocessing, StudentInfo
+from okdc.version import __version__
 
 IR_VERSION = 8  # what runtimes of opset 18's age read
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.assembly.student import square
@@ -134,7 +134,7 @@ def _of_run(run: RunDir, tell: Progress) -> list[Subject]:
         tell.note(f"the training as a whole is not counted: {'; '.join((error.message, *error.details))}")
     if run.state() == "complete":
         return [*students.subjects(run), *whole]
-    cohort = build.cohort(resolved, square(size), classes)[0].eval()
+    cohort = assembly.cohort(resolved, square(size), classes)[0].eval()
     untrained = [
         Subject(f"student{k}", "student", student.architecture, student, size, classes, export=True)
         for k, student in enumerate(cohort.backbones())
@@ -144,7 +144,7 @@ def _of_run(run: RunDir, tell: Progress) -> list[Subject]:
 
 def _whole(resolved: ResolvedRecipe, classes: int) -> Subject:
     name = f"training ({resolved.recipe.method['name']})"
-    whole = _Heads(build.assemble(resolved, classes).method).eval()
+    whole = _Heads(assembly.assemble(resolved, classes).method).eval()
     return Subject(name, "training", name, whole, resolved.recipe.data.image_size, classes)
 
 

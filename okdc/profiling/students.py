@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from okdc.assembly.student import load, recorded
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import MANIFEST
 from okdc.errors import UsageError, nearest
 from okdc.profiling.measure import Subject, Trained
@@ -62,5 +62,5 @@ def _bundled(run: RunDir, info: StudentInfo) -> bytes | None:
     folder = run.path / "bundle"
     if not (folder / MANIFEST).is_file():
         return None
-    bundle = Bundle.open(folder)
+    bundle = BundleDir.open(folder)
     return bundle.model() if bundle.manifest.weights_sha256 == info.weights_sha256 else None

@@ -10,6 +10,7 @@ A bundle's files are in `okdc.bundle.artefacts`. Keys that a model does not name
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -282,3 +283,9 @@ class Result(File):
         if self.leading_head not in self.heads_last_epoch_top1_pct:
             raise ValueError(f"heads_last_epoch_top1_pct.{self.leading_head}: missing")
         return self
+
+
+def standard_error_pct(top1_pct: float, images: int) -> float:
+    """Of one accuracy on one set of n images, in percent: the binomial's √(p(1-p)/n)."""
+    share = top1_pct / 100
+    return 100 * math.sqrt(share * (1 - share) / images)

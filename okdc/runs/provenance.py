@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from okdc import __version__
 from okdc.runs.artefacts import Provenance
+from okdc.version import __version__
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-learn")
 # Processor flags by which torch and onnxruntime choose their kernels.

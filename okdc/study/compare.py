@@ -13,8 +13,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from okdc.figures import standard_error_pct
 from okdc.recipe.schema import Paper
+from okdc.runs.artefacts import standard_error_pct
 from okdc.runs.run import RECIPE, SERIES
 from okdc.study import comparable, stats
 from okdc.study.finished import find

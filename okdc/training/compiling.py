@@ -77,11 +77,6 @@ def without_compiler(device: str) -> str:
     return ""
 
 
-def failed(error: RuntimeError) -> bool:
-    """Whether an error is the compiler's own, or one of recording launches: of a step that would have run without."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor")) or "captur" in str(error)
-
-
 def in_a_line(error: Exception) -> str:
     """What the compiler says is wrong: its report is pages of commands and of its own stack."""
     cause = getattr(error, "inner_exception", error)

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.data import find
@@ -51,7 +51,7 @@ def start(
 
         def read() -> Dataset:
             with tell.reading() as progress:
-                return build.dataset(recipe, progress)
+                return assembly.dataset(recipe, progress)
 
         def images() -> Dataset:
             dataset = ranks.in_turn(read)
@@ -59,7 +59,7 @@ def start(
             return dataset
 
         ranks.agree("the recipe's keys", recipe.sha256())
-        job = build.job(resolved, images)
+        job = assembly.job(resolved, images)
         for note in job.notes:
             tell.note(note)
         settings = ranks.first_does(partial(compiling.decide, settings, job))
@@ -114,7 +114,7 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
             before = (*info.processes_before, then)
             now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
             ranks.first_does(lambda: run.note(**now))
-        job = build.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
+        job = assembly.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
         settings = ranks.first_does(partial(compiling.decide, settings, job))
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
         for note in notes:

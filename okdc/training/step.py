@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from okdc import kernels
+from okdc import kernels, torch_errors
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.methods.base import Batch, Method, Step
@@ -63,15 +63,15 @@ class TrainStep:
         try:
             return self._learn(batch, done)
         except RuntimeError as error:
-            if self.settings.compiled and compiling.failed(error):
+            if self.settings.compiled and torch_errors.not_compilable(error):
                 raise DeviceError(
                     f"the training step cannot be compiled: {compiling.in_a_line(error)}",
                     hint="a new run with --compile off trains without",
                 ) from error
-            operator, lacks, _ = str(error).partition(" does not have a deterministic implementation")
-            if lacks:
+            if operator := torch_errors.without_deterministic_kernel(error):
                 raise DeviceError(
-                    f"deterministic=true: {operator}{lacks}", hint="a new run without it, or other students"
+                    f"deterministic=true: {operator} does not have a deterministic implementation",
+                    hint="a new run without it, or other students",
                 ) from error
             raise
 

@@ -13,7 +13,7 @@ from making import run_info
 from PIL import Image
 
 from okdc import backbones
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.cohort import Backbone
@@ -41,7 +41,7 @@ def root() -> Path:
 
 def filled(recipe: Recipe) -> Recipe:
     """A recipe with the mean and std of its images."""
-    return build.with_normalisation(recipe, build.normalisation_of(recipe, build.dataset(recipe)))
+    return assembly.with_normalisation(recipe, assembly.normalisation_of(recipe, assembly.dataset(recipe)))
 
 
 def unread() -> Dataset:
@@ -54,30 +54,30 @@ def unread() -> Dataset:
 @pytest.mark.usefixtures("root")
 def test_fewer_images_than_a_batch_is_an_error_with_a_batch_that_fits() -> None:
     with pytest.raises(DataError, match=r"optim\.batch_size is 19, there are 18 training images") as caught:
-        build.dataset(of_folder("optim.batch_size=19"))
+        assembly.dataset(of_folder("optim.batch_size=19"))
     assert caught.value.hint == "for example: optim.batch_size=2"
-    assert len(build.dataset(of_folder("optim.batch_size=18")).train) == 18
+    assert len(assembly.dataset(of_folder("optim.batch_size=18")).train) == 18
 
 
 @pytest.mark.usefixtures("root")
 def test_to_keep_the_best_needs_images_to_choose_on() -> None:
     for fraction in ("0", "0.001"):
         with pytest.raises(RecipeError, match=rf"data\.val_fraction={fraction}.* of 20 images leaves none") as caught:
-            build.dataset(of_folder(f"data.val_fraction={fraction}"))
+            assembly.dataset(of_folder(f"data.val_fraction={fraction}"))
         assert "cohort.keep=0" in caught.value.hint
 
 
 def test_something_has_to_be_left_to_measure_on(root: Path) -> None:
     with pytest.raises(DataError, match="neither validation nor test images"):
-        build.dataset(of_folder("data.val_fraction=0", "cohort.keep=0"))
+        assembly.dataset(of_folder("data.val_fraction=0", "cohort.keep=0"))
     write_tree(root, {"test": {"a": 1, "b": 1}})
-    assert build.dataset(of_folder("data.val_fraction=0", "cohort.keep=0")).final_split[0] == "test"
+    assert assembly.dataset(of_folder("data.val_fraction=0", "cohort.keep=0")).final_split[0] == "test"
 
 
 @pytest.mark.usefixtures("root")
 def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(Path.cwd()))
-    assert len(build.dataset(of_folder("data.root=~/root")).images) == 20
+    assert len(assembly.dataset(of_folder("data.root=~/root")).images) == 20
 
 
 # --- the resolved recipe
@@ -86,10 +86,10 @@ def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPat
 @pytest.mark.usefixtures("root")
 def test_mean_and_std_default_to_those_of_the_training_images_and_can_be_given() -> None:
     recipe = of_folder()
-    found = build.dataset(recipe)
-    assert build.normalisation_of(recipe, found) == found.moments()
+    found = assembly.dataset(recipe)
+    assert assembly.normalisation_of(recipe, found) == found.moments()
     given = of_folder("data.mean=[0.5, 0.5, 0.5]")
-    assert build.normalisation_of(given, found) == ((0.5, 0.5, 0.5), found.moments()[1])
+    assert assembly.normalisation_of(given, found) == ((0.5, 0.5, 0.5), found.moments()[1])
 
 
 def test_the_moments_are_a_function_of_the_training_images_alone(root: Path) -> None:
@@ -113,7 +113,7 @@ def test_one_student_kept_by_a_number_has_to_exist() -> None:
 
 def test_what_is_shared_follows_from_the_method_the_students_and_the_recipe_and_is_said() -> None:
     def said(*words: str) -> tuple[int, bool, str]:
-        built, sentence = build.cohort(resolved(*words), torch.Size((3, 8, 8)), 10)
+        built, sentence = assembly.cohort(resolved(*words), torch.Size((3, 8, 8)), 10)
         students = list(built.students)
         stems = {id(student.stages[0]) for student in students}  # type: ignore[index]
         return len(students), len(stems) < len(students), sentence
@@ -129,7 +129,7 @@ def test_what_is_shared_follows_from_the_method_the_students_and_the_recipe_and_
 
 def test_a_student_starts_from_the_same_weights_whatever_its_peers_and_its_method_are() -> None:
     def first(*words: str) -> torch.Tensor:
-        return next(build.method(resolved(*words), torch.Size((3, 8, 8)), 10)[0].cohort.backbone(0).parameters())
+        return next(assembly.method(resolved(*words), torch.Size((3, 8, 8)), 10)[0].cohort.backbone(0).parameters())
 
     start = first()
     assert torch.equal(start, first("cohort.students=['resnet8', 'resnet14', 'resnet8']"))
@@ -143,7 +143,7 @@ def test_a_method_that_cannot_be_built_is_a_recipe_error() -> None:
         (["method.taps=[9, 10, 11]"], "outside the 4 maps"),
     ):
         with pytest.raises(RecipeError) as caught:
-            build.job(resolved(*words), unread)
+            assembly.job(resolved(*words), unread)
         (problem,) = caught.value.details
         assert problem.startswith("[method] fefr: ")
         assert said in problem
@@ -162,11 +162,11 @@ def test_each_network_is_built_once_and_before_the_images_are_read(monkeypatch: 
 
     def read() -> Dataset:
         events.append("images")
-        return build.dataset(recipe.recipe)
+        return assembly.dataset(recipe.recipe)
 
     monkeypatch.setattr(backbones, "build", counted)
     recipe = resolved("cohort.students=['resnet8', 'resnet14']", "cohort.share=none")
-    build.job(recipe, read)
+    assembly.job(recipe, read)
     assert events == ["resnet8 for 10 classes", "resnet14 for 10 classes", "images"]
 
 
@@ -180,19 +180,19 @@ def test_where_only_the_images_tell_the_number_of_classes_they_are_read_first(mo
     )
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     recipe = resolved("data.name=mine:load", "optim.batch_size=8")
-    job = build.job(recipe, lambda: build.dataset(recipe.recipe))
+    job = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
     assert job.method.cohort.backbone(0)(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
     wrong = resolved("data.name=mine:load", "optim.batch_size=8", "cohort.students=['resnet8']")
     with pytest.raises(RecipeError) as caught:
-        build.job(wrong, lambda: build.dataset(wrong.recipe))
+        assembly.job(wrong, lambda: assembly.dataset(wrong.recipe))
     assert len(caught.value.details) == 1
 
 
 def test_another_number_of_classes_than_the_source_announced_is_an_error() -> None:
     recipe = resolved()
-    images = build.dataset(recipe.recipe)
+    images = assembly.dataset(recipe.recipe)
     with pytest.raises(DataError, match="expected 10 classes of digits, found 11"):
-        build.job(recipe, lambda: replace(images, classes=(*images.classes, "another")))
+        assembly.job(recipe, lambda: replace(images, classes=(*images.classes, "another")))
 
 
 # --- from a run
@@ -200,7 +200,9 @@ def test_another_number_of_classes_than_the_source_announced_is_an_error() -> No
 
 def made(recipe: Recipe, found: Dataset) -> RunDir:
     info = run_info(classes=found.classes, data_sha256=found.fingerprint)
-    return RunDir.create("made", build.with_normalisation(recipe, build.normalisation_of(recipe, found)).text(), info)
+    return RunDir.create(
+        "made", assembly.with_normalisation(recipe, assembly.normalisation_of(recipe, found)).text(), info
+    )
 
 
 @pytest.mark.usefixtures("root")
@@ -208,7 +210,7 @@ def test_the_recipe_of_a_run_is_the_one_it_was_started_with_wherever_its_images_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = filled(of_folder())
-    run = made(recipe, build.dataset(recipe))
+    run = made(recipe, assembly.dataset(recipe))
     assert reopen.recipe_of(run).recipe == recipe
     moved = reopen.recipe_of(run, "elsewhere").recipe
     assert moved.data.root == "elsewhere"
@@ -244,7 +246,7 @@ def remove_image(root: Path) -> None:
 )
 def test_images_that_changed_since_a_run_was_started_are_noticed(root: Path, change: object, said: str) -> None:
     recipe = of_folder()
-    run = made(recipe, build.dataset(recipe))
+    run = made(recipe, assembly.dataset(recipe))
     reopen.data_of(run, reopen.recipe_of(run).recipe, Quiet())
     assert callable(change)
     change(root)
@@ -254,7 +256,7 @@ def test_images_that_changed_since_a_run_was_started_are_noticed(root: Path, cha
 
 def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
     recipe = of_folder()
-    run = made(recipe, build.dataset(recipe))
+    run = made(recipe, assembly.dataset(recipe))
     shutil.move(root, "elsewhere")
     reopen.data_of(run, reopen.recipe_of(run, "elsewhere").recipe, Quiet())
 

@@ -14,7 +14,7 @@ from harness import recipe
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.bench import pairings
 from okdc.bench.okdc_step import MEAN, STD, Work, random_images
 from okdc.bench.pairings import Scale
@@ -36,7 +36,7 @@ def ready(dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def made(name: str, *words: str) -> Method:
-    return build.method(recipe(f"method.name={name}", *words), torch.Size((3, 8, 8)), 10)[0]
+    return assembly.method(recipe(f"method.name={name}", *words), torch.Size((3, 8, 8)), 10)[0]
 
 
 @pytest.mark.parametrize(

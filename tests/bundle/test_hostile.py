@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import okdc
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.errors import CheckFailed
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
@@ -267,11 +267,11 @@ def test_files_larger_than_any_bundle_has_are_not_read(
     with monkeypatch.context() as patch:
         patch.setattr("okdc.bundle.bundle.hashlib.sha256", lambda _: pytest.fail("it was read"))
         with pytest.raises(CheckFailed, match="no file of a bundle has more than 2 GiB"):
-            Bundle.open(bundle).content("infer.py")
+            BundleDir.open(bundle).content("infer.py")
     (bundle / "infer.py").unlink()
     edit(bundle / "manifest.json", lambda m: m["files"]["sample/expected.json"].update(bytes=2**25 + 1))
     with pytest.raises(CheckFailed, match="33,554,433 bytes, expected 33,554,432 at most"):
-        Bundle.open(bundle).parsed("sample/expected.json")
+        BundleDir.open(bundle).parsed("sample/expected.json")
     with (bundle / "manifest.json").open("r+b") as stream:
         stream.truncate(2**40)
     for answer in (verified(capsys), predicted(capsys)):

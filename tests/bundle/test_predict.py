@@ -19,7 +19,7 @@ from bundles import add_model, bomb, edit, edit_model, of_digits
 from PIL import Image
 
 from okdc.bundle import predict as module
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.session import Session
 from okdc.data import images
 from okdc.errors import DataError
@@ -243,7 +243,7 @@ def test_a_name_that_is_no_text_is_written_as_json_all_the_same() -> None:
 
 
 def test_lines_come_as_images_are_answered_and_not_at_the_end(bundle: Path, zoo: Path) -> None:
-    opened = Bundle.open(bundle)
+    opened = BundleDir.open(bundle)
     files = [zoo / "wide.png"] * 8 + [zoo / "gone.png"]
     asked: list[int] = []
 

@@ -23,7 +23,7 @@ from reports import INT8
 
 from okdc.bundle import test_images as judged
 from okdc.bundle.artefacts import Input, JudgedOn, Manifest
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.data.datasets import Dataset
 from okdc.deploy import torch_reference as sides
 from okdc.errors import DataError
@@ -359,7 +359,7 @@ def test_code_that_a_bundle_names_is_not_run(capsys: Captured, bundle: Path) -> 
     assert not Path("ran").exists()
 
 
-def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> Bundle:
+def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> BundleDir:
     """What a manifest says of the images of a data set's final split, as an export writes it."""
     _, rows = dataset.final_split
     part, places = dataset.part_of(rows)
@@ -367,7 +367,7 @@ def named(dataset: Dataset, name: str, shorter_side: int | None = None) -> Bundl
     judged_on = JudgedOn.model_validate({"sha256": sha256, "part": part, "rows": places})
     spec = Input.model_construct(height=dataset.size[1], shorter_side=shorter_side)
     manifest = Manifest.model_construct(recipe={"data": {"name": name}}, judged_on=judged_on, input=spec)
-    return Bundle(Path("bundle"), manifest)
+    return BundleDir(Path("bundle"), manifest)
 
 
 def same_images(dataset: Dataset, name: str, root: str | None, shorter_side: int | None = None) -> None:

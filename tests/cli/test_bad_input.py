@@ -13,7 +13,7 @@ from asking import Answer, ask, picture, write_tree
 from making import run_info
 from PIL import Image
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.runs.run import RunDir
 from okdc.training import loop as engine
 
@@ -190,7 +190,7 @@ def test_a_place_below_a_file_is_refused_before_the_images_are_read(
     def read(*_: object) -> None:
         raise AssertionError("an hour of decoding")
 
-    monkeypatch.setattr(build, "dataset", read)
+    monkeypatch.setattr(assembly, "dataset", read)
     refused(ask(capsys, "distill", "-o", "/dev/null/x"), "disk", "/dev/null is not a folder")
 
 

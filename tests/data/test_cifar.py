@@ -14,7 +14,7 @@ from asking import ask
 from lookalike import KINDS, write_cifar
 from reading import read_data
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import resolve
 from okdc.data import cifar, find
 from okdc.data.source import Part, Request
@@ -60,7 +60,7 @@ def test_validation_is_held_out_of_train_and_the_test_split_stays(monkeypatch: p
     write_cifar(Path("data"), monkeypatch)
     words = ["cifar10_resnet20", "data.name=cifar10", "data.root=data", "optim.batch_size=8"]
     recipe = resolve(load(words)).recipe
-    actual = build.dataset(recipe)
+    actual = assembly.dataset(recipe)
     assert [len(actual.train), len(actual.val), len(actual.test)] == [180, 20, 20]
     assert actual.test.tolist() == list(range(200, 220))
 

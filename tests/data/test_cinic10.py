@@ -9,7 +9,7 @@ from lookalike import write_cinic
 from PIL import Image
 from reading import read_data
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import resolve
 from okdc.data import cinic10 as module
 from okdc.errors import DataError
@@ -24,7 +24,7 @@ def recipe_for(root: str, *words: str) -> Recipe:
 
 def test_its_own_three_splits_are_taken_and_nothing_is_held_out() -> None:
     write_cinic(Path("cinic"))
-    data = build.dataset(recipe_for("cinic"))
+    data = assembly.dataset(recipe_for("cinic"))
     assert [len(rows) for rows in (data.train, data.val, data.test)] == [20, 20, 20]
     assert data.classes == module.CLASSES
     assert data.name == "cinic10"
@@ -34,16 +34,16 @@ def test_its_own_three_splits_are_taken_and_nothing_is_held_out() -> None:
 def test_the_published_mean_and_deviation_are_used_where_the_recipe_names_none() -> None:
     write_cinic(Path("cinic"))
     recipe = recipe_for("cinic")
-    actual = build.dataset(recipe)
-    data = build.normalisation_of(recipe, actual)
+    actual = assembly.dataset(recipe)
+    data = assembly.normalisation_of(recipe, actual)
     assert data.mean == pytest.approx((0.4789, 0.4723, 0.4305), abs=5e-5)
     assert data.std == pytest.approx((0.2421, 0.2383, 0.2587), abs=5e-5)
     own = recipe_for("cinic", "data.mean=[0.5, 0.5, 0.5]")
-    data = build.normalisation_of(own, actual)
+    data = assembly.normalisation_of(own, actual)
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == module.STD
     other = read_data("folder", Path("cinic"), 8)
-    assert build.normalisation_of(recipe, other).mean == other.moments()[0]  # a plain folder has none published
+    assert assembly.normalisation_of(recipe, other).mean == other.moments()[0]  # a plain folder has none published
 
 
 def test_what_is_known_of_the_set_is_always_said(monkeypatch: pytest.MonkeyPatch) -> None:

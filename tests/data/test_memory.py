@@ -20,7 +20,7 @@ BYTES = EACH * len(CLASSES) * len(SPLITS) * 32 * 32 * 3
 CHILD = """
 import json, os
 from pathlib import Path
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.recipe.draft import load
 from okdc.assembly.resolve import resolve
 
@@ -31,7 +31,7 @@ def peak_of(root):
     recipe = resolve(load(["data.name=cinic10", f"data.root={root}", "data.image_size=32"]))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
-    job = build.job(recipe, lambda: build.dataset(recipe.recipe))
+    job = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
     return job.dataset.images.nbytes, status("VmHWM") - before
 
 peak_of("small")  # imports what is imported late

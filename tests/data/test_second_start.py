@@ -13,7 +13,7 @@ from asking import write_tree
 from lookalike import write_cinic
 from PIL import Image
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data.cache import load
 from okdc.data.images import EXTENSIONS
@@ -67,11 +67,11 @@ def test_a_second_start_opens_no_image_and_asks_once_about_each(
     make: Callable[[], ResolvedRecipe], opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make()
-    first = build.job(recipe, lambda: build.dataset(recipe.recipe))
+    first = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
     opened.clear()
     monkeypatch.setattr(Image, "open", refused)
     monkeypatch.setattr(Path, "read_bytes", refused)
-    second = build.job(recipe, lambda: build.dataset(recipe.recipe))
+    second = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
     assert len(opened) == len(first.dataset.labels)
     assert set(opened.values()) == {1}
     assert second.dataset.fingerprint == first.dataset.fingerprint
@@ -83,7 +83,7 @@ def test_a_second_start_opens_no_image_and_asks_once_about_each(
 def test_a_first_start_asks_once_about_each(make: Callable[[], ResolvedRecipe], opened: Counter[str]) -> None:
     recipe = make()
     opened.clear()
-    data = build.dataset(recipe.recipe)
+    data = assembly.dataset(recipe.recipe)
     assert len(opened) == len(data.labels)
     assert set(opened.values()) == {1}
 

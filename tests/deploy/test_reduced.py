@@ -14,10 +14,10 @@ from asking import Answer, ask
 from harness import Quiet
 from PIL import Image
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import resolve
 from okdc.bundle.artefacts import Int8Report, Model, Setting, Trial
-from okdc.bundle.bundle import Bundle
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.session import Session
 from okdc.deploy import latency, onnx, reduced
 from okdc.errors import CheckFailed, DataError
@@ -59,7 +59,7 @@ def test_both_files_are_made_judged_and_named(capsys: Captured, run: RunDir, blo
     folder = run.path / "bundle"
     parity = json.loads(answer.out)["parity"]
     assert parity == read_json(folder / "parity.json")
-    bundle = Bundle.open(folder)
+    bundle = BundleDir.open(folder)
     assert bundle.precisions == ["float32", "int8", "float16"]
     for precision, name in REDUCED.items():
         report, content = parity[precision], (folder / name).read_bytes()
@@ -97,7 +97,7 @@ def test_a_reduced_file_that_fails_its_gate_lies_aside_and_the_bundle_stands(cap
     assert "error[int8]: model.int8.onnx did not pass" in answer.err
     assert "--diagnose" in answer.err
     assert f"the bundle {folder} stands without it" in answer.err
-    assert Bundle.open(folder).precisions == ["float32", "float16"]
+    assert BundleDir.open(folder).precisions == ["float32", "float16"]
     assert not (folder / "model.int8.onnx").exists()
     assert {path.name for path in aside.iterdir()} == {"model.int8.onnx", "parity.json"}
     assert read_json(aside / "parity.json") == parity
@@ -136,7 +136,7 @@ def test_where_int8_cannot_be_made_the_bundle_stands_with_what_could(
     assert answer.code == code
     assert says in answer.err
     assert f"the bundle {folder} stands without it" in answer.err
-    assert Bundle.open(folder).precisions == ["float32", "float16"]
+    assert BundleDir.open(folder).precisions == ["float32", "float16"]
     assert not (run.path / "bundle.rejected").exists()
     assert ask(capsys, "verify", str(folder)).code == 0
 
@@ -153,7 +153,7 @@ def test_every_file_that_is_missing_is_accounted_for(
     assert answer.code == 1
     assert "error[int8]: none of the six" in answer.err
     assert "error[float16]: the file has no float16 twin" in answer.err
-    assert Bundle.open(run.path / "bundle").precisions == ["float32"]
+    assert BundleDir.open(run.path / "bundle").precisions == ["float32"]
 
 
 @pytest.mark.usefixtures("black")
@@ -221,7 +221,7 @@ def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
     blob: bytes, monkeypatch: pytest.MonkeyPatch, validation: bool
 ) -> None:
     words = [] if validation else ["data.val_fraction=0.0", "cohort.keep=0"]
-    dataset = build.dataset(resolve(load(["digits_resnet8", *words])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8", *words])).recipe)
     taken = Taken()
     monkeypatch.setattr(quantize, "search", taken)
     judging = dataset.images[dataset.test].numpy()
@@ -241,7 +241,7 @@ def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
 def test_images_that_judge_do_not_choose_where_there_is_no_test_split(
     blob: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = build.dataset(resolve(load(["digits_resnet8"])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8"])).recipe)
     dataset = replace(dataset, test=dataset.test[:0])
     taken = Taken()
     monkeypatch.setattr(quantize, "search", taken)
@@ -260,7 +260,7 @@ def test_images_that_judge_do_not_choose_where_there_is_no_test_split(
 
 @pytest.mark.parametrize(("size", "most"), [(8, 5000), (96, 5000), (224, 1000), (10_000, 1)])
 def test_of_large_images_fewer_choose(size: int, most: int) -> None:
-    dataset = build.dataset(resolve(load(["digits_resnet8"])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8"])).recipe)
     images = torch.empty(0, size, size, 3, dtype=torch.uint8)
     many = replace(dataset, images=images, val=torch.arange(6000))
     rows, split = reduced._search_images(many, np.arange(64), "test")
@@ -268,7 +268,7 @@ def test_of_large_images_fewer_choose(size: int, most: int) -> None:
 
 
 def test_too_few_training_images_that_did_not_calibrate_choose_with_the_others() -> None:
-    dataset = build.dataset(resolve(load(["digits_resnet8"])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8"])).recipe)
     dataset = replace(dataset, val=dataset.val[:0])
     count = len(dataset.train)
     for calibrated, expected in ((count - 64, 64), (count - 63, count), (count, count)):

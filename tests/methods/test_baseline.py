@@ -6,7 +6,7 @@ import pytest
 import torch
 from byhand import resolved
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.backbones.resnet import cifar_resnet
 from okdc.cohort import Cohort
 from okdc.methods.base import Batch
@@ -66,7 +66,7 @@ def test_it_trains_the_first_student_of_a_recipe_alone() -> None:
             "method": {"name": "baseline"},
         }
     )
-    method, words = build.method(recipe, torch.Size((3, 8, 8)), 10)
+    method, words = assembly.method(recipe, torch.Size((3, 8, 8)), 10)
     assert len(method.cohort.students) == 1
     assert sum(p.numel() for p in method.parameters()) == 175_258
     assert "resnet14" in words

@@ -11,7 +11,7 @@ from byhand import CIFAR, SMALL, batch, make, pairwise, table, teacher
 from torch import Tensor, nn
 
 from okdc import methods
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import resolve
 from okdc.cohort import count_macs
 from okdc.errors import RecipeError
@@ -207,7 +207,7 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: i
 @pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline"])
 def test_methods_of_separate_networks_share_nothing_whatever_the_recipe_says(name: str) -> None:
     recipe = table(name, ["resnet8"] * 3, "low")
-    method, words = build.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
+    method, words = assembly.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
     assert method.cohort.shared == 0
     assert ("alone" if name in SINGLE else "share nothing") in words
 
@@ -328,7 +328,7 @@ def resolved(name: str, students: list[str], share: str, **keys: object) -> list
     words = [f"method.name={name}", f"cohort.students={students}", f"cohort.share={share}"]
     words += [f"method.{key}={value}" for key, value in keys.items()]
     try:
-        build.method(resolve(load(["digits_resnet8", *words])), SMALL, 10)
+        assembly.method(resolve(load(["digits_resnet8", *words])), SMALL, 10)
     except RecipeError as error:
         return list(error.details)
     return []
@@ -424,7 +424,7 @@ BRANCH = LAST_STAGE + HEAD
 def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:
     if name == "kd":
         big = teacher("resnet110", CIFAR)
-        method = build.method(table(name, ["resnet20"], share, 32), CIFAR, 10, big)[0]
+        method = assembly.method(table(name, ["resnet20"], share, 32), CIFAR, 10, big)[0]
     else:
         method = make(name, ["resnet20"] * n, share, CIFAR)
     images, labels, *_ = batch(CIFAR, 1)

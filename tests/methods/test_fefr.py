@@ -13,7 +13,7 @@ from byhand import pairwise, resolved
 from harness import no_waiting
 from torch import Tensor, nn
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.backbones.parts import PoolLinear
 from okdc.backbones.resnet import cifar_resnet
@@ -122,13 +122,13 @@ def test_students_start_differently_and_alone() -> None:
             }
         )
 
-    three, words = build.cohort(recipe(3, "none"), SMALL, 10)
+    three, words = assembly.cohort(recipe(3, "none"), SMALL, 10)
     assert "nothing" in words
     for a, b in ((0, 1), (0, 2), (1, 2)):
         for (name, p), q in zip(three.backbone(a).named_parameters(), three.backbone(b).parameters(), strict=True):
             if p.dim() > 1:  # weights; BatchNorm starts at 1 and 0 everywhere
                 assert not torch.equal(p, q), name
-    two, _ = build.cohort(recipe(2, "low"), SMALL, 10)
+    two, _ = assembly.cohort(recipe(2, "low"), SMALL, 10)
     for k in range(2):
         for name, value in two.backbone(k).head.state_dict().items():
             assert torch.equal(value, three.backbone(k).head.state_dict()[name])

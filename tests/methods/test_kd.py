@@ -10,7 +10,7 @@ import torch
 from byhand import agrees, batch, cross_entropy, divergence, hold, make, names, reached, spread, table, teacher
 from torch import nn
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.methods.base import Batch, Method
 from okdc.methods.kd import KD, KDConfig
 from okdc.training.optim import sgd
@@ -37,7 +37,7 @@ class Answers(nn.Module):
 @pytest.mark.parametrize("T", [1.0, 3.0, 4.0])
 def test_every_term_equals_a_slow_transcription(T: float, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     z, z_t = spread(2)
-    method, _ = build.method(
+    method, _ = assembly.method(
         table("kd", ["resnet8"], temperature=T, alpha=alpha), torch.Size((3, 8, 8)), 10, Answers(z_t)
     )
     hold(monkeypatch, method, z[None])
@@ -111,7 +111,7 @@ def test_the_teacher_answers_as_it_does_alone() -> None:
 
 def test_it_trains_the_first_student_of_a_recipe_alone() -> None:
     recipe = table("kd", ["resnet14", "resnet8"], "low")
-    method, words = build.method(recipe, torch.Size((3, 8, 8)), 10, teacher())
+    method, words = assembly.method(recipe, torch.Size((3, 8, 8)), 10, teacher())
     assert len(method.cohort.students) == 1
     assert sum(p.numel() for p in method.cohort.parameters()) == 175_258
     assert "resnet14" in words

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.resolve import resolve
 from okdc.recipe import catalog
 from okdc.recipe.draft import check, load
@@ -38,7 +38,7 @@ def test_a_recipe_begins_with_its_command_and_can_be_built(name: str) -> None:
     resolved = resolve(load([str(SHIPPED[name])]), needs_data=False)
     assert resolved.recipe.method["name"] == "fefr"
     assert not resolved.notes
-    build.assemble(resolved, 10)
+    assembly.assemble(resolved, 10)
 
 
 @pytest.mark.parametrize("name", list(SHIPPED))

@@ -39,7 +39,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly import student as students
 from okdc.assembly.student import logits_of
 from okdc.backbones.resnet import cifar_resnet
@@ -472,7 +472,7 @@ def test_a_data_set_without_test_images_is_judged_on_validation_and_says_so() ->
 # A loss that is not finite
 
 
-def spoiling(job: build.Job, step: int, term: str, value: float = math.nan) -> None:
+def spoiling(job: assembly.Job, step: int, term: str, value: float = math.nan) -> None:
     """Let one loss term of the method be `value` at one step of training, counted from 1."""
     seen = 0
 
@@ -525,7 +525,7 @@ def test_a_rate_that_is_far_too_high_fails_in_words() -> None:
     assert not run.result.exists()
 
 
-def ruin_at_last_step(job: build.Job) -> None:
+def ruin_at_last_step(job: assembly.Job) -> None:
     """Weights that the last step makes infinite, while all losses were finite: only a look at the outputs tells."""
     whole, seen = STEPS * EPOCHS, 0
     head = job.method.cohort.backbone(0).head

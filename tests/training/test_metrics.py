@@ -7,7 +7,7 @@ import torch
 from harness import no_waiting, recipe
 from torch import Tensor, nn
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.assembly.student import logits_of
 from okdc.methods.base import Batch, Method, Step
 from okdc.training.metrics import Totals, evaluate, top1_pct
@@ -76,7 +76,7 @@ def batches(n: int = 3) -> list[tuple[Tensor, Tensor]]:
 
 
 def fefr() -> Method:
-    return build.method(recipe(), torch.Size((3, 8, 8)), 10)[0]
+    return assembly.method(recipe(), torch.Size((3, 8, 8)), 10)[0]
 
 
 def test_evaluation_moves_no_batch_statistics_of_anything() -> None:

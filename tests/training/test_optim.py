@@ -5,14 +5,14 @@ import torch
 from harness import recipe
 from torch import nn
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.methods.base import Batch, Method
 from okdc.recipe.schema import Optim
 from okdc.training.optim import assert_same_strides, rate, sgd
 
 
 def method(*words: str) -> Method:
-    return build.method(recipe(*words), torch.Size((3, 8, 8)), 10)[0]
+    return assembly.method(recipe(*words), torch.Size((3, 8, 8)), 10)[0]
 
 
 def test_students_and_scaffolding_have_a_group_each_with_their_own_decay() -> None:

@@ -28,7 +28,7 @@ from making import run_info
 from pictures import streamed, write_imagenet
 from processes import Learned, Told, asked, broken, damaged, stepped, together, traced, training
 
-from okdc.assembly import job as build
+from okdc.assembly import job as assembly
 from okdc.data import ondemand
 from okdc.data.batches import order, part_of_batch
 from okdc.data.workers import cores
@@ -392,7 +392,7 @@ def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_c
     together(2, training, whole, one_epoch(tree))
 
     monkeypatch.setattr(ondemand, "PROBE", 1)
-    found = build.dataset(recipe(*one_epoch(tree)).recipe)
+    found = assembly.dataset(recipe(*one_epoch(tree)).recipe)
     assert found.files is not None
     row = int(order(found.train, 0, 0)[part_of_batch(2, 8, Ranks(1, 2))][1])
     path = found.files.path(row)

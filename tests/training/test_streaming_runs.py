@@ -124,11 +124,11 @@ def spoil(path: Path) -> bytes:
 def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_when_it_is_restored(
     own_tree: Path, whole: RunDir, monkeypatch: pytest.MonkeyPatch, split: str, workers: int
 ) -> None:
-    from okdc.assembly import job as build
+    from okdc.assembly import job as assembly
 
     monkeypatch.setattr(ondemand, "PROBE", 0)
     asked = words(own_tree, f"engine.workers={workers}")
-    found = build.dataset(recipe(*asked).recipe)
+    found = assembly.dataset(recipe(*asked).recipe)
     assert found.files is not None
     path = found.files.path(int((found.train if split == "train" else found.val)[3]))
     content = spoil(path)
@@ -268,7 +268,7 @@ def test_the_python_client_resizes_as_training_did(bundle: tuple[Path, list[int]
     assert spec.loader is not None
     runner = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(runner)
-    client = runner.Bundle(bundle[0])
+    client = runner.BundleDir(bundle[0])
     assert (runner.RULE, runner.LARGER) == (images.RESIZE, images.RESIZE_LARGER)
     for path in sorted(tree.rglob("*.JPEG")):
         with Image.open(path) as image:
@@ -289,7 +289,7 @@ def test_a_client_refuses_a_rule_that_it_does_not_know(bundle: tuple[Path, list[
     runner = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(runner)
     with pytest.raises(ValueError, match="does not know the input"):
-        runner.Bundle(folder)
+        runner.BundleDir(folder)
 
 
 def test_other_images_are_refused(whole: RunDir, own_tree: Path) -> None:
