@@ -70,7 +70,7 @@ def _list_recipes(as_json: bool) -> None:
         console.out_json(rows)
         return
     tables.recipes(rows)
-    console.next_step("okdc recipes RECIPE")
+    console.next_step("okdc distill RECIPE")
 
 
 def _recipe_file(word: str) -> Path | None:
