@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from okdc import backbones
 from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
+from okdc.errors import RecipeError
 from okdc.methods.base import Batch, Method, Step
 from okdc.recipe.draft import Draft
 from okdc.seeds import seeded
@@ -52,6 +55,14 @@ def pairwise(*factors: Sequence[Any], valid: Callable[..., bool] = lambda *_: Tr
 
 def _values(factors: Sequence[Sequence[Any]], row: Sequence[int]) -> tuple[Any, ...]:
     return tuple(factor[i] for factor, i in zip(factors, row, strict=True))
+
+
+@contextmanager
+def refused(pattern: str) -> Iterator[None]:
+    """A recipe that cannot be built is refused, with a reason that the pattern is found in."""
+    with pytest.raises(RecipeError) as caught:
+        yield
+    assert re.search(pattern, "\n".join((caught.value.message, *caught.value.details)))
 
 
 def table(

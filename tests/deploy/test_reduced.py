@@ -186,7 +186,7 @@ def test_a_student_that_fails_float32_parity_gets_no_reduced_file(
         (["--diagnose", "--fp16"], "diagnose is an option of int8"),
         (["--calib-images", "100"], "calibration_images is an option of int8"),
         (["--max-drop", "2"], "max_drop is an option of int8 or fp16"),
-        (["--student", "0", "--budget", "params<1k"], "--student and --budget both choose"),
+        (["--student", "0", "--budget", "params<1k"], "student and budget both choose"),
         (["--target", "wen"], "did you mean 'web'"),
         (["--runtime", "here"], "--runtime is an option of --target web"),
         (["--int8", "--calib-images", "10"], "--calib-images"),

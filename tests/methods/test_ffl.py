@@ -19,10 +19,10 @@ from byhand import (
     mutual,
     names,
     reached,
+    refused,
     spread,
 )
 
-from okdc.errors import RecipeError
 from okdc.methods.base import Batch
 from okdc.methods.ffl import FFL, FFLConfig
 
@@ -105,7 +105,7 @@ def test_students_of_other_widths_meet_at_the_smallest_map() -> None:
 
 
 def test_one_student_is_refused() -> None:
-    with pytest.raises(RecipeError, match="at least 2 students"):
+    with refused("at least 2 students"):
         ffl(1, "none")
 
 
