@@ -21,10 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import numpy as np
-
-from okdc.bundle.bundle import BundleDir
-from okdc.bundle.layout import FLOAT32
 from okdc.distributed import Ranks
 from okdc.errors import DataError, Interrupted, UsageError
 from okdc.progress import Progress, Silent
@@ -37,6 +33,7 @@ from okdc.runs.series import SeriesDir, newest_resumable, owner
 if TYPE_CHECKING:
     from okdc.assembly.resolve import ResolvedRecipe
     from okdc.bundle.artefacts import Manifest
+    from okdc.bundle.bundle import BundleDir
     from okdc.bundle.session import Pixels
     from okdc.cohort import Backbone
     from okdc.deploy.export import Exported
@@ -146,6 +143,8 @@ class Bundle:
     path: Path
 
     def __init__(self, path: str | Path) -> None:
+        from okdc.bundle.bundle import BundleDir
+
         object.__setattr__(self, "path", Path(path))
         object.__setattr__(self, "_folder", BundleDir.open(self.path))
 
@@ -181,7 +180,7 @@ class Bundle:
     def predict(
         self,
         images: str | Path | Sequence[str | Path] | Pixels,
-        model: str = FLOAT32,
+        model: str = "float32",
         *,
         top: int = 5,
         batch: int = 64,
@@ -194,6 +193,8 @@ class Bundle:
         that the bundle lacks, CheckFailed for a file that is not the bundle's, DataError for an array of another shape
         or type, and where no image is found.
         """
+        import numpy as np
+
         from okdc.bundle import predict
 
         if isinstance(images, np.ndarray):
