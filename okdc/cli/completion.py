@@ -44,6 +44,13 @@ def countable(incomplete: str) -> list[str]:
     return [*finished(incomplete), *_matching(incomplete, NETWORKS.names(), catalog.recipes())]
 
 
+def datasets(incomplete: str) -> list[str]:
+    """The data sets with a name."""
+    from okdc.data import DATASETS
+
+    return _matching(incomplete, DATASETS.names())
+
+
 def bundles(incomplete: str) -> list[str]:
     """Bundles of runs, and bundles in the working directory."""
     here = [path.parent for path in Path().glob(f"*/{MANIFEST}")]

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def download(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The data set: cifar10, cifar100 or cinic10.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="The data set: cifar10, cifar100 or cinic10.", autocompletion=completion.datasets
+        ),
+    ],
     data_root: DataRoot = None,
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="Download from this mirror; size and MD5 are checked.")
