@@ -50,6 +50,8 @@ HEAD = """
 def own_modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The current folder stays on sys.path after a name of it was looked up: not after a test."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+    for name in ("mine", "broken", "inner"):  # another file's test may have left one of its own
+        monkeypatch.delitem(sys.modules, name, raising=False)
     yield
     for name in ("mine", "broken", "inner"):
         sys.modules.pop(name, None)
