@@ -62,7 +62,7 @@ CALLS = EPOCHS * (STEPS + 1)  # of the progress bar: after every step, and after
 
 def built(resolved: ResolvedRecipe) -> Job:
     """A recipe's images and method, ready to be trained."""
-    return assembly.job(resolved, lambda: assembly.dataset(resolved.recipe))
+    return assembly.job(resolved, lambda: assembly.dataset(resolved))
 
 
 @contextmanager

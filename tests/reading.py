@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from okdc.data import datasets
+from okdc.data import datasets, find
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.data.source import Request
@@ -18,4 +18,4 @@ def read_data(
     progress: Progress | None = None,
 ) -> Dataset:
     """The data set called `name`, of images of this size."""
-    return datasets.load(name, Request(None if root is None else str(root), size, shorter_side, progress))
+    return datasets.load(find(name), Request(None if root is None else str(root), size, shorter_side, progress))

@@ -225,9 +225,9 @@ def test_processes_that_are_not_told_where_to_meet_are_an_error(monkeypatch: pyt
 def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers_and_another_size(
     batch_size: int, count: int, instead: str
 ) -> None:
-    asked = recipe(f"optim.batch_size={batch_size}").recipe
+    asked = recipe(f"optim.batch_size={batch_size}")
     with pytest.raises(RecipeError, match=rf"batch_size={batch_size} .* all {count} processes") as caught:
-        starts.settings_of(asked, asked.engine, group(count)[0])
+        starts.settings_of(asked, asked.recipe.engine, group(count)[0])
     assert instead in caught.value.hint
 
 

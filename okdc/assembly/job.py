@@ -15,7 +15,7 @@ from okdc.assembly.resolve import ResolvedRecipe, refusal
 from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
 from okdc.cohort import Cohort
-from okdc.data import datasets, find
+from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.data.source import Colour, Request
@@ -62,7 +62,7 @@ def job(resolved: ResolvedRecipe, read: Callable[[], Dataset]) -> Job:
 
     Raises what `read` and `assemble` raise, and DataError or RecipeError where images and teacher do not go together.
     """
-    classes = find(resolved.recipe.data.name).count_classes(resolved.recipe.data.root)
+    classes = resolved.classes
     assembly = assemble(resolved, classes) if classes is not None else None
     dataset = read()
     if assembly is None:
@@ -167,11 +167,11 @@ def _stages(cohort: Cohort) -> list[str]:
 # Images
 
 
-def dataset(recipe: Recipe, progress: Progress | None = None) -> Dataset:
+def dataset(resolved: ResolvedRecipe, progress: Progress | None = None) -> Dataset:
     """The recipe's images, divided. Raises DataError where they do not carry the recipe."""
-    data = recipe.data
+    recipe, data = resolved.recipe, resolved.recipe.data
     request = Request(data.root, data.image_size, data.shorter_side, progress)
-    images = datasets.divide(datasets.load(data.name, request), data.val_fraction, data.train_images, recipe.seed)
+    images = datasets.divide(datasets.load(resolved.source, request), data.val_fraction, data.train_images, recipe.seed)
     if len(images.train) < recipe.optim.batch_size:
         raise DataError(
             f"optim.batch_size is {recipe.optim.batch_size}, there are {len(images.train)} training images",

@@ -11,7 +11,6 @@ from okdc.data.datasets import Dataset
 from okdc.errors import DataError
 from okdc.progress import Progress
 from okdc.recipe.draft import Draft, read
-from okdc.recipe.schema import Recipe
 from okdc.runs.run import RunDir
 
 
@@ -24,19 +23,19 @@ def recipe_of(run: RunDir, data_root: str | None = None) -> ResolvedRecipe:
     return resolve(Draft(run.recipe, tables, overridden))
 
 
-def data_of(run: RunDir, recipe: Recipe, tell: Progress) -> Dataset:
-    """The images of a run, from the place that its `recipe` names, proven to be those that it was started with.
+def data_of(run: RunDir, resolved: ResolvedRecipe, tell: Progress) -> Dataset:
+    """The images of a run, from the place that its recipe names, proven to be those that it was started with.
 
     Raises DataError where they are gone or others.
     """
-    root = recipe.data.root
+    root = resolved.recipe.data.root
     if root is not None and not Path(root).expanduser().is_dir():
         raise DataError(
             f"the images of {run.path} are not at {Path(root).absolute()}",
             hint="--data-root DIR, or OKDC_DATA_ROOT, names their folder",
         )
     with tell.reading() as progress:
-        dataset = assembly.dataset(recipe, progress)
+        dataset = assembly.dataset(resolved, progress)
     for note in dataset.notes:
         tell.note(note)
     check_data(dataset, run)

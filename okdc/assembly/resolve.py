@@ -29,9 +29,15 @@ class ResolvedRecipe:
     recipe: Recipe  # the tables: what is written to disk and hashed
     kind: type[Method]
     config: Config
+    source: Source
     place: str = "the recipe"  # where it was written, for messages
     stem: str = "recipe"  # what a run of it is named after
     notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes as far as it is known before any image is read."""
+        return self.source.count_classes(self.recipe.data.root)
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -104,9 +110,9 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
         count = 1 if kind and kind.single else len(whole.cohort.students)
         problems += [rule for rule in _rules(whole, source, count, needs_data) if rule.partition(":")[0] not in keys]
     place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
-    if recipe is None or kind is None or config is None or problems:
+    if recipe is None or kind is None or config is None or source is None or problems:
         raise refusal(place, list(dict.fromkeys(problems)))
-    return ResolvedRecipe(recipe, kind, config, place, draft.stem, tuple(notes))
+    return ResolvedRecipe(recipe, kind, config, source, place, draft.stem, tuple(notes))
 
 
 def refusal(place: str, problems: list[str]) -> RecipeError:

@@ -11,7 +11,6 @@ from okdc.bench import okdc_step, plain_step
 from okdc.bench.machine import settings_of
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
-from okdc.data import find
 from okdc.data.workers import cores
 from okdc.recipe.draft import load
 from okdc.recipe.schema import Engine
@@ -77,7 +76,7 @@ def of_recipe(resolved: ResolvedRecipe, engine: Engine) -> Work:
 
 
 def classes_of(resolved: ResolvedRecipe) -> int:
-    return find(resolved.recipe.data.name).count_classes(resolved.recipe.data.root) or CLASSES
+    return resolved.classes or CLASSES
 
 
 def data_path(settings: Settings, scale: Scale) -> Pair:

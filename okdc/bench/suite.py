@@ -24,7 +24,6 @@ from okdc.bench.pairings import Pair, Scale
 from okdc.bench.pairs import Taken, Watch, measure
 from okdc.bench.request import Request
 from okdc.bench.stats import FEWEST, judged, rounded
-from okdc.data import find
 from okdc.runs import provenance
 from okdc.training import device
 from okdc.training.device import Settings
@@ -211,6 +210,6 @@ def _own(request: Request, work: Work | None) -> dict[str, Any] | None:
         "batch_size": work.batch_size,
         "image_size": work.size,
         "classes": work.classes,
-        "classes_known": find(work.recipe.data.name).count_classes(work.recipe.data.root) is not None,
+        "classes_known": work.resolved.classes is not None,
         "settings": work.settings.saved(),
     }

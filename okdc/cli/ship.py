@@ -232,11 +232,9 @@ def predict(
 
 def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]:
     """What a bundle does not say: where this machine has the images that judged it. Nothing where verify knows."""
-    from okdc.data import find
-
-    data = run.recipe.recipe.data
-    root = data_root or data.root
-    return () if root in (None, find(data.name).root) else ("--data-root", Path(root))
+    resolved = run.recipe
+    root = data_root or resolved.recipe.data.root
+    return () if root in (None, resolved.source.root) else ("--data-root", Path(root))
 
 
 def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool) -> None:

@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from okdc.data import find
 from okdc.data.ondemand import OnDemand
-from okdc.data.source import Colour, Content, Request
+from okdc.data.source import Colour, Content, Request, Source
 from okdc.errors import DataError
 from okdc.seeds import generator
 
@@ -93,9 +92,9 @@ class Dataset:
         return (r, g, b), (r_sd, g_sd, b_sd)
 
 
-def load(name: str, request: Request) -> Dataset:
-    """The data set called `name`, with the splits that it brings. Raises DataError where it cannot be read."""
-    return dataset_of(name, find(name).read(request))
+def load(source: Source, request: Request) -> Dataset:
+    """A data set with the splits that it brings. Raises DataError where it cannot be read."""
+    return dataset_of(source.name, source.read(request))
 
 
 def dataset_of(name: str, content: Content) -> Dataset:

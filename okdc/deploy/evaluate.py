@@ -47,7 +47,7 @@ def _run(run: RunDir, data_root: str | None, tell: Progress) -> dict[str, Any]:
     resolved = reopen.recipe_of(run, data_root)
     for note in resolved.notes:
         tell.note(note)
-    dataset = reopen.data_of(run, resolved.recipe, tell)
+    dataset = reopen.data_of(run, resolved, tell)
     rows = _judging_rows(dataset, result.judged_on, result.images, str(run.path), tell)
     logits, labels = students.answers(student, dataset, rows)
     report = _report((logits.numpy(), labels.numpy()), student.info.classes, student.result.top1_pct, str(run.path))

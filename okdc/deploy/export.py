@@ -80,7 +80,7 @@ def export(
             resolved = reopen.recipe_of(run, data_root)
             for note in resolved.notes:
                 tell.note(note)
-            dataset = reopen.data_of(run, resolved.recipe, tell)
+            dataset = reopen.data_of(run, resolved, tell)
             judges = _judges(dataset, chosen.info.classes, tell)
             float32, report = _float32(folder, target, chosen, judges, tell)
             files, errors = reduced.make(float32, dataset, judges, wanted or Wanted(), tell)

@@ -20,7 +20,6 @@ from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
-from okdc.data import find
 from okdc.errors import CheckFailed, RecipeError, RunError, UsageError, nearest
 from okdc.methods.base import Batch, Method
 from okdc.profiling import students
@@ -113,7 +112,7 @@ def _network(name: str, kind: Literal["network", "student"], size: int, classes:
 def _of_recipe(word: str, export: bool, tell: Progress) -> list[Subject]:
     resolved = resolve(load([word]), needs_data=False)
     data, notes = resolved.recipe.data, list(resolved.notes)
-    classes = find(data.name).count_classes(data.root)
+    classes = resolved.classes
     if classes is None:
         classes = CLASSES
         notes.append(f"no images at {data.root or 'data.root'}: counted with {CLASSES} classes")

@@ -11,7 +11,7 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import EachNoteOnce, Progress
 from okdc.recipe.draft import read
-from okdc.recipe.schema import TEACHER, Recipe
+from okdc.recipe.schema import TEACHER
 from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.provenance import differences
 from okdc.runs.run import RunDir, refuse_taken
@@ -34,7 +34,7 @@ def start(
     """
     refuse_taken(out)
     tell = EachNoteOnce(tell)
-    settings = _settings(resolved.recipe)
+    settings = _settings(resolved)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
     series = SeriesDir.create(resolved.stem, resolved.recipe, seeds, begun, settings, provenance, out)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
@@ -68,11 +68,11 @@ def resume(series: SeriesDir, provenance: Provenance, tell: Progress, data_root:
         missing = [seed for seed, state in states.items() if state is None]
         begun = [seed for seed, state in states.items() if state in ("complete", "resumable")]
         if missing:
-            _same_settings(series, resolved.recipe)
+            _same_settings(series, resolved)
             for difference in differences(series.read_info()):
                 tell.note(f"not exact to the bit: {difference}")
         if missing and begun:  # the seeds to come have to learn from the images of those before
-            reopen.data_of(series.run(begun[0]), resolved.recipe, tell)
+            reopen.data_of(series.run(begun[0]), resolved, tell)
         _train(series, resolved, provenance, tell, data_root)
     return series
 
@@ -115,14 +115,14 @@ def _teacher(series: SeriesDir) -> str | None:
     return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
 
 
-def _settings(recipe: Recipe) -> Settings:
+def _settings(resolved: ResolvedRecipe) -> Settings:
     """The settings that change the weights. The number of workers that decode images is none of them."""
-    return Settings.model_validate(starts.settings_of(recipe, recipe.engine).saved())
+    return Settings.model_validate(starts.settings_of(resolved, resolved.recipe.engine).saved())
 
 
-def _same_settings(series: SeriesDir, recipe: Recipe) -> None:
+def _same_settings(series: SeriesDir, resolved: ResolvedRecipe) -> None:
     """Raises DeviceError if the seeds to come would be trained with other settings: they would be no repetitions."""
-    then, now = dict(series.read_info().settings), dict(_settings(recipe))
+    then, now = dict(series.read_info().settings), dict(_settings(resolved))
     other = [f"{name} {now[name]} now, {then[name]} when it began" for name in now if now[name] != then[name]]
     if other:
         threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then["threads"] else ""

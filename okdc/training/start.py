@@ -19,12 +19,11 @@ from pathlib import Path
 from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
-from okdc.data import find
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.progress import Progress
-from okdc.recipe.schema import Engine, Recipe
+from okdc.recipe.schema import Engine
 from okdc.runs.artefacts import Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences
 from okdc.runs.run import RunDir, refuse_taken
@@ -43,7 +42,7 @@ def start(
 ) -> RunDir:
     """Train a recipe from scratch in a new run directory. Returns the run, complete."""
     recipe = resolved.recipe
-    settings = settings_of(recipe, recipe.engine, ranks)
+    settings = settings_of(resolved, recipe.engine, ranks)
     with ranks.joined(settings.device):
         ranks.first_does(lambda: refuse_taken(out))
         for reason in settings.reasons:
@@ -51,7 +50,7 @@ def start(
 
         def read() -> Dataset:
             with tell.reading() as progress:
-                return assembly.dataset(recipe, progress)
+                return assembly.dataset(resolved, progress)
 
         def images() -> Dataset:
             dataset = ranks.in_turn(read)
@@ -97,9 +96,8 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
     if run_state == "failed":
         raise RunError(f"{run.path} failed: {info.failed}", hint="it would fail again; start another run")
     resolved = reopen.recipe_of(run, data_root)
-    recipe = resolved.recipe
     try:
-        settings = settings_of(recipe, Engine(**dict(info.settings)), ranks)
+        settings = settings_of(resolved, Engine(**dict(info.settings)), ranks)
     except DeviceError as error:
         raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
     with ranks.joined(settings.device), _held(run, ranks), continuable(run):
@@ -114,7 +112,7 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
             before = (*info.processes_before, then)
             now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
             ranks.first_does(lambda: run.note(**now))
-        job = assembly.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, recipe, tell)))
+        job = assembly.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, resolved, tell)))
         settings = ranks.first_does(partial(compiling.decide, settings, job))
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
         for note in notes:
@@ -130,8 +128,9 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
     return run
 
 
-def settings_of(recipe: Recipe, chosen: Engine, ranks: Ranks = ALONE) -> Settings:
+def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) -> Settings:
     """The choices that a recipe's training takes where `chosen` says, or leaves to be chosen."""
+    recipe = resolved.recipe
     batch = recipe.optim.batch_size
     if batch % ranks.count or batch < 2 * ranks.count:
         raise RecipeError(
@@ -140,7 +139,7 @@ def settings_of(recipe: Recipe, chosen: Engine, ranks: Ranks = ALONE) -> Setting
             hint="as many processes as divide it; or, in a new run, "
             f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
         )
-    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, find(recipe.data.name).streamed, ranks)
+    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, resolved.source.streamed, ranks)
 
 
 @contextmanager

@@ -28,10 +28,10 @@ def resolved(*words: str) -> ResolvedRecipe:
     return resolve(load(words))
 
 
-def of_folder(*words: str) -> Recipe:
+def of_folder(*words: str) -> ResolvedRecipe:
     """A small recipe for the images below ./root."""
     small = ["cohort.students=['resnet8', 'resnet8']", "optim.batch_size=4", "data.image_size=8", "data.root=root"]
-    return resolved("folder_resnet20", *small, *words).recipe
+    return resolved("folder_resnet20", *small, *words)
 
 
 @pytest.fixture
@@ -39,9 +39,10 @@ def root() -> Path:
     return write_tree(Path("root"), {"train": {"a": 10, "b": 10}})
 
 
-def filled(recipe: Recipe) -> Recipe:
+def filled(resolved: ResolvedRecipe) -> Recipe:
     """A recipe with the mean and std of its images."""
-    return assembly.with_normalisation(recipe, assembly.normalisation_of(recipe, assembly.dataset(recipe)))
+    recipe = resolved.recipe
+    return assembly.with_normalisation(recipe, assembly.normalisation_of(recipe, assembly.dataset(resolved)))
 
 
 def unread() -> Dataset:
@@ -87,8 +88,8 @@ def test_the_home_folder_may_be_written_as_a_tilde(monkeypatch: pytest.MonkeyPat
 def test_mean_and_std_default_to_those_of_the_training_images_and_can_be_given() -> None:
     recipe = of_folder()
     found = assembly.dataset(recipe)
-    assert assembly.normalisation_of(recipe, found) == found.moments()
-    given = of_folder("data.mean=[0.5, 0.5, 0.5]")
+    assert assembly.normalisation_of(recipe.recipe, found) == found.moments()
+    given = of_folder("data.mean=[0.5, 0.5, 0.5]").recipe
     assert assembly.normalisation_of(given, found) == ((0.5, 0.5, 0.5), found.moments()[1])
 
 
@@ -162,7 +163,7 @@ def test_each_network_is_built_once_and_before_the_images_are_read(monkeypatch: 
 
     def read() -> Dataset:
         events.append("images")
-        return assembly.dataset(recipe.recipe)
+        return assembly.dataset(recipe)
 
     monkeypatch.setattr(backbones, "build", counted)
     recipe = resolved("cohort.students=['resnet8', 'resnet14']", "cohort.share=none")
@@ -180,17 +181,17 @@ def test_where_only_the_images_tell_the_number_of_classes_they_are_read_first(mo
     )
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     recipe = resolved("data.name=mine:load", "optim.batch_size=8")
-    job = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
+    job = assembly.job(recipe, lambda: assembly.dataset(recipe))
     assert job.method.cohort.backbone(0)(torch.zeros(1, 3, 8, 8)).shape == (1, 3)
     wrong = resolved("data.name=mine:load", "optim.batch_size=8", "cohort.students=['resnet8']")
     with pytest.raises(RecipeError) as caught:
-        assembly.job(wrong, lambda: assembly.dataset(wrong.recipe))
+        assembly.job(wrong, lambda: assembly.dataset(wrong))
     assert len(caught.value.details) == 1
 
 
 def test_another_number_of_classes_than_the_source_announced_is_an_error() -> None:
     recipe = resolved()
-    images = assembly.dataset(recipe.recipe)
+    images = assembly.dataset(recipe)
     with pytest.raises(DataError, match="expected 10 classes of digits, found 11"):
         assembly.job(recipe, lambda: replace(images, classes=(*images.classes, "another")))
 
@@ -210,7 +211,7 @@ def test_the_recipe_of_a_run_is_the_one_it_was_started_with_wherever_its_images_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipe = filled(of_folder())
-    run = made(recipe, assembly.dataset(recipe))
+    run = made(recipe, assembly.dataset(of_folder()))
     assert reopen.recipe_of(run).recipe == recipe
     moved = reopen.recipe_of(run, "elsewhere").recipe
     assert moved.data.root == "elsewhere"
@@ -245,20 +246,18 @@ def remove_image(root: Path) -> None:
     ],
 )
 def test_images_that_changed_since_a_run_was_started_are_noticed(root: Path, change: object, said: str) -> None:
-    recipe = of_folder()
-    run = made(recipe, assembly.dataset(recipe))
-    reopen.data_of(run, reopen.recipe_of(run).recipe, Quiet())
+    run = made(of_folder().recipe, assembly.dataset(of_folder()))
+    reopen.data_of(run, reopen.recipe_of(run), Quiet())
     assert callable(change)
     change(root)
     with pytest.raises(DataError, match=said):
-        reopen.data_of(run, reopen.recipe_of(run).recipe, Quiet())
+        reopen.data_of(run, reopen.recipe_of(run), Quiet())
 
 
 def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
-    recipe = of_folder()
-    run = made(recipe, assembly.dataset(recipe))
+    run = made(of_folder().recipe, assembly.dataset(of_folder()))
     shutil.move(root, "elsewhere")
-    reopen.data_of(run, reopen.recipe_of(run, "elsewhere").recipe, Quiet())
+    reopen.data_of(run, reopen.recipe_of(run, "elsewhere"), Quiet())
 
 
 def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path() -> None:

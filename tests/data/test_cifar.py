@@ -59,8 +59,7 @@ def test_a_channel_is_a_plane_of_its_row(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_validation_is_held_out_of_train_and_the_test_split_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     write_cifar(Path("data"), monkeypatch)
     words = ["cifar10_resnet20", "data.name=cifar10", "data.root=data", "optim.batch_size=8"]
-    recipe = resolve(load(words)).recipe
-    actual = assembly.dataset(recipe)
+    actual = assembly.dataset(resolve(load(words)))
     assert [len(actual.train), len(actual.val), len(actual.test)] == [180, 20, 20]
     assert actual.test.tolist() == list(range(200, 220))
 

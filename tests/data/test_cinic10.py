@@ -10,16 +10,15 @@ from PIL import Image
 from reading import read_data
 
 from okdc.assembly import job as assembly
-from okdc.assembly.resolve import resolve
+from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data import cinic10 as module
 from okdc.errors import DataError
 from okdc.recipe.draft import load
-from okdc.recipe.schema import Recipe
 
 
-def recipe_for(root: str, *words: str) -> Recipe:
+def recipe_for(root: str, *words: str) -> ResolvedRecipe:
     fixed = ["data.name=cinic10", f"data.root={root}", "data.image_size=8", "optim.batch_size=8"]
-    return resolve(load([*fixed, *words])).recipe
+    return resolve(load([*fixed, *words]))
 
 
 def test_its_own_three_splits_are_taken_and_nothing_is_held_out() -> None:
@@ -35,15 +34,17 @@ def test_the_published_mean_and_deviation_are_used_where_the_recipe_names_none()
     write_cinic(Path("cinic"))
     recipe = recipe_for("cinic")
     actual = assembly.dataset(recipe)
-    data = assembly.normalisation_of(recipe, actual)
+    data = assembly.normalisation_of(recipe.recipe, actual)
     assert data.mean == pytest.approx((0.4789, 0.4723, 0.4305), abs=5e-5)
     assert data.std == pytest.approx((0.2421, 0.2383, 0.2587), abs=5e-5)
     own = recipe_for("cinic", "data.mean=[0.5, 0.5, 0.5]")
-    data = assembly.normalisation_of(own, actual)
+    data = assembly.normalisation_of(own.recipe, actual)
     assert data.mean == (0.5, 0.5, 0.5)
     assert data.std == module.STD
     other = read_data("folder", Path("cinic"), 8)
-    assert assembly.normalisation_of(recipe, other).mean == other.moments()[0]  # a plain folder has none published
+    assert (
+        assembly.normalisation_of(recipe.recipe, other).mean == other.moments()[0]
+    )  # a plain folder has none published
 
 
 def test_what_is_known_of_the_set_is_always_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,8 +84,7 @@ def test_the_digits_are_the_same_where_scikit_learn_keeps_its_table_elsewhere(mo
 
 
 def test_the_default_recipe_has_300_digits_to_train_700_to_choose_and_797_to_judge() -> None:
-    recipe = resolve(load([])).recipe
-    data = assembly.dataset(recipe)
+    data = assembly.dataset(resolve(load([])))
     assert [len(data.train), len(data.val), len(data.test)] == [300, 700, 797]
     assert sorted(chain(*splits(data))) == list(range(1797))
     for rows in (data.train, data.val, data.test):

@@ -32,7 +32,7 @@ def peak_of(root):
     assembly.assemble(recipe, 10)  # torch's own pages: a fork leaves those of a file behind, the first use brings them
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = status("VmRSS")
-    job = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
+    job = assembly.job(recipe, lambda: assembly.dataset(recipe))
     return job.dataset.images.nbytes, status("VmHWM") - before
 
 peak_of("small")  # imports what is imported late

@@ -67,11 +67,11 @@ def test_a_second_start_opens_no_image_and_asks_once_about_each(
     make: Callable[[], ResolvedRecipe], opened: Counter[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = make()
-    first = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
+    first = assembly.job(recipe, lambda: assembly.dataset(recipe))
     opened.clear()
     monkeypatch.setattr(Image, "open", refused)
     monkeypatch.setattr(Path, "read_bytes", refused)
-    second = assembly.job(recipe, lambda: assembly.dataset(recipe.recipe))
+    second = assembly.job(recipe, lambda: assembly.dataset(recipe))
     assert len(opened) == len(first.dataset.labels)
     assert set(opened.values()) == {1}
     assert second.dataset.fingerprint == first.dataset.fingerprint
@@ -83,7 +83,7 @@ def test_a_second_start_opens_no_image_and_asks_once_about_each(
 def test_a_first_start_asks_once_about_each(make: Callable[[], ResolvedRecipe], opened: Counter[str]) -> None:
     recipe = make()
     opened.clear()
-    data = assembly.dataset(recipe.recipe)
+    data = assembly.dataset(recipe)
     assert len(opened) == len(data.labels)
     assert set(opened.values()) == {1}
 

@@ -221,7 +221,7 @@ def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
     blob: bytes, monkeypatch: pytest.MonkeyPatch, validation: bool
 ) -> None:
     words = [] if validation else ["data.val_fraction=0.0", "cohort.keep=0"]
-    dataset = assembly.dataset(resolve(load(["digits_resnet8", *words])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8", *words])))
     taken = Taken()
     monkeypatch.setattr(quantize, "search", taken)
     judging = dataset.images[dataset.test].numpy()
@@ -241,7 +241,7 @@ def test_the_images_that_calibrate_choose_and_judge_are_never_the_same(
 def test_images_that_judge_do_not_choose_where_there_is_no_test_split(
     blob: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = assembly.dataset(resolve(load(["digits_resnet8"])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8"])))
     dataset = replace(dataset, test=dataset.test[:0])
     taken = Taken()
     monkeypatch.setattr(quantize, "search", taken)
@@ -260,7 +260,7 @@ def test_images_that_judge_do_not_choose_where_there_is_no_test_split(
 
 @pytest.mark.parametrize(("size", "most"), [(8, 5000), (96, 5000), (224, 1000), (10_000, 1)])
 def test_of_large_images_fewer_choose(size: int, most: int) -> None:
-    dataset = assembly.dataset(resolve(load(["digits_resnet8"])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8"])))
     images = torch.empty(0, size, size, 3, dtype=torch.uint8)
     many = replace(dataset, images=images, val=torch.arange(6000))
     rows, split = reduced._search_images(many, np.arange(64), "test")
@@ -268,7 +268,7 @@ def test_of_large_images_fewer_choose(size: int, most: int) -> None:
 
 
 def test_too_few_training_images_that_did_not_calibrate_choose_with_the_others() -> None:
-    dataset = assembly.dataset(resolve(load(["digits_resnet8"])).recipe)
+    dataset = assembly.dataset(resolve(load(["digits_resnet8"])))
     dataset = replace(dataset, val=dataset.val[:0])
     count = len(dataset.train)
     for calibrated, expected in ((count - 64, 64), (count - 63, count), (count, count)):

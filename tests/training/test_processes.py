@@ -392,7 +392,7 @@ def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_c
     together(2, training, whole, one_epoch(tree))
 
     monkeypatch.setattr(ondemand, "PROBE", 1)
-    found = assembly.dataset(recipe(*one_epoch(tree)).recipe)
+    found = assembly.dataset(recipe(*one_epoch(tree)))
     assert found.files is not None
     row = int(order(found.train, 0, 0)[part_of_batch(2, 8, Ranks(1, 2))][1])
     path = found.files.path(row)

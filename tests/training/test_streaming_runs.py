@@ -128,7 +128,7 @@ def test_a_file_that_is_damaged_while_it_trains_is_named_and_the_run_goes_on_whe
 
     monkeypatch.setattr(ondemand, "PROBE", 0)
     asked = words(own_tree, f"engine.workers={workers}")
-    found = assembly.dataset(recipe(*asked).recipe)
+    found = assembly.dataset(recipe(*asked))
     assert found.files is not None
     path = found.files.path(int((found.train if split == "train" else found.val)[3]))
     content = spoil(path)
