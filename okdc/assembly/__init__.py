@@ -4,7 +4,7 @@
         │  recipe.draft.load       read, overrides applied            Draft: tables that nothing has checked
         ▼
     resolve.resolve                every problem at once, or          ResolvedRecipe: tables with every default,
-        │                                                             the method's class and its validated Config
+        │                                                             the method's class and Config, the Source
         ▼
     job.job
         ├─ assemble                built once, before the images      Assembly: method around its cohort, teacher
@@ -16,7 +16,7 @@
     run directory
         ├─ reopen.recipe_of        its recipe, resolved again         ResolvedRecipe
         ├─ reopen.data_of          its images, proven the same        Dataset
-        └─ recorded.student        its student, proven the same       Backbone
+        └─ student.load            a student, its files proven        Student
 
 Only where nobody can tell the number of classes without the images (your own loader) are the images read first.
 student.py reads a student's files, teacher.py a frozen teacher's.
