@@ -72,12 +72,12 @@ def test_every_example_of_the_guide_runs_in_its_order(capsys: pytest.CaptureFixt
 
 
 def test_overrides_replace_keys_of_tables_and_keys_at_the_top() -> None:
-    recipe = okdc.load_recipe(
-        "digits_resnet8", seed=7, optim={"epochs": 3}, cohort={"students": ("resnet8", "resnet14")}
-    )
+    overrides: dict[str, Any] = {"seed": 7, "optim": {"epochs": 3}, "cohort": {"students": ("resnet8", "resnet14")}}
+    recipe = okdc.load_recipe("digits_resnet8", **overrides)
     assert (recipe.recipe.seed, recipe.recipe.optim.epochs) == (7, 3)
     assert recipe.architectures == ("resnet8", "resnet14")
-    assert recipe.recipe.sha256() == okdc.load_recipe(Path("digits_resnet8"), seed=7, optim={"epochs": 3}, cohort={"students": ["resnet8", "resnet14"]}).recipe.sha256()  # fmt: skip
+    as_list = overrides | {"cohort": {"students": ["resnet8", "resnet14"]}}
+    assert recipe.recipe.sha256() == okdc.load_recipe(Path("digits_resnet8"), **as_list).recipe.sha256()
 
 
 def test_another_method_starts_its_table_afresh_as_on_the_command_line() -> None:
@@ -215,9 +215,8 @@ def test_a_bundle_answers_for_files_folders_and_arrays(exported: Path) -> None:
     pixels = np.stack([bundle.folder.pixels(file.read_bytes()) for file in files])
     by_array = bundle.predict(pixels, top=2, batch=2)
     assert [row["image"] for row in by_array] == list(range(len(files)))
-    assert [[c["label"] for c in row["top"]] for row in by_array] == [
-        [c["label"] for c in row["top"]] for row in by_file
-    ]
+    for from_array, from_file in zip(by_array, by_file, strict=True):
+        assert [c["label"] for c in from_array["top"]] == [c["label"] for c in from_file["top"]]
     for wrong in (pixels.astype(np.float32), pixels[:, :4], pixels[0]):
         with pytest.raises(DataError):
             bundle.predict(wrong)
