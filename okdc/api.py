@@ -248,7 +248,7 @@ def distill(
     try:
         run = start.start(resolved, _path(out), provenance(_command()), progress, Ranks.of_environment())
     except Interrupted as error:
-        return _interrupted(error, progress, raise_interrupts)
+        return Run(_saved(error, progress, raise_interrupts))
     return Run(run.path)
 
 
@@ -258,18 +258,22 @@ def distill_seeds(
     out: str | Path | None = None,
     *,
     progress: Progress | None = None,
+    raise_interrupts: bool = False,
 ) -> Series:
     """Train a recipe once with each seed, one run after the other, in one folder.
 
-    Each seed is then complete or failed. Raises as `distill`, but for TrainingError, which ends its seed alone;
-    Interrupted at Ctrl-C, with the state saved: `resume` continues the series.
+    Each seed is then complete or failed. Ctrl-C and errors as in `distill`, but for TrainingError, which ends its seed
+    alone.
     """
     from okdc.training import series
 
     resolved, progress = _resolved(recipe), progress or Silent()
     for note in resolved.notes:
         progress.note(note)
-    return Series(series.start(resolved, tuple(seeds), _path(out), provenance(_command()), progress).path)
+    try:
+        return Series(series.start(resolved, tuple(seeds), _path(out), provenance(_command()), progress).path)
+    except Interrupted as error:
+        return Series(_saved(error, progress, raise_interrupts))
 
 
 @overload
@@ -307,7 +311,10 @@ def resume(
     if SeriesDir.is_at(path):
         if not ranks.alone:
             raise UsageError(f"{path} is a series, trained by one process", hint=f"okdc resume {path}")
-        return Series(series.resume(SeriesDir.open(path), provenance(_command()), progress, data_root).path)
+        try:
+            return Series(series.resume(SeriesDir.open(path), provenance(_command()), progress, data_root).path)
+        except Interrupted as error:
+            return Series(_saved(error, progress, raise_interrupts))
     folder = RunDir.open(path)
     whole = owner(folder)
     if whole and not ranks.alone:
@@ -316,16 +323,16 @@ def resume(
         with whole.held() if whole else contextlib.nullcontext():  # whoever trains a series trains all of it
             start.resume(folder, progress, data_root, ranks)
     except Interrupted as error:
-        return _interrupted(error, progress, raise_interrupts)
+        return Run(_saved(error, progress, raise_interrupts))
     return Run(path)
 
 
-def _interrupted(error: Interrupted, progress: Progress, raise_interrupts: bool) -> Run:
-    """The run that a signal stopped. Raises the error where the caller wants it, or no run was begun."""
+def _saved(error: Interrupted, progress: Progress, raise_interrupts: bool) -> Path:
+    """The run or series that Ctrl-C stopped. Raises the error where the caller wants it, and at any other signal."""
     if raise_interrupts or error.run is None or error.exit_code != Interrupted.BY_CTRL_C:
         raise error
     progress.note(f"{error.message}; okdc.resume({str(error.run)!r}) continues it")
-    return Run(error.run)
+    return error.run
 
 
 def _resolved(recipe: ResolvedRecipe | str | Path) -> ResolvedRecipe:

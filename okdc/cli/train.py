@@ -67,7 +67,8 @@ def distill(
 
     progress = console.Talk() if ranks.first else Silent()
     if several:
-        _finished_series(api.distill_seeds(resolve(draft), several, out, progress=progress), as_json)
+        series = api.distill_seeds(resolve(draft), several, out, progress=progress, raise_interrupts=True)
+        _finished_series(series, as_json)
         return
     run = api.distill(resolve(draft), out, progress=progress, raise_interrupts=True)
     if ranks.first:
