@@ -71,10 +71,19 @@ def test_every_command_of_the_readme_works_and_does_what_it_says(tmp_path: Path)
     assert set(played) == set(_commands())
     assert all(done.returncode == 0 for done in played.values())
     assert not any("Traceback" in done.stderr for done in played.values())
+    the_python_example_runs(tmp_path)
     the_main_job_makes_a_real_student(played)
     every_loss_term_of_the_main_job_falls(played)
     each_command_names_the_next(played)
     the_methods_are_compared(played)
+
+
+def the_python_example_runs(folder: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    accuracy, passed = done.stdout.split()
+    assert float(accuracy) > 20
+    assert passed == "True"
 
 
 def the_methods_are_compared(played: Played) -> None:
