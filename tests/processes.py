@@ -32,6 +32,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from okdc.__main__ import main
 from okdc.assembly import job as assembly
+from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, TrainBatches
 from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError
@@ -232,7 +233,7 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
     settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job)
     step = TrainStep(job.method, job.recipe.optim, settings, ranks)
     normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
-    source = TrainBatches(job.dataset, job.recipe.optim.batch_size, 1, True, normalise, 0, ranks)
+    source = TrainBatches(job.dataset, job.recipe.optim.batch_size, Augmentation(1, True), normalise, 0, ranks)
     job.method.train()
     totals = Totals(torch.device("cpu"))
     for i, (images, labels) in zip(range(steps), source.epoch(0), strict=False):

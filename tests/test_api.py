@@ -124,7 +124,7 @@ def test_what_is_not_there_is_an_error_of_its_kind() -> None:
 def test_options_that_do_not_go_together_are_refused(finished: Any) -> None:
     for options in ({"full_range": True}, {"max_drop": 0.0}, {"student": 0, "budget": "params<1M"}):
         with pytest.raises(okdc.OkdcError) as caught:
-            okdc.export(finished.path, **options)  # type: ignore[arg-type]
+            okdc.export(finished.path, **options)
         assert caught.value.kind == "usage"
 
 
@@ -219,7 +219,7 @@ def test_a_bundle_answers_for_files_folders_and_arrays(exported: Path) -> None:
         assert [c["label"] for c in from_array["top"]] == [c["label"] for c in from_file["top"]]
     for wrong in (pixels.astype(np.float32), pixels[:, :4], pixels[0]):
         with pytest.raises(DataError):
-            bundle.predict(wrong)
+            bundle.predict(wrong)  # type: ignore[arg-type]
     assert bundle.verify()["passed"]
     assert bundle.labels == list(bundle.manifest.labels)
 

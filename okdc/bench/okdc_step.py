@@ -23,6 +23,7 @@ from okdc.assembly.student import square
 from okdc.bench.pairs import Side
 from okdc.bench.plain_step import PlainStep
 from okdc.cohort import Backbone
+from okdc.data.augmentation import Augmentation
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, in_order
 from okdc.data.datasets import Dataset
 from okdc.deploy import onnx
@@ -58,7 +59,7 @@ def random_images(count: int, size: int, classes: int) -> Dataset:
 def data_path(dataset: Dataset, batch_size: int, settings: Settings) -> Side:
     """Batches as the loop takes them: order, crop, mirroring, normalisation."""
     normalise = _normalise(settings)
-    batches = TrainBatches(dataset.to(settings.torch_device), batch_size, 4, True, normalise, seed=0)
+    batches = TrainBatches(dataset.to(settings.torch_device), batch_size, Augmentation(4, True), normalise, seed=0)
     endless = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
     return Side("data path", partial(next, endless), batch_size)
 

@@ -1,6 +1,6 @@
-"""Training batches of images in files, which worker processes decode batch by batch.
+"""Training batches of images in files, which worker processes decode batch by batch; `batches_of` for any data set.
 
-Order, crop and flip follow from (seed, epoch, row) alone, as they do for resident images: any number of workers, or
+Order and augmentation follow from (seed, epoch, row) alone, as they do for resident images: any number of workers, or
 none, gives the same pixels, and any step of an epoch can be repeated.
 """
 
@@ -14,38 +14,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils import data as loading
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms import functional as F
 
 from okdc.data import workers
-from okdc.data.batches import Normalise, order, part_of_batch
+from okdc.data.augmentation import Augmentation, order
+from okdc.data.batches import Batches, Normalise, TrainBatches, part_of_batch
 from okdc.data.datasets import Dataset
-from okdc.data.images import Pixels, to_rgb, wary
+from okdc.data.images import Pixels, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DataError
-from okdc.seeds import generator, seeded
+from okdc.seeds import generator
 
-SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of the crop: share of the area, width to height
 AHEAD = 2  # batches that a worker prepares before the loop asks for them
 
 Step = tuple[int, list[int]]  # the epoch, and the rows of one batch
 
 
-def augmented(image: Image.Image, size: int, flip: bool, seed: int, epoch: int, row: int) -> Pixels:
-    """One training image: RandomResizedCrop as torchvision draws it, resized, mirrored half of the time.
-
-    size×size×3 uint8. The draws are those of (seed, epoch, row); without `flip` the crops are the same.
-    """
-    image = to_rgb(image)
-    with seeded(seed, "epoch", epoch, "image", row):
-        box = RandomResizedCrop.get_params(image, SCALE, RATIO)
-        mirrored = bool(torch.rand(1) < 0.5) and flip  # the transforms' own order of draws
-    image = F.resized_crop(image, *box, [size, size], InterpolationMode.BILINEAR)
-    return np.asarray(F.hflip(image) if mirrored else image, dtype=np.uint8)
+def batches_of(
+    dataset: Dataset,
+    batch_size: int,
+    augmentation: Augmentation,
+    normalise: Normalise,
+    seed: int,
+    workers: int,
+    ranks: Ranks = ALONE,
+) -> Batches:
+    """This process's training batches of a data set. Images in files are decoded by `workers` processes."""
+    if dataset.files is not None:
+        return StreamBatches(dataset, batch_size, augmentation, normalise, seed, workers, ranks)
+    return TrainBatches(dataset, batch_size, augmentation, normalise, seed, ranks)
 
 
 class StreamBatches:
@@ -58,7 +57,7 @@ class StreamBatches:
         self,
         dataset: Dataset,
         batch_size: int,
-        flip: bool,
+        augmentation: Augmentation,
         normalise: Normalise,
         seed: int,
         workers: int,
@@ -67,7 +66,7 @@ class StreamBatches:
         self.dataset, self.batch_size, self.normalise, self.seed = dataset, batch_size, normalise, seed
         self.workers, self.ranks = workers, ranks
         assert dataset.files is not None
-        self._decoder = _Decoder(dataset.files, flip, seed)
+        self._decoder = _Decoder(dataset.files, augmentation, seed)
         self._plan: list[Step] = []
         self._loader: loading.DataLoader[Any] | None = None
 
@@ -126,8 +125,8 @@ class StreamBatches:
 class _Decoder(loading.Dataset[Any]):
     """A worker's task: one step of an epoch to B×size×size×3 uint8, or to the error of one of its files."""
 
-    def __init__(self, files: OnDemand, flip: bool, seed: int) -> None:
-        self.files, self.flip, self.seed = files, flip, seed
+    def __init__(self, files: OnDemand, augmentation: Augmentation, seed: int) -> None:
+        self.files, self.augmentation, self.seed = files, augmentation, seed
 
     def __getitem__(self, step: Step) -> Tensor | str:
         epoch, rows = step
@@ -135,7 +134,7 @@ class _Decoder(loading.Dataset[Any]):
         pixels = np.empty((len(rows), size, size, 3), np.uint8)
 
         def decode(row: int) -> Pixels:
-            return self.files.decode(row, lambda image: augmented(image, size, self.flip, self.seed, epoch, row))
+            return self.files.decode(row, lambda image: self.augmentation.of_file(image, size, self.seed, epoch, row))
 
         with wary():
             try:

@@ -24,7 +24,9 @@ import torch
 
 from okdc import signals
 from okdc.assembly.job import Job
-from okdc.data.batches import EVAL_BATCH, Normalise, batches_of, eval_batches
+from okdc.data.augmentation import Augmentation
+from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
+from okdc.data.streaming import batches_of
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
@@ -69,7 +71,7 @@ class Training:
         progress: Progress,
         ranks: Ranks,
     ) -> None:
-        recipe, data = job.recipe, job.recipe.data
+        recipe = job.recipe
         self.job, self.run, self.settings, self.position = job, run, settings, position
         self.progress, self.ranks = progress, ranks
         device.apply(settings, recipe.deterministic)
@@ -85,7 +87,13 @@ class Training:
         self.dataset = job.dataset.to(settings.torch_device)
         self.normalise = Normalise(*job.normalisation, settings.torch_device, settings.torch_memory_format)
         self.batches = batches_of(
-            self.dataset, data, recipe.optim.batch_size, self.normalise, recipe.seed, settings.workers, ranks
+            self.dataset,
+            recipe.optim.batch_size,
+            Augmentation.of(recipe.data),
+            self.normalise,
+            recipe.seed,
+            settings.workers,
+            ranks,
         )
         self.steps, self.epochs = self.batches.steps, recipe.optim.epochs
         self._counted = time.perf_counter()  # when `position.seconds` was brought up to date

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from okdc.assembly.job import Job
+from okdc.data.augmentation import Augmentation
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.methods.base import Batch
 from okdc.recipe.schema import Engine
@@ -65,7 +66,7 @@ def made(found: Settings, *words: str) -> tuple[TrainStep, TrainBatches, Job]:
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, found.torch_device, found.torch_memory_format)
     step = TrainStep(job.method, job.recipe.optim, found)
     step.method.train()
-    return step, TrainBatches(dataset, 16, 1, True, normalise, 0), job
+    return step, TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0), job
 
 
 def test_images_live_on_the_gpu_as_bytes_and_labels_beside_them() -> None:

@@ -43,6 +43,7 @@ from okdc.assembly import job as assembly
 from okdc.assembly import student as students
 from okdc.assembly.student import logits_of
 from okdc.backbones.resnet import cifar_resnet
+from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
@@ -640,7 +641,7 @@ def gpu_batches(device: str) -> tuple[TrainBatches, Dataset]:
     job = built(recipe())
     dataset = job.dataset.to(torch.device(device))
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, torch.device(device))
-    return TrainBatches(dataset, 16, 1, True, normalise, 0), dataset
+    return TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0), dataset
 
 
 @pytest.mark.gpu

@@ -30,7 +30,8 @@ from processes import Learned, Told, asked, broken, damaged, stepped, together, 
 
 from okdc.assembly import job as assembly
 from okdc.data import ondemand
-from okdc.data.batches import order, part_of_batch
+from okdc.data.augmentation import order
+from okdc.data.batches import part_of_batch
 from okdc.data.workers import cores
 from okdc.distributed import LOST, Ranks
 from okdc.errors import Interrupted
