@@ -24,7 +24,7 @@ from okdc.assembly.student import square
 from okdc.cohort import Backbone
 from okdc.recipe import catalog
 from okdc.recipe.draft import load
-from okdc.training.optim import sgd
+from okdc.training.optim import build_optimizer
 
 # One of each kind of block and of joining that torchvision has, as small as it comes.
 OUTSIDE = [
@@ -63,7 +63,7 @@ BUILT: dict[tuple[str, int, torch.Size, int], Backbone] = {}
 def trains(name: str, network: str, size: int) -> None:
     images = torch.Size((3, size, size))
     method = make(name, [network] * (1 if methods.find(name).single else 2), "low", images).train()
-    optimizer = sgd(method, table(name).recipe.optim)
+    optimizer = build_optimizer(method, table(name).recipe.optim)
     students = dict(method.cohort.named_parameters())
     before = {key: corner(p) for key, p in students.items()}
     for t in (0.0, 0.5):

@@ -11,7 +11,7 @@ from okdc.methods.base import Method
 from okdc.recipe.schema import Optim
 
 
-def sgd(method: Method, optim: Optim) -> torch.optim.SGD:
+def build_optimizer(method: Method, optim: Optim) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum in two groups: what is under `cohort`, and all scaffolding, with its own decay.
 
     Frozen parameters are in neither. The memory format of the weights has to be final: the fused kernel walks raw
@@ -39,11 +39,15 @@ def rate(optim: Optim, progress: float) -> float:
 
 
 def assert_same_strides(optimizer: torch.optim.Optimizer) -> None:
-    """Gradients and momenta lie in memory as their parameters do (dimensions of size 1 have no say)."""
+    """Gradients, and what the optimiser keeps of a parameter's size, lie in memory as the parameter does.
+
+    Dimensions of size 1 have no say.
+    """
     for group in optimizer.param_groups:
         for p in group["params"]:
-            for other in (p.grad, optimizer.state.get(p, {}).get("momentum_buffer")):
-                assert other is None or _strides(other) == _strides(p), f"strides {other.stride()} for {p.stride()}"
+            for tensor in (p.grad, *optimizer.state.get(p, {}).values()):
+                if isinstance(tensor, Tensor) and tensor.shape == p.shape:
+                    assert _strides(tensor) == _strides(p), f"strides {tensor.stride()} for {p.stride()}"
 
 
 def _strides(tensor: Tensor) -> list[int]:

@@ -17,7 +17,7 @@ from okdc.cohort import count_macs
 from okdc.errors import RecipeError
 from okdc.methods.base import Batch, Method
 from okdc.recipe.draft import load
-from okdc.training.optim import sgd
+from okdc.training.optim import build_optimizer
 
 BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip")  # made for a shared trunk
 SINGLE = ("baseline", "kd")
@@ -108,7 +108,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Cas
     step = method(Batch(images, labels), torch.tensor(0.3))
     assert all(torch.isfinite(loss) for loss in step.losses.values())
     optim = table("fefr").recipe.optim
-    optimizer = sgd(method, optim)
+    optimizer = build_optimizer(method, optim)
     torch.stack(list(step.losses.values())).sum().backward()
     trained = {name: p for name, p in method.named_parameters() if p.requires_grad}
     assert [name for name, p in trained.items() if p.grad is None] == []
@@ -134,7 +134,7 @@ def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Cas
 def test_a_second_step_of_a_run_is_as_good_as_the_first() -> None:
     for case in PLAIN:
         method = of(case, counts(case.name)[0], sharings(case.name)[0]).train()
-        optimizer = sgd(method, table("fefr").recipe.optim)
+        optimizer = build_optimizer(method, table("fefr").recipe.optim)
         seen = []
         for t in (0.0, 0.01, 0.9):
             losses = method(batch(), torch.tensor(t)).losses

@@ -22,7 +22,7 @@ from okdc.methods.base import Batch, Step
 from okdc.methods.fefr import FEFR, FeaturePath, FEFRConfig, reconstruct
 from okdc.recipe.schema import Recipe
 from okdc.seeds import seeded
-from okdc.training.optim import sgd
+from okdc.training.optim import build_optimizer
 
 CIFAR = torch.Size((3, 32, 32))
 SMALL = torch.Size((3, 8, 8))
@@ -66,7 +66,7 @@ def takes_a_step(method: FEFR, images: torch.Size) -> None:
     step = method(batch(images), torch.tensor(0.5))
     total = torch.stack(list(step.losses.values())).sum()
     assert torch.isfinite(total)
-    optimizer = sgd(method, OPTIM)
+    optimizer = build_optimizer(method, OPTIM)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     total.backward()
     missing = [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
@@ -541,7 +541,7 @@ def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
 @pytest.mark.gpu
 def test_steps_on_a_gpu_never_wait_for_it() -> None:
     method = fefr(2, "low").cuda()
-    optimizer = sgd(method, OPTIM)
+    optimizer = build_optimizer(method, OPTIM)
     images, labels = (t.cuda() for t in batch()[:2])
     progress = torch.zeros((), device="cuda")
 

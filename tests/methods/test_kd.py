@@ -13,7 +13,7 @@ from torch import nn
 from okdc.assembly import job as assembly
 from okdc.methods.base import Batch, Method
 from okdc.methods.kd import KD, KDConfig
-from okdc.training.optim import sgd
+from okdc.training.optim import build_optimizer
 
 
 def kd(**keys: Any) -> KD:
@@ -84,7 +84,7 @@ def test_a_teacher_stays_what_it_was_through_training_steps() -> None:
     method = kd()
     before = state(method.get_submodule("teacher"))
     assert any(not torch.equal(v, torch.zeros_like(v)) for k, v in before.items() if k.endswith("running_mean"))
-    optimizer = sgd(method, table("kd", ["resnet8"]).recipe.optim)
+    optimizer = build_optimizer(method, table("kd", ["resnet8"]).recipe.optim)
     for _ in range(2):
         assert method.train() is method
         assert method.training

@@ -8,7 +8,7 @@ from torch import nn
 from okdc.assembly import job as assembly
 from okdc.methods.base import Batch, Method
 from okdc.recipe.schema import Optim
-from okdc.training.optim import assert_same_strides, rate, sgd
+from okdc.training.optim import assert_same_strides, build_optimizer, rate
 
 
 def method(*words: str) -> Method:
@@ -17,7 +17,7 @@ def method(*words: str) -> Method:
 
 def test_students_and_scaffolding_have_a_group_each_with_their_own_decay() -> None:
     made = method()
-    students, auxiliary = sgd(made, Optim()).param_groups
+    students, auxiliary = build_optimizer(made, Optim()).param_groups
     assert {id(p) for p in students["params"]} == {id(p) for p in made.cohort.parameters()}
     outside = [p for name, p in made.named_parameters() if name.startswith(("paths.", "fusion."))]
     assert {id(p) for p in auxiliary["params"]} == {id(p) for p in outside}
@@ -27,7 +27,7 @@ def test_students_and_scaffolding_have_a_group_each_with_their_own_decay() -> No
 @pytest.mark.parametrize("words", [(), ("cohort.share=none",), ("method.name=baseline",)])
 def test_every_trainable_parameter_is_in_exactly_one_group(words: tuple[str, ...]) -> None:
     made = method(*words)
-    taken = [id(p) for group in sgd(made, Optim()).param_groups for p in group["params"]]
+    taken = [id(p) for group in build_optimizer(made, Optim()).param_groups for p in group["params"]]
     assert len(taken) == len(set(taken))
     assert set(taken) == {id(p) for p in made.parameters()}
 
@@ -38,20 +38,22 @@ def test_frozen_parameters_are_in_no_group() -> None:
     made.teacher = nn.Linear(3, 4).requires_grad_(False)
     frozen = {id(p) for p in made.teacher.parameters()} | {id(p) for p in made.cohort.backbone(1).head.parameters()}
     made.cohort.backbone(1).head.requires_grad_(False)
-    taken = {id(p) for group in sgd(made, Optim()).param_groups for p in group["params"]}
+    taken = {id(p) for group in build_optimizer(made, Optim()).param_groups for p in group["params"]}
     assert not taken & frozen
     assert taken == {id(p) for p in made.parameters() if p.requires_grad}
 
 
 def test_a_method_without_scaffolding_has_one_group() -> None:
-    assert [group["weight_decay"] for group in sgd(method("method.name=baseline"), Optim()).param_groups] == [1e-4]
+    assert [
+        group["weight_decay"] for group in build_optimizer(method("method.name=baseline"), Optim()).param_groups
+    ] == [1e-4]
 
 
 def test_a_step_is_nesterovs_with_decay_by_hand() -> None:
     """v ← 0.9 v + g + λw; w ← w - lr (g + λw + 0.9 v), for both groups, the decay being each group's own."""
     made = method()
     optim = Optim(lr=0.5, weight_decay=0.1, aux_weight_decay=0.01)
-    optimizer = sgd(made, optim)
+    optimizer = build_optimizer(made, optim)
     weights = dict(made.named_parameters())
     for name, decay in (("cohort.students.0.head.fc.weight", 0.1), ("fusion.fc.weight", 0.01)):
         p = weights[name]
@@ -129,7 +131,7 @@ def test_dimensions_of_size_1_have_no_say_in_strides() -> None:
 def test_fused_steps_in_channels_last_are_the_plain_ones() -> None:
     def trained(fused: bool) -> list[torch.Tensor]:
         made = method().to(memory_format=torch.channels_last)
-        optimizer = sgd(made, Optim(lr=0.01))
+        optimizer = build_optimizer(made, Optim(lr=0.01))
         for group in optimizer.param_groups:
             assert group["fused"] is True
             group["fused"] = fused

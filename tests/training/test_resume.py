@@ -154,15 +154,15 @@ def test_the_fused_optimiser_equals_the_plain_one_over_a_resume_in_channels_last
         found: dict[str, torch.Tensor] = state["method"]
         return found
 
-    fused, sgd = final("fused"), optim.sgd
+    fused, build_optimizer = final("fused"), optim.build_optimizer
 
-    def plain(method: Method, settings: Optim) -> torch.optim.SGD:
-        optimizer = sgd(method, settings)
+    def plain(method: Method, settings: Optim) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(method, settings)
         for group in optimizer.param_groups:
             group["fused"] = group["foreach"] = False
         return optimizer
 
-    monkeypatch.setattr(optim, "sgd", plain)
+    monkeypatch.setattr(optim, "build_optimizer", plain)
     for name, value in final("plain").items():
         torch.testing.assert_close(fused[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
