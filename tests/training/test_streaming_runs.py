@@ -268,7 +268,7 @@ def test_the_python_client_resizes_as_training_did(bundle: tuple[Path, list[int]
     assert spec.loader is not None
     runner = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(runner)
-    client = runner.BundleDir(bundle[0])
+    client = runner.Bundle(bundle[0])
     assert (runner.RULE, runner.LARGER) == (images.RESIZE, images.RESIZE_LARGER)
     for path in sorted(tree.rglob("*.JPEG")):
         with Image.open(path) as image:
@@ -289,7 +289,7 @@ def test_a_client_refuses_a_rule_that_it_does_not_know(bundle: tuple[Path, list[
     runner = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(runner)
     with pytest.raises(ValueError, match="does not know the input"):
-        runner.BundleDir(folder)
+        runner.Bundle(folder)
 
 
 def test_other_images_are_refused(whole: RunDir, own_tree: Path) -> None:
