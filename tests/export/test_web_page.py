@@ -231,7 +231,7 @@ def drive(shipped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
 @pytest.fixture(scope="module")
 def answers(shipped: Path, script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The Python client's probabilities for the same images, by label."""
-    bundle = script.BundleDir(shipped)
+    bundle = script.Bundle(shipped)
     files = {path.name: path for path in zoo(tmp_path_factory.mktemp("python") / "zoo")}
     rows = {name: bundle(bundle.read(files[name])[None])[1][0] for name in IMAGES}
     return {name: dict(zip(bundle.labels, map(float, row), strict=True)) for name, row in rows.items()}
