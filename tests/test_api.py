@@ -1,274 +1,388 @@
-"""The Python API: its names, its silence, its errors, its guide, and that the command line calls it."""
+"""The Python API: its names, its silence, its errors, Ctrl-C, and the guide in okdc/README.md, whose examples run."""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
-import os
+import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from asking import ask
+import torch
+from asking import ask, picture
+from harness import TEXT, Quiet, signalled, write_recipe
+from PIL import Image
 
 import okdc
-from okdc import api
 from okdc.__main__ import main
-from okdc.errors import DataError
+from okdc.errors import DataError, OkdcError, RecipeError, RunError, UsageError
+from okdc.runs.run import RunDir
 
-GUIDE = Path(okdc.__file__).parent / "README.md"
-TINY = {"optim": {"epochs": 2, "batch_size": 50}, "data": {"train_images": 100}}
+Captured = pytest.CaptureFixture[str]
+HOUSE = Path(okdc.__file__).parent
+GUIDE = (HOUSE / "README.md").read_text(encoding="utf-8")
 
-# A change of this list is a change of what okdc promises.
-NAMES = {
+PUBLIC = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "compare", "distill", "distill_seeds", "download",
     "evaluate", "export", "load_recipe", "profile", "resume",
-}  # fmt: skip
+]  # fmt: skip
 
 
-def test_the_public_names_are_exactly_these_and_each_says_what_it_is() -> None:
-    assert set(okdc.__all__) == NAMES
-    assert set(dir(okdc)) == NAMES
-    for name in NAMES - {"__version__"}:
-        assert inspect.getdoc(getattr(okdc, name)), name
+def tiny(**tables: Any) -> okdc.ResolvedRecipe:
+    """A recipe of nine steps."""
+    return okdc.load_recipe(write_recipe(), **tables)
+
+
+def weights(run: okdc.Run) -> str:
+    return hashlib.sha256(run.folder.weights.read_bytes()).hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Names
+
+
+def test_the_public_names_are_those_that_were_meant() -> None:
+    assert okdc.__all__ == PUBLIC
+    assert dir(okdc) == PUBLIC
     with pytest.raises(AttributeError, match="distil"):
         okdc.distil  # noqa: B018
 
 
-def test_no_room_bears_the_name_of_a_function_of_the_api() -> None:
-    rooms = {path.stem for path in Path(okdc.__file__).parent.iterdir()}
-    assert not rooms & {name for name in NAMES if name.islower() and name != "__version__"}
+@pytest.mark.parametrize("name", sorted(set(PUBLIC) - {"__version__"}))
+def test_a_public_name_is_there_and_says_what_it_is(name: str) -> None:
+    value = getattr(okdc, name)
+    assert inspect.getdoc(value)
+    if name in ("Run", "Series", "Bundle"):
+        members = {key: member for key, member in vars(value).items() if not key.startswith("_")}
+        assert all(inspect.getdoc(member) for key, member in members.items() if key != "path")
+
+
+def test_a_star_import_brings_every_public_name() -> None:
+    namespace: dict[str, Any] = {}
+    exec("from okdc import *", namespace)
+    assert set(PUBLIC) <= set(namespace)
+
+
+def loaded_by(code: str, *heavy: str) -> list[str]:
+    """Which of the modules a fresh interpreter has imported after `code`."""
+    code = f"import json, sys\n{code}\nprint(json.dumps([name for name in {heavy!r} if name in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return list(json.loads(done.stdout))
 
 
 def test_importing_okdc_imports_nothing_heavy() -> None:
-    code = "import sys, okdc; print(*sorted(name for name in sys.modules if '.' not in name))"
-    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "numpy", "pydantic", "onnx", "onnxruntime", "rich", "typer", "PIL"} & set(modules)
+    heavy = (
+        "torch",
+        "numpy",
+        "pydantic",
+        "onnx",
+        "onnxruntime",
+        "sklearn",
+        "rich",
+        "typer",
+        "PIL",
+        "fvcore",
+        "okdc.api",
+    )
+    assert loaded_by("import okdc; dir(okdc); okdc.__version__", *heavy) == []
 
 
-def test_every_example_of_the_guide_runs_in_its_order(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) >= 7
-    names: dict[str, Any] = {}
-    for block in blocks:
-        exec(compile(block, str(GUIDE), "exec"), names)
-    printed = capsys.readouterr()
-    assert "complete" in printed.out
-    assert "okdc: device cpu" in printed.out
-    assert "recipe 2 optim.epoch: unknown key" in printed.out
-    assert printed.err == ""
+def test_a_recipe_is_loaded_without_what_a_bundle_needs() -> None:
+    heavy = ("onnx", "onnxruntime", "sklearn", "torchvision", "fvcore", "rich", "typer")
+    assert loaded_by("import okdc; okdc.load_recipe('digits_resnet8')", *heavy) == []
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Recipes
 
 
-def test_overrides_replace_keys_of_tables_and_keys_at_the_top() -> None:
-    overrides: dict[str, Any] = {"seed": 7, "optim": {"epochs": 3}, "cohort": {"students": ("resnet8", "resnet14")}}
-    recipe = okdc.load_recipe("digits_resnet8", **overrides)
-    assert (recipe.recipe.seed, recipe.recipe.optim.epochs) == (7, 3)
-    assert recipe.architectures == ("resnet8", "resnet14")
-    as_list = overrides | {"cohort": {"students": ["resnet8", "resnet14"]}}
-    assert recipe.recipe.sha256() == okdc.load_recipe(Path("digits_resnet8"), **as_list).recipe.sha256()
+def test_overrides_change_the_named_keys_alone() -> None:
+    recipe, other = tiny(), tiny(seed=7, optim={"epochs": 5}, cohort={"students": ("resnet8", "resnet14")})
+    assert (other.recipe.seed, other.recipe.optim.epochs) == (7, 5)
+    assert other.architectures == ("resnet8", "resnet14")
+    assert other.recipe.optim.model_copy(update={"epochs": 3}) == recipe.recipe.optim
+    assert other.recipe.data == recipe.recipe.data
 
 
-def test_another_method_starts_its_table_afresh_as_on_the_command_line() -> None:
-    recipe = okdc.load_recipe("cifar100_resnet32_ablation", method={"name": "dml"})
-    assert recipe.recipe.method == {"name": "dml"}
+def test_a_methods_name_starts_its_table_afresh() -> None:
+    Path("ablation.toml").write_text(TEXT.replace('"fefr"', '"fefr"\nearly_fusion = false'), encoding="utf-8")
+    assert okdc.load_recipe("ablation.toml").variant == "fefr early_fusion=false"
+    recipe = okdc.load_recipe("ablation.toml", method={"name": "mfef", "temperature": 2.0})
+    assert recipe.variant == "mfef temperature=2.0"
+    assert "early_fusion" in " ".join(recipe.notes)
+    with pytest.raises(RecipeError) as caught:
+        okdc.load_recipe("ablation.toml", method={"name": "mfef", "early_fusion": True})
+    assert [line.partition(":")[0] for line in caught.value.details] == ["method.early_fusion"]
 
 
 @pytest.mark.parametrize(
-    ("overrides", "word", "key"),
+    ("tables", "keys"),
     [
-        ({"optim": {"epoch": 2}}, "optim.epoch=2", "optim.epoch"),
-        ({"method": {"name": "fefrr"}}, "method.name=fefrr", "method.name"),
-        ({"data": {"name": "digit"}}, "data.name=digit", "data.name"),
-        ({"optim": {"epochs": 0}}, "optim.epochs=0", "optim.epochs"),
-        ({"optim": 3}, "optim=3", "optim"),
+        ({"optim": {"epoch": 3}}, {"optim.epoch"}),
+        ({"optm": {"epochs": 3}}, {"optm"}),
+        ({"optim": 3}, {"optim"}),
+        ({"optim": {"epochs": "3"}, "method": {"name": "fefr", "tap": 1}}, {"optim.epochs", "method.tap"}),
+        ({"method": {"name": "feffr"}, "data": {"name": "digit"}}, {"method.name", "data.name"}),
     ],
 )
-def test_a_mistake_is_the_error_that_the_command_line_gives(
-    overrides: dict[str, Any], word: str, key: str, capsys: pytest.CaptureFixture[str]
+def test_every_wrong_key_is_a_problem_by_its_name(tables: dict[str, Any], keys: set[str]) -> None:
+    with pytest.raises(RecipeError) as caught:
+        tiny(**tables)
+    assert {line.partition(":")[0] for line in caught.value.details} == keys
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+
+
+def short_of_a_student() -> object:
+    return okdc.load_recipe("digits_resnet8", optim={"epoch": 3})
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "call"),
+    [
+        ("distill digits_resnet8 optim.epoch=3", RecipeError, short_of_a_student),
+        ("distill nowhere", RecipeError, lambda: okdc.distill("nowhere")),
+        ("resume runs/nowhere", RunError, lambda: okdc.resume("runs/nowhere")),
+        ("export --onnx", RunError, lambda: okdc.export()),
+        ("profile resnet9", UsageError, lambda: okdc.profile("resnet9")),
+        ("compare nowhere", RunError, lambda: okdc.compare(["nowhere"])),
+        ("download digit", UsageError, lambda: okdc.download("digit")),
+        ("verify nowhere", RunError, lambda: okdc.Bundle("nowhere")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_is_the_same_error_in_python_and_on_the_command_line(
+    words: str, kind: type[OkdcError], call: Any, capsys: Captured
 ) -> None:
-    with pytest.raises(okdc.OkdcError) as caught:
-        okdc.load_recipe("digits_resnet8", **overrides)
-    answer = ask(capsys, "distill", "digits_resnet8", word)
-    assert (answer.code, caught.value.exit_code, caught.value.kind) == (2, 2, "recipe")
-    assert [line.split(":")[0] for line in caught.value.details] == [key]
-    assert all(line in answer.err for line in caught.value.details)
+    with pytest.raises(kind) as caught:
+        call()
+    error = caught.value
+    answer = ask(capsys, *words.split(), "--json")
+    document = json.loads(answer.out)
+    assert answer.code == error.exit_code == 2
+    assert document["error"] == error.kind == kind.kind
+    assert document["message"] == error.message
+    assert document["hint"] == error.hint
+    assert document["details"] == list(error.details)
 
 
-def test_what_is_not_there_is_an_error_of_its_kind() -> None:
-    for call, kind in (
-        (lambda: okdc.load_recipe("digits_resnet9"), "recipe"),
-        (lambda: okdc.Run("runs/none"), "run"),
-        (lambda: okdc.Bundle("none"), "run"),
-        (lambda: okdc.resume(), "run"),
-        (lambda: okdc.profile("resnet21"), "usage"),
-        (lambda: okdc.compare(["runs/none"]), "run"),
-        (lambda: okdc.download("cifar11"), "usage"),
-    ):
-        with pytest.raises(okdc.OkdcError) as caught:
-            call()
-        assert (caught.value.kind, caught.value.exit_code) == (kind, 2)
-
-
-def test_options_that_do_not_go_together_are_refused(finished: Any) -> None:
-    for options in ({"full_range": True}, {"max_drop": 0.0}, {"student": 0, "budget": "params<1M"}):
-        with pytest.raises(okdc.OkdcError) as caught:
-            okdc.export(finished.path, **options)
-        assert caught.value.kind == "usage"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training, interrupted and continued
-
-
-class Interrupting(okdc.Progress):
-    """Presses Ctrl-C after so many steps."""
-
-    def __init__(self, after: int, number: signal.Signals = signal.SIGINT) -> None:
-        self.after, self.number = after, number
-
-    @contextmanager
-    def training(self) -> Iterator[Callable[[int, int, str], None]]:
-        def show(done: int, total: int, text: str) -> None:  # noqa: ARG001
-            if done == self.after:
-                os.kill(os.getpid(), self.number)
-
-        yield show
-
-
-def weights(run: okdc.Run) -> bytes:
-    return run.folder.weights.read_bytes()
-
-
-def test_ctrl_c_saves_and_returns_the_run_and_resume_continues_it_to_the_bit(capfd: pytest.CaptureFixture[str]) -> None:
-    recipe = okdc.load_recipe("digits_resnet8", **TINY)
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    run = okdc.distill(recipe, out="stopped", progress=Interrupting(3))
-    assert run.state == "resumable"
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-    assert len(run.log) == 1
-    run = okdc.resume(run)
-    assert run.state == "complete"
-    whole = okdc.distill(recipe, out="whole")
-    assert weights(run) == weights(whole)
-    assert [row["loss"] for row in run.log] == [row["loss"] for row in whole.log]
-    assert capfd.readouterr() == ("", "")  # nobody asked to see anything
-
-
-def test_who_wants_an_interrupt_as_an_error_gets_it_and_sigterm_always_is_one() -> None:
-    recipe = okdc.load_recipe("digits_resnet8", **TINY)
-    for number, code, raised in ((signal.SIGINT, 130, True), (signal.SIGTERM, 143, False)):
-        out = f"stopped-{code}"
-        with pytest.raises(okdc.Interrupted) as caught:
-            okdc.distill(recipe, out=out, progress=Interrupting(1, number), raise_interrupts=raised)
-        assert (caught.value.exit_code, caught.value.run) == (code, Path(out))
-        assert okdc.Run(out).state == "resumable"
-
-
-def test_a_thread_of_ones_own_can_train() -> None:
-    recipe, runs = okdc.load_recipe("digits_resnet8", **TINY), list[okdc.Run]()
-    thread = threading.Thread(target=lambda: runs.append(okdc.distill(recipe, out="thread")))
-    thread.start()
-    thread.join()
-    assert runs[0].state == "complete"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# What comes after
-
-
-def test_a_run_is_read_by_its_types(finished: Any) -> None:
-    run = okdc.Run(str(finished.path))
-    assert run == okdc.Run(finished.path)
-    assert run.recipe.recipe.optim.epochs == 8 == len(run.log)
-    assert [student.student for student in run.students] == [0, 1]
-    assert run.result.kept.top1_pct == run.students[run.result.kept.student].top1_pct
-    kept, other = run.student(), run.student(1 - run.result.kept.student)
-    assert isinstance(kept, okdc.Backbone)
-    assert not kept.training
-    assert any(not a.equal(b) for a, b in zip(kept.parameters(), other.parameters(), strict=True))
-    with pytest.raises(okdc.OkdcError, match="no student2"):
-        run.student(2)
-
-
-def test_a_bundle_answers_for_files_folders_and_arrays(exported: Path) -> None:
-    bundle = okdc.Bundle(exported)
-    files = sorted((exported / "sample").glob("*.png"))
-    Path("photos").mkdir()
-    for file in files:
-        Path("photos", file.name).write_bytes(file.read_bytes())
-    Path("photos/z.png").write_bytes(b"no image")
-    by_file, by_folder = bundle.predict(files, top=2), bundle.predict("photos", top=2)
-    assert [row["top"] for row in by_file] == [row["top"] for row in by_folder[:-1]]
-    assert set(by_folder[-1]) == {"image", "error"}
-    pixels = np.stack([bundle.folder.pixels(file.read_bytes()) for file in files])
-    by_array = bundle.predict(pixels, top=2, batch=2)
-    assert [row["image"] for row in by_array] == list(range(len(files)))
-    for from_array, from_file in zip(by_array, by_file, strict=True):
-        assert [c["label"] for c in from_array["top"]] == [c["label"] for c in from_file["top"]]
-    for wrong in (pixels.astype(np.float32), pixels[:, :4], pixels[0]):
-        with pytest.raises(DataError):
-            bundle.predict(wrong)  # type: ignore[arg-type]
-    assert bundle.verify()["passed"]
-    assert bundle.labels == list(bundle.manifest.labels)
-
-
-def test_a_damaged_bundle_fails_its_check(exported: Path) -> None:
-    (exported / "infer.py").write_text("other")
+def test_a_check_that_fails_is_raised_with_its_kind_and_the_code_1(finished: RunDir, capsys: Captured) -> None:
+    copy = Path(shutil.copytree(finished.path, "spoiled"))
+    data = bytearray((copy / "student.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "student.safetensors").write_bytes(data)
     with pytest.raises(okdc.CheckFailed) as caught:
-        okdc.Bundle(exported).verify()
-    assert (caught.value.kind, caught.value.exit_code) == ("files", 1)
+        okdc.Run(copy).student()
+    answer = ask(capsys, "evaluate", str(copy), "--json")
+    assert answer.code == caught.value.exit_code == 1
+    assert json.loads(answer.out)["error"] == caught.value.kind
 
 
-def test_a_run_is_evaluated_profiled_and_compared_with_nothing_printed(
-    finished: Any, capfd: pytest.CaptureFixture[str]
-) -> None:
-    run = okdc.Run(finished.path)
-    assert okdc.evaluate(run)["top1_pct"] == run.result.kept.top1_pct
-    report = okdc.profile(run)
-    assert [row["kept"] for row in report["rows"] if row["kind"] == "student"].count(True) == 1
-    assert okdc.compare([run])["rows"][0]["n"] == 1
+# ---------------------------------------------------------------------------------------------------------------------
+# Silence
+
+
+def test_nothing_is_printed_unless_a_progress_prints_it(capfd: pytest.CaptureFixture[str]) -> None:
+    run = okdc.distill(tiny(), out="runs/quiet")
+    okdc.resume(run)
+    series = okdc.distill_seeds(tiny(), [0], out="runs/series")
+    okdc.profile(run)
+    bundle = okdc.export(run, fp16=True, max_drop=100, min_agreement=0)
+    bundle.verify()
+    bundle.predict(bundle.path / "sample")
+    okdc.evaluate()
+    okdc.compare([series])
+    okdc.download("digits")
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_progress_is_told_what_was_chosen() -> None:
+    quiet = Quiet()
+    run = okdc.distill(tiny(), progress=quiet)
+    assert str(run.path) == "runs/tiny-1"
+    assert f"run {run.path}" in quiet.notes
+    assert quiet.counts[-1] == (9, 9)
+    assert (run.state, run.students[0].architecture, len(run.log)) == ("complete", "resnet8", 3)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# The command line calls these functions
+# Ctrl-C
 
 
-class CalledError(Exception):
-    """A function of the API was reached."""
+def test_ctrl_c_returns_the_run_and_resume_completes_it_to_the_bit() -> None:
+    whole = okdc.distill(tiny(), out="runs/whole")
+    quiet = signalled(5, signal.SIGINT)
+    run = okdc.distill(tiny(), out="runs/stopped", progress=quiet)
+    assert run.state == "resumable"
+    assert "okdc.resume('runs/stopped')" in quiet.notes[-1]
+    run = okdc.resume(run, progress=signalled(2, signal.SIGINT))
+    assert run.state == "resumable"
+    run = okdc.resume(run)
+    assert run.state == "complete"
+    assert weights(run) == weights(whole)
+    assert run.result.heads_last_epoch_top1_pct == whole.result.heads_last_epoch_top1_pct
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("number", "wanted", "code"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, True, 143), (signal.SIGTERM, False, 143)],
+)
+def test_an_interrupt_is_raised_where_it_is_wanted_and_sigterm_always(
+    number: signal.Signals, wanted: bool, code: int
+) -> None:
+    with pytest.raises(okdc.Interrupted) as caught:
+        okdc.distill(tiny(), out="run", progress=signalled(5, number), raise_interrupts=wanted)
+    assert (caught.value.exit_code, caught.value.run) == (code, Path("run"))
+    assert okdc.Run("run").state == "resumable"
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_a_series_is_returned_and_resumed_likewise() -> None:
+    series = okdc.distill_seeds(tiny(), [0, 1], out="series", progress=signalled(17, signal.SIGINT))
+    assert series.state == "resumable"
+    assert [run.state for run in series.runs.values()] == ["complete", "resumable"]
+    with pytest.raises(okdc.Interrupted) as caught:
+        okdc.resume(series, progress=signalled(1, signal.SIGINT), raise_interrupts=True)
+    assert (caught.value.exit_code, caught.value.run) == (130, Path("series"))
+    series = okdc.resume(series)
+    assert series.state == "complete"
+    assert weights(series.runs[0]) == weights(okdc.distill(tiny(), out="alone"))
+
+
+def test_a_run_is_trained_in_another_thread() -> None:
+    runs: list[okdc.Run] = []
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    thread = threading.Thread(target=lambda: runs.append(okdc.distill(tiny(), out="run")))
+    thread.start()
+    thread.join()
+    assert [run.state for run in runs] == ["complete"]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs and bundles
+
+
+def test_the_students_of_a_run_are_networks(finished: RunDir) -> None:
+    run = okdc.Run(finished.path)
+    network = run.student()
+    assert isinstance(network, okdc.Backbone)
+    assert not network.training
+    images = torch.zeros(2, 3, 8, 8)
+    torch.testing.assert_close(network(images), run.student(run.result.kept.student)(images))
+    with pytest.raises(RunError):
+        run.student(2)
+
+
+def test_a_bundle_answers_to_files_folders_and_arrays(exported: Path) -> None:
+    bundle = okdc.Bundle(exported)
+    files = sorted((exported / "sample").glob("*.png"))
+    answers = bundle.predict(files, top=3)
+    assert [answer["image"] for answer in answers] == [str(path) for path in files]
+    assert all(len(answer["top"]) == 3 for answer in answers)
+    assert {best["label"] for answer in answers for best in answer["top"]} <= set(bundle.labels)
+    assert bundle.predict(exported / "sample", top=3) == answers
+    assert bundle.predict(str(files[0]), top=3) == answers[:1]
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in files])
+    by_index = bundle.predict(pixels, top=3, batch=2)
+    assert [answer["image"] for answer in by_index] == list(range(len(files)))
+    for first, second in zip(by_index, answers, strict=True):
+        assert [best["label"] for best in first["top"]] == [best["label"] for best in second["top"]]
+        assert first["top"][0]["probability"] == pytest.approx(second["top"][0]["probability"], abs=1e-5)
+    assert bundle.predict(pixels[:0]) == []
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((2, 9, 8, 3), np.uint8), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3), np.float32)]
+)
+def test_an_array_of_another_shape_or_type_is_refused(exported: Path, pixels: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        okdc.Bundle(exported).predict(pixels)
+    assert "×".join(map(str, pixels.shape)) in caught.value.message
+    assert str(pixels.dtype) in caught.value.message
+
+
+def test_a_damaged_file_has_a_row_with_its_error(exported: Path) -> None:
+    Image.fromarray(picture(1, 20, 30)).save("whole.png")
+    Path("damaged.png").write_bytes(Path("whole.png").read_bytes()[:60])
+    bundle = okdc.Bundle(exported)
+    damaged, whole, missing = bundle.predict(["damaged.png", "whole.png", "missing.png"])
+    assert (damaged["image"], whole["image"], missing["image"]) == ("damaged.png", "whole.png", "missing.png")
+    assert "error" in damaged
+    assert "error" in missing
+    assert "top" in whole
+    Path("empty").mkdir()
+    with pytest.raises(DataError):
+        bundle.predict("empty")
+    with pytest.raises(UsageError):
+        bundle.predict("whole.png", "int8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line calls the API
+
+
+@pytest.mark.parametrize(
+    ("words", "function"),
     [
-        ("distill", ["distill", "optim.epochs=1"]),
-        ("distill_seeds", ["distill", "--seeds", "0,1"]),
-        ("resume", ["resume"]),
-        ("profile", ["profile", "resnet8"]),
-        ("write_bundle", ["export", "RUN", "--onnx"]),
-        ("evaluate", ["evaluate", "RUN"]),
-        ("compare", ["compare", "RUN"]),
-        ("download", ["download", "digits"]),
+        ("distill", "distill"),
+        ("distill --seeds 0,1", "distill_seeds"),
+        ("resume runs/a", "resume"),
+        ("profile resnet8", "profile"),
+        ("export runs/a --onnx", "write_bundle"),
+        ("evaluate runs/a", "evaluate"),
+        ("compare runs/a", "compare"),
+        ("download digits", "download"),
     ],
 )
-def test_a_command_calls_its_function(
-    name: str, words: list[str], finished: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def called(*_: Any, **__: Any) -> None:
-        raise CalledError(name)
+def test_a_command_calls_the_api(words: str, function: str, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+    class CalledError(OkdcError):
+        kind, exit_code = "called", 77
 
-    monkeypatch.setattr(api, name, called)
-    assert main([str(finished.path) if word == "RUN" else word for word in words]) == 2
-    assert f"CalledError: {name}" in capsys.readouterr().err
+    def call(*_: object, **__: object) -> None:
+        raise CalledError(function)
+
+    monkeypatch.setattr(f"okdc.api.{function}", call)
+    assert main(words.split()) == 77
+    assert "error[called]" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The guide
+
+
+def test_every_example_of_the_guide_runs_in_order() -> None:
+    examples = re.findall(r"```python\n(.*?)```", GUIDE, re.S)
+    assert len(examples) >= 9
+    namespace: dict[str, Any] = {"__name__": "guide"}
+    for number, example in enumerate(examples, 1):
+        assert "from okdc" not in example, "the guide is of the public names"
+        exec(compile(example, f"<example {number} of okdc/README.md>", "exec"), namespace)
+    named = {name for name in PUBLIC if f"okdc.{name}" in GUIDE}
+    assert named >= set(PUBLIC) - {"__version__", "download", "ResolvedRecipe"}
+
+
+def test_the_guide_has_a_paragraph_for_each_room() -> None:
+    rooms = {path.name + "/" for path in HOUSE.iterdir() if (path / "__init__.py").is_file()}
+    rooms |= {path.name for path in HOUSE.glob("*.py")}
+    described = re.findall(r"^- `([\w/.]+)`", GUIDE, re.M)
+    assert sorted(described) == sorted(rooms - {"__init__.py"})
+    assert "`__init__.py`" in GUIDE
+
+
+def test_the_guide_draws_the_floors_that_are_checked() -> None:
+    contracts = tomllib.loads((HOUSE.parent / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = [layer.replace("okdc.", "") for layer in contracts["contracts"][0]["layers"]]
+    assert "\n".join(layers) in GUIDE
