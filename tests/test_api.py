@@ -73,6 +73,12 @@ def test_a_star_import_brings_every_public_name() -> None:
     assert set(PUBLIC) <= set(namespace)
 
 
+def test_no_room_bears_the_name_of_a_function_of_the_api() -> None:
+    """Importing such a room would overwrite the function."""
+    rooms = {path.stem for path in HOUSE.iterdir()} - {"__init__"}
+    assert not rooms & set(PUBLIC)
+
+
 def loaded_by(code: str, *heavy: str) -> list[str]:
     """Which of the modules a fresh interpreter has imported after `code`."""
     code = f"import json, sys\n{code}\nprint(json.dumps([name for name in {heavy!r} if name in sys.modules]))"
@@ -190,6 +196,20 @@ def test_a_check_that_fails_is_raised_with_its_kind_and_the_code_1(finished: Run
     assert json.loads(answer.out)["error"] == caught.value.kind
 
 
+def test_options_that_do_not_go_together_are_refused(finished: RunDir) -> None:
+    several: list[dict[str, Any]] = [{"full_range": True}, {"max_drop": 0.0}, {"student": 0, "budget": "params<1M"}]
+    for options in several:
+        with pytest.raises(UsageError):
+            okdc.export(finished.path, **options)
+
+
+def test_a_damaged_bundle_fails_its_check(exported: Path) -> None:
+    (exported / "infer.py").write_text("other", encoding="utf-8")
+    with pytest.raises(okdc.CheckFailed) as caught:
+        okdc.Bundle(exported).verify()
+    assert (caught.value.kind, caught.value.exit_code) == ("files", 1)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Silence
 
@@ -282,8 +302,12 @@ def test_the_students_of_a_run_are_networks(finished: RunDir) -> None:
     assert not network.training
     images = torch.zeros(2, 3, 8, 8)
     torch.testing.assert_close(network(images), run.student(run.result.kept.student)(images))
+    other = run.student(1 - run.result.kept.student)
+    assert any(not a.equal(b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
     with pytest.raises(RunError):
         run.student(2)
+    assert run == okdc.Run(str(finished.path))
+    assert run.recipe.recipe.optim.epochs == len(run.log) == 8
 
 
 def test_a_bundle_answers_to_files_folders_and_arrays(exported: Path) -> None:
@@ -302,6 +326,7 @@ def test_a_bundle_answers_to_files_folders_and_arrays(exported: Path) -> None:
         assert [best["label"] for best in first["top"]] == [best["label"] for best in second["top"]]
         assert first["top"][0]["probability"] == pytest.approx(second["top"][0]["probability"], abs=1e-5)
     assert bundle.predict(pixels[:0]) == []
+    assert bundle.labels == list(bundle.manifest.labels)
 
 
 @pytest.mark.parametrize(

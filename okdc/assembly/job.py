@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from okdc import backbones
+from okdc import backbones, torch_errors
 from okdc.assembly import teacher as teachers
 from okdc.assembly.resolve import ResolvedRecipe, refusal
 from okdc.assembly.student import square
@@ -20,7 +20,9 @@ from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.data.source import Colour, Request
 from okdc.errors import DataError, RecipeError
+from okdc.methods import METHODS
 from okdc.methods.base import Method
+from okdc.plugins import one_line
 from okdc.recipe.schema import TEACHER, Recipe
 from okdc.seeds import seeded
 
@@ -128,6 +130,11 @@ def method(
         raise refusal(resolved.place, [error.message, *error.details]) from None
     except ValueError as error:
         raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {error}"]) from None
+    except Exception as error:
+        if (name := resolved.recipe.method["name"]) in METHODS.own or torch_errors.out_of_memory(error):
+            raise
+        problem = f"[method] {name}: it could not be built: {one_line(error)}"
+        raise refusal(resolved.place, [problem]) from error
 
 
 def cohort(resolved: ResolvedRecipe, images: torch.Size, classes: int) -> tuple[Cohort, str]:

@@ -152,9 +152,14 @@ def _of_methods(word: str) -> list[Key]:
     name, _, key = word.removeprefix("method").removeprefix(".").partition(".")
     if name in methods.METHODS or ":" in name:
         names = [name]
+        rows = reference.keys(methods.find(name).Config, "method.", name)
     else:
-        names, key = methods.METHODS.names(), name
-    rows = [row for each in names for row in reference.keys(methods.find(each).Config, "method.", each)]
+        names, key, rows = methods.METHODS.names(), name, []
+        for each in names:
+            try:
+                rows += reference.keys(methods.find(each).Config, "method.", each)
+            except RecipeError as error:  # one broken package hides none of the others
+                console.warn(f"left out: method {each}: {error.message}")
     if not key:
         return rows
     if chosen := [row for row in rows if row.key == f"method.{key}"]:

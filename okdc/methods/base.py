@@ -5,7 +5,7 @@ Shapes: N images, K classes; C channels, H×W pixels of an image; z_k are the lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, get_args
 
@@ -115,6 +115,7 @@ class Step(NamedTuple):
     logits: dict[str, Tensor]  # NK, every head that deserves an accuracy column: student0, student1, fused, ...
 
 
+T = TypeVar("T")
 C = TypeVar("C", bound=Config, default=Any)
 
 
@@ -126,8 +127,8 @@ class Method(nn.Module, Generic[C]):
     """
 
     Config: ClassVar[type[Config]]  # C, taken from the base class's brackets
-    title: ClassVar[str]  # how papers write it: FEFR
-    summary: ClassVar[str]  # a sentence of the model card: how a student of it was trained, and the source
+    title: ClassVar[str] = ""  # how papers write it: FEFR; the class's name where it is empty
+    summary: ClassVar[str] = ""  # a sentence of the model card: how a student of it was trained, and the source
     tags: ClassVar[tuple[str, ...]] = ("knowledge-distillation", "online-distillation")  # of the model card, for a hub
     fused_head: ClassVar[str] = "fused"  # the head that papers print as the fused or ensemble classifier
     reference: ClassVar[bool] = False  # the row that a comparison takes differences to
@@ -176,6 +177,19 @@ class Method(nn.Module, Generic[C]):
         """
         raise NotImplementedError
 
+    def check_step(self, step: object) -> None:
+        """Raises TypeError or ValueError where `step` is not what `forward` is to return."""
+        if not isinstance(step, Step):
+            raise TypeError(f"expected a Step, found {type(step).__name__}")
+        if missing := [name for name in students(self.cohort.students) if name not in step.logits]:
+            raise ValueError(f"expected logits of every student, found none of {', '.join(missing)}")
+        if not step.losses:
+            raise ValueError("expected a loss term at least, found none")
+        for name, loss in step.losses.items():
+            if not isinstance(loss, Tensor) or loss.ndim:
+                found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise TypeError(f"loss {name!r}: expected a 0-d tensor, found {found}")
+
     def train(self, mode: bool = True) -> Self:
         """A teacher stays in eval mode: a container's train() would set its batch statistics moving."""
         super().train(mode)
@@ -199,8 +213,13 @@ class Method(nn.Module, Generic[C]):
     @classmethod
     def card(cls) -> MethodCard:
         """The method in result.json, so that a model card or a comparison need not import its class."""
+        title = cls.title or cls.__name__
         return MethodCard(
-            title=cls.title, summary=cls.summary, tags=cls.tags, fused_head=cls.fused_head, reference=cls.reference
+            title=title,
+            summary=cls.summary or f"Trained with {title}.",
+            tags=cls.tags,
+            fused_head=cls.fused_head,
+            reference=cls.reference,
         )
 
     @classmethod
@@ -213,8 +232,8 @@ class Method(nn.Module, Generic[C]):
 # Pieces of losses
 
 
-def students(z: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The students' logits under the names that every method gives them."""
+def students(z: Iterable[T]) -> dict[str, T]:
+    """What belongs to each student, such as its logits, under the names that every method gives them."""
     return {f"student{k}": z_k for k, z_k in enumerate(z)}
 
 

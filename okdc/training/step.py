@@ -14,8 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from okdc import kernels, torch_errors
 from okdc.distributed import ALONE, Ranks
-from okdc.errors import DeviceError
+from okdc.errors import DeviceError, OkdcError, TrainingError
+from okdc.methods import METHODS
 from okdc.methods.base import Batch, Method, Step
+from okdc.plugins import one_line
 from okdc.recipe.schema import Optim
 from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
@@ -56,24 +58,37 @@ class TrainStep:
     def __call__(self, batch: Batch, done: float) -> Step:
         """Learn from a batch, when the fraction `done` of the training is over.
 
-        Raises DeviceError where the first steps show that it cannot be compiled, or lacks a deterministic kernel.
+        Raises DeviceError where the first steps show that it cannot be compiled, or lacks a deterministic kernel;
+        TrainingError where they show that a method from outside okdc does not work.
         """
         if self._taken >= FIRST:
             return self._learn(batch, done)
         try:
             return self._learn(batch, done)
-        except RuntimeError as error:
-            if self.settings.compiled and torch_errors.not_compilable(error):
-                raise DeviceError(
-                    f"the training step cannot be compiled: {compiling.in_a_line(error)}",
-                    hint="a new run with --compile off trains without",
-                ) from error
-            if operator := torch_errors.without_deterministic_kernel(error):
-                raise DeviceError(
-                    f"deterministic=true: {operator} does not have a deterministic implementation",
-                    hint="a new run without it, or other students",
-                ) from error
+        except Exception as error:
+            if known := self._known(error):
+                raise known from error
             raise
+
+    def _known(self, error: Exception) -> OkdcError | None:
+        """What an error of a first step tells the user, where it is no fault of okdc's."""
+        if self.settings.compiled and torch_errors.not_compilable(error):
+            return DeviceError(
+                f"the training step cannot be compiled: {compiling.in_a_line(error)}",
+                hint="a new run with --compile off trains without",
+            )
+        if operator := torch_errors.without_deterministic_kernel(error):
+            return DeviceError(
+                f"deterministic=true: {operator} does not have a deterministic implementation",
+                hint="a new run without it, or other students",
+            )
+        of_machine = (
+            torch_errors.out_of_memory(error) or torch_errors.worker_died(error) or torch_errors.peer_lost(error)
+        )
+        name = self.method.config.name
+        if isinstance(error, OkdcError) or of_machine or name in METHODS.own:
+            return None
+        return TrainingError(f"method.name={name}: forward raised {one_line(error)}", hint="--debug shows where")
 
     def _learn(self, batch: Batch, done: float) -> Step:
         self.progress.fill_(done)  # one tensor for all steps: a number would be compiled anew at each
@@ -85,6 +100,8 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)  # here, and their memory is free for the maps
         with self.settings.autocast():
             step: Step = self._runner()(batch, self.progress)
+        if not self._taken:
+            self.method.check_step(step)
         loss = torch.stack(list(step.losses.values())).sum()
         loss.backward()  # one for all students: detached teachers keep each gradient where it belongs
         if self.recipe.clip:

@@ -1,0 +1,140 @@
+"""A method that okdc does not bring: what it leaves out has a default, what it does wrong is told with its name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from asking import ask
+
+from okdc import plugins
+
+Captured = pytest.CaptureFixture[str]
+
+MODULE = """
+import torch
+from okdc import Config, Method, Step
+
+
+class Plain(Method[Config]):
+    def forward(self, batch, progress):
+        z = self.cohort.logits(self.cohort(batch.images))
+        losses = {f"ce_student{k}": self.cross_entropy(z_k, batch) for k, z_k in enumerate(z)}
+        return self.changed(Step(losses, {f"student{k}": z_k for k, z_k in enumerate(z)}))
+
+    def changed(self, step):
+        return step
+
+
+class Unbuildable(Plain):
+    def setup(self):
+        {}["fused"]
+
+
+class OtherArguments(Plain):
+    def forward(self, images, labels, progress):
+        return None
+
+
+class OtherShapes(Plain):
+    def changed(self, step):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+class Nothing(Plain):
+    def changed(self, step):
+        return None
+
+
+class NoStudent1(Plain):
+    def changed(self, step):
+        return Step(step.losses, {"student0": step.logits["student0"]})
+
+
+class NoLoss(Plain):
+    def changed(self, step):
+        return Step({}, step.logits)
+
+
+class LossOfEachImage(Plain):
+    def changed(self, step):
+        return Step({"ce": step.logits["student0"].mean(1)}, step.logits)
+
+
+class LossIsANumber(Plain):
+    def changed(self, step):
+        return Step({"ce": 1.0}, step.logits)
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> Iterator[str]:
+    """A module of methods in the working directory."""
+    name = "methods_from_outside"
+    (tmp_path / f"{name}.py").write_text(MODULE, encoding="utf-8")
+    yield name
+    sys.modules.pop(name, None)
+
+
+def distill(capsys: Captured, method: str) -> tuple[int, str]:
+    answer = ask(capsys, "distill", f"method.name={method}", "optim.epochs=1", "data.train_images=64", "-o", "runs/it")
+    return answer.code, answer.err
+
+
+def test_a_method_without_a_title_is_called_by_its_class(capsys: Captured, module: str) -> None:
+    code, said = distill(capsys, f"{module}:Plain")
+    assert code == 0, said
+    card = json.loads(Path("runs/it/result.json").read_text())["method_card"]
+    assert (card["title"], card["summary"]) == ("Plain", "Trained with Plain.")
+
+
+def test_what_its_setup_raises_is_a_problem_of_the_recipe(capsys: Captured, module: str) -> None:
+    code, said = distill(capsys, f"{module}:Unbuildable")
+    assert code == 2
+    assert f"[method] {module}:Unbuildable: it could not be built: KeyError: 'fused'" in said
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("OtherArguments", "TypeError: OtherArguments.forward() missing 1 required positional argument: 'progress'"),
+        ("OtherShapes", "RuntimeError: mat1 and mat2 shapes cannot be multiplied"),
+        ("Nothing", "TypeError: expected a Step, found NoneType"),
+        ("NoStudent1", "ValueError: expected logits of every student, found none of student1"),
+        ("NoLoss", "ValueError: expected a loss term at least, found none"),
+        ("LossOfEachImage", "TypeError: loss 'ce': expected a 0-d tensor, found a tensor [32]"),
+        ("LossIsANumber", "TypeError: loss 'ce': expected a 0-d tensor, found float"),
+    ],
+)
+def test_what_its_forward_does_wrong_is_told_at_the_first_step(
+    capsys: Captured, module: str, name: str, reason: str
+) -> None:
+    code, said = distill(capsys, f"{module}:{name}")
+    assert code == 2
+    assert f"error[training]: method.name={module}:{name}: forward raised {reason}" in said
+
+
+def test_a_package_that_cannot_be_imported_hides_no_other_method(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = tmp_path / "broken-1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text("[okdc.methods]\nbroken = no_such_module:It\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins._entry_points.cache_clear()
+    try:
+        for words in (["method"], ["keys", "method.rampup"]):
+            answer = ask(capsys, "recipes", *words, "--json")
+            assert answer.code == 0, answer.err
+            assert "method.rampup" in {row["key"] for row in json.loads(answer.out)}
+            assert (
+                "warning: left out: method broken: no_such_module:It: there is no module no_such_module" in answer.err
+            )
+        assert ask(capsys, "recipes", "method.broken").code == 2
+    finally:
+        plugins._entry_points.cache_clear()
