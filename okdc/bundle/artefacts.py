@@ -9,6 +9,7 @@ export/README.md explains them. A run's files are in `okdc.runs.artefacts`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -183,6 +184,23 @@ class Gates(Artefact):
     max_class_drop: NotNegative
 
 
+@dataclass(frozen=True)
+class Precision:
+    """A precision that a float32 model is reduced to: its file in a bundle, and what it may cost without other limits.
+
+    `okdc.deploy.reduced` makes the files; each precision has its report in `Parity`.
+    """
+
+    file: str
+    gates: Gates
+
+
+REDUCED = {  # by name, in the order in which they are made and listed
+    "int8": Precision("model.int8.onnx", Gates(max_drop=1.0, min_agreement=97.0, max_class_drop=5.0)),
+    "float16": Precision("model.fp16.onnx", Gates(max_drop=0.2, min_agreement=99.5, max_class_drop=2.0)),
+}
+
+
 class ReducedLogits(Artefact):
     max_abs: Number
     mean_abs: Number
@@ -265,7 +283,7 @@ class Parity(File):
     float16: ReducedReport | None = None
 
     def reduced(self, precision: str) -> ReducedReport | None:
-        return {"int8": self.int8, "float16": self.float16}.get(precision)
+        return getattr(self, precision) if precision in REDUCED else None
 
     def top1_pct(self, precision: str) -> float:
         """The accuracy of a model itself."""

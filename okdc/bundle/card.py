@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from okdc.bundle.artefacts import Latency, Parity, Profile, ReducedReport
+from okdc.bundle.artefacts import REDUCED, Latency, Parity, Profile, ReducedReport
 from okdc.bundle.frontmatter import front_matter
-from okdc.bundle.layout import FLOAT16, FLOAT32, INT8, MODELS
+from okdc.bundle.layout import FLOAT32, INT8, MODELS
 from okdc.data import DATASETS, find
 from okdc.data.source import Source
 from okdc.runs.artefacts import Result, StudentInfo, standard_error_pct
@@ -173,7 +173,7 @@ def _checked(story: Story) -> str:
         f"- Batches of 1 to 135 and two threads: {_tiny(coupling)}; a second engine, "
         f"onnx.reference: {_tiny(report.onnx_reference_max_abs)} (allowed {_tiny(allowed['images'])}).",
     ]
-    for precision in (INT8, FLOAT16):
+    for precision in REDUCED:
         if reduced := story.parity.reduced(precision):
             if precision in story.profile.models:
                 lines += [_reduced(precision, reduced), *([_quantised(story)] if precision == INT8 else [])]

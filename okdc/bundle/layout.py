@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from okdc.bundle.artefacts import Content, Manifest, Parity
+from okdc.bundle.artefacts import REDUCED, Content, Manifest, Parity
 from okdc.errors import CheckFailed, RunError
 from okdc.runs import artefacts
 from okdc.runs.artefacts import Preprocessing
@@ -28,8 +28,8 @@ from okdc.runs.files import write, write_json, writing
 MANIFEST, PARITY, PROFILE, CARD, CLIENT = "manifest.json", "parity.json", "profile.json", "README.md", "infer.py"
 SAMPLE, EXPECTED = "sample", "sample/expected.json"
 
-FLOAT32, INT8, FLOAT16 = "float32", "int8", "float16"
-MODELS = {FLOAT32: "model.onnx", INT8: "model.int8.onnx", FLOAT16: "model.fp16.onnx"}  # by precision
+FLOAT32, INT8 = "float32", "int8"
+MODELS = {FLOAT32: "model.onnx"} | {name: precision.file for name, precision in REDUCED.items()}  # by precision
 SCHEMA = 1  # of every JSON file in a bundle
 MOST_BYTES = 2**25  # of each: a million places of images, or five cases of 50,000 classes for three models
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from okdc.bundle.artefacts import Calibration, Int8Report, Quantisation, ReducedReport
+from okdc.bundle.artefacts import REDUCED, Calibration, Int8Report, Quantisation, ReducedReport
 from okdc.bundle.artefacts import Split as SplitInfo
 from okdc.bundle.session import Floats, Images, Pixels, Session
 from okdc.data.datasets import Dataset
@@ -30,6 +30,7 @@ from okdc.progress import Progress
 SEED = 0  # of the calibration images: two exports of one run on one machine are the same bytes
 MOST_VALIDATION = 5000  # images that six settings are tried on
 MOST_PIXELS = 1000 * 224 * 224  # of them: all are held at once, 150 MB, and seven files answer to each
+FLOATS = {"float16": half.half}  # what makes a model of another float type, which needs no images, of a float32 one
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,15 @@ class Wanted:
                 raise UsageError(f"{idle[0]} is an option of {of}, which was not asked for")
 
     @property
-    def precisions(self) -> list[gate.Kind]:
-        kinds: list[tuple[gate.Kind, bool]] = [("int8", self.int8), ("float16", self.float16)]
-        return [kind for kind, is_wanted in kinds if is_wanted]
+    def precisions(self) -> list[str]:
+        return [precision for precision in REDUCED if getattr(self, precision)]
 
 
 @dataclass(frozen=True)
 class Reduced:
     """One reduced file, its report, and its answers to the bundle's samples."""
 
-    precision: gate.Kind
+    precision: str
     blob: bytes
     report: ReducedReport
     samples: tuple[Floats, float]  # N×K logits, tolerance
@@ -98,7 +98,7 @@ def make(
             if precision == "int8":
                 blob, quantisation = _int8(float32.blob, dataset, judges.split, wanted, tell)
             else:
-                blob, quantisation = half.half(float32.blob), None
+                blob, quantisation = FLOATS[precision](float32.blob), None
             files.append(_judge(precision, float32, blob, quantisation, judges, wanted, tell))
         except CheckFailed as error:
             error.kind = precision
@@ -154,7 +154,7 @@ def _search_images(dataset: Dataset, calibrated: npt.NDArray[np.int64], judged_o
 
 
 def _judge(
-    precision: gate.Kind,
+    precision: str,
     float32: Float32,
     blob: bytes,
     quantisation: Quantisation | None,
@@ -164,7 +164,7 @@ def _judge(
 ) -> Reduced:
     tell.note(f"checking {precision} on {len(judges.images):,} {judges.split} images")
     limits = {"max_drop": wanted.max_drop, "min_agreement": wanted.min_agreement}
-    gates = gate.GATES[precision].model_copy(update={k: value for k, value in limits.items() if value is not None})
+    gates = REDUCED[precision].gates.model_copy(update={k: value for k, value in limits.items() if value is not None})
     report = gate.judge(precision, float32, blob, judges.images, judges.labels, judges.classes, judges.split, gates)
     logits, _ = Session(blob)(judges.samples)
     samples = logits, report.tolerance if report.tolerance is not None else float("inf")

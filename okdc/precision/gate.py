@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
-from okdc.bundle.artefacts import ClassChange, Gates, ReducedLogits, ReducedReport
+from okdc.bundle.artefacts import REDUCED, ClassChange, Gates, ReducedLogits, ReducedReport
 from okdc.bundle.checks import (
     BATCH,
     FLOOR,
@@ -33,13 +32,7 @@ from okdc.bundle.checks import (
 from okdc.bundle.macs import macs
 from okdc.bundle.session import Floats, Images, Pixels, Session, parts
 
-Kind = Literal["int8", "float16"]
 Labels = npt.NDArray[np.int64]
-
-GATES: dict[Kind, Gates] = {
-    "int8": Gates(max_drop=1.0, min_agreement=97.0, max_class_drop=5.0),
-    "float16": Gates(max_drop=0.2, min_agreement=99.5, max_class_drop=2.0),
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ class Predictions:
 
 
 def judge(
-    kind: Kind,
+    kind: str,
     float32: Float32,
     reduced: bytes,
     images: Images,
@@ -99,7 +92,7 @@ def judge(
 
     Raises CheckFailed ("parity" or "counting") where onnxruntime cannot run the file or one of both lacks its sizes.
     """
-    gates, z = gates or GATES[kind], float32.logits
+    gates, z = gates or REDUCED[kind].gates, float32.logits
     answers = _answers(Session(reduced), images)
     predictions = _predictions(z, answers.logits, labels)
     rows = _classes(per_class(classes, labels, predictions.before, predictions.after), gates.max_class_drop)
@@ -218,10 +211,10 @@ def _class_failures(rows: Sequence[ClassChange]) -> list[str]:
     ]
 
 
-def _tolerance(kind: Kind, float32: Floats, reduced: Floats) -> float:
+def _tolerance(kind: str, float32: Floats, reduced: Floats) -> float:
     """By which logits of the same file may differ on another machine.
 
-    int8: two of 256 steps over the range of its logits. float16: four times the change that rounding to it made here.
+    int8: two of 256 steps over the range of its logits. Floats: four times the change that rounding to them made here.
     """
     if kind == "int8":
         return max(2 * float(reduced.max() - reduced.min()) / 255, FLOOR)

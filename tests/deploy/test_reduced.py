@@ -21,7 +21,7 @@ from okdc.bundle.bundle import BundleDir
 from okdc.bundle.session import Session
 from okdc.deploy import latency, onnx, reduced
 from okdc.errors import CheckFailed, DataError
-from okdc.precision import half, quantize
+from okdc.precision import quantize
 from okdc.precision.gate import Float32
 from okdc.recipe.draft import load
 from okdc.runs.files import read_json
@@ -148,7 +148,7 @@ def test_every_file_that_is_missing_is_accounted_for(
         raise CheckFailed("float16", "the file has no float16 twin")
 
     monkeypatch.setattr(quantize, "search", cannot_be_made)
-    monkeypatch.setattr(half, "half", no_half)
+    monkeypatch.setitem(reduced.FLOATS, "float16", no_half)
     answer = export(capsys, run, "--int8", "--fp16")
     assert answer.code == 1
     assert "error[int8]: none of the six" in answer.err

@@ -14,10 +14,10 @@ import pytest
 from graphs import Graph, Pixels
 from onnx import ModelProto, helper, numpy_helper
 
-from okdc.bundle.artefacts import Gates
+from okdc.bundle.artefacts import REDUCED, Gates
 from okdc.bundle.session import Images, Session
 from okdc.precision import gate, quantize
-from okdc.precision.gate import GATES, Float32, Kind
+from okdc.precision.gate import Float32
 from okdc.precision.half import half
 
 Labels = npt.NDArray[np.int64]
@@ -39,7 +39,7 @@ def gates(drop: float, agreement: float, class_drop: float) -> Gates:
     return Gates(max_drop=drop, min_agreement=agreement, max_class_drop=class_drop)
 
 
-def judged(kind: Kind, blob: bytes, reduced: bytes, images: Images, *others: Any) -> dict[str, Any]:
+def judged(kind: str, blob: bytes, reduced: bytes, images: Images, *others: Any) -> dict[str, Any]:
     """The report on a reduced file, the float32 one being asked here."""
     report = gate.judge(kind, Float32(blob, Session(blob)(images[:], 64)[0]), reduced, images, *others)
     return report.to_json()
@@ -163,7 +163,7 @@ def test_one_flip_among_few_images_fails_no_gate(blob: bytes, judging: tuple[Pix
 
 
 def test_gates_are_what_they_are_set_to(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
-    assert GATES["int8"] == gates(1.0, 97.0, 5.0)
+    assert REDUCED["int8"].gates == gates(1.0, 97.0, 5.0)
     add = np.zeros(10, np.float32)
     add[:5] += 0.5
     file = changed(blob, bias(add))
