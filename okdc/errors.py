@@ -6,7 +6,7 @@
     ├── DataError             data     images, folders, classes
     ├── RunError              run      a run that is missing, unfinished or damaged
     ├── DeviceError           device   a device, dtype or setting this machine lacks
-    ├── TrainingError         training the optimisation itself (a loss that is not finite)
+    ├── TrainingError         training the optimisation itself (a loss that is not finite), a method from outside okdc
     ├── DiskError             disk     a full disk, a read-only folder
     ├── CheckFailed           exit 1   a check that was asked for did not hold
     ├── Interrupted           exit 130 or 143, after the state was saved
@@ -113,6 +113,12 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's message, printable, or its type where it has no message."""
     line = next((line for line in str(error).splitlines() if line.strip()), "").strip() or type(error).__name__
     return "".join(c if c.isprintable() else "?" for c in line)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception as `KeyError: 'x'`, on one line of bearable length."""
+    kind, line = type(error).__name__, first_line(error)
+    return kind if line == kind else f"{kind}: {line[:200]}"
 
 
 def by(sizes: Iterable[int | str]) -> str:

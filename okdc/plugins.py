@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from okdc.errors import OkdcError, first_line, nearest
+from okdc.errors import OkdcError, nearest, one_line
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,3 @@ def load(target: str, error: type[OkdcError], callables: bool = True) -> Any:
     if callables and not callable(value):
         raise error(f"{target}: expected something to call, found {type(value).__name__}")
     return value
-
-
-def one_line(error: BaseException) -> str:
-    """An exception as `KeyError: 'x'`, on one line of bearable length."""
-    kind, line = type(error).__name__, first_line(error)
-    return kind if line == kind else f"{kind}: {line[:200]}"

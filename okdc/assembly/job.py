@@ -19,10 +19,9 @@ from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.data.source import Colour, Request
-from okdc.errors import DataError, RecipeError
+from okdc.errors import DataError, RecipeError, one_line
 from okdc.methods import METHODS
 from okdc.methods.base import Method
-from okdc.plugins import one_line
 from okdc.recipe.schema import TEACHER, Recipe
 from okdc.seeds import seeded
 

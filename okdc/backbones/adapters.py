@@ -16,8 +16,7 @@ from okdc.backbones.maps import Plan
 from okdc.backbones.outside import bare_network, check
 from okdc.backbones.tracing import CannotCut, trace
 from okdc.cohort import Backbone
-from okdc.errors import RecipeError, by
-from okdc.plugins import one_line
+from okdc.errors import RecipeError, by, one_line
 
 _CONVOLUTIONAL = "a convolutional network, whose blocks hand on NCHW maps, such as torchvision:resnet18"
 

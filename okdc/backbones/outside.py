@@ -8,8 +8,8 @@ import warnings
 from torch import nn
 
 from okdc.backbones import NETWORKS
-from okdc.errors import RecipeError, nearest
-from okdc.plugins import one_line, working_directory_first
+from okdc.errors import RecipeError, nearest, one_line
+from okdc.plugins import working_directory_first
 
 
 def check(name: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from okdc.plugins import one_line
+from okdc.errors import one_line
 
 NET = "net"  # the path of the network inside Entry, and so the start of every path in the graph
 FLAG = "_in_training"  # the path of the graph's Training module

@@ -25,8 +25,8 @@ import numpy as np
 from okdc.data import DATASETS
 from okdc.data.images import Pixels
 from okdc.data.source import Content, Labels, Request, Source, of_arrays
-from okdc.errors import DataError, OkdcError, nearest
-from okdc.plugins import one_line, working_directory_first
+from okdc.errors import DataError, OkdcError, nearest, one_line
+from okdc.plugins import working_directory_first
 
 KEYS = ("classes", "train", "val", "test")
 _EXPECTED = "a mapping with classes, train and, if you like, val and test"

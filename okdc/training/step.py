@@ -14,10 +14,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from okdc import kernels, torch_errors
 from okdc.distributed import ALONE, Ranks
-from okdc.errors import DeviceError, OkdcError, TrainingError
+from okdc.errors import DeviceError, OkdcError, TrainingError, one_line
 from okdc.methods import METHODS
 from okdc.methods.base import Batch, Method, Step
-from okdc.plugins import one_line
 from okdc.recipe.schema import Optim
 from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
