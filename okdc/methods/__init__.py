@@ -37,6 +37,8 @@ def find(name: str) -> type[Method]:
     kind = METHODS.load(name)
     if name in METHODS.own:
         return kind  # type: ignore[no-any-return]
+    from pydantic import ValidationError
+
     from okdc.methods.base import Config, Method
 
     if not (isinstance(kind, type) and issubclass(kind, Method)):
@@ -44,4 +46,9 @@ def find(name: str) -> type[Method]:
     config = getattr(kind, "Config", None)
     if not (isinstance(config, type) and issubclass(config, Config)):
         raise RecipeError(f"{name}: expected its Config to be a subclass of okdc.Config, found {config!r}")
+    try:
+        kind.card()  # here, and not when the result is written after hours of training
+    except ValidationError as error:
+        attributes = ", ".join(str(problem["loc"][0]) for problem in error.errors())
+        raise RecipeError(f"{name}: of its class, {attributes}: {error.errors()[0]['msg']}") from error
     return kind

@@ -29,6 +29,10 @@ class Plain(Method[Config]):
         return step
 
 
+class OtherTitle(Plain):
+    title = 3
+
+
 class Unbuildable(Plain):
     def setup(self):
         {}["fused"]
@@ -89,6 +93,15 @@ def test_a_method_without_a_title_is_called_by_its_class(capsys: Captured, modul
     assert code == 0, said
     card = json.loads(Path("runs/it/result.json").read_text())["method_card"]
     assert (card["title"], card["summary"]) == ("Plain", "Trained with Plain.")
+
+
+def test_what_the_result_is_to_record_of_it_is_checked_before_it_trains(capsys: Captured, module: str) -> None:
+    code, said = distill(capsys, f"{module}:OtherTitle")
+    assert code == 2
+    line = said[said.index("error[recipe]") :].splitlines()[1]
+    assert f"{module}:OtherTitle" in line
+    assert "title" in line
+    assert not Path("runs").exists()
 
 
 def test_what_its_setup_raises_is_a_problem_of_the_recipe(capsys: Captured, module: str) -> None:
