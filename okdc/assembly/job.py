@@ -124,7 +124,9 @@ def method(
     try:
         students, sharing = cohort(resolved, images, classes)
         with seeded(resolved.recipe.seed, "init", "method"):
-            return resolved.kind(students, resolved.config, images, classes, teacher), sharing
+            built = resolved.kind(students, resolved.config, images, classes, teacher)
+        built.check_built()
+        return built, sharing
     except RecipeError as error:
         raise refusal(resolved.place, [error.message, *error.details]) from None
     except ValueError as error:

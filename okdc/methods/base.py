@@ -138,7 +138,7 @@ class Method(nn.Module, Generic[C]):
     alternatives: ClassVar[str] = ""  # nobody trains separate networks unawares; what to do instead, for that refusal
     single: ClassVar[bool] = False  # gets a cohort of the first student alone
     least_students: ClassVar[int] = 1
-    views: ClassVar[int] = 0  # further augmentations of each image that a batch brings
+    views: ClassVar[int] = 0  # further augmentations of each image that a batch brings; none are drawn yet
 
     notes: tuple[str, ...] = ()  # what was chosen when it was built, for the run to print
     leader: int | None = None  # the student that is made to be kept, where a method has one
@@ -176,6 +176,15 @@ class Method(nn.Module, Generic[C]):
         It is a tensor because a number that changes at each step would be compiled anew at each step.
         """
         raise NotImplementedError
+
+    def check_built(self) -> None:
+        """Raises ValueError where what the method says of itself cannot be done."""
+        if not hasattr(self, "cohort"):
+            raise ValueError("its __init__ calls no Method.__init__; modules of its own belong in setup")
+        if self.leader is not None and self.leader not in range(len(self.cohort.students)):
+            raise ValueError(f"leader: expected one of {len(self.cohort.students)} students, found {self.leader!r}")
+        if self.views:
+            raise ValueError(f"views={self.views}: no further views of an image are drawn yet, expected 0")
 
     def check_step(self, step: object) -> None:
         """Raises TypeError or ValueError where `step` is not what `forward` is to return."""

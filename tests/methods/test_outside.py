@@ -38,6 +38,20 @@ class Unbuildable(Plain):
         {}["fused"]
 
 
+class OwnInit(Plain):
+    def __init__(self, *arguments):
+        torch.nn.Module.__init__(self)
+
+
+class OtherLeader(Plain):
+    def setup(self):
+        self.leader = 7
+
+
+class Views(Plain):
+    views = 2
+
+
 class OtherArguments(Plain):
     def forward(self, images, labels, progress):
         return None
@@ -104,12 +118,23 @@ def test_what_the_result_is_to_record_of_it_is_checked_before_it_trains(capsys: 
     assert not Path("runs").exists()
 
 
-def test_what_its_setup_raises_is_a_problem_of_the_recipe(capsys: Captured, module: str) -> None:
-    code, said = distill(capsys, f"{module}:Unbuildable")
+@pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("Unbuildable", "KeyError: 'fused'"),
+        ("OwnInit", "__init__"),
+        ("OtherLeader", "leader"),
+        ("Views", "views"),
+    ],
+)
+def test_what_keeps_it_from_being_built_is_a_problem_of_the_recipe(
+    capsys: Captured, module: str, name: str, named: str
+) -> None:
+    code, said = distill(capsys, f"{module}:{name}")
     assert code == 2
     line = said[said.index("error[recipe]") :].splitlines()[1]
-    assert f"{module}:Unbuildable" in line
-    assert "KeyError: 'fused'" in line
+    assert f"{module}:{name}" in line
+    assert named in line
     assert not Path("runs").exists()
 
 
