@@ -196,8 +196,8 @@ class Method(nn.Module, Generic[C]):
             raise ValueError("expected a loss term at least, found none")
         for name, loss in step.losses.items():
             if not isinstance(loss, Tensor) or loss.ndim:
-                found = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-                raise TypeError(f"loss {name!r}: expected a 0-d tensor, found {found}")
+                kind = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise TypeError(f"loss {name!r}: expected a 0-d tensor, found {kind}")
 
     def train(self, mode: bool = True) -> Self:
         """A teacher stays in eval mode: a container's train() would set its batch statistics moving."""

@@ -65,11 +65,11 @@ class TrainStep:
         try:
             return self._learn(batch, done)
         except Exception as error:
-            if known := self._known(error):
-                raise known from error
+            if explained := self._explain(error):
+                raise explained from error
             raise
 
-    def _known(self, error: Exception) -> OkdcError | None:
+    def _explain(self, error: Exception) -> OkdcError | None:
         """What an error of a first step tells the user, where it is no fault of okdc's."""
         if self.settings.compiled and torch_errors.not_compilable(error):
             return DeviceError(
