@@ -74,7 +74,8 @@ def _entry_points(group: str) -> dict[str, tuple[str, ...]]:
     """name -> the targets that installed packages give it; several packages may use one name."""
     targets: dict[str, tuple[str, ...]] = {}
     for point in importlib.metadata.entry_points(group=group):
-        targets[point.name] = (*targets.get(point.name, ()), point.value)
+        target = point.value.partition("[")[0].strip()  # without extras in brackets
+        targets[point.name] = (*targets.get(point.name, ()), target)
     return targets
 
 

@@ -131,7 +131,7 @@ def method(
         raise refusal(resolved.place, [error.message, *error.details]) from None
     except ValueError as error:
         raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {error}"]) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if (name := resolved.recipe.method["name"]) in METHODS.own or torch_errors.out_of_memory(error):
             raise
         problem = f"[method] {name}: it could not be built: {one_line(error)}"

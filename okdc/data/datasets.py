@@ -94,7 +94,10 @@ class Dataset:
 
 def load(source: Source, request: Request) -> Dataset:
     """A data set with the splits that it brings. Raises DataError where it cannot be read."""
-    return dataset_of(source.name, source.read(request))
+    content = source.read(request)
+    if not isinstance(content, Content):
+        raise DataError(f"data set {source.name}: expected okdc.data.source.Content, found {type(content).__name__}")
+    return dataset_of(source.name, content)
 
 
 def dataset_of(name: str, content: Content) -> Dataset:

@@ -50,7 +50,7 @@ SpatialKernel = Annotated[
 class Config(BaseModel):
     """Base of a method's recipe table: strict about keys and types."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
 
     name: str = Field(
         description="The method: a name of okdc's or of an installed package, or package.module:Class of your own."

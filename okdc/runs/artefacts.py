@@ -21,8 +21,8 @@ from okdc.runs.files import read_json, write_json
 
 T = TypeVar("T")
 Tuple = Annotated[tuple[T, ...], Field(strict=False)]  # JSON has arrays, not tuples
-Index = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0, le=2**63 - 1)]  # percentages and errors are computed of it: a float has to hold it
+Count = Annotated[int, Field(ge=1, le=2**63 - 1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]

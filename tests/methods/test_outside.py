@@ -38,6 +38,19 @@ class Unbuildable(Plain):
         {}["fused"]
 
 
+class Leaving(Plain):
+    def setup(self):
+        raise SystemExit(3)
+
+
+class OtherDefaultConfig(Config):
+    weight: float = "heavy"
+
+
+class OtherDefault(Plain, Method[OtherDefaultConfig]):
+    pass
+
+
 class OwnInit(Plain):
     def __init__(self, *arguments):
         torch.nn.Module.__init__(self)
@@ -118,10 +131,17 @@ def test_what_the_result_is_to_record_of_it_is_checked_before_it_trains(capsys: 
     assert not Path("runs").exists()
 
 
+def test_a_default_of_another_type_is_told(capsys: Captured, module: str) -> None:
+    code, said = distill(capsys, f"{module}:OtherDefault")
+    assert code == 2
+    assert "method.weight" in said[said.index("error[recipe]") :]
+
+
 @pytest.mark.parametrize(
     ("name", "named"),
     [
         ("Unbuildable", "KeyError: 'fused'"),
+        ("Leaving", "SystemExit"),
         ("OwnInit", "__init__"),
         ("OtherLeader", "leader"),
         ("Views", "views"),
@@ -168,7 +188,7 @@ def test_a_package_that_cannot_be_imported_hides_no_other_method(
     metadata = tmp_path / "broken-1.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n", encoding="utf-8")
-    (metadata / "entry_points.txt").write_text("[okdc.methods]\nbroken = no_such_module:It\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text("[okdc.methods]\nbroken = no_such_module:It [extra]\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     plugins._entry_points.cache_clear()
     try:

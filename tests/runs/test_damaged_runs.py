@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from making import run_info
+from making import make_row, run_info
 
 from okdc.__main__ import main
 from okdc.runs.run import RunDir
@@ -43,3 +43,17 @@ def test_resuming_a_damaged_run_says_what_is_damaged(three: list[RunDir], capsys
     assert "run.json" in said
     assert "Traceback" not in said
     assert Path(three[1].info).read_text().startswith("{"), "left as it was"
+
+
+@pytest.mark.parametrize("key", ["images", "epochs"])
+def test_a_count_that_no_float_holds_hides_no_other_run(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Percentages and standard errors are computed of counts: Python's integers are larger than its floats."""
+    good, bad = (RunDir(path) for path in make_row("runs", "x", [80.0, 81.0]))
+    result = json.loads(bad.result.read_text(encoding="utf-8"))
+    bad.result.write_text(json.dumps(result | {key: 10**400}), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["runs", "--json"]) == 0
+    said = capsys.readouterr()
+    assert str(good.path) in {row["run"] for row in json.loads(said.out) if row["state"] == "complete"}
+    assert f"{bad.result}" in said.err
+    assert key in said.err
