@@ -34,6 +34,15 @@ class _Console(Console):
         _mute(sys.stderr if self.stderr else sys.stdout)
 
 
+# Rich drops some control characters and passes ESC on, which tells a terminal to do things.
+_CONTROL = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+
+
+def _plain(text: str) -> str:
+    """Text whose markup and control characters do nothing: names and reasons may come out of a stranger's file."""
+    return escape(text.translate(_CONTROL))
+
+
 def _mute(stream: TextIO) -> None:
     """Redirect to the null device after a broken pipe; otherwise Python prints an error at exit."""
     with contextlib.suppress(OSError, ValueError):
@@ -65,21 +74,21 @@ class Talk:
 
 
 def note(text: str) -> None:
-    _err.print(escape(text), style="dim")
+    _err.print(_plain(text), style="dim")
 
 
 def say(text: str) -> None:
-    _err.print(escape(text))
+    _err.print(_plain(text))
 
 
 def warn(text: str) -> None:
-    _err.print(f"[yellow]warning:[/] {escape(text)}")
+    _err.print(f"[yellow]warning:[/] {_plain(text)}")
 
 
 def next_step(*words: str | Path) -> None:
     """Name the next command, ready to be pasted: `words` are text, or paths, which are quoted for the shell."""
     command = " ".join(word if isinstance(word, str) else quoted(word) for word in words)
-    _err.print(f"next: [bold]{escape(command)}[/]")
+    _err.print(f"next: [bold]{_plain(command)}[/]")
 
 
 def quoted(path: Path) -> str:
@@ -90,15 +99,15 @@ def quoted(path: Path) -> str:
 def fail(error: OkdcError) -> None:
     """`error[kind]: message`, the details, a blank line, the hint."""
     head = "[bold]interrupted[/]" if isinstance(error, Interrupted) else f"[bold red]error\\[{error.kind}][/]"
-    _err.print(f"{head}: {escape(error.message)}")
+    _err.print(f"{head}: {_plain(error.message)}")
     for line in error.details:
-        _err.print(f"  {escape(line)}")
+        _err.print(f"  {_plain(line)}")
     if error.hint:
-        _err.print(f"\n[bold]hint[/]: {escape(error.hint)}")
+        _err.print(f"\n[bold]hint[/]: {_plain(error.hint)}")
 
 
 def out(text: str) -> None:
-    _out.print(escape(text))
+    _out.print(_plain(text))
 
 
 def out_json(facts: Any) -> None:
@@ -142,9 +151,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         block = Table(box=None, pad_edge=False, header_style="bold")
         for k, width in widths.items():
             numeric = any(cell[:1].isdigit() for cell in columns[k][1:])
-            block.add_column(escape(headers[k]), justify="right" if numeric else "left", width=width, overflow="fold")
+            block.add_column(_plain(headers[k]), justify="right" if numeric else "left", width=width, overflow="fold")
         for row in rows:
-            block.add_row(*(escape(row[k]) for k in widths))
+            block.add_row(*(_plain(row[k]) for k in widths))
         # As wide as the block, also where the terminal is narrower: it wraps the line then, and copies it whole.
         for line in _Console(width=sum(widths.values()) + GAP * len(widths)).render_lines(block, pad=False):
             text = Text.assemble(*((segment.text, segment.style or "") for segment in line))

@@ -56,6 +56,17 @@ def test_a_next_step_can_be_pasted_whatever_a_folder_is_called(capsys: Captured)
     assert capsys.readouterr().err == "next: okdc profile runs/digits-1\n", "no quotes where none are needed"
 
 
+@pytest.mark.parametrize("control", ["\x1b[31m", "\x9b31m", "\x00", "\x07", "\x7f"])
+def test_no_control_character_of_a_file_reaches_the_terminal(control: str, capsys: Captured) -> None:
+    text = f"a{control}b"
+    console.out(text)
+    console.say(text)
+    console.fail(DataError(text, hint=text, details=[text]))
+    console.table([text], [[text]])
+    captured = capsys.readouterr()
+    assert control[0] not in captured.out + captured.err
+
+
 def test_a_table_in_a_pipe_is_whole(capsys: Captured) -> None:
     wide = ["x" * 120, "y" * 120]
     console.table(["first", "second"], [wide])
