@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from okdc.bundle.artefacts import REDUCED
 from okdc.cli import console
 from okdc.errors import by
 from okdc.recipe.reference import Key, by_table
@@ -256,10 +257,10 @@ def parity(reports: dict[str, Any]) -> None:
             ["second engine (onnx.reference)", f"{report['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
         ],
     )
-    for precision, reduced in reports.items():
-        if precision not in ("schema", "float32"):
+    for precision in REDUCED:
+        if precision in reports:
             console.out("")
-            _reduced(precision, reduced)
+            _reduced(precision, reports[precision])
 
 
 def _reduced(precision: str, report: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from okdc import signals, torch_errors
 from okdc.distributed import ALONE, LOST, Ranks
-from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError
+from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError, first_line
 from okdc.runs.run import RunDir
 from okdc.training.checkpoint import Position
 from okdc.training.metrics import Summary
@@ -50,7 +50,7 @@ def continuable(run: RunDir) -> Iterator[None]:
         if not torch_errors.worker_died(error):
             raise
         raise DataError(
-            f"a process that decodes images died: {str(error).splitlines()[0]}",
+            f"a process that decodes images died: {first_line(error)}",
             hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; {run.resume_command()}",
         ) from None
     except DiskError as error:
