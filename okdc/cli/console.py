@@ -34,7 +34,7 @@ class _Console(Console):
         _mute(sys.stderr if self.stderr else sys.stdout)
 
 
-# Rich drops some control characters and passes ESC on, which tells a terminal to do things.
+# Rich lets ESC through, by which a text could recolour, erase or retitle the reader's terminal.
 _CONTROL = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
 
 

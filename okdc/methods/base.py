@@ -178,11 +178,13 @@ class Method(nn.Module, Generic[C]):
         raise NotImplementedError
 
     def check_built(self) -> None:
-        """Raises ValueError where what the method says of itself cannot be done."""
+        """Raises ValueError without `Method.__init__`, for a leader that is no student, and for further views."""
         if not hasattr(self, "cohort"):
-            raise ValueError("its __init__ calls no Method.__init__; modules of its own belong in setup")
+            raise ValueError("__init__ does not call Method.__init__; setup is the place to add modules")
         if self.leader is not None and self.leader not in range(len(self.cohort.students)):
-            raise ValueError(f"leader: expected one of {len(self.cohort.students)} students, found {self.leader!r}")
+            raise ValueError(
+                f"leader: expected the index of one of {len(self.cohort.students)} students, found {self.leader!r}"
+            )
         if self.views:
             raise ValueError(f"views={self.views}: no further views of an image are drawn yet, expected 0")
 
@@ -193,7 +195,7 @@ class Method(nn.Module, Generic[C]):
         if missing := [name for name in students(self.cohort.students) if name not in step.logits]:
             raise ValueError(f"expected logits of every student, found none of {', '.join(missing)}")
         if not step.losses:
-            raise ValueError("expected a loss term at least, found none")
+            raise ValueError("expected at least one loss term, found none")
         for name, loss in step.losses.items():
             if not isinstance(loss, Tensor) or loss.ndim:
                 kind = f"a tensor {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

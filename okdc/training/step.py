@@ -70,7 +70,7 @@ class TrainStep:
             raise
 
     def _explain(self, error: Exception) -> OkdcError | None:
-        """What an error of a first step tells the user, where it is no fault of okdc's."""
+        """The error that the user is shown for an error of a first step, or None where it is shown as it is."""
         if self.settings.compiled and torch_errors.not_compilable(error):
             return DeviceError(
                 f"the training step cannot be compiled: {compiling.in_a_line(error)}",
