@@ -251,10 +251,15 @@ def edit_as_ascii(change: Callable[[Json], object]) -> None:
 
 
 def test_sizes_beyond_all_memory_are_only_numbers(capsys: Captured) -> None:
-    edit(Path("bundle/manifest.json"), lambda m: m["files"]["infer.py"].update(bytes=10**30))
+    edit(Path("bundle/manifest.json"), lambda m: m["files"]["infer.py"].update(bytes=10**9))
     refused(verified(capsys), 1, "infer.py is not the file of the manifest")
-    edit(Path("bundle/manifest.json"), lambda m: m["accuracy"].update(images=10**300))
+    edit(Path("bundle/manifest.json"), lambda m: m["files"]["infer.py"].update(bytes=10**30))
+    refused(verified(capsys), 2, "files.infer.py.bytes: expected at most")
+    edit(Path("bundle/manifest.json"), lambda m: m["files"]["infer.py"].update(bytes=1))
+    edit(Path("bundle/manifest.json"), lambda m: m["accuracy"].update(images=10**18))
     refused(verified(capsys), 2, "judged on 1000000")
+    edit(Path("bundle/manifest.json"), lambda m: m["accuracy"].update(images=10**300))
+    refused(verified(capsys), 2, "accuracy.images: expected at most")
 
 
 def test_files_larger_than_any_bundle_has_are_not_read(
