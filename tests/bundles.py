@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from making import write_json
 from PIL import Image
 from reading import read_data
 
@@ -23,7 +24,7 @@ from okdc.bundle.test_images import Digest
 from okdc.data import digits
 from okdc.data.source import Labels
 from okdc.deploy import onnx as exporter
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
 

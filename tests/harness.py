@@ -124,11 +124,12 @@ def train(job: Job, tell: Quiet | None = None, name: str = "held") -> RunDir:
     """Train a job that the test holds in its hands: its method can be watched and looked at afterwards."""
     settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size), job)
     info = run_info(
+        recipe=job.recipe.tables(),
         classes=job.dataset.classes,
         data_sha256=job.dataset.fingerprint,
         settings=RunSettings.model_validate(settings.saved()),
     )
-    run = RunDir.create(name, job.recipe.text(), info)
+    run = RunDir.create(name, info)
     loop.train(job, run, settings, Position(), None, tell or Quiet())
     return run
 
@@ -139,12 +140,17 @@ def train(job: Job, tell: Quiet | None = None, name: str = "held") -> RunDir:
 
 def rows(run: RunDir) -> list[dict[str, Any]]:
     """The log without its times."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in run.rows()]
+    return [_timeless(row) for row in run.rows()]
+
+
+def _timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("seconds")}
 
 
 def result(run: RunDir) -> dict[str, Any]:
     """result.json without its times."""
-    return {key: value for key, value in read_json(run.result).items() if key not in ("seconds", "images_per_s")}
+    times = ("seconds", "images_per_s", "log_sha256", "sha256")  # the hashes are of times, too
+    return {key: value for key, value in read_json(run.result).items() if key not in times}
 
 
 def outcome(run: RunDir) -> dict[str, Any]:
@@ -157,7 +163,7 @@ def outcome(run: RunDir) -> dict[str, Any]:
         "weights": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
         "student": read_json(run.student),
         "others": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in run.students.glob("*")},
-        "state": digest({key: value for key, value in state.items() if key != "seconds"}),
+        "state": digest(_timeless(state) | {"rows": [_timeless(row) for row in state["rows"]]}),
     }
 
 

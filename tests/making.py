@@ -9,8 +9,10 @@ from typing import Any
 
 import tomli_w
 
-from okdc.runs.artefacts import RunInfo, StudentInfo
-from okdc.runs.files import read_json, write_json
+from okdc.bundle.artefacts import Manifest
+from okdc.runs.artefacts import SEAL, File, Result, RunInfo, SeriesInfo, StudentInfo
+from okdc.runs.files import read_json
+from okdc.runs.files import write_json as write_unsealed
 from okdc.runs.run import RunDir
 
 Json = dict[str, Any]
@@ -36,6 +38,26 @@ PAPER = {
         "fused_error": {"mfef": 5.0},
     }
 }
+
+
+# The whole files by their names, that of a student who was not kept included.
+MODELS: dict[str, type[File]] = {
+    "run.json": RunInfo,
+    "series.json": SeriesInfo,
+    "student.json": StudentInfo,
+    "result.json": Result,
+    "manifest.json": Manifest,
+}
+
+
+def write_json(path: Path, tables: Mapping[str, Any]) -> None:
+    """As `okdc.runs.files.write_json`, with the hash that makes the tables, if they are whole, okdc's own."""
+    model = MODELS.get(path.name)
+    try:
+        sealed = model.model_validate(dict(tables)).sealed() if model else {}
+    except ValueError:  # damaged on purpose
+        sealed = {}
+    write_unsealed(path, dict(tables) | {key: value for key, value in sealed.items() if key == SEAL})
 
 
 def make_run(
@@ -86,7 +108,7 @@ def make_run(
     facts = run_info(started_at="2030-01-01", processor="a processor", versions={"torch": "2.14.1"}).to_json()
     path.mkdir(parents=True)
     (path / "recipe.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
-    write_json(path / "run.json", facts | dict(info or {}))
+    write_json(path / "run.json", facts | {"recipe": tables} | dict(info or {}))
     usual |= dict(result or {})
     if "cohort" in (result or {}):
         usual["kept"] = {key: value for key, value in usual["cohort"][0].items() if not key.endswith("_sha256")}
@@ -99,6 +121,7 @@ def run_info(started_at: str = "2026-01-01", **keys: Any) -> RunInfo:
     """run.json of a run on the digits."""
     usual = {
         "schema": 1,
+        "recipe": {"seed": 0, "method": {"name": "fefr"}, "optim": {"epochs": 3}},
         "recipe_sha256": "7" * 64,
         "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
         "classes": [str(digit) for digit in range(10)],
@@ -142,6 +165,7 @@ def result_of(variant: str, kept: Mapping[str, Any], students: Sequence[str] = (
         ],
         "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
         "weights_sha256": hashes["weights_sha256"],
+        "log_sha256": hashlib.sha256(b"").hexdigest(),
         "epochs": 60,
         "seconds": 12.5,
         "compiled": False,

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from making import write_json
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from okdc.bundle.layout import MODELS
 from okdc.recipe import catalog
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 
 EXPORT = catalog.folder("export")
 PYTHON, NODE, WEB = EXPORT / "python" / "run.py", EXPORT / "node" / "run.mjs", EXPORT / "web"

@@ -249,7 +249,7 @@ def test_nor_is_a_run_of_a_series(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int
 ) -> None:
     """Whoever trains it holds the series, which only one of them could."""
-    run = RunDir.create("x", recipe().recipe.text(), run_info(), Path("series") / "seed0")
+    run = RunDir.create("x", run_info(recipe=recipe().recipe.tables()), Path("series") / "seed0")
     Path("series", "series.json").write_text("{}", encoding="utf-8")
     named(monkeypatch, RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="2")
     monkeypatch.setattr(Ranks, "joined", lambda *_: pytest.fail("it waits for the others"))
@@ -272,7 +272,7 @@ def test_nor_is_what_follows_a_training(
 
 
 def test_several_machines_are_in_the_command_that_continues() -> None:
-    run = RunDir.create("x", "", run_info(processes=16, processes_here=8), Path("a b"))
+    run = RunDir.create("x", run_info(processes=16, processes_here=8), Path("a b"))
     assert run.resume_command() == "torchrun --nnodes=2 ... --nproc-per-node=8 -m okdc resume 'a b'"
 
 

@@ -10,13 +10,17 @@ from okdc.data import datasets
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError
 from okdc.progress import Progress
-from okdc.recipe.draft import Draft, read
+from okdc.recipe.draft import Draft
 from okdc.runs.run import RunDir
+from okdc.runs.series import SeriesDir
 
 
-def recipe_of(run: RunDir, data_root: str | None = None) -> ResolvedRecipe:
-    """The recipe that a run was started with; `data_root` says where its images are now."""
-    tables = read(run.recipe)
+def recipe_of(run: RunDir | SeriesDir, data_root: str | None = None) -> ResolvedRecipe:
+    """The recipe that a run or a series was started with; `data_root` says where its images are now.
+
+    Raises RunError where recipe.toml is another by now.
+    """
+    tables = run.read_recipe()
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"]["root"] = data_root
     overridden = frozenset({"data.root"}) if data_root is not None else frozenset()

@@ -19,7 +19,6 @@ from okdc import backbones
 from okdc.assembly import student as students
 from okdc.cohort import Backbone
 from okdc.errors import CheckFailed, RecipeError, RunError
-from okdc.recipe.draft import read
 from okdc.recipe.schema import TEACHER
 from okdc.runs.run import RunDir
 from okdc.runs.series import SeriesDir
@@ -129,7 +128,7 @@ def _of_run(run: RunDir) -> Teacher:
         rule.size,
         info.classes,
         run.read_info().data_sha256,
-        {key: read(run.recipe)["data"].get(key) for key in SPLIT},
+        {key: run.read_recipe()["data"].get(key) for key in SPLIT},
         rule.mean,
         rule.std,
         _unknown_origin(run),
@@ -138,7 +137,7 @@ def _of_run(run: RunDir) -> Teacher:
 
 def _unknown_origin(run: RunDir) -> str:
     """The weights of unknown origin that a run, or a run above it, has learned from; empty where there are none."""
-    table = read(run.recipe)["method"]
+    table = run.read_recipe()["method"]
     if TEACHER not in table:
         return ""
     above = Path(table["teacher"]).expanduser()

@@ -15,7 +15,7 @@ from okdc.bundle.artefacts import Content, Input, Manifest
 from okdc.bundle.layout import FLOAT32, MODELS, MOST_BYTES, SCHEMA
 from okdc.data.images import RESIZE, RESIZE_LARGER
 from okdc.errors import RunError, quoted
-from okdc.runs.artefacts import problems
+from okdc.runs.artefacts import check_seal, problems
 from okdc.runs.files import read_json
 
 
@@ -33,6 +33,7 @@ def read(path: Path) -> Manifest:
         raise RunError(f"{path} is damaged: {first}", details=others) from None
     except (UnicodeEncodeError, RecursionError):
         raise RunError(f"{path} is damaged: a part of it is no text") from None
+    check_seal(path, tables, manifest)
     _check_input(path, manifest.input)
     if FLOAT32 not in manifest.models or any(model.file != MODELS.get(k) for k, model in manifest.models.items()):
         raise RunError(

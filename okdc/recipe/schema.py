@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import tomli_w
@@ -246,17 +247,28 @@ class Recipe(Table):
     optim: Annotated[Optim, Field(description="How the weights move.")] = Optim()
     engine: Annotated[Engine, Field(description="What the training runs on; each choice is recorded.")] = Engine()
 
+    def tables(self) -> dict[str, Any]:
+        """The recipe as TOML and JSON hold it, every default written out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     def text(self) -> str:
         """The recipe as TOML, every default written out."""
-        return tomli_w.dumps(self.model_dump(exclude_none=True))
+        return tomli_w.dumps(self.tables())
 
     def portable(self) -> dict[str, Any]:
         """The tables without the places of files: the same on every machine."""
-        tables = self.model_dump(mode="json", exclude_none=True)
-        tables["data"].pop("root", None)
-        if TEACHER in tables["method"]:
-            tables["method"] = {k: v for k, v in tables["method"].items() if k not in TEACHER_PLACES}
-        return tables
+        return without_places(self.tables())
 
     def sha256(self) -> str:
         return hashlib.sha256(json.dumps(self.portable(), sort_keys=True).encode()).hexdigest()
+
+
+def without_places(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's tables without the places of files: of the images, and of a teacher whose weights have a hash."""
+    tables = dict(tables)
+    data, method = tables.get("data"), tables.get("method")
+    if isinstance(data, Mapping):
+        tables["data"] = {key: value for key, value in data.items() if key != "root"}
+    if isinstance(method, Mapping) and TEACHER in method:
+        tables["method"] = {key: value for key, value in method.items() if key not in TEACHER_PLACES}
+    return tables

@@ -6,11 +6,15 @@
     result.json  Result         how a training ended
 
 A bundle's files are in `okdc.bundle.artefacts`. Keys that a model does not name are ignored: other tools may add some.
+The key `sha256` of a whole file is of all that its model names, so that a changed value is an error.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -46,22 +50,49 @@ class File(Artefact):
 
     schema_: Literal[1] = Field(alias="schema")
 
+    def sealed(self) -> dict[str, Any]:
+        """The tables of the file, its own hash among them."""
+        tables = self.to_json()
+        return tables | {SEAL: _sha256(tables)}
+
 
 Model = TypeVar("Model", bound=Artefact)
+WholeFile = TypeVar("WholeFile", bound=File)
+SEAL = "sha256"  # the key of a file's own hash
 
 
-def read(path: Path, model: type[Model]) -> Model:
-    """Raises RunError where the file cannot be read, or a key is missing or of another type."""
+def read(path: Path, model: type[WholeFile]) -> WholeFile:
+    """Raises RunError where the file cannot be read, a key is missing or of another type, or a value is not the one
+    that okdc wrote.
+    """
+    tables = read_json(path)
     try:
-        return model.model_validate(read_json(path))
+        content = model.model_validate(tables)
     except ValidationError as error:
         first, *others = problems(error)
         raise RunError(f"{path} is damaged, or of another version of okdc: {first}", details=others) from None
+    check_seal(path, tables, content)
+    return content
 
 
-def write(path: Path, content: Artefact) -> None:
+def check_seal(path: Path, tables: Mapping[str, Any], content: File) -> None:
+    """Raises RunError where a value in `content`, read of the `tables` at `path`, is not the one that okdc wrote."""
+    if (recorded := tables.get(SEAL)) != (actual := _sha256(content.to_json())):
+        raise RunError(
+            f"{path} was edited or is damaged: sha256 {actual[:12]} of its content, expected {quoted(recorded, 12)}",
+            hint="restore the file; okdc writes it, and nothing of it is meant to be changed by hand",
+        )
+
+
+def write(path: Path, content: File) -> None:
     """Replace the file at `path` in one step. Raises DiskError with the old file in place."""
-    write_json(path, content.to_json())
+    # Validated once more: of an integer in a place for numbers the reader makes a float, which has another hash.
+    write_json(path, type(content).model_validate(content.to_json()).sealed())
+
+
+def _sha256(tables: Mapping[str, Any]) -> str:
+    text = json.dumps({key: value for key, value in tables.items() if key != SEAL}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # What pydantic calls an error, and the words for what was expected; names in braces are of the error's context.
@@ -144,6 +175,7 @@ class RunSettings(Settings):
 class RunInfo(Provenance, File):
     """run.json."""
 
+    recipe: dict[str, Any]  # its tables, every default written out
     recipe_sha256: str
     data_sha256: str
     classes: Annotated[Tuple[str], Field(min_length=1)]
@@ -165,7 +197,7 @@ class SeriesInfo(Provenance, File):
     """series.json."""
 
     seeds: Annotated[Tuple[Index], Field(min_length=1)]
-    recipe_sha256: str
+    recipe: dict[str, Any]  # its tables, every default written out, without a seed
     started_at: str
     settings: Settings
 
@@ -260,6 +292,7 @@ class Result(File):
     cohort: Annotated[Tuple[Judged], Field(min_length=1)]
     data_sha256: str
     weights_sha256: str  # of the kept student
+    log_sha256: str  # of log.jsonl
     epochs: Count
     seconds: NotNegative  # of all steps, the compilation of the first included
     compiled: bool

@@ -21,7 +21,7 @@ def writing(path: Path, hint: str = "") -> Iterator[None]:
         raise DiskError(f"{path}: cannot be written: {error.strerror or error}", hint=hint) from error
 
 
-def write(path: Path, content: bytes, previous: Path | None = None) -> None:
+def write(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
     """Replace `path` by `content` in one step; with `previous` the old file moves there.
 
     A process that dies at any moment leaves the old file or the new one at `path`, or the old one at `previous`.

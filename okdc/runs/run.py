@@ -12,20 +12,21 @@ Every file is written aside and moved into place; a line of log.jsonl counts onl
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from okdc.errors import DiskError, RunError
-from okdc.recipe.draft import read as read_recipe
 from okdc.runs import artefacts, locks
 from okdc.runs.artefacts import Result, RunInfo
 from okdc.runs.files import write, writing
+from okdc.runs.recipes import read_proven, write_recipe
 
 ROOT = Path("runs")
 INFO, RECIPE, RESULT = "run.json", "recipe.toml", "result.json"
@@ -80,15 +81,15 @@ class RunDir:
         return self.path / RESULT
 
     @classmethod
-    def create(cls, stem: str, recipe_text: str, info: RunInfo, out: Path | None = None) -> RunDir:
+    def create(cls, stem: str, info: RunInfo, out: Path | None = None) -> RunDir:
         """A new directory: `out`, else runs/<stem>-<n> with the first free n.
 
         Raises RunError where `out` holds anything, DiskError where it cannot be made.
         """
         run = cls(new_folder(stem, out))
         try:
-            write(run.recipe, recipe_text.encode())
-            artefacts.write(run.info, info)
+            artefacts.write(run.info, info)  # the first file makes it a run: the recipe is in it, too
+            write_recipe(run.recipe, info.recipe)
         except DiskError:
             run.discard()
             raise
@@ -96,13 +97,16 @@ class RunDir:
 
     @classmethod
     def open(cls, path: Path) -> RunDir:
-        """Raises RunError for a directory that is no run, or a series of them."""
+        """Raises RunError for a directory that is no run, or a series of them, and for a run whose run.json or
+        recipe.toml is damaged or was edited.
+        """
         run = cls(path)
         if not path.is_dir():
             raise RunError(f"{path}: no such run", hint=_existing())
         refuse_series(path)
         if not run.is_begun():
-            raise RunError(f"{path} is not a run: expected {INFO} and {RECIPE} in it", hint=_existing())
+            raise RunError(f"{path} is not a run: expected {INFO} in it", hint=_existing())
+        run.read_recipe()
         return run
 
     @staticmethod
@@ -111,8 +115,8 @@ class RunDir:
         return (path / INFO).is_file()
 
     def is_begun(self) -> bool:
-        """Whether the first files of a run are there."""
-        return self.info.is_file() and self.recipe.is_file()
+        """Whether the first file of a run is there."""
+        return self.info.is_file()
 
     @classmethod
     def newest(cls, state: State, root: Path = ROOT) -> RunDir:
@@ -123,7 +127,7 @@ class RunDir:
             if state == "complete" and any(run.state() == "resumable" for run in runs(root)):
                 hint = "one can be continued: okdc resume"
             raise RunError(f"no {state} run in {root.absolute()}", hint=hint)
-        return of_state[-1]
+        return cls.open(of_state[-1].path)
 
     def state(self) -> State:
         """Read from the files; a run whose run.json is damaged cannot continue and counts as failed."""
@@ -153,6 +157,10 @@ class RunDir:
         """run.json. Raises RunError where it is damaged."""
         return artefacts.read(self.info, RunInfo)
 
+    def read_recipe(self) -> dict[str, Any]:
+        """The recipe's tables, proven to be those of run.json. Raises RunError that names the keys which differ."""
+        return read_proven(self.recipe, self.read_info().recipe)
+
     def read_result(self) -> Result:
         """result.json. Raises RunError where it is damaged, or missing: the run is then not complete."""
         return artefacts.read(self.result, Result)
@@ -177,38 +185,61 @@ class RunDir:
         """One line of log.jsonl, on disk when this returns."""
         try:
             with writing(self.log), self.log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(row) + "\n")
+                stream.write(log_bytes([row]).decode())
                 stream.flush()
                 os.fsync(stream.fileno())
         except DiskError as error:
             raise DiskError(error.message, hint=f"free some space, then: {self.resume_command()}") from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """log.jsonl, without a last line that was cut short."""
-        if not self.log.exists():
-            return []
+        """log.jsonl: a row an epoch, without a last line that was cut short.
+
+        Raises RunError where the log of a complete run is not the one that the run recorded.
+        """
+        content = self._log_bytes()
+        if self.result.is_file() and hashlib.sha256(content).hexdigest() != self.read_result().log_sha256:
+            raise RunError(
+                f"{self.log} is not the file that the run recorded",
+                hint=f"{self.resume_command()} writes it again from the last checkpoint",
+            )
         rows: list[dict[str, Any]] = []
-        for line in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in content.splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
                 break
+            if not isinstance(row, dict) or row.get("epoch") != len(rows) + 1:
+                break
+            rows.append(row)
         return rows
 
-    def keep_rows(self, count: int) -> None:
-        """Cut log.jsonl to what a checkpoint has counted: what came after it will come again."""
-        lines = [json.dumps(row) + "\n" for row in self.rows()[:count]]
-        write(self.log, "".join(lines).encode())
+    def restore_rows(self, rows: Sequence[dict[str, Any]]) -> bool:
+        """Make log.jsonl those rows of a checkpoint: what came after them will come again.
+
+        Returns whether the log had lost or changed any of them.
+        """
+        before, content = self._log_bytes(), log_bytes(rows)
+        if before != content:
+            write(self.log, content)
+        return not before.startswith(content)
+
+    def _log_bytes(self) -> bytes:
+        try:
+            return self.log.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise RunError(f"{self.log}: cannot be read: {error.strerror}") from None
 
     def summary(self) -> dict[str, Any]:
-        """A line of `okdc runs`. Raises RunError, or RecipeError, where the run's files are damaged."""
-        recipe, state = read_recipe(self.recipe), self.state()
+        """A line of `okdc runs`. Raises RunError where the run's files are damaged or were edited."""
+        recipe, state = self.read_recipe(), self.state()
         result = self.read_result() if state == "complete" else None
         return {
             "run": str(self.path),
             "state": state,
             "method": recipe_value(recipe, "method", "name", "?"),
-            "epoch": len(self.rows()),
+            "epoch": result.epochs if result else len(self.rows()),
             "epochs": recipe_value(recipe, "optim", "epochs", "?"),
             "kept": result and result.kept.architecture,
             "top1_pct": result and result.kept.top1_pct,
@@ -219,6 +250,11 @@ class RunDir:
     def discard(self) -> None:
         """Remove a run that came to nothing before its first step."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def log_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
+    """log.jsonl of these rows."""
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def recipe_value(tables: dict[str, Any], table: str, key: str, default: Any = None) -> Any:
@@ -244,7 +280,7 @@ def refuse_taken(out: Path | None) -> None:
         raise DiskError(f"{target}: cannot be written: {place} is read-only", hint="choose another -o")
     if not place.is_dir() and place != target:
         raise DiskError(f"{target}: cannot be made: {place} is not a folder", hint="choose another -o")
-    if out is None or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if out is None or not out.exists() or (out.is_dir() and _is_empty(out)):
         return
     if (out / INFO).exists():
         run, state = RunDir(out), RunDir(out).state()
@@ -253,6 +289,11 @@ def refuse_taken(out: Path | None) -> None:
     if (out / SERIES).exists():
         raise RunError(f"{out} already holds a series", hint=f"choose another -o, or continue it: okdc resume {out}")
     raise RunError(f"{out} is not an empty folder", hint="choose another -o")
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is in a folder but the half of a first file, which a kill left."""
+    return all(path.name in (f".{INFO}.new", f".{SERIES}.new") for path in folder.iterdir())
 
 
 def refuse_series(path: Path) -> None:

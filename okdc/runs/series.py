@@ -9,27 +9,22 @@ series.json is written first and never again. Each seed<k> is a run like any oth
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 import shlex
 import shutil
 import statistics
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from okdc.errors import DiskError, OkdcError, RunError, TrainingError, UsageError
-from okdc.recipe.draft import read
 from okdc.recipe.schema import Recipe
 from okdc.runs import artefacts, locks
 from okdc.runs.artefacts import Provenance, SeriesInfo, Settings
-from okdc.runs.files import write
-from okdc.runs.run import INFO, RECIPE, ROOT, SERIES, RunDir, State, best, new_folder, recipe_value, runs
+from okdc.runs.recipes import read_proven, write_recipe
+from okdc.runs.run import RECIPE, ROOT, SERIES, RunDir, State, best, new_folder, recipe_value, runs
 
 MOST = 1000  # seeds of one series: more is a slip of the keyboard
 LARGEST = 2**63 - 1  # seed that a recipe takes
@@ -88,21 +83,18 @@ class SeriesDir:
     ) -> SeriesDir:
         """A new directory: `out`, else runs/<stem>-<n>. Raises as `RunDir.create`."""
         series = cls(new_folder(stem, out))
-        tables = recipe.model_dump(exclude_none=True)
-        del tables["seed"]
-        text = tomli_w.dumps(tables)
+        tables = {key: value for key, value in recipe.tables().items() if key != "seed"}
         info = SeriesInfo(
             schema=1,
             seeds=seeds,
-            recipe_sha256=_sha256(tomllib.loads(text)),
+            recipe=tables,
             started_at=started_at,
             settings=settings,
             **dict(provenance),
         )
         try:
-            # In this order: a series without its recipe could not go on alone, and series.json is what makes it one.
-            write(series.recipe, text.encode())
-            artefacts.write(series.info, info)
+            artefacts.write(series.info, info)  # the first file makes it a series: the recipe is in it, too
+            write_recipe(series.recipe, tables)
         except DiskError:
             series.discard()
             raise
@@ -110,13 +102,11 @@ class SeriesDir:
 
     @classmethod
     def open(cls, path: Path) -> SeriesDir:
-        """Raises RunError where series.json is damaged, or the recipe is not the one that the series began with."""
+        """Raises RunError where series.json is damaged, or the recipe is not the one that the series began with: its
+        runs would not be comparable.
+        """
         series = cls(path)
-        if _sha256(read(series.recipe)) != series.read_info().recipe_sha256:
-            raise RunError(
-                f"{series.recipe} is not the recipe that the series began with: its runs would not be comparable",
-                hint="restore it, or start another series",
-            )
+        series.read_recipe()
         return series
 
     @staticmethod
@@ -126,6 +116,10 @@ class SeriesDir:
     def read_info(self) -> SeriesInfo:
         """series.json. Raises RunError where it is damaged."""
         return artefacts.read(self.info, SeriesInfo)
+
+    def read_recipe(self) -> dict[str, Any]:
+        """The recipe's tables, without a seed, proven to be those of series.json. Raises RunError as RunDir's."""
+        return read_proven(self.recipe, self.read_info().recipe)
 
     def seeds(self) -> tuple[int, ...]:
         return self.read_info().seeds
@@ -179,13 +173,6 @@ class SeriesDir:
         with locks.held(self.path):
             yield
 
-    def discard_half(self, seed: int) -> None:
-        """Remove a seed's folder that a kill left between its first files: nothing was trained in it."""
-        folder = self.run(seed).path
-        begun = {RECIPE, INFO, f".{RECIPE}.new", f".{INFO}.new"}
-        if self.state_of(seed) is None and folder.is_dir() and {path.name for path in folder.iterdir()} <= begun:
-            shutil.rmtree(folder)
-
     def discard(self) -> None:
         """Remove a series that came to nothing before its first run."""
         shutil.rmtree(self.path, ignore_errors=True)
@@ -202,7 +189,7 @@ class SeriesDir:
         return {
             "series": str(self.path),
             "state": self.state(),
-            "method": recipe_value(read(self.recipe), "method", "name"),
+            "method": recipe_value(self.read_recipe(), "method", "name"),
             "judged_on": done[0]["judged_on"] if done else None,
             "images": done[0]["images"] if done else None,
             "runs": rows,
@@ -213,13 +200,13 @@ class SeriesDir:
 
     def next_command(self) -> str:
         """The command after a series: methods side by side where several share its setting, else its best run."""
-        setting, methods, folders, others = _setting(read(self.recipe)), set(), [], 0
+        setting, methods, folders, others = _setting(self.read_recipe()), set(), [], 0
         trained: list[tuple[str, str]] = []
         for run in runs(self.path.parent):
             with contextlib.suppress(OkdcError):  # a damaged run beside it is no reason to stop here
                 if run.state() != "complete":
                     continue
-                tables, series = read(run.recipe), owner(run)
+                tables, series = run.read_recipe(), owner(run)
                 if _setting(tables) == setting:
                     methods.add(str(recipe_value(tables, "method", "name")))
                     trained.append((json.dumps(tables.get("method"), sort_keys=True), str(tables.get("seed", 0))))
@@ -245,14 +232,6 @@ class SeriesDir:
             **{key: kept.get(key) for key in ("student", "architecture", "epoch", "val_top1_pct", "top1_pct")},
             **{key: result.get(key) for key in ("judged_on", "images", "weights_sha256")},
         }
-
-
-def _sha256(tables: dict[str, Any]) -> str:
-    """Of a recipe's tables as they are written down, without the seed and without where the images are."""
-    tables = {name: table for name, table in tables.items() if name != "seed"}
-    if isinstance(tables.get("data"), dict):
-        tables["data"] = {key: value for key, value in tables["data"].items() if key != "root"}
-    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()
 
 
 def _setting(tables: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from okdc.errors import OkdcError, RunError
-from okdc.recipe.draft import Draft, check, read
+from okdc.recipe.draft import Draft, check
 from okdc.recipe.schema import Recipe
 from okdc.runs.artefacts import Result, RunInfo
 from okdc.runs.run import INFO, RECIPE, RESULT, ROOT, SERIES, RunDir
@@ -73,7 +73,7 @@ def load(path: Path) -> Finished:
         reason = f": {run.read_info().failed}" if state == "failed" else ""  # raises where run.json is damaged
         hint = {"resumable": run.resume_command(), "running": "wait for it"}.get(state, "start another run")
         raise RunError(f"{path} is not complete: {state}{reason}", hint=hint)
-    recipe, problems = check(Draft(run.recipe, read(run.recipe)))
+    recipe, problems = check(Draft(run.recipe, run.read_recipe()))
     if recipe is None:
         raise RunError(f"{run.recipe} is damaged: {'; '.join(problems)}")
     result, info = run.read_result(), run.read_info()

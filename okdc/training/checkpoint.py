@@ -6,7 +6,9 @@ the learning rate need no place in it: they follow from the seed and the positio
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,18 +16,21 @@ from typing import Any
 import torch
 
 from okdc.distributed import Ranks
-from okdc.errors import RunError
+from okdc.errors import RunError, first_line
 from okdc.runs.files import write, writing
 from okdc.runs.run import RunDir
 from okdc.training.metrics import Totals
 from okdc.training.selection import Record
 
-VERSION = 3  # since 2, `best` is a list: the best epoch of each student; since 3, `totals`: the counts of each process
+VERSION = 4  # since 2, `best` is a list: the best epoch of each student; since 3, `totals`: the counts of each process;
+# since 4, `rows`: the log, and the hash at the end
+MARK = b"sha256:"
+SEAL = len(MARK) + hashlib.sha256().digest_size * 2  # bytes at the end of the file
 
 
 @dataclass
 class Position:
-    """How far a training has come. Each process has one; only the first process fills `best` and `log_rows`."""
+    """How far a training has come. Each process has one; only the first process fills `best` and `rows`."""
 
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the epoch after those
@@ -34,7 +39,7 @@ class Position:
         default_factory=list
     )  # each student at its best epoch; empty before the first validation
     seconds: float = 0.0  # spent in steps, over all starts
-    log_rows: int = 0  # of log.jsonl
+    rows: list[dict[str, Any]] = field(default_factory=list)  # log.jsonl
 
     def state(self, totals: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """For a checkpoint. `totals`: what each process has counted in this epoch; empty between two epochs."""
@@ -44,14 +49,33 @@ class Position:
     def restored(cls, state: dict[str, Any], device: torch.device, ranks: Ranks) -> Position:
         """What `state` gave, for this process, in which the steps run on `device`."""
         totals = Totals.resumed(state["totals"], device, ranks) if state["totals"] else None
-        return cls(state["epoch"], state["step"], totals, state["best"], state["seconds"], state["log_rows"])
+        return cls(state["epoch"], state["step"], totals, state["best"], state["seconds"], state["rows"])
 
 
 def save(run: RunDir, state: dict[str, Any]) -> None:
     """Write checkpoint.pt; the one before it stays as checkpoint.previous.pt. Raises DiskError, both then untouched."""
     buffer = io.BytesIO()
     torch.save(state | {"version": VERSION}, buffer)
-    write(run.checkpoint, buffer.getvalue(), previous=run.previous_checkpoint)
+    _seal(buffer)
+    write(run.checkpoint, buffer.getbuffer(), previous=run.previous_checkpoint)
+
+
+def _seal(buffer: io.BytesIO) -> None:
+    """Add the sha256 of the file, as the comment of the zip archive that torch.save writes: torch still reads it."""
+    buffer.seek(-2, os.SEEK_END)  # the last two bytes of an archive are the length of its comment
+    assert buffer.read() == bytes(2)
+    buffer.seek(-2, os.SEEK_END)
+    buffer.write(SEAL.to_bytes(2, "little"))
+    buffer.write(MARK + hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+
+
+def _proven(content: bytes) -> dict[str, Any]:
+    """What `save` saved. Raises ValueError where a bit of it is another."""
+    body, seal = memoryview(content)[:-SEAL], content[-SEAL:]
+    if seal != MARK + hashlib.sha256(body).hexdigest().encode():
+        raise ValueError("its content has not the sha256 at its end")
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
 
 
 def load(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
@@ -63,7 +87,7 @@ def load(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
     paths = [path for path in (run.checkpoint, run.previous_checkpoint) if path.exists()]
     for path in paths:
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = _proven(path.read_bytes())
             if state["version"] != VERSION:
                 raise RunError(
                     f"{path}: checkpoint format {state['version']}, this okdc reads {VERSION}",
@@ -71,8 +95,8 @@ def load(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
                 )
         except RunError:
             raise
-        except Exception as error:  # a cut file: RuntimeError, EOFError, UnpicklingError, KeyError, ...
-            notes.append(f"{path} is damaged ({type(error).__name__}): the checkpoint before it is used")
+        except Exception as error:  # of a cut or changed file, and of an older okdc's
+            notes.append(f"{path} is damaged ({first_line(error)}): the checkpoint before it is used")
         else:
             if notes:  # put the good one back: at the next save the damaged file would take its place
                 with writing(run.checkpoint):

@@ -171,7 +171,7 @@ class Training:
             if selection.chosen(job, position.best)["epoch"] == position.epoch:
                 selection.write_kept(self.run, job, position.best)
         last_step = position.epoch * self.steps - 1
-        self.run.append(
+        position.rows.append(
             {
                 "epoch": position.epoch,
                 "lr": optim.rate(job.recipe.optim, last_step / (self.epochs * self.steps)),
@@ -182,7 +182,7 @@ class Training:
                 "seconds": round(time.perf_counter() - began, 3),
             }
         )
-        position.log_rows += 1
+        self.run.append(position.rows[-1])
         checkpoint.save(self.run, position.state([]) | self.train_step.state())
 
     def _save_steps(self) -> None:
@@ -216,6 +216,7 @@ class Training:
         if not position.best:  # no validation images: every student is kept as the last epoch left it
             position.best = selection.best(job, position.epoch, None, ())
         selection.write_all(run, job, position.best)
+        run.restore_rows(position.rows)  # the result records the log's hash
         split, rows = job.dataset.final_split
         self.progress.note(f"judging on the {len(rows):,} {split} images, in float32")
         kept = selection.chosen(job, position.best)["student"]

@@ -62,6 +62,7 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
         cohort=tuple(judged),
         data_sha256=job.dataset.fingerprint,
         weights_sha256=judged[kept].weights_sha256,
+        log_sha256=hashlib.sha256(run.log.read_bytes()).hexdigest(),
         epochs=epochs,
         seconds=round(seconds, 3),
         compiled=run.read_info().settings.compile == "on",

@@ -10,11 +10,10 @@ from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import EachNoteOnce, Progress
-from okdc.recipe.draft import read
 from okdc.recipe.schema import TEACHER
 from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.provenance import differences
-from okdc.runs.run import RunDir, refuse_taken
+from okdc.runs.run import refuse_taken
 from okdc.runs.series import SeriesDir
 from okdc.training import start as starts
 
@@ -62,7 +61,7 @@ def resume(series: SeriesDir, provenance: Provenance, tell: Progress, data_root:
         if all(state in ENDED for state in states.values()):
             tell.note(f"{series.path}: no seed is left to train")
             return series
-        resolved = reopen.recipe_of(RunDir(series.path), data_root)  # a series' recipe lies where a run's does
+        resolved = reopen.recipe_of(series, data_root)
         for note in resolved.notes:
             tell.note(note)
         missing = [seed for seed, state in states.items() if state is None]
@@ -85,7 +84,6 @@ def _train(
     with signals.raised():  # between two trainings; the loop, which saves first, notes signals itself
         try:
             for number, seed in enumerate(series.seeds(), 1):
-                series.discard_half(seed)
                 run, state = series.run(seed), series.state_of(seed)
                 if state in ENDED:
                     continue
@@ -111,7 +109,7 @@ def _train(
 
 def _teacher(series: SeriesDir) -> str | None:
     """The hash of the teacher that the seeds before had, so that another in its place is refused."""
-    begun = [read(series.run(seed).recipe) for seed in series.seeds() if series.state_of(seed) is not None]
+    begun = [series.run(seed).read_recipe() for seed in series.seeds() if series.state_of(seed) is not None]
     return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
 
 

@@ -65,6 +65,7 @@ def start(
         tell.note(settings.reasons[-1])
         info = RunInfo(
             schema=1,
+            recipe=job.recipe.tables(),
             recipe_sha256=job.recipe.sha256(),
             data_sha256=job.dataset.fingerprint,
             classes=job.dataset.classes,
@@ -75,7 +76,7 @@ def start(
             processes_here=ranks.here,
             **dict(provenance),
         )
-        run = ranks.first_does(lambda: RunDir.create(resolved.stem, job.recipe.text(), info, out))
+        run = ranks.first_does(lambda: RunDir.create(resolved.stem, info, out))
         tell.note(f"run {run.path}")
         with _held(run, ranks), continuable(run):
             loop.train(job, run, settings, Position(), None, tell, ranks)
@@ -123,7 +124,8 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
         else:
             position = Position.restored(state, settings.torch_device, ranks)
             tell.note(f"{run.path} continues at epoch {position.epoch + 1}, step {position.step + 1}")
-        ranks.first_does(lambda: run.keep_rows(position.log_rows))
+        if ranks.first_does(lambda: run.restore_rows(position.rows)):
+            tell.note(f"{run.log} had lost or changed rows: it is written again from the checkpoint")
         loop.train(job, run, settings, position, state, tell, ranks)
     return run
 

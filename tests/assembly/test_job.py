@@ -18,7 +18,7 @@ from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
-from okdc.errors import DataError, OkdcError, RecipeError
+from okdc.errors import DataError, RecipeError, RunError
 from okdc.recipe.draft import Draft, load, read
 from okdc.recipe.schema import Recipe
 from okdc.runs.run import RunDir
@@ -200,10 +200,9 @@ def test_another_number_of_classes_than_the_source_announced_is_an_error() -> No
 
 
 def made(recipe: Recipe, found: Dataset) -> RunDir:
-    info = run_info(classes=found.classes, data_sha256=found.fingerprint)
-    return RunDir.create(
-        "made", assembly.with_normalisation(recipe, assembly.normalisation_of(recipe, found)).text(), info
-    )
+    written = assembly.with_normalisation(recipe, assembly.normalisation_of(recipe, found))
+    info = run_info(recipe=written.tables(), classes=found.classes, data_sha256=found.fingerprint)
+    return RunDir.create("made", info)
 
 
 @pytest.mark.usefixtures("root")
@@ -261,10 +260,11 @@ def test_images_that_only_moved_are_those_of_the_run(root: Path) -> None:
 
 
 def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path() -> None:
-    kept = RunDir.create("kept", resolved().recipe.text(), run_info())
+    kept = RunDir.create("kept", run_info(recipe=resolved().recipe.tables()))
     kept.recipe.write_text("[optim]\nepoch = 3", encoding="utf-8")
-    with pytest.raises(OkdcError, match=r"kept-1/recipe\.toml: \d problems"):
+    with pytest.raises(RunError, match=r"kept-1/recipe\.toml was edited") as caught:
         reopen.recipe_of(kept)
+    assert any(line.startswith("optim.epoch: nothing when it began, 3 now") for line in caught.value.details)
 
 
 def test_resolving_leaves_the_draft_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

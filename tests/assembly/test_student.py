@@ -10,12 +10,12 @@ import harness
 import pytest
 import torch
 from asking import ask
-from making import seal
+from making import seal, write_json
 from safetensors.torch import load_file, save_file
 
 from okdc.assembly import student as students
 from okdc.errors import CheckFailed, RunError
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 from okdc.training import selection as keep
 

@@ -269,10 +269,11 @@ def test_files_larger_than_any_bundle_has_are_not_read(
     with (bundle / "infer.py").open("r+b") as stream:
         stream.truncate(2**31)
     edit(bundle / "manifest.json", lambda m: m["files"]["infer.py"].update(bytes=2**31))
+    opened = BundleDir.open(bundle)
     with monkeypatch.context() as patch:
         patch.setattr("okdc.bundle.bundle.hashlib.sha256", lambda _: pytest.fail("it was read"))
         with pytest.raises(CheckFailed, match="no file of a bundle has more than 2 GiB"):
-            BundleDir.open(bundle).content("infer.py")
+            opened.content("infer.py")
     (bundle / "infer.py").unlink()
     edit(bundle / "manifest.json", lambda m: m["files"]["sample/expected.json"].update(bytes=2**25 + 1))
     with pytest.raises(CheckFailed, match="33,554,433 bytes, expected 33,554,432 at most"):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 from bundles import of_digits
+from making import write_json
 
 from okdc.bundle import web
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
 from okdc.recipe import catalog
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
 

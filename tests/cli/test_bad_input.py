@@ -227,7 +227,7 @@ def test_a_log_on_a_full_disk_stops_the_run_which_can_then_be_resumed(
 
 
 def test_a_damaged_run_json_is_named_and_hides_no_other_run(capsys: Captured) -> None:
-    run, whole = (RunDir.create(name, "", run_info()) for name in "ab")
+    run, whole = (RunDir.create(name, run_info()) for name in "ab")
     run.info.write_text('{"started_at": ')
     refused(ask(capsys, "resume", str(run.path)), "run", "runs/a-1/run.json: not JSON")
     refused(ask(capsys, "export", "--onnx", str(run.path)), "run", "runs/a-1")
@@ -236,12 +236,12 @@ def test_a_damaged_run_json_is_named_and_hides_no_other_run(capsys: Captured) ->
 
 
 def test_a_failed_run_is_not_continued(capsys: Captured) -> None:
-    run = RunDir.create("a", "", run_info(failed="the loss term ce_student0 is not finite at step 3"))
+    run = RunDir.create("a", run_info(failed="the loss term ce_student0 is not finite at step 3"))
     refused(ask(capsys, "resume", str(run.path)), "run", "runs/a-1 failed: the loss term", "start another run")
 
 
 def test_an_unfinished_run_is_not_exported_by_default(capsys: Captured) -> None:
-    RunDir.create("a", "", run_info())
+    RunDir.create("a", run_info())
     refused(ask(capsys, "export", "--onnx"), "run", "no complete run in ", "okdc resume")
 
 

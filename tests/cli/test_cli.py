@@ -130,7 +130,7 @@ def test_the_default_run_is_made_kept_and_tells_the_next_command(capsys: Capture
 def test_json_on_stdout_is_the_result_and_nothing_else(capsys: Captured) -> None:
     answer = ask(capsys, "distill", *SHORT, "--json", "-o", "here")
     nothing_went_wrong(answer)
-    assert json.loads(answer.out) == {"run": "here"} | read_json(Path("here/result.json"))
+    assert json.loads(answer.out) == {"run": "here"} | RunDir(Path("here")).read_result().to_json()
 
 
 def test_the_same_command_twice_gives_two_runs_with_the_same_weights(capsys: Captured) -> None:
@@ -239,12 +239,12 @@ def test_without_runs_the_lists_are_empty_and_the_next_command_is_told(capsys: C
 
 
 def test_runs_shows_what_each_run_is(capsys: Captured, done: Path) -> None:
-    recipe = (done / "runs/digits_resnet8-1/recipe.toml").read_text(encoding="utf-8")
+    recipe = RunDir(done / "runs/digits_resnet8-1").read_recipe()
     Path("runs").mkdir()
     Path("runs/digits_resnet8-1").symlink_to(done / "runs/digits_resnet8-1")
-    later = RunDir.create("later", recipe, run_info(started_at="2999-01-01"))
+    later = RunDir.create("later", run_info(recipe=recipe, started_at="2999-01-01"))
     later.append({"epoch": 1})
-    RunDir.create("wrong", recipe, run_info(started_at="2999-01-02", failed="the loss is not finite"))
+    RunDir.create("wrong", run_info(recipe=recipe, started_at="2999-01-02", failed="the loss is not finite"))
     rows = json.loads(ask(capsys, "runs", "--json").out)
     assert [(row["run"], row["state"], row["epoch"], row["epochs"]) for row in rows] == [
         ("runs/digits_resnet8-1", "complete", 2, 2),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from asking import ask, write_tree
-from making import record, seal
+from making import record, seal, write_json
 from pictures import write_imagenet
 from reading import read_data
 from safetensors.torch import load_file, save_file
@@ -22,7 +22,7 @@ from okdc.assembly import student as students
 from okdc.bundle import test_images as judged
 from okdc.deploy import evaluate, onnx
 from okdc.deploy import torch_reference as sides
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]

@@ -25,12 +25,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from making import write_json
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from runners import EXPORT, PYTHON, SPOILT, not_a_number, zoo
 
 from okdc.data import images
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 
 SOURCE = EXPORT / "cpp"
 UNITY = Path(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from making import write_json
 from PIL import Image
 from runners import (
     EXPORT,
@@ -32,7 +33,7 @@ from runners import (
     zoo,
 )
 
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 
 pytestmark = needs_node
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from making import write_json
 from PIL import Image
 from runners import PYTHON, SPOILT, add_model, external, nobody_reads, not_a_number, put, zoo
 
 from okdc.data import images
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 
 # None in sys.modules makes an import fail as if the package were not installed.
 WITHOUT_TORCH = (

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from making import write_json
 from PIL import Image
 from runners import PYTHON, put
 
@@ -25,7 +26,7 @@ from okdc.bundle.layout import EXPECTED, MODELS
 from okdc.bundle.session import Session
 from okdc.data import digits
 from okdc.precision import half, quantize
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 
 QEMU = shutil.which("qemu-x86_64")
 # A Haswell (2013) has AVX2 and no VNNI. What qemu cannot emulate of it is left out, or it warns of each.

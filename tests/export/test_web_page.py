@@ -16,10 +16,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from making import write_json
 from runners import CHROMIUM, needs_chromium, needs_runtime, put, zoo
 
 from okdc.bundle import web
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 
 pytestmark = [needs_chromium, needs_runtime, pytest.mark.xdist_group("web page")]
 

@@ -10,14 +10,14 @@ from asking import ask, tried
 from harness import Quiet
 from hypothesis import given
 from hypothesis import strategies as st
-from making import make_run
+from making import make_run, write_json
 
 from okdc.deploy import latency, onnx
 from okdc.errors import OkdcError, RunError, UsageError
 from okdc.profiling import budget
 from okdc.profiling import measure as subject
 from okdc.profiling.budget import NAMES, Limit, choose, parse
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
 # --- what it takes

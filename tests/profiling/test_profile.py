@@ -12,6 +12,7 @@ import torch
 from asking import ask, tried
 from hypothesis import given
 from hypothesis import strategies as st
+from making import write_json
 
 from okdc.__main__ import main
 from okdc.assembly import student as students
@@ -21,7 +22,7 @@ from okdc.deploy import onnx
 from okdc.deploy.latency import measure
 from okdc.profiling import report as profile
 from okdc.runs.artefacts import StudentInfo
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
 

@@ -9,6 +9,7 @@ import pytest
 from making import make_row, run_info
 
 from okdc.__main__ import main
+from okdc.errors import RunError
 from okdc.runs.run import RunDir
 
 
@@ -16,7 +17,7 @@ from okdc.runs.run import RunDir
 def three() -> list[RunDir]:
     """One good run, one whose run.json is cut, one whose recipe is not TOML."""
     made = [
-        RunDir.create("x", "[method]\nname = 'fefr'\n[optim]\nepochs = 7\n", run_info(started_at=str(n)))
+        RunDir.create("x", run_info(recipe={"method": {"name": "fefr"}, "optim": {"epochs": 7}}, started_at=str(n)))
         for n in range(3)
     ]
     made[1].info.write_text('{"started_at": "1", ')
@@ -32,9 +33,11 @@ def test_runs_lists_the_good_and_the_damaged(three: list[RunDir], capsys: pytest
     assert str(three[2].recipe) in said.err
 
 
-def test_the_newest_of_the_good_is_found(three: list[RunDir]) -> None:
-    assert RunDir.newest("resumable").path in (three[0].path, three[2].path)
-    assert RunDir.newest("failed").path == three[1].path
+def test_a_damaged_newest_run_is_named_and_no_other_takes_its_place(three: list[RunDir]) -> None:
+    with pytest.raises(RunError, match=str(three[2].recipe)):
+        RunDir.newest("resumable")
+    three[2].discard()
+    assert RunDir.newest("resumable") == three[0]
 
 
 def test_resuming_a_damaged_run_says_what_is_damaged(three: list[RunDir], capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 from harness import Quiet, outcome, recipe, result, start, uninterrupted
-from making import result_of, run_info
+from making import result_of, run_info, write_json
 
 from okdc.assembly import student as students
 from okdc.errors import Interrupted, RunError
 from okdc.runs import locks
 from okdc.runs.artefacts import Provenance
-from okdc.runs.files import write_json
 from okdc.runs.run import RunDir
 from okdc.training import result as final
 from okdc.training import start as starts
@@ -26,7 +25,7 @@ from okdc.training import start as starts
 
 @pytest.fixture
 def begun() -> RunDir:
-    return RunDir.create("x", recipe().recipe.text(), run_info(started_at="1"))
+    return RunDir.create("x", run_info(recipe=recipe().recipe.tables(), started_at="1"))
 
 
 def test_a_run_is_running_while_it_is_held_and_resumable_after(begun: RunDir) -> None:

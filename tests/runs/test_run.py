@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import subprocess
@@ -10,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import run_info
+from making import result_of, run_info, write_json
 
 from okdc.errors import DiskError, RunError
 from okdc.runs import run as run_module
 from okdc.runs.artefacts import Provenance
-from okdc.runs.files import read_json, write, write_json
+from okdc.runs.files import read_json, write
 from okdc.runs.provenance import provenance
 from okdc.runs.run import RunDir, runs
 
 
 def made(stem: str = "digits", out: Path | None = None, at: str = "2026-01-01T00:00:00", **facts: object) -> RunDir:
-    return RunDir.create(stem, "seed = 0\n", run_info(started_at=at, **facts), out)
+    return RunDir.create(stem, run_info(**{"recipe": {"seed": 0}, "started_at": at, **facts}), out)
 
 
 def no_space(*_: object, **__: object) -> None:
@@ -61,7 +62,7 @@ def test_a_name_that_another_process_takes_meanwhile_is_left_to_it(monkeypatch: 
 def test_processes_that_start_together_get_runs_of_their_own() -> None:
     code = (
         "import sys; sys.path.append(sys.argv[1]); from making import run_info; from okdc.runs.run import RunDir\n"
-        "for _ in range(20): print(RunDir.create('a', '', run_info()).path)"
+        "for _ in range(20): print(RunDir.create('a', run_info()).path)"
     )
     tests = str(Path(__file__).parents[1])
     both = [subprocess.Popen([sys.executable, "-c", code, tests], stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -186,7 +187,7 @@ def test_other_things_below_runs_are_no_runs() -> None:
     Path("runs/notes").mkdir(parents=True)
     Path("runs/file").touch()
     Path("runs/half").mkdir()
-    Path("runs/half/run.json").write_text("{}")
+    Path("runs/half/recipe.toml").write_text("seed = 0")
     assert runs() == []
 
 
@@ -297,24 +298,46 @@ def test_a_last_line_that_was_cut_short_does_not_count(cut: int) -> None:
     run.log.write_bytes(whole[:-cut])
     kept = 3 if cut == 1 else 2  # without its line end the last row is still whole
     assert run.rows() == rows(kept)
-    run.keep_rows(2)
+    assert run.restore_rows(rows(2)) is False
     run.append(rows(3)[-1])
     assert run.log.read_bytes() == whole
 
 
-@pytest.mark.parametrize("count", [0, 1, 3, 5])
+@pytest.mark.parametrize("count", [0, 1, 3])
 def test_the_log_is_cut_to_what_a_checkpoint_has_counted(count: int) -> None:
     run = made()
     for row in rows(3):
         run.append(row)
-    run.keep_rows(count)
-    assert run.rows() == rows(min(count, 3))
+    assert run.restore_rows(rows(count)) is False
+    assert run.rows() == rows(count)
 
 
-def test_cutting_the_log_of_a_run_without_one_is_no_error() -> None:
+@pytest.mark.parametrize("damage", [b"", b'{"epoch": 1}\n', b'{"epoch": 1, "loss": 1.0}\n', b"\x00" * 9])
+def test_rows_that_the_log_has_lost_are_written_again_from_the_checkpoint(damage: bytes) -> None:
     run = made()
-    run.keep_rows(0)
-    assert run.rows() == []
+    run.log.write_bytes(damage)
+    assert run.restore_rows(rows(3)) is True
+    assert run.rows() == rows(3)
+
+
+def test_a_row_out_of_order_and_what_follows_it_do_not_count() -> None:
+    run = made()
+    for row in (*rows(2), {"epoch": 4}, {"epoch": 3}):
+        run.append(row)
+    assert run.rows() == rows(2)
+
+
+def test_the_log_of_a_complete_run_is_proven() -> None:
+    run = made()
+    for row in rows(3):
+        run.append(row)
+    content = run.log.read_bytes()
+    write_json(run.result, result_of("fefr", {}, log_sha256=hashlib.sha256(content).hexdigest()))
+    assert run.rows() == rows(3)
+    for other in (content[:-1], content[: len(content) // 2], b"", content.replace(b"1.0", b"1.1")):
+        run.log.write_bytes(other)
+        with pytest.raises(RunError, match=r"log\.jsonl is not the file"):
+            run.rows()
 
 
 def test_a_log_on_a_full_disk_says_how_to_go_on() -> None:

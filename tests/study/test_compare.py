@@ -420,12 +420,12 @@ DAMAGE = {
     "recipe cut": (_cut("recipe.toml"), "recipe.toml"),
     "run.json cut": (_cut("run.json"), "run.json: not JSON"),
     "no run.json": (_without("run.json"), "is not a run"),
-    "no recipe": (_without("recipe.toml"), "is not a run"),
     "of another version": (_changed("result.json", '"variant"', '"kind"'), "variant: missing"),
     "not a number": (_changed("result.json", '"top1_pct": 95.0', '"top1_pct": NaN'), "kept.top1_pct"),
     "more than all": (_changed("result.json", '"top1_pct": 95.0', '"top1_pct": 101'), "kept.top1_pct"),
-    "a key of another recipe": (_changed("recipe.toml", "epochs = 60", "epochs = 61"), "not of one run"),
-    "of another seed": (_changed("recipe.toml", "seed = 2", "seed = 3"), "not of one run"),
+    "a key of another recipe": (_changed("recipe.toml", "epochs = 60", "epochs = 61"), "recipe.toml was edited"),
+    "of another seed": (_changed("recipe.toml", "seed = 2", "seed = 3"), "recipe.toml was edited"),
+    "a changed number": (_changed("result.json", '"top1_pct": 95.0', '"top1_pct": 95.5'), "result.json was edited"),
     "no student": (_changed("result.json", '"student0"', '"studentO"'), "student0: missing"),
 }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,31 @@ def test_one_that_was_fallen_back_to_is_not_lost_at_the_next_save(run: RunDir, m
     assert found["epoch"] == 1
 
 
+def test_a_bit_that_was_flipped_anywhere_is_damage(run: RunDir) -> None:
+    """torch reads the tensors of its archive without a look at their checksums."""
+    checkpoint.save(run, state(1))
+    checkpoint.save(run, state(2))
+    whole = run.checkpoint.read_bytes()
+    numbers = random.Random(0)
+    for place in [0, len(whole) - 1, *(numbers.randrange(len(whole)) for _ in range(60))]:
+        content = bytearray(whole)
+        content[place] ^= 1 << numbers.randrange(8)
+        run.checkpoint.write_bytes(content)
+        before = run.previous_checkpoint.read_bytes()
+        loaded, notes = checkpoint.load(run)
+        assert loaded is not None
+        assert (loaded["epoch"], len(notes)) == (1, 1), place
+        run.previous_checkpoint.write_bytes(before)
+
+
+def test_torch_alone_reads_a_checkpoint(run: RunDir) -> None:
+    checkpoint.save(run, state(3))
+    assert torch.load(run.checkpoint, weights_only=True)["epoch"] == 3
+    with zipfile.ZipFile(run.checkpoint) as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(checkpoint.MARK)
+
+
 def test_two_checkpoints_cut_short_are_an_error_that_names_both(run: RunDir) -> None:
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
@@ -98,6 +126,14 @@ def test_two_checkpoints_cut_short_are_an_error_that_names_both(run: RunDir) -> 
     assert caught.value.hint
 
 
+def sealed(run: RunDir, content: object) -> None:
+    """Any content as a checkpoint with a hash that fits."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    checkpoint._seal(buffer)
+    run.checkpoint.write_bytes(buffer.getvalue())
+
+
 class Malice:
     """Unpickled, it would write a file."""
 
@@ -106,7 +142,7 @@ class Malice:
 
 
 def test_a_checkpoint_runs_no_code(run: RunDir) -> None:
-    torch.save(state(1) | {"version": checkpoint.VERSION, "more": Malice()}, run.checkpoint)
+    sealed(run, state(1) | {"version": checkpoint.VERSION, "more": Malice()})
     with pytest.raises(RunError, match="no checkpoint can be read"):
         checkpoint.load(run)
     assert not Path("owned").exists()
@@ -117,8 +153,8 @@ def test_another_format_is_named_and_not_taken_for_damage(run: RunDir, version: 
     """Though a checkpoint of this one lies before it: to go back would lose what the other okdc has trained."""
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
-    torch.save(state(2) | {"version": version}, run.checkpoint)
-    with pytest.raises(RunError, match=f"checkpoint format {version}, this okdc reads 3") as caught:
+    sealed(run, state(2) | {"version": version})
+    with pytest.raises(RunError, match=f"checkpoint format {version}, this okdc reads {checkpoint.VERSION}") as caught:
         checkpoint.load(run)
     assert f"okdc distill {run.recipe}" in caught.value.hint
 
@@ -126,7 +162,7 @@ def test_another_format_is_named_and_not_taken_for_damage(run: RunDir, version: 
 def test_a_file_of_another_kind_counts_as_damaged(run: RunDir) -> None:
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
-    torch.save([1, 2], run.checkpoint)
+    sealed(run, [1, 2])
     found, notes = checkpoint.load(run)
     assert found is not None
     assert (found["epoch"], len(notes)) == (1, 1)

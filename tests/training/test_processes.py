@@ -328,7 +328,9 @@ def test_what_all_find_wrong_is_said_by_one(tmp_path: Path) -> None:
     once(together(2, asked, "distill", *nowhere), "nowhere")
     once(together(2, asked, "resume", str(tmp_path / "nowhere")), "no such run")
     for k in range(2):
-        RunDir.create("tiny", recipe().recipe.text(), run_info(started_at=str(k)), tmp_path / f"rank{k}" / "run")
+        RunDir.create(
+            "tiny", run_info(recipe=recipe().recipe.tables(), started_at=str(k)), tmp_path / f"rank{k}" / "run"
+        )
     once(together(2, asked, "resume", "run"), "the run's facts: process 1 of 2 has others than the first one")
     assert not any((tmp_path / f"rank{k}" / "runs").exists() for k in range(2))
 

@@ -15,10 +15,11 @@ import pytest
 import torch
 from asking import Answer, ask, write_tree
 from harness import CALLS, Quiet, outcome, series_in_child, signalled, uninterrupted, write_recipe
+from making import write_json
 
 from okdc.assembly.job import Job
 from okdc.cli import console
-from okdc.runs.files import read_json, write_json
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 from okdc.runs.series import SeriesDir
 from okdc.training import loop as engine
