@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from okdc.errors import CheckFailed, Interrupted, OkdcError
     from okdc.methods.base import Batch, Config, Method, Step
     from okdc.progress import Progress
+    from okdc.runs.trust import trusting_code
 
 # The module of each public name.
 _HOMES = {
@@ -51,12 +52,13 @@ _HOMES = {
     "okdc.errors": ("CheckFailed", "Interrupted", "OkdcError"),
     "okdc.methods.base": ("Batch", "Config", "Method", "Step"),
     "okdc.progress": ("Progress",),
+    "okdc.runs.trust": ("trusting_code",),
 }  # fmt: skip
 
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "compare", "distill", "distill_seeds", "download",
-    "evaluate", "export", "load_recipe", "profile", "resume",
+    "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import sys
 import traceback
@@ -16,6 +17,9 @@ from okdc import signals, torch_errors
 from okdc.cli import console
 from okdc.distributed import ALONE, Ranks, leave
 from okdc.errors import OkdcError, ToldElsewhere, UsageError
+
+
+COMPLETION = "_OKDC_COMPLETE"  # set by a shell that asks for completions
 
 
 class UnforeseenError(OkdcError):
@@ -49,7 +53,9 @@ def _run(arguments: Sequence[str] | None) -> int | None:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, typer.Abort):
         return None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # code outside okdc may call sys.exit, and its code is not okdc's
+        if isinstance(error, SystemExit) and COMPLETION in os.environ:  # typer ends a completion so
+            raise
         if debug:
             traceback.print_exc()
         reported = _in_words(error)
@@ -86,12 +92,14 @@ def _ranks() -> Ranks:
         return ALONE
 
 
-def _in_words(error: Exception) -> OkdcError:
+def _in_words(error: Exception | SystemExit) -> OkdcError:
     if isinstance(error, OkdcError):
         return error
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
         return UnforeseenError("usage", error.format_message(), f"{context.command_path if context else 'okdc'} --help")
+    if isinstance(error, SystemExit):
+        return UnforeseenError("code", f"code outside okdc called sys.exit({error.code!r})", "--debug shows where")
     if torch_errors.out_of_memory(error):
         return UnforeseenError(
             "memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu"

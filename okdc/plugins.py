@@ -91,6 +91,15 @@ def working_directory_first() -> Iterator[None]:
             sys.path.remove(folder)
 
 
+@contextlib.contextmanager
+def no_exit(what: str, error: type[OkdcError]) -> Iterator[None]:
+    """Code outside okdc runs in the block: it may not end the program. Its SystemExit becomes `error`, about `what`."""
+    try:
+        yield
+    except SystemExit as cause:
+        raise error(f"{what} called sys.exit({cause.code!r})", hint="--debug shows where") from cause
+
+
 def load(target: str, error: type[OkdcError], callables: bool = True) -> Any:
     """The object at `module:attribute`. Raises `error` that says which part is missing, or what importing it raised."""
     module, _, path = target.partition(":")

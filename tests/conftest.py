@@ -28,6 +28,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     """runs/, the cache and the working directory of a test are its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OKDC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OKDC_STATE", str(tmp_path / "state"))
     monkeypatch.delenv("OKDC_DATA_ROOT", raising=False)
     yield
     torch.set_num_threads(1)

@@ -35,7 +35,7 @@ GUIDE = (HOUSE / "README.md").read_text(encoding="utf-8")
 PUBLIC = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "compare", "distill", "distill_seeds", "download",
-    "evaluate", "export", "load_recipe", "profile", "resume",
+    "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
 ]  # fmt: skip
 
 

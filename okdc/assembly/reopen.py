@@ -11,6 +11,7 @@ from okdc.data.datasets import Dataset
 from okdc.errors import DataError
 from okdc.progress import Progress
 from okdc.recipe.draft import Draft
+from okdc.runs import trust
 from okdc.runs.run import RunDir
 from okdc.runs.series import SeriesDir
 
@@ -18,9 +19,10 @@ from okdc.runs.series import SeriesDir
 def recipe_of(run: RunDir | SeriesDir, data_root: str | None = None) -> ResolvedRecipe:
     """The recipe that a run or a series was started with; `data_root` says where its images are now.
 
-    Raises RunError where recipe.toml is another by now.
+    Raises RunError where recipe.toml is another by now, and where it names code that is not trusted.
     """
     tables = run.read_recipe()
+    trust.check(run.path, run.read_info().started_at, trust.code_of(tables))
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"]["root"] = data_root
     overridden = frozenset({"data.root"}) if data_root is not None else frozenset()

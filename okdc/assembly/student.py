@@ -23,7 +23,7 @@ from okdc.cohort import Backbone
 from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, RunError, first_line
-from okdc.runs import artefacts
+from okdc.runs import artefacts, trust
 from okdc.runs.artefacts import Judged, Preprocessing, Result, StudentInfo
 from okdc.runs.run import RunDir
 from okdc.seeds import seeded
@@ -40,7 +40,8 @@ class Student:
 
 def load(run: RunDir, index: int | None = None) -> Student:
     """Raises RunError for a run that is not complete, a student that it lacks or a damaged file; CheckFailed
-    ("accuracy") where the weights or student.json are not those that the run recorded.
+    ("accuracy") where the weights or student.json are not those that the run recorded. RunError, too, where the
+    architecture is code that is not trusted.
     """
     result = recorded(run)
     if index is None:
@@ -51,6 +52,7 @@ def load(run: RunDir, index: int | None = None) -> Student:
     weights, description = files(run, index, result.kept.student)
     info = artefacts.read(description, StudentInfo)
     _prove(description, _read(description), row.student_sha256)
+    trust.check(run.path, run.read_info().started_at, trust.code_among([info.architecture]))
     return Student(_network(weights, info, row.weights_sha256), info, row)
 
 

@@ -17,6 +17,7 @@ from okdc.backbones.outside import bare_network, check
 from okdc.backbones.tracing import CannotCut, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, by, one_line
+from okdc.plugins import no_exit
 
 _CONVOLUTIONAL = "a convolutional network, whose blocks hand on NCHW maps, such as torchvision:resnet18"
 
@@ -57,6 +58,11 @@ def adapt(name: str, classes: int, images: torch.Size) -> Backbone:
     to no network, or the network cannot become stages.
     """
     check(name)
+    with no_exit(name, RecipeError):
+        return _adapt(name, classes, images)
+
+
+def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
     net = bare_network(name, classes)
     with torch.random.fork_rng(devices=[]):
         _check_output(name, net, classes, images)

@@ -36,6 +36,12 @@ Compile = Annotated[
         "--compile", metavar="auto|on|off", help="Whether to compile the training step; short for engine.compile=."
     ),
 ]
+TrustCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-code", help="Import code that a run names, though okdc has not trained the run on this machine."
+    ),
+]
 BundlePath = Annotated[
     Path,
     typer.Argument(

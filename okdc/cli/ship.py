@@ -10,8 +10,9 @@ import typer
 
 from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
-from okdc.cli.options import BundlePath, DataRoot, Json
+from okdc.cli.options import BundlePath, DataRoot, Json, TrustCode
 from okdc.errors import CheckFailed, UsageError, nearest
+from okdc.runs.trust import trusting_code
 
 if TYPE_CHECKING:
     from okdc.api import Run
@@ -30,6 +31,7 @@ def profile(
         bool, typer.Option("--onnx", help="Also export networks that no run has trained: adds file size and latency.")
     ] = False,
     threads: Annotated[int, typer.Option(metavar="N", min=1, help="CPU threads for the latency.")] = 1,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Count parameters and MACs of networks; measure latency."""
@@ -38,7 +40,8 @@ def profile(
 
     for thing in things or []:
         refuse_series(Path(thing))
-    report = api.profile(*(things or []), onnx=onnx, threads=threads, progress=console.Talk())
+    with trusting_code(trust_code):
+        report = api.profile(*(things or []), onnx=onnx, threads=threads, progress=console.Talk())
     if as_json:
         console.out_json(report)
         return
@@ -109,6 +112,7 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of onnxruntime-web, for --target web (default: in node_modules)."),
     ] = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Export a student to ONNX and prove the file equal to it."""
@@ -138,7 +142,10 @@ def export(
     run = thing or api.Run.newest().path
     if thing is None:
         console.note(f"no run named: {run} is the newest complete one")
-    done = api.write_bundle(run, None if target else out, student, budget, wanted, license_, data_root, console.Talk())
+    with trusting_code(trust_code):
+        done = api.write_bundle(
+            run, None if target else out, student, budget, wanted, license_, data_root, console.Talk()
+        )
     if not as_json:
         tables.parity(done.parity.to_json())
         console.out(f"bundle {done.folder}")
@@ -163,6 +170,7 @@ def evaluate(
         ),
     ] = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy on the test split again, class by class."""
@@ -171,7 +179,8 @@ def evaluate(
     chosen = thing or api.Run.newest().path
     if thing is None:
         console.note(f"nothing named: {chosen} is the newest complete run")
-    report = api.evaluate(chosen, data_root=data_root, progress=console.Talk())
+    with trusting_code(trust_code):
+        report = api.evaluate(chosen, data_root=data_root, progress=console.Talk())
     if as_json:
         console.out_json(report)
         return

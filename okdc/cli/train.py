@@ -9,10 +9,11 @@ import typer
 
 from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
-from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads
+from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads, TrustCode
 from okdc.distributed import Ranks
 from okdc.errors import UsageError
 from okdc.progress import Silent
+from okdc.runs.trust import trusting_code
 
 if TYPE_CHECKING:
     from okdc.api import Run, Series
@@ -39,6 +40,7 @@ def distill(
         typer.Option(metavar="0,1,2|0-4", help="Train one run for each seed, in one folder; print mean and deviation."),
     ] = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Train a cohort of students from a recipe and keep one of them."""
@@ -67,21 +69,26 @@ def distill(
 
     progress = console.Talk() if ranks.first else Silent()
     if several:
-        series = api.distill_seeds(resolve(draft), several, out, progress=progress, raise_interrupts=True)
+        with trusting_code(trust_code):
+            series = api.distill_seeds(resolve(draft), several, out, progress=progress, raise_interrupts=True)
         _finished_series(series, as_json)
         return
-    run = api.distill(resolve(draft), out, progress=progress, raise_interrupts=True)
+    with trusting_code(trust_code):
+        run = api.distill(resolve(draft), out, progress=progress, raise_interrupts=True)
     if ranks.first:
         _finished(run, as_json)
 
 
-def resume(run: RunPath = None, data_root: DataRoot = None, as_json: Json = False) -> None:
+def resume(
+    run: RunPath = None, data_root: DataRoot = None, trust_code: TrustCode = False, as_json: Json = False
+) -> None:
     """Continue an interrupted run or series, bit for bit."""
     from okdc import api
 
     ranks = Ranks.of_environment()
     progress = console.Talk() if ranks.first else Silent()
-    resumed = api.resume(run, data_root=data_root, progress=progress, raise_interrupts=True)
+    with trusting_code(trust_code):
+        resumed = api.resume(run, data_root=data_root, progress=progress, raise_interrupts=True)
     if isinstance(resumed, api.Series):
         _finished_series(resumed, as_json)
     elif ranks.first:

@@ -17,6 +17,7 @@ from torch import Tensor
 from okdc.data.ondemand import OnDemand
 from okdc.data.source import Colour, Content, Request, Source
 from okdc.errors import DataError
+from okdc.plugins import no_exit
 from okdc.seeds import generator
 
 SPLIT_SEED = 0  # of every split that okdc makes itself
@@ -94,7 +95,8 @@ class Dataset:
 
 def load(source: Source, request: Request) -> Dataset:
     """A data set with the splits that it brings. Raises DataError where it cannot be read."""
-    content = source.read(request)
+    with no_exit(f"data set {source.name}", DataError):
+        content = source.read(request)
     if not isinstance(content, Content):
         raise DataError(f"data set {source.name}: expected okdc.data.source.Content, found {type(content).__name__}")
     return dataset_of(source.name, content)

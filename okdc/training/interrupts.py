@@ -17,6 +17,7 @@ from torch import Tensor
 from okdc import signals, torch_errors
 from okdc.distributed import ALONE, LOST, Ranks
 from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError, first_line
+from okdc.plugins import no_exit
 from okdc.runs.run import RunDir
 from okdc.training.checkpoint import Position
 from okdc.training.metrics import Summary
@@ -34,7 +35,7 @@ def continuable(run: RunDir) -> Iterator[None]:
     steps, but before the first one, while it compiles or while the test split is read, and for a second one.
     """
     try:
-        with signals.raised():
+        with signals.raised(), no_exit(f"{run.path}: code outside okdc", RunError):
             yield
     except KeyboardInterrupt as stop:
         number = signals.signal_of(stop)

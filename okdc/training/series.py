@@ -11,6 +11,7 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import EachNoteOnce, Progress
 from okdc.recipe.schema import TEACHER
+from okdc.runs import trust
 from okdc.runs.artefacts import Provenance, Settings
 from okdc.runs.provenance import differences
 from okdc.runs.run import refuse_taken
@@ -36,6 +37,8 @@ def start(
     settings = _settings(resolved)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
     series = SeriesDir.create(resolved.stem, resolved.recipe, seeds, begun, settings, provenance, out)
+    if note := trust.record(series.path, begun, trust.code_of(resolved.recipe.tables())):
+        tell.note(note)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
     try:
         with series.held():

@@ -9,6 +9,7 @@ format, optimiser, checkpoint. No global generator is read after the students ar
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,9 +25,10 @@ from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.progress import Progress
 from okdc.recipe.schema import Engine
+from okdc.runs import trust
 from okdc.runs.artefacts import Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences
-from okdc.runs.run import RunDir, refuse_taken
+from okdc.runs.run import RunDir, log_bytes, refuse_taken
 from okdc.training import checkpoint, compiling, device, loop
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
@@ -78,6 +80,7 @@ def start(
         )
         run = ranks.first_does(lambda: RunDir.create(resolved.stem, info, out))
         tell.note(f"run {run.path}")
+        _trust(run, info, ranks, tell)
         with _held(run, ranks), continuable(run):
             loop.train(job, run, settings, Position(), None, tell, ranks)
     return run
@@ -91,7 +94,8 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
     """
     run_state = run.state()
     if run_state == "complete":
-        tell.note(f"{run.path} is complete: nothing to do")
+        restored = ranks.first_does(lambda: _restore_log(run))
+        tell.note(f"{run.path} is complete: " + ("its log is written again" if restored else "nothing to do"))
         return run
     info = run.read_info()
     if run_state == "failed":
@@ -102,6 +106,7 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
     except DeviceError as error:
         raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
     with ranks.joined(settings.device), _held(run, ranks), continuable(run):
+        _trust(run, info, ranks, tell)
         ranks.agree("the run's facts", json.dumps(info.to_json(), sort_keys=True))
         for note in resolved.notes:
             tell.note(note)
@@ -142,6 +147,28 @@ def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) 
             f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
         )
     return device.choose(chosen, recipe.data.image_size, recipe.deterministic, resolved.source.streamed, ranks)
+
+
+def _restore_log(run: RunDir) -> bool:
+    """Write a complete run's log.jsonl again, where it is not the one that result.json records. Returns whether it was.
+
+    Raises RunError where no checkpoint has the recorded rows.
+    """
+    try:
+        run.rows()
+    except RunError as error:
+        state, _ = checkpoint.load(run)
+        rows = state["rows"] if state else []
+        if hashlib.sha256(log_bytes(rows)).hexdigest() != run.read_result().log_sha256:
+            raise RunError(error.message, hint="no checkpoint of the run has the recorded rows; restore it") from None
+        return run.restore_rows(rows)
+    return False
+
+
+def _trust(run: RunDir, info: RunInfo, ranks: Ranks, tell: Progress) -> None:
+    """Remember that this user trains the run here, so that other commands may import the code that it names."""
+    if note := ranks.first_does(lambda: trust.record(run.path, info.started_at, trust.code_of(info.recipe))):
+        tell.note(note)
 
 
 @contextmanager
