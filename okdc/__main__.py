@@ -18,7 +18,6 @@ from okdc.cli import console
 from okdc.distributed import ALONE, Ranks, leave
 from okdc.errors import OkdcError, ToldElsewhere, UsageError
 
-
 COMPLETION = "_OKDC_COMPLETE"  # set by a shell that asks for completions
 
 

@@ -195,15 +195,15 @@ def in_child(die_at: int | None, after_s: float | None, path: Path, *words: str)
 
     It is killed as a power cut would: before its `die_at`th write or rename reaches the disk, or after `after_s`.
     """
-    return _in_process(_child, (die_at, path.absolute(), words), after_s)
+    return in_process(_child, (die_at, path.absolute(), words), after_s)
 
 
 def series_in_child(die_at: int, path: Path, seeds: tuple[int, ...]) -> int:
     """The same of a series."""
-    return _in_process(_series_child, (die_at, path.absolute(), seeds), None)
+    return in_process(_series_child, (die_at, path.absolute(), seeds), None)
 
 
-def _in_process(target: Callable[..., None], args: tuple[object, ...], after_s: float | None) -> int:
+def in_process(target: Callable[..., None], args: tuple[object, ...], after_s: float | None = None) -> int:
     """`target` is of this module: a child finds those of test modules only where the checkout is on its path."""
     context = multiprocessing.get_context("forkserver")
     # A child starts in no time where all that a training imports, in the end, is there.

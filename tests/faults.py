@@ -1,0 +1,438 @@
+"""Faults at every file operation: okdc's own files survive a kill, a full or failing disk and a flipped bit, or say so.
+
+    python tests/faults.py              every operation of every scenario: the figures of README.md in this folder
+    python tests/faults.py --sample 5   five places of each kind
+
+A fault is *silent* if okdc neither raises an OkdcError nor gives what it gives without the fault. The command prints
+each silent fault and exits with 1 if there is any. `test_faults.py` samples the same scenarios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import builtins
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from asking import picture
+from harness import Quiet, outcome, resume, start, uninterrupted
+from harness import in_process as in_child
+from PIL import Image
+
+import okdc
+from okdc.bundle import verify
+from okdc.bundle.bundle import BundleDir
+from okdc.data import cache
+from okdc.data.listing import list_images
+from okdc.errors import OkdcError
+from okdc.runs.run import RunDir
+
+Kind = Literal["kill", "torn", "ENOSPC", "EIO", "short"]
+KILLS: tuple[Kind, ...] = ("kill", "torn")  # before an operation; in the middle of a write
+DISK: tuple[Kind, ...] = ("ENOSPC", "EIO", "short")  # an operation fails; a write fails after half of its bytes
+CHANGES = ("mkdir", "rename", "replace", "unlink", "remove", "rmdir", "link", "symlink", "truncate")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The injection
+
+
+class Operations:
+    """Counts the writing file operations below a folder, and spoils the one at `at`."""
+
+    def __init__(self, folder: Path, kind: Kind | None = None, at: int | None = None) -> None:
+        self.folder, self.kind, self.at = str(folder.resolve()), kind, at
+        self.count = 0
+
+    def below(self, path: Any, dir_fd: int | None = None) -> bool:
+        if isinstance(path, int):
+            path = Path(f"/proc/self/fd/{path}").readlink()
+        elif dir_fd is not None:
+            path = Path(f"/proc/self/fd/{dir_fd}").readlink() / os.fsdecode(path)
+        return os.path.abspath(os.fsdecode(path)).startswith(self.folder)  # noqa: PTH100  (links stay)
+
+    def next(self, stream: Any = None, content: Any = None) -> None:
+        """One operation. A write brings its stream and content, of which half may come to the disk."""
+        self.count += 1
+        if self.count != self.at:
+            return
+        if content is not None and self.kind in ("torn", "short"):
+            stream.write(content[: len(content) // 2])
+            stream.flush()
+        if self.kind in KILLS:
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = errno.EIO if self.kind == "EIO" else errno.ENOSPC
+        raise OSError(number, os.strerror(number))
+
+
+class _Stream:
+    """An open file whose writes are operations."""
+
+    def __init__(self, stream: Any, operations: Operations) -> None:
+        self._stream, self._operations = stream, operations
+
+    def write(self, content: Any) -> int:
+        self._operations.next(self._stream, content)
+        return int(self._stream.write(content))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def __enter__(self) -> _Stream:
+        self._stream.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.__exit__(*error)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._stream)
+
+
+@contextlib.contextmanager
+def injected(operations: Operations) -> Iterator[None]:
+    """The file operations of this process pass through `operations`."""
+    real_open, real = io.open, {name: getattr(os, name) for name in (*CHANGES, "fsync")}
+
+    def opened(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        writes = any(letter in mode for letter in "wax+") and operations.below(file)
+        if writes:
+            operations.next()
+        stream = real_open(file, mode, *more, **named)
+        return _Stream(stream, operations) if writes else stream
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(path: Any, *more: Any, **named: Any) -> Any:
+            if operations.below(path, named.get("dir_fd") or named.get("src_dir_fd")):
+                operations.next()
+            return real[name](path, *more, **named)
+
+        return call
+
+    io.open = builtins.open = opened  # type: ignore[assignment]
+    for name in real:
+        setattr(os, name, counted(name))
+    try:
+        yield
+    finally:
+        io.open = builtins.open = real_open  # type: ignore[assignment]
+        for name, call in real.items():
+            setattr(os, name, call)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The scenarios: each acts in the working directory, and then says what is wrong or gives None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What okdc does with its files, and how to tell that nothing of it went wrong in silence."""
+
+    name: str
+    act: Callable[[], None]  # raises what okdc raises
+    problem: Callable[[], str | None]  # after the fault: continues or repeats, and compares
+    prepare: Callable[[], None] = lambda: None  # what is there before
+
+
+def _train() -> None:
+    if RunDir.is_at(Path("run")):
+        resume(Path("run"))
+    else:
+        start(out=Path("run"))
+
+
+def _training_problem() -> str | None:
+    """The run is continued, or begun again in the same place, and ends as one that nothing has disturbed."""
+    _train()
+    return None if outcome(RunDir(Path("run"))) == uninterrupted() else "another outcome"
+
+
+def _export() -> None:
+    okdc.export("run", "bundle")
+
+
+def _finish_and_export() -> None:
+    shutil.copytree(_finished(), "run")
+    shutil.copytree(_finished() / "bundle", "bundle")
+
+
+def _export_problem() -> str | None:
+    """A bundle is in its place, the earlier or the new one; the next export succeeds and leaves nothing beside it."""
+    for _ in range(2):
+        verify.check(verify.verify(Path("bundle"), None, Quiet()))
+        _export()
+    left = sorted(path.name for path in Path().iterdir() if path.name not in ("run", "bundle", "tiny.toml"))
+    return f"left behind: {', '.join(left)}" if left else None
+
+
+def _photographs() -> None:
+    for k in range(6):
+        path = Path("photos", "ab"[k % 2], f"{k}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(k)).save(path)
+    os.environ["OKDC_CACHE"] = str(Path("cache").absolute())
+
+
+def _decode() -> None:
+    cache.load(list_images(Path("photos")), 8)
+
+
+def _cache_problem() -> str | None:
+    fresh = _pixels("fresh")
+    for _ in range(2):  # built again, or read
+        if not np.array_equal(_pixels("cache"), fresh):
+            return "other pixels"
+    left = [path.name for path in Path("cache/images").iterdir() if path.name.startswith(".")]
+    return f"left behind: {', '.join(left)}" if left else None
+
+
+def _pixels(folder: str) -> Any:
+    os.environ["OKDC_CACHE"] = str(Path(folder).absolute())
+    return cache.load(list_images(Path("photos")), 8).pixels
+
+
+SCENARIOS = {
+    "training": Scenario("training", _train, _training_problem),
+    "export": Scenario("export", _export, _export_problem, _finish_and_export),
+    "cache": Scenario("cache", _decode, _cache_problem, _photographs),
+}
+_made: dict[str, Path] = {}
+
+
+def _finished() -> Path:
+    """A complete run with its bundle, trained once a process."""
+    if "run" not in _made:
+        folder = Path(tempfile.mkdtemp())
+        with contextlib.chdir(folder):
+            run = start(out=Path("run"))
+            okdc.export(run.path)
+        _made["run"] = folder / "run"
+    return _made["run"]
+
+
+def operations_of(scenario: Scenario) -> int:
+    """How many operations the scenario has."""
+    with in_folder(scenario):
+        operations = Operations(Path())
+        with injected(operations):
+            scenario.act()
+    return operations.count
+
+
+def spoil(scenario: Scenario, kind: Kind, at: int) -> str | None:
+    """Let the operation at `at` go wrong, and return what then is wrong in silence, or None."""
+    with in_folder(scenario):
+        if kind in KILLS:
+            code = in_child(act_in_child, (scenario.name, kind, at, str(Path.cwd())))
+            if code not in (0, -signal.SIGKILL):
+                return f"exit code {code}"
+        else:
+            with injected(Operations(Path(), kind, at)), contextlib.suppress(OkdcError):
+                scenario.act()
+        try:
+            return scenario.problem()
+        except OkdcError as error:
+            return f"afterwards: {error.message}"
+
+
+def act_in_child(name: str, kind: Kind, at: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    with injected(Operations(Path(), kind, at)):
+        SCENARIOS[name].act()
+
+
+@contextlib.contextmanager
+def in_folder(scenario: Scenario) -> Iterator[None]:
+    """A prepared folder of its own."""
+    kept = os.environ.get("OKDC_CACHE")
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        try:
+            scenario.prepare()
+            yield
+        finally:
+            os.environ.pop("OKDC_CACHE", None)
+            if kept is not None:
+                os.environ["OKDC_CACHE"] = kept
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Flipped bits
+
+
+def flip(path: Path, numbers: random.Random) -> str:
+    """Flip one bit of a file; returns which."""
+    content = bytearray(path.read_bytes())
+    place, bit = numbers.randrange(len(content)), numbers.randrange(8)
+    content[place] ^= 1 << bit
+    path.write_bytes(content)
+    return f"{path} byte {place} bit {bit}"
+
+
+def files_of_run() -> list[str]:
+    """All files of a complete run, the bundle's apart."""
+    run = _finished()
+    paths = [path.relative_to(run) for path in sorted(run.rglob("*")) if path.is_file()]
+    return [str(path) for path in paths if path.parts[0] != "bundle" and path.name != ".lock"]
+
+
+def files_of_bundle() -> list[str]:
+    bundle = _finished() / "bundle"
+    return [str(path.relative_to(bundle)) for path in sorted(bundle.rglob("*")) if path.is_file()]
+
+
+def believed(run: Path) -> dict[str, Any]:
+    """All that okdc takes from the files of a complete run."""
+    opened = okdc.Run(run)
+    return {
+        "recipe": opened.recipe.recipe.tables(),
+        "info": opened.folder.read_info().to_json(),
+        "result": opened.result.to_json(),
+        "log": opened.log,
+        "students": [
+            {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k, v in opened.student(index).weights().items()}
+            for index in range(len(opened.students))
+        ],
+        "evaluation": okdc.evaluate(run),
+    }
+
+
+def flip_in_run(name: str, seed: int) -> str | None:
+    """Flip a bit of a complete run's file. Silent, if okdc then believes something else."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        shutil.copytree(_finished(), "run")
+        before = _before("run", lambda: believed(Path("run")))
+        where = flip(Path("run", name), random.Random(seed))
+        try:
+            after = believed(Path("run"))
+        except OkdcError:
+            return None
+        return None if after == before else f"{where}: other facts"
+
+
+def flip_in_checkpoint(name: str, seed: int) -> str | None:
+    """Flip a bit in a run that was interrupted at its end. Silent, if it resumes to another outcome."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        shutil.copytree(_finished(), "run")
+        Path("run/result.json").unlink()
+        where = flip(Path("run", name), random.Random(seed))
+        try:
+            resume(Path("run"))
+        except OkdcError:
+            return None
+        return None if outcome(RunDir(Path("run"))) == uninterrupted() else f"{where}: another outcome"
+
+
+def flip_in_bundle(name: str, seed: int) -> str | None:
+    """Flip a bit of a bundle's file. Silent, if `okdc verify` passes it and its facts or answers are others."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        shutil.copytree(_finished() / "bundle", "bundle")
+        before = _before("bundle", lambda: facts_of_bundle(Path("bundle")))
+        where = flip(Path("bundle", name), random.Random(seed))
+        try:
+            after = facts_of_bundle(Path("bundle"))
+        except OkdcError:
+            return None
+        return None if after == before else f"{where}: other facts"
+
+
+def facts_of_bundle(path: Path) -> dict[str, Any]:
+    """What `okdc verify` proves, and what a client takes from a bundle."""
+    report = verify.verify(path, None, Quiet())
+    verify.check(report)
+    bundle = BundleDir.open(path)
+    pixels = np.stack([picture(k) for k in range(4)])
+    return {
+        "manifest": bundle.manifest.to_json(),
+        "predictions": okdc.Bundle(path).predict(pixels),
+        "files": {name: hashlib.sha256(bundle.content(name)).hexdigest() for name in bundle.manifest.files},
+    }
+
+
+def flip_in_cache(name: str, seed: int) -> str | None:
+    """Flip a bit of the cache of decoded images. Silent, if other pixels come of it."""
+    with in_folder(SCENARIOS["cache"]):
+        before = _pixels("cache")
+        (path,) = Path("cache").rglob(name)
+        where = flip(path, random.Random(seed))
+        return None if np.array_equal(_pixels("cache"), before) else f"{where}: other pixels"
+
+
+_facts: dict[str, Any] = {}
+
+
+def _before(key: str, facts: Callable[[], Any]) -> Any:
+    if key not in _facts:
+        _facts[key] = facts()
+    return _facts[key]
+
+
+FLIPS: dict[str, tuple[Callable[[str, int], str | None], Callable[[], list[str]]]] = {
+    "a complete run": (flip_in_run, files_of_run),
+    "an interrupted run": (flip_in_checkpoint, lambda: [name for name in files_of_run() if name != "result.json"]),
+    "a bundle": (flip_in_bundle, files_of_bundle),
+    "the cache": (flip_in_cache, lambda: ["images.npy", "meta.json"]),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The command
+
+
+def places(count: int, most: int | None, numbers: random.Random) -> Sequence[int]:
+    """The operations from 1 to `count`, or so many of them."""
+    every = range(1, count + 1)
+    return every if most is None or most >= count else sorted(numbers.sample(every, most))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sample", type=int, metavar="N", help="places of each kind, in place of all")
+    parser.add_argument("--flips", type=int, default=40, metavar="N", help="flipped bits in each file (default: 40)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and of the bits")
+    parser.add_argument("--only", metavar="TEXT", help="scenarios whose name has this text")
+    options = parser.parse_args()
+    numbers, tried, silent = random.Random(options.seed), Counter[str](), list[str]()
+    torch.set_num_threads(1)
+    for scenario in SCENARIOS.values():
+        if options.only and options.only not in scenario.name:
+            continue
+        count = operations_of(scenario)
+        print(f"{scenario.name}: {count} file operations", flush=True)  # noqa: T201
+        for kind in (*KILLS, *DISK):
+            for at in places(count, options.sample, numbers):
+                tried["kills" if kind in KILLS else "disk faults"] += 1
+                if problem := spoil(scenario, kind, at):
+                    silent.append(f"{scenario.name}, {kind} at operation {at}: {problem}")
+                    print(f"SILENT {silent[-1]}", flush=True)  # noqa: T201
+    for title, (flipped, files) in FLIPS.items():
+        if options.only and options.only not in title:
+            continue
+        for name in files():
+            for k in range(min(options.sample or options.flips, options.flips)):
+                tried["bit flips"] += 1
+                if problem := flipped(name, options.seed + k):
+                    silent.append(f"{title}: {problem}")
+                    print(f"SILENT {silent[-1]}", flush=True)  # noqa: T201
+        print(f"{title}: {tried['bit flips']} bits flipped so far", flush=True)  # noqa: T201
+    print(", ".join(f"{number:,} {what}" for what, number in tried.items()) + f"; silent: {len(silent)}")  # noqa: T201
+    return 1 if silent else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
