@@ -32,14 +32,19 @@ import torch
 from asking import picture
 from harness import Quiet, outcome, resume, start, uninterrupted
 from harness import in_process as in_child
+from making import write_json
 from PIL import Image
 
 import okdc
+from okdc.assembly.resolve import resolve
 from okdc.bundle import verify
 from okdc.bundle.bundle import BundleDir
 from okdc.data import cache
 from okdc.data.listing import list_images
 from okdc.errors import OkdcError
+from okdc.recipe import catalog
+from okdc.recipe.draft import load
+from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
 Kind = Literal["kill", "torn", "ENOSPC", "EIO", "short"]
@@ -391,6 +396,109 @@ FLIPS: dict[str, tuple[Callable[[str, int], str | None], Callable[[], list[str]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Files of strangers: each is refused in words or used, and nothing else happens
+
+VALUES = (
+    "nan", "-inf", "1e400", "-1", "0", "9" * 400, '""', '"\\u0000"', "[]", "{}", "true", "1979-05-27", "[" * 3000,
+    '"' + "x" * 100_000 + '"', "[[1], [2]]", '"../../x"', '"a:b"', '"\\u202e"', "[nan, nan, nan]",
+)  # fmt: skip
+
+
+def hostile_recipe(seed: int) -> str | None:
+    """A shipped recipe with lines of it changed. Wrong, if reading it raises anything but an OkdcError."""
+    numbers = random.Random(seed)
+    name, path = numbers.choice(sorted(catalog.recipes().items()))
+    lines = path.read_bytes().splitlines()
+    for _ in range(numbers.randint(1, 3)):
+        place = numbers.randrange(len(lines))
+        line, value = lines[place], numbers.choice(VALUES).encode()
+        lines[place] = numbers.choice(
+            [
+                line.partition(b"=")[0] + b"= " + value,
+                line[: numbers.randint(0, len(line))],
+                line + b"\n" + line,
+                b"[" + b"a." * 2000 + b"a]\n" + line,
+                bytes(numbers.randrange(256) for _ in range(8)),
+                line.replace(b" = ", b"x = "),
+                b"key" + value[:30] + b" = 1",
+            ]
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        changed = Path(folder, "recipe.toml")
+        changed.write_bytes(b"\n".join(lines))
+        return _refused_or_used(f"{name}, seed {seed}", lambda: _read_recipe(changed))
+
+
+def _read_recipe(path: Path) -> None:
+    resolved = resolve(load([str(path)]), needs_data=False)
+    path.write_text(resolved.recipe.text(), encoding="utf-8")
+    if resolve(load([str(path)]), needs_data=False).recipe != resolved.recipe:
+        raise AssertionError("its own text is another recipe")
+
+
+def hostile_image(seed: int) -> str | None:
+    """A picture in one of the formats with some bytes changed, given to a bundle. Wrong, as with a recipe."""
+    numbers, buffer = random.Random(seed), io.BytesIO()
+    kind = numbers.choice(["PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "TGA", "ICO"])
+    Image.fromarray(picture(seed % 9, 20, 24)).save(buffer, kind)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"x.{kind.lower()}")
+        path.write_bytes(changed_bytes(buffer.getvalue(), numbers))
+        return _refused_or_used(f"{kind}, seed {seed}", lambda: okdc.Bundle(_finished() / "bundle").predict([path]))
+
+
+def hostile_bundle(seed: int) -> str | None:
+    """A bundle with a changed file whose hashes fit. Wrong, as with a recipe; in a process that may die of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = shutil.copytree(_finished() / "bundle", Path(folder, "bundle"))
+        numbers = random.Random(seed)
+        name = numbers.choice([name for name in files_of_bundle() if name != "manifest.json"])
+        path = bundle / name
+        path.write_bytes(changed_bytes(path.read_bytes(), numbers))
+        content = path.read_bytes()
+        manifest = read_json(bundle / "manifest.json")
+        manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+        write_json(bundle / "manifest.json", manifest)
+        code = in_child(use_in_child, (str(bundle),))
+        return None if code == 0 else f"{name}, seed {seed}: exit code {code}"
+
+
+def use_in_child(folder: str) -> None:
+    torch.set_num_threads(1)
+    with contextlib.suppress(OkdcError):
+        facts_of_bundle(Path(folder))
+
+
+def changed_bytes(content: bytes, numbers: random.Random) -> bytes:
+    """Some bytes of a file replaced, cut off, repeated or set to one value."""
+    start = numbers.randrange(len(content))
+    stop = min(len(content), start + numbers.choice([1, 2, 8, 200]))
+    new = numbers.choice(
+        [b"", bytes(stop - start), b"\xff" * (stop - start), content[start:stop] * 2, numbers.randbytes(4)]
+    )
+    return (
+        content[:start] + (new if numbers.random() < 0.8 else b"") + (content[stop:] if numbers.random() < 0.8 else b"")
+    )
+
+
+def _refused_or_used(where: str, use: Callable[[], object]) -> str | None:
+    try:
+        use()
+    except OkdcError as error:
+        return None if len(error.message) < 2000 and len(error.details) < 2000 else f"{where}: too long an error"
+    except Exception as error:  # what `okdc` would call a bug
+        return f"{where}: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+STRANGERS: dict[str, tuple[Callable[[int], str | None], int]] = {
+    "recipes": (hostile_recipe, 500),
+    "hostile images": (hostile_image, 500),
+    "hostile bundles": (hostile_bundle, 60),
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The command
 
 
@@ -430,7 +538,16 @@ def main() -> int:
                     silent.append(f"{title}: {problem}")
                     print(f"SILENT {silent[-1]}", flush=True)  # noqa: T201
         print(f"{title}: {tried['bit flips']} bits flipped so far", flush=True)  # noqa: T201
-    print(", ".join(f"{number:,} {what}" for what, number in tried.items()) + f"; silent: {len(silent)}")  # noqa: T201
+    for title, (tried_one, count) in STRANGERS.items():
+        if options.only and options.only not in title:
+            continue
+        for k in range(min(options.sample or count, count)):
+            tried[title] += 1
+            if problem := tried_one(options.seed + k):
+                silent.append(f"{title}: {problem}")
+                print(f"WRONG {silent[-1]}", flush=True)  # noqa: T201
+        print(f"{title}: {tried[title]} tried", flush=True)  # noqa: T201
+    print(", ".join(f"{number:,} {what}" for what, number in tried.items()) + f"; silent or wrong: {len(silent)}")  # noqa: T201
     return 1 if silent else 0
 
 

@@ -39,6 +39,13 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(title: str) -> None:
         assert flipped(name, seed) is None
 
 
+@pytest.mark.parametrize(("title", "count"), [("recipes", 60), ("hostile images", 40), ("hostile bundles", 2)])
+def test_a_strangers_file_is_refused_in_words_or_used(title: str, count: int) -> None:
+    tried, _ = faults.STRANGERS[title]
+    problems = [problem for seed in range(count) if (problem := tried(seed))]
+    assert problems == []
+
+
 # --- the injection
 
 
