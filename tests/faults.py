@@ -30,8 +30,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from asking import picture
-from harness import Quiet, outcome, resume, start, uninterrupted
-from harness import in_process as in_child
+from harness import Quiet, in_process, outcome, resume, start, uninterrupted
 from making import write_json
 from PIL import Image
 
@@ -129,13 +128,13 @@ def injected(operations: Operations) -> Iterator[None]:
 
         return call
 
-    io.open = builtins.open = opened  # type: ignore[assignment]
+    io.open = builtins.open = opened
     for name in real:
         setattr(os, name, counted(name))
     try:
         yield
     finally:
-        io.open = builtins.open = real_open  # type: ignore[assignment]
+        io.open = builtins.open = real_open
         for name, call in real.items():
             setattr(os, name, call)
 
@@ -243,7 +242,7 @@ def spoil(scenario: Scenario, kind: Kind, at: int) -> str | None:
     """Let the operation at `at` go wrong, and return what then is wrong in silence, or None."""
     with in_folder(scenario):
         if kind in KILLS:
-            code = in_child(act_in_child, (scenario.name, kind, at, str(Path.cwd())))
+            code = in_process(act_in_child, (scenario.name, kind, at, str(Path.cwd())))
             if code not in (0, -signal.SIGKILL):
                 return f"exit code {code}"
         else:
@@ -459,7 +458,7 @@ def hostile_bundle(seed: int) -> str | None:
         manifest = read_json(bundle / "manifest.json")
         manifest["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
         write_json(bundle / "manifest.json", manifest)
-        code = in_child(use_in_child, (str(bundle),))
+        code = in_process(use_in_child, (str(bundle),))
         return None if code == 0 else f"{name}, seed {seed}: exit code {code}"
 
 

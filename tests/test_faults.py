@@ -11,6 +11,7 @@ from pathlib import Path
 import faults
 import pytest
 import torch
+from harness import in_process
 
 from okdc.errors import DiskError
 from okdc.runs.files import write
@@ -81,8 +82,8 @@ def test_an_operation_elsewhere_is_none() -> None:
 
 
 def test_a_kill_is_one(tmp_path: Path) -> None:
-    assert faults.in_child(faults.act_in_child, ("training", "kill", 3, str(tmp_path))) == -9
-    assert faults.in_child(faults.act_in_child, ("training", "torn", 10**6, str(tmp_path))) == 0
+    assert in_process(faults.act_in_child, ("training", "kill", 3, str(tmp_path))) == -9
+    assert in_process(faults.act_in_child, ("training", "torn", 10**6, str(tmp_path))) == 0
 
 
 def test_a_silent_fault_would_be_reported(monkeypatch: pytest.MonkeyPatch) -> None:

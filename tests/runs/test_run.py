@@ -22,7 +22,7 @@ from okdc.runs.run import RunDir, runs
 
 
 def made(stem: str = "digits", out: Path | None = None, at: str = "2026-01-01T00:00:00", **facts: object) -> RunDir:
-    return RunDir.create(stem, run_info(**{"recipe": {"seed": 0}, "started_at": at, **facts}), out)
+    return RunDir.create(stem, run_info(at, **{"recipe": {"seed": 0}, **facts}), out)
 
 
 def no_space(*_: object, **__: object) -> None:
