@@ -139,7 +139,7 @@ def train(job: Job, tell: Quiet | None = None, name: str = "held") -> RunDir:
 
 def rows(run: RunDir) -> list[dict[str, Any]]:
     """The log without its times."""
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in run.rows()]
+    return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in run.rows()]
 
 
 def result(run: RunDir) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def outcome(run: RunDir) -> dict[str, Any]:
         "weights": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
         "student": read_json(run.student),
         "others": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in run.students.glob("*")},
-        "state": digest({key: value for key, value in state.items() if key != "seconds"}),
+        "state": digest({key: value for key, value in state.items() if not key.startswith("seconds")}),
     }
 
 

@@ -46,6 +46,7 @@ def _budget(run: Finished) -> dict[str, Any]:
         "data_sha256": result.data_sha256[:12],
         "judged_on": result.judged_on,
         "images": result.images,
+        "images that judge (rows and labels)": run.judging_sha256[:12],
         "classes": run.info.classes,
         **{f"data.{key}": value for key, value in data.items()},
         **{f"optim.{key}": value for key, value in recipe.optim.model_dump().items()},

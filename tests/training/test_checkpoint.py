@@ -118,7 +118,7 @@ def test_another_format_is_named_and_not_taken_for_damage(run: RunDir, version: 
     checkpoint.save(run, state(1))
     checkpoint.save(run, state(2))
     torch.save(state(2) | {"version": version}, run.checkpoint)
-    with pytest.raises(RunError, match=f"checkpoint format {version}, this okdc reads 3") as caught:
+    with pytest.raises(RunError, match=f"checkpoint format {version}, this okdc reads {checkpoint.VERSION}") as caught:
         checkpoint.load(run)
     assert f"okdc distill {run.recipe}" in caught.value.hint
 
