@@ -364,7 +364,7 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
 
 def verification(report: dict[str, Any]) -> None:
     """The checks of a bundle: the structure, the sample images and the accuracy of each model, then the files."""
-    rows, unequal = [], _unequal(report)
+    rows = []
     for name, model in report["models"].items():
         samples = model["samples"]
         difference = "not checked"
@@ -378,16 +378,19 @@ def verification(report: dict[str, Any]) -> None:
                 difference,
                 _decimals(model["top1_pct"]) or "not checked",
                 _decimals(model["recorded_top1_pct"]),
-                *([_decimals(model["balanced_accuracy_pct"]) or "not checked"] if unequal else []),
-                *([_decimals(model["recorded_balanced_accuracy_pct"])] if unequal else []),
             ]
         )
-    balanced = ["balanced % here", "recorded"] if unequal else []
-    console.table(["model", "structure", "sample images, max |d|", "top-1 % here", "recorded", *balanced], rows)
+    console.table(["model", "structure", "sample images, max |d|", "top-1 % here", "recorded"], rows)
     failed = len(report["failures"])
     state = f"{failed} check{'s' if failed > 1 else ''} failed" if failed else "all is as stated"
     for name, model in report["models"].items():
         top1_pct = model["recorded_top1_pct"] if model["top1_pct"] is None else model["top1_pct"]
+        if _unequal(report):
+            here = _decimals(model["balanced_accuracy_pct"])
+            console.out(
+                f"{name}: balanced accuracy {f'{here} % here' if here else 'not checked'}, "
+                f"{model['recorded_balanced_accuracy_pct']:.2f} % recorded"
+            )
         _warn_of_one_answer(name, top1_pct, report["judged_images"], report["largest_class_pct"])
     counts = {model["images"] for model in report["models"].values()} - {None}
     images = "".join(f"top-1 on {n:,} {report['split']} images, " for n in counts)
