@@ -83,7 +83,8 @@ def _drawn(
             own = rng.standard_normal((some, n, m), np.float32)  # noqa: B023
             own *= np.float32(np.sqrt(1 - of_all - of_method))
             own += difficulty + np.sqrt(of_method) * rng.standard_normal((some, 1, m), np.float32)  # noqa: B023
-            return (own < ndtri(percent / 100)).view(np.int8)
+            answers: npt.NDArray[np.int8] = (own < ndtri(percent / 100)).view(np.int8)
+            return answers
 
         difference = right(accuracies[0]) - right(accuracies[1])
         yield difference.mean(2), difference.sum(1, np.int8) / n

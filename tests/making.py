@@ -108,7 +108,7 @@ def make_run(
 
 def _right_images(result: Json) -> tuple[int, str, tuple[tuple[str, int], ...], tuple[int, ...]]:
     """Of a result.json: images, their split, and how many of them each head and each student has right."""
-    images = result["images"]
+    images: int = result["images"]
 
     def count(top1_pct: float) -> int:
         return round(images * top1_pct / 100)

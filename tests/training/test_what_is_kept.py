@@ -17,7 +17,7 @@ from harness import EPOCHS, STEPS, Quiet, built, recipe, resume, start, train
 from pictures import streamed, write_imagenet
 
 from okdc.assembly import student as students
-from okdc.data.batches import TrainBatches
+from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.images import Pixels
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DiskError, Interrupted, TrainingError
@@ -61,7 +61,7 @@ def test_the_answers_are_those_of_every_student_and_head(keep: int) -> None:
         assert (split.rows == rows.numpy()).all()
         assert (split.labels == labels.numpy()).all()
         same_logits(split, logits)
-    batches = loop.eval_batches(data, data.test, loop.Normalise(*job.normalisation), 500)
+    batches = eval_batches(data, data.test, Normalise(*job.normalisation), 500)
     heads = count(job.method, batches, torch.device("cpu")).read().top1_pct  # the method is as the last epoch left it
     assert {name: 100 * bits.mean() for name, bits in found.heads.items()} == pytest.approx(heads)
 
@@ -146,7 +146,7 @@ DATA, STEP, VALIDATION = 10.0, 1.0, 100.0
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A batch takes 10 seconds, the rest of a step 1 (see `ticking`), the pass over the validation images 100."""
     clock = SimpleNamespace(now=0.0)
-    epoch, whole_count = TrainBatches.epoch, loop.count
+    epoch = TrainBatches.epoch
 
     def slow(self: TrainBatches, number: int, start: int = 0) -> Iterator[Any]:
         for batch in epoch(self, number, start):
@@ -155,7 +155,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
     def validated(*args: Any) -> Any:
         clock.now += VALIDATION
-        return whole_count(*args)
+        return count(*args)
 
     monkeypatch.setattr(TrainBatches, "epoch", slow)
     monkeypatch.setattr(loop, "count", validated)
