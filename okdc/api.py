@@ -468,7 +468,7 @@ def _folder(subject: Run | Bundle | str | Path) -> Path:
 def compare(
     runs: Sequence[Run | Series | str | Path] = (), *, baseline: str | None = None, require: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Finished runs as one row a variant, means over seeds, differences paired by seed with 95 % intervals.
+    """Finished runs as one row a variant, means over seeds, differences paired by seed and image, with 95 % intervals.
 
     `runs` are runs or folders of runs; none: ./runs. The report is that of `okdc compare --json`; `required` says of
     each requirement, such as "fefr>baseline", whether it holds. Raises RunError for runs that are missing, not complete

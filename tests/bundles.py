@@ -25,6 +25,7 @@ from okdc.data import digits
 from okdc.data.source import Labels
 from okdc.deploy import onnx as exporter
 from okdc.runs.files import read_json
+from okdc.runs.predictions import by_class
 from okdc.runs.run import RunDir
 
 
@@ -85,7 +86,9 @@ def add_model(bundle: Path, precision: str, blob: bytes, tolerance: float) -> Pa
     session = Session(blob)
     logits, _ = session(dataset.images[dataset.test].numpy(), 64)
     right = logits.argmax(1) == dataset.labels[dataset.test].numpy()
-    facts = {"file": layout.MODELS[precision], "top1_pct": round(100 * float(right.mean()), 4)}
+    counts = by_class(dataset.labels[dataset.test].numpy(), right, 10)
+    accuracies = {"top1_pct": counts.top1_pct, "balanced_accuracy_pct": counts.balanced_pct}
+    facts = {"file": layout.MODELS[precision]} | accuracies
     edit(bundle / layout.MANIFEST, lambda manifest: manifest["models"].update({precision: facts}))
 
     def answers(expected: dict[str, Any]) -> None:
@@ -112,14 +115,16 @@ def of_folder(bundle: Path, root: Path, each: int = 6, split: str = "test") -> P
         if split != "train":
             Image.fromarray(pixels[row]).save(root / "train" / str(labels[row]) / f"{place:03}.png")
     logits, _ = Session(bundle / "model.onnx")(pixels[chosen])
-    right = float((logits.argmax(1) == labels[chosen]).mean())
+    counts = by_class(labels[chosen], logits.argmax(1) == labels[chosen], 10)
 
     def move(manifest: dict[str, Any]) -> None:
         manifest["recipe"]["data"]["name"] = "folder"
         sha256 = digest(pixels[chosen], labels[chosen])
         manifest["judged_on"] = {"sha256": sha256, "part": split, "rows": None}
-        manifest["accuracy"]["images"] = len(chosen)
-        manifest["models"]["float32"]["top1_pct"] = round(100 * right, 4)
+        classes = {"largest_class_pct": counts.largest_pct, "smallest_class_pct": counts.smallest_pct}
+        manifest["accuracy"] |= {"images": len(chosen)} | classes
+        accuracies = {"top1_pct": counts.top1_pct, "balanced_accuracy_pct": counts.balanced_pct}
+        manifest["models"]["float32"] |= accuracies
 
     edit(bundle / layout.MANIFEST, move)
     return bundle

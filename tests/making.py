@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomli_w
 
 from okdc.bundle.artefacts import Manifest
+from okdc.runs import predictions
 from okdc.runs.artefacts import SEAL, File, Result, RunInfo, SeriesInfo, StudentInfo
 from okdc.runs.files import read_json
 from okdc.runs.files import write_json as write_unsealed
@@ -113,8 +117,48 @@ def make_run(
     if "cohort" in (result or {}):
         usual["kept"] = {key: value for key, value in usual["cohort"][0].items() if not key.endswith("_sha256")}
         usual["weights_sha256"] = usual["cohort"][0]["weights_sha256"]
-    write_json(path / "result.json", usual)
+    for row, right in zip(usual["cohort"], _right_images(usual)[3], strict=True):
+        count = predictions.by_class(np.arange(usual["images"]) % 10, np.arange(usual["images"]) < right, 10)
+        row["balanced_accuracy_pct"] = count.balanced_pct
+        usual |= {"largest_class_pct": count.largest_pct, "smallest_class_pct": count.smallest_pct}
+        if row["student"] == usual["kept"]["student"]:
+            usual["kept"]["balanced_accuracy_pct"] = count.balanced_pct
+    (path / "predictions.npz").write_bytes(answers := _predictions(*_right_images(usual)))
+    write_json(path / "result.json", usual | {"predictions_sha256": hashlib.sha256(answers).hexdigest()})
     return path
+
+
+def _right_images(result: Json) -> tuple[int, str, tuple[tuple[str, int], ...], tuple[int, ...]]:
+    """Of a result.json: images, their split, and how many of them each head and each student has right."""
+    images: int = result["images"]
+
+    def count(top1_pct: float) -> int:
+        return round(images * top1_pct / 100)
+
+    heads = {name: count(value) for name, value in result["heads_last_epoch_top1_pct"].items()}
+    students = tuple(count(row["top1_pct"]) for row in result["cohort"])
+    return images, result["judged_on"], tuple(heads.items()), students
+
+
+@functools.cache
+def _predictions(images: int, split: str, heads: tuple[tuple[str, int], ...], students: tuple[int, ...]) -> bytes:
+    """predictions.npz of networks that have the first images right: the better has all right that the worse has."""
+
+    def right(count: int) -> predictions.Bits:
+        return np.arange(images) < count
+
+    judging, none = (
+        predictions.Answers.of(np.arange(n), np.arange(n) % 10, np.zeros((n, 10), np.float32)) for n in (images, 0)
+    )
+    answers = predictions.Predictions(
+        validation=none if split == "test" else judging,
+        test=judging if split == "test" else none,
+        heads={name: right(count) for name, count in heads},
+        students=[right(count) for count in students],
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        predictions.write(path := Path(folder) / "predictions.npz", answers)
+        return path.read_bytes()
 
 
 def run_info(started_at: str = "2026-01-01", **keys: Any) -> RunInfo:
@@ -136,6 +180,7 @@ def result_of(variant: str, kept: Mapping[str, Any], students: Sequence[str] = (
     method = variant.split()[0]
     row = {"student": 0, "architecture": students[0], "epoch": 50, "val_top1_pct": 91.0, "top1_pct": 90.0}
     row |= {"params": 77_850, "macs": 800_000} | dict(kept)
+    row = {"balanced_accuracy_pct": row["top1_pct"]} | row
     hashes = {"weights_sha256": "ab" * 32, "student_sha256": "cd" * 32}
     card = {
         "title": method,
@@ -158,6 +203,8 @@ def result_of(variant: str, kept: Mapping[str, Any], students: Sequence[str] = (
         "recipe_sha256": "7" * 64,
         "judged_on": "test",
         "images": IMAGES,
+        "largest_class_pct": 10.0,
+        "smallest_class_pct": 10.0,
         "heads_last_epoch_top1_pct": {"student0": row["top1_pct"]},
         "kept": row,
         "cohort": [
@@ -166,6 +213,7 @@ def result_of(variant: str, kept: Mapping[str, Any], students: Sequence[str] = (
         "data_sha256": "0b7e9c3202d7bcd2" + "0" * 48,
         "weights_sha256": hashes["weights_sha256"],
         "log_sha256": hashlib.sha256(b"").hexdigest(),
+        "predictions_sha256": "ef" * 32,
         "epochs": 60,
         "seconds": 12.5,
         "compiled": False,

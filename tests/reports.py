@@ -16,6 +16,8 @@ COMMON: dict[str, Any] = {
     "failures": [],
     "split": "test",
     "images": 797,
+    "largest_class_pct": 10.1631,
+    "smallest_class_pct": 9.6612,
     "predictions_that_differ": 0,
     "discordant": {},
     "probabilities_max_abs": 0.0,
@@ -34,6 +36,7 @@ FLOAT32 = COMMON | {
         "largest_logit": 9.0,
     },
     "top1_pct": {"torch": 91.2171, "onnx": 91.2171, "recorded": 91.2171},
+    "balanced_accuracy_pct": {"torch": 91.3, "onnx": 91.3},
     "worst_class": {"class": "0", "images": 79, "change_pct": 0.0},
     "cause": None,
     "images_sha256": "e" * 64,
@@ -44,6 +47,7 @@ FLOAT32 = COMMON | {
 FLOAT16 = COMMON | {
     "gates": {"max_drop": 1.0, "min_agreement": 97.0, "max_class_drop": 5.0},
     "top1_pct": {"float32": 91.2171, "float16": 91.2171},
+    "balanced_accuracy_pct": {"float32": 91.3, "float16": 91.3},
     "drop_points": 0.0,
     "agreement_pct": 98.7453,
     "worst_class": FLOAT32["worst_class"],
@@ -54,6 +58,7 @@ FLOAT16 = COMMON | {
 }
 INT8 = FLOAT16 | {
     "top1_pct": {"float32": 91.2171, "int8": 90.9661},
+    "balanced_accuracy_pct": {"float32": 91.3, "int8": 91.0},
     "drop_points": 0.251,
     "worst_class": {"class": "8", "images": 77, "change_pct": -2.5974},
     "calibration": {"images": 300, "seed": 0, "split": "train", "sha256": "c" * 64},

@@ -9,7 +9,7 @@ Shapes: N images, K classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,21 +132,13 @@ def answers(student: Student, dataset: Dataset, rows: Tensor) -> tuple[Tensor, T
 
     In plain memory format and by one batch size: the same numbers in every command.
     """
-    return logits_of(student.network, _batches(student.info.preprocessing, dataset, rows))
+    batches = eval_batches(dataset, rows, normalise(student.info.preprocessing), EVAL_BATCH)
+    return logits_of(student.network, batches)
 
 
-@torch.inference_mode()
-def top1_pct(networks: Sequence[Backbone], rule: Preprocessing, dataset: Dataset, rows: Tensor) -> list[float]:
-    """The accuracy of each of several students of one run by `answers`, with every image decoded once."""
-    right = [0] * len(networks)
-    for images, labels in _batches(rule, dataset, rows):
-        for k, network in enumerate(networks):
-            right[k] += int((network(images).float().cpu().argmax(1) == labels.cpu()).sum())
-    return [100 * hits / len(rows) for hits in right]
-
-
-def _batches(rule: Preprocessing, dataset: Dataset, rows: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    return eval_batches(dataset, rows, Normalise(rule.mean, rule.std), EVAL_BATCH)
+def normalise(rule: Preprocessing) -> Normalise:
+    """The transform by which `answers` feeds a student: on the CPU, in plain memory format."""
+    return Normalise(rule.mean, rule.std)
 
 
 @torch.inference_mode()

@@ -47,6 +47,7 @@ class Table(Artefact):
 class Model(Table):
     file: str
     top1_pct: Percent
+    balanced_accuracy_pct: Percent  # the mean over the classes that occur
 
 
 class Input(Table):
@@ -69,6 +70,8 @@ class Normalisation(Table):
 class Accuracy(Table):
     split: Word
     images: Count
+    largest_class_pct: Percent  # its share of these images
+    smallest_class_pct: Percent  # of the classes that occur
     seed: Index
     runs: Count
 
@@ -144,6 +147,9 @@ class Report(Artefact):
     split: str
     images: Count
     top1_pct: dict[str, Percent]  # by what was compared
+    balanced_accuracy_pct: dict[str, Percent]  # the same: the mean over the classes that occur
+    largest_class_pct: Percent  # its share of these images
+    smallest_class_pct: Percent  # of the classes that occur
     agreement_pct: Percent
     predictions_that_differ: Index
     discordant: dict[str, Index]  # images that one side alone has right
@@ -289,6 +295,10 @@ class Parity(File):
         """The accuracy of a model itself."""
         report = self.reduced(precision)
         return report.top1_pct[precision] if report else self.float32.top1_pct["onnx"]
+
+    def balanced_accuracy_pct(self, precision: str) -> float:
+        report = self.reduced(precision)
+        return report.balanced_accuracy_pct[precision] if report else self.float32.balanced_accuracy_pct["onnx"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

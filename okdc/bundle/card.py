@@ -16,7 +16,8 @@ from okdc.bundle.frontmatter import front_matter
 from okdc.bundle.layout import FLOAT32, INT8, MODELS
 from okdc.data import DATASETS, find
 from okdc.data.source import Source
-from okdc.runs.artefacts import Result, StudentInfo, standard_error_pct
+from okdc.runs.accuracy import not_above, with_interval
+from okdc.runs.artefacts import Result, StudentInfo
 
 FEW, SHOWN = 20, 10  # so many classes are all named; of more, the first ten
 
@@ -46,6 +47,11 @@ class Story:
     @property
     def split(self) -> str:
         return self.parity.float32.split
+
+    @property
+    def unequal(self) -> bool:
+        """Whether some classes have more of the judging images than others."""
+        return self.parity.float32.largest_class_pct != self.parity.float32.smallest_class_pct
 
     @property
     def top1_pct(self) -> dict[str, float]:
@@ -131,14 +137,23 @@ def _use(story: Story) -> str:
 
 def _numbers(story: Story) -> str:
     profile, machine = story.profile, story.profile.machine
-    head = ["file", f"top-1, % on {story.split}", "predicts as float32", "size", "1 image, ms", "64 images, ms"]
+    unequal = ["balanced, %"] if story.unequal else []
+    head = [
+        "file",
+        f"top-1, % on {story.split}",
+        *unequal,
+        "predicts as float32",
+        "size",
+        "1 image, ms",
+        "64 images, ms",
+    ]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for precision, value in story.top1_pct.items():
         model, report = profile.models[precision], story.parity.reduced(precision)
         same = f"{report.agreement_pct:.2f} %" if report else "–"
         times = (_pair(model.latency_ms[f"batch_{batch}"]) for batch in (1, 64))
-        accuracy = f"{value:.2f} ± {standard_error_pct(value, story.images):.2f}"
-        cells = [f"`{model.file}`", accuracy, same, _size(model.bytes), *times]
+        balanced = [f"{story.parity.balanced_accuracy_pct(precision):.2f}" for _ in unequal]
+        cells = [f"`{model.file}`", with_interval(value, story.images), *balanced, same, _size(model.bytes), *times]
         rows.append(f"| {' | '.join(cells)} |")
     bound = "at least " if profile.lower_bound else ""
     load = machine.load_average_before
@@ -147,8 +162,9 @@ def _numbers(story: Story) -> str:
         [
             *rows,
             "",
-            f"- Top-1: {story.images:,} {story.split} images, ± the binomial standard error; one run (n = 1), seed "
+            f"- Top-1: {story.images:,} {story.split} images, with Wilson's 95 % interval; one run (n = 1), seed "
             f"{story.recipe['seed']}.",
+            *(_unequal(story) if unequal else []),
             f"- {profile.params:,} parameters. {bound.capitalize()}{profile.macs:,} MACs an image (convolutions "
             f"and linear layers), that is {bound}{profile.flops:,} FLOPs.",
             f"- Times: p50 / p90 of a batch, onnxruntime {profile.versions['onnxruntime']} on the CPU, "
@@ -156,6 +172,14 @@ def _numbers(story: Story) -> str:
             f"{f', load average {load}' if load is not None else ''}. They are that machine's.{machine_was}\n",
         ]
     )
+
+
+def _unequal(story: Story) -> list[str]:
+    report = story.parity.float32
+    return [
+        "- Balanced: the mean accuracy of the classes. They are unequal: the largest has "
+        f"{report.largest_class_pct:.2f} % of these images, the smallest {report.smallest_class_pct:.2f} %."
+    ]
 
 
 def _checked(story: Story) -> str:
@@ -245,11 +269,14 @@ def _limits(story: Story) -> str:
         "people or safety were not studied.",
         "- An image of anything else gets one of the classes all the same. The probabilities are not calibrated: 0.9 "
         "does not mean right nine times in ten.",
-        f"- One run, seed {story.recipe['seed']}: the spread over seeds is not known; the standard error is of the "
-        "images alone.",
+        f"- One run, seed {story.recipe['seed']}: the spread over seeds is not known; the interval is of the images "
+        "alone.",
     ]
     if story.split != "test":
         lines.append("- The images that judged it also chose it: the accuracy flatters.")
+    for precision, value in story.top1_pct.items():
+        if warning := not_above(value, story.images, story.parity.float32.largest_class_pct):
+            lines.append(f"- `{MODELS[precision]}`: {warning}.")
     for precision in story.profile.models:
         worst = (story.parity.reduced(precision) or story.parity.float32).worst_class
         if worst.change_pct < 0:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 
 from okdc.bundle import samples, test_images
@@ -21,9 +22,11 @@ from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import MANIFEST, PARITY, PROFILE
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import SAME_PCT, NoImagesError
-from okdc.data.source import Part
+from okdc.data.source import Labels, Part
 from okdc.errors import CheckFailed, DataError
 from okdc.progress import Progress
+from okdc.runs.accuracy import ByClass, above_largest_class
+from okdc.runs.predictions import Bits, by_class
 from okdc.runs.provenance import processor
 
 THREADS = min(4, os.cpu_count() or 1)
@@ -47,6 +50,10 @@ def verify(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any
     sessions, models = _opened(bundle, failures)
     _samples(bundle, sessions, models, failures)
     reason = _accuracy(bundle, sessions, models, data_root, tell, failures)
+    stated = bundle.manifest.accuracy
+    for model in models.values():
+        top1_pct = model["recorded_top1_pct"] if model["top1_pct"] is None else model["top1_pct"]
+        model["above_largest_class"] = above_largest_class(top1_pct, stated.images, stated.largest_class_pct)
     if reason:
         tell.note(f"accuracy: not checked: {reason}")
     return {
@@ -57,7 +64,10 @@ def verify(folder: Path, data_root: str | None, tell: Progress) -> dict[str, Any
         "files": len(bundle.manifest.files),
         "unnamed_files": unnamed,
         "architecture": bundle.manifest.architecture,
-        "split": bundle.manifest.accuracy.split,
+        "split": stated.split,
+        "judged_images": stated.images,
+        "largest_class_pct": stated.largest_class_pct,
+        "smallest_class_pct": stated.smallest_class_pct,
         "models": models,
         "accuracy_not_checked": reason,
         "processor": processor()[0],
@@ -115,7 +125,9 @@ def _opened(bundle: BundleDir, failures: list[CheckFailed]) -> tuple[Sessions, d
             "structure": precision in sessions,
             "samples": None,
             "top1_pct": None,
-            "recorded_top1_pct": bundle.manifest.models[precision].top1_pct,
+            "recorded_top1_pct": (stated := bundle.manifest.models[precision]).top1_pct,
+            "balanced_accuracy_pct": None,
+            "recorded_balanced_accuracy_pct": stated.balanced_accuracy_pct,
             "images": None,
         }
     return sessions, models
@@ -170,24 +182,52 @@ def _judge(
     failures: list[CheckFailed],
 ) -> None:
     """One pass over the images, each decoded once. Raises DataError where they are not those of the bundle."""
-    count, where, done = bundle.manifest.accuracy.images, bundle.folder, 0
-    right, running = dict.fromkeys(sessions, 0), dict(sessions)
+    count, done, classes = bundle.manifest.accuracy.images, 0, len(bundle.labels)
+    running = dict(sessions)
+    right: dict[str, list[Bits]] = {precision: [] for precision in sessions}
+    seen: list[Labels] = []
     with tell.reading() as progress:
         for pixels, labels in test_images.proven(bundle, judging):
+            seen.append(labels)
             for precision, session in list(running.items()):
                 with _noting(failures):
                     del running[precision]  # a model that fails once is not asked again
-                    logits, _ = answers(session, pixels, len(bundle.labels))
-                    right[precision] += int((logits.argmax(1) == labels).sum())
+                    logits, _ = answers(session, pixels, classes)
+                    right[precision].append(logits.argmax(1) == labels)
                     running[precision] = session
             progress(done := done + len(pixels), count)
     with _noting(failures):
         test_images.check_labels(bundle, judging)
+    everything = np.concatenate(seen)
+    if len(everything) and everything.max() >= classes:
+        return  # labels that are no classes: that check has failed
     for precision in running:
-        top1_pct = round(100 * right[precision] / count, 4)
-        models[precision] |= {"top1_pct": top1_pct, "images": count}
-        recorded = models[precision]["recorded_top1_pct"]
-        if abs(top1_pct - recorded) > SAME_PCT:
-            name = bundle.manifest.models[precision].file
-            message = f"{where / name}: {top1_pct:.2f} % of {count:,} images here, {recorded:.2f} % recorded"
+        counts = by_class(everything, np.concatenate(right[precision]), classes)
+        models[precision] |= {
+            "top1_pct": counts.top1_pct,
+            "balanced_accuracy_pct": counts.balanced_pct,
+            "images": count,
+        }
+        _compare(bundle, precision, counts, failures)
+
+
+def _compare(bundle: BundleDir, precision: str, counts: ByClass, failures: list[CheckFailed]) -> None:
+    """What was counted here with the statements of the manifest."""
+    stated, images = bundle.manifest.models[precision], bundle.manifest.accuracy
+    for name, value, recorded, allowed in (
+        ("", counts.top1_pct, stated.top1_pct, SAME_PCT),
+        (
+            "balanced accuracy ",
+            counts.balanced_pct,
+            stated.balanced_accuracy_pct,
+            max(SAME_PCT, counts.balanced_step),
+        ),
+        ("the largest class has ", counts.largest_pct, images.largest_class_pct, SAME_PCT),
+        ("the smallest class has ", counts.smallest_pct, images.smallest_class_pct, SAME_PCT),
+    ):
+        if abs(value - recorded) > allowed:
+            message = (
+                f"{bundle.folder / stated.file}: {name}{value:.2f} % of {images.images:,} images here, "
+                f"{recorded:.2f} % recorded"
+            )
             failures.append(CheckFailed("accuracy", message, hint=samples.likely(bundle, precision)))

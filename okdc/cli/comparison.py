@@ -93,18 +93,20 @@ def _explanations(facts: dict[str, Any]) -> list[str]:
     """The lines below the tables: the meaning of kept and last, the origin of the numbers, their uncertainty."""
     rows, images = facts["rows"], f"{facts['images']:,} {facts['judged_on']} images"
     seeds = _ranges(sorted({seed for row in rows for seed in row["seeds"]}))
-    ends = [pick(row["kept_standard_error_pct"] for row in rows) for pick in (min, max)]
-    error = " to ".join(dict.fromkeys(f"{end:.2f}" for end in ends))
+    first = rows[0]
+    low, high = first["kept_interval_pct"]
     lines = [
         f"kept: {_how_kept(facts)}; this student is exported. last: at the last epoch, the first student, or the "
         "leader of a method that has one. ±: standard deviation over n seeds, one training for each",
-        f"{facts['dataset']}, {facts['epochs']} epochs, seeds {seeds}, all judged on the same {images}: one accuracy "
-        f"on them has a standard error of {error} points (binomial), which more seeds do not make smaller",
+        f"{facts['dataset']}, {facts['epochs']} epochs, seeds {seeds}, all judged on the same {images}: an "
+        f"accuracy of {first['kept']['mean_top1_pct']:.2f} % on as many is [{low:.2f}, {high:.2f}] (Wilson's "
+        f"{facts['confidence_pct']:g} % interval), which more seeds do not make narrower",
     ]
     if any(row["difference"] for row in rows):
         lines.append(
-            f"differences are paired by seed; Student's {facts['confidence_pct']:g} % interval for each row alone, "
-            "without a correction for several rows"
+            f"differences are paired by seed and image; the {facts['confidence_pct']:g} % interval holds the chance of "
+            "the seeds and that of the images (Banerjee's, of both Student intervals), for each row alone, without a "
+            "correction for several rows"
         )
     for row in rows:
         students = row["students"]

@@ -9,19 +9,20 @@ from okdc.bundle.artefacts import REDUCED
 from okdc.cli import console
 from okdc.errors import by
 from okdc.recipe.reference import Key, by_table
-from okdc.runs.artefacts import standard_error_pct
+from okdc.runs.accuracy import not_above, with_interval
 
 
 def result(facts: dict[str, Any]) -> None:
-    """A finished run: the accuracy of every head at the last epoch, and of the kept student, with its error."""
+    """A finished run: the accuracy of every head at the last epoch, and of the kept student, with its interval."""
     kept, n, split = facts["kept"], facts["images"], facts["judged_on"]
-    rows = [[name, _with_error(value, n), "last"] for name, value in facts["heads_last_epoch_top1_pct"].items()]
-    rows.append([f"kept: student{kept['student']}", _with_error(kept["top1_pct"], n), str(kept["epoch"])])
+    rows = [[name, with_interval(value, n), "last"] for name, value in facts["heads_last_epoch_top1_pct"].items()]
+    rows.append([f"kept: student{kept['student']}", with_interval(kept["top1_pct"], n), str(kept["epoch"])])
     console.table(["head", f"top-1 % on {split}", "epoch"], rows)
     console.out(
-        f"kept student{kept['student']} ({kept['architecture']}): {_with_error(kept['top1_pct'], n)} % on {n} {split} "
-        f"images (± standard error), seed {facts['seed']}, one run"
+        f"kept student{kept['student']} ({kept['architecture']}): {with_interval(kept['top1_pct'], n)} % on {n} "
+        f"{split} images (95 % interval){_balanced(kept, facts)}, seed {facts['seed']}, one run"
     )
+    _warn_of_one_answer("", kept["top1_pct"], n, facts["largest_class_pct"])
     if split != "test":
         console.warn("the data has no test split: these images also chose the student, so its accuracy is too high")
     epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] > 1 else ''}"
@@ -29,14 +30,25 @@ def result(facts: dict[str, Any]) -> None:
     console.out(f"trained {epochs} in {facts['seconds']:.1f} s, {facts['images_per_s']:,.0f} images/s{compiled}")
 
 
-def _with_error(top1_pct: float, images: int) -> str:
-    """An accuracy in percent with its binomial standard error."""
-    return f"{top1_pct:.2f} ± {standard_error_pct(top1_pct, images):.2f}"
-
-
 def _accuracy(row: dict[str, Any]) -> str:
-    """The row's accuracy with its standard error; nothing where it has none."""
-    return _with_error(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else ""
+    """The row's accuracy with its interval; nothing where it has none."""
+    return with_interval(row["top1_pct"], row["images"]) if row["top1_pct"] is not None else ""
+
+
+def _unequal(classes: dict[str, Any]) -> bool:
+    """Whether some classes have more of the judging images than others: top-1 then weighs them by their size."""
+    return bool(classes["largest_class_pct"] != classes["smallest_class_pct"])
+
+
+def _balanced(row: dict[str, Any], classes: dict[str, Any]) -> str:
+    """The row's balanced accuracy, in words; nothing where it is the accuracy, as classes are equal."""
+    return f", balanced accuracy {row['balanced_accuracy_pct']:.2f} %" if _unequal(classes) else ""
+
+
+def _warn_of_one_answer(name: str, top1_pct: float, images: int, largest_class_pct: float) -> None:
+    """Warns of a student or file that is no better than the same answer to every image."""
+    if warning := not_above(top1_pct, images, largest_class_pct):
+        console.warn(f"{name}: {warning}" if name else warning)
 
 
 def _decimals(value: float | None) -> str:
@@ -47,8 +59,13 @@ def _decimals(value: float | None) -> str:
 def series(facts: dict[str, Any]) -> None:
     """A row for each seed, and the mean accuracy of the kept students of the complete runs."""
     split, n = facts["judged_on"], facts["n"]
+    done = [row for row in facts["runs"] if row["top1_pct"] is not None]
+    unequal = any(_unequal(row) for row in done)
     console.table(
-        ["seed", "state", "kept", "epoch", "validation %", f"top-1 % on {split}" if split else "top-1 %"],
+        [
+            *("seed", "state", "kept", "epoch", "validation %", f"top-1 % on {split}" if split else "top-1 %"),
+            *(["balanced %"] if unequal else []),
+        ],
         [
             [
                 str(row["seed"]),
@@ -57,10 +74,13 @@ def series(facts: dict[str, Any]) -> None:
                 str(row["epoch"] or ""),
                 _decimals(row["val_top1_pct"]),
                 _accuracy(row),
+                *([_decimals(row["balanced_accuracy_pct"])] if unequal else []),
             ]
             for row in facts["runs"]
         ],
     )
+    for row in done:
+        _warn_of_one_answer(f"seed {row['seed']}", row["top1_pct"], row["images"], row["largest_class_pct"])
     if not n:
         return
     mean, sd = facts["top1_pct_mean"], facts["top1_pct_sd"]
@@ -101,10 +121,11 @@ def evaluation(report: dict[str, Any]) -> None:
     console.out("")
     top5 = f", top-5 {report['top5_pct']:.2f} %" if report["top5_pct"] is not None else ""
     console.out(
-        f"{report['architecture']}: {_with_error(report['top1_pct'], report['images'])} % on {report['images']} "
-        f"{report['split']} images (± standard error){top5}; {report['recorded_top1_pct']:.2f} % recorded "
-        f"({report['engine']})"
+        f"{report['architecture']}: {with_interval(report['top1_pct'], report['images'])} % on "
+        f"{report['images']} {report['split']} images (95 % interval){_balanced(report, report)}{top5}; "
+        f"{report['recorded_top1_pct']:.2f} % recorded ({report['engine']})"
     )
+    _warn_of_one_answer("", report["top1_pct"], report["images"], report["largest_class_pct"])
 
 
 def runs(rows: Sequence[dict[str, Any]]) -> None:
@@ -197,7 +218,7 @@ def profile(report: dict[str, Any]) -> None:
         )
     latency = report["latency"]
     splits = {(row["judged_on"], row["images"]) for row in rows if row["judged_on"]}
-    accuracies = "".join(f"{split} %: ± standard error, {n:,} images. " for split, n in sorted(splits))
+    accuracies = "".join(f"{split} %: 95 % interval, {n:,} images. " for split, n in sorted(splits))
     console.note(
         f"{accuracies}MACs: of convolutions and linear layers, equal to torch's FlopCounterMode; FLOPs: 2 × MACs. "
         "ms: median time of one image in torch and in onnxruntime (ORT), "
@@ -240,6 +261,11 @@ def parity(reports: dict[str, Any]) -> None:
             [f"images of the {report['split']} split", f"{report['images']:,}", ""],
             ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
             ["top-1 %, onnxruntime", f"{top1['onnx']:.2f}", f"{top1['torch']:.2f}"],
+            *(
+                [["balanced accuracy %", f"{report['balanced_accuracy_pct']['onnx']:.2f}", ""]]
+                if _unequal(report)
+                else []
+            ),
             ["predictions that differ", str(report["predictions_that_differ"]), "0 beyond rounding"],
             *[
                 [
@@ -257,6 +283,7 @@ def parity(reports: dict[str, Any]) -> None:
             ["second engine (onnx.reference)", f"{report['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
         ],
     )
+    _warn_of_one_answer("", top1["onnx"], report["images"], report["largest_class_pct"])
     for precision in REDUCED:
         if precision in reports:
             console.out("")
@@ -289,6 +316,7 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
         )
         console.out("")
     top1, gates, worst = report["top1_pct"], report["gates"], report["worst_class"]
+    balanced = report["balanced_accuracy_pct"]
     image_pct = 100 / report["images"]  # no gate is finer than one image
     console.table(
         [precision, "measured", "allowed"],
@@ -299,6 +327,11 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
                 f"{top1['float32']:.2f} → {top1[precision]:.2f}",
                 f"{max(gates['max_drop'], image_pct):.2f} points less",
             ],
+            *(
+                [["balanced accuracy %, the same", f"{balanced['float32']:.2f} → {balanced[precision]:.2f}", ""]]
+                if _unequal(report)
+                else []
+            ),
             [
                 "predictions that agree, %",
                 f"{report['agreement_pct']:.2f}",
@@ -317,6 +350,7 @@ def _reduced(precision: str, report: dict[str, Any]) -> None:
             ],
         ],
     )
+    _warn_of_one_answer(precision, top1[precision], report["images"], report["largest_class_pct"])
     if layers := report.get("worst_layers"):
         console.out("")
         console.table(
@@ -349,6 +383,15 @@ def verification(report: dict[str, Any]) -> None:
     console.table(["model", "structure", "sample images, max |d|", "top-1 % here", "recorded"], rows)
     failed = len(report["failures"])
     state = f"{failed} check{'s' if failed > 1 else ''} failed" if failed else "all is as stated"
+    for name, model in report["models"].items():
+        top1_pct = model["recorded_top1_pct"] if model["top1_pct"] is None else model["top1_pct"]
+        if _unequal(report):
+            here = _decimals(model["balanced_accuracy_pct"])
+            console.out(
+                f"{name}: balanced accuracy {f'{here} % here' if here else 'not checked'}, "
+                f"{model['recorded_balanced_accuracy_pct']:.2f} % recorded"
+            )
+        _warn_of_one_answer(name, top1_pct, report["judged_images"], report["largest_class_pct"])
     counts = {model["images"] for model in report["models"].values()} - {None}
     images = "".join(f"top-1 on {n:,} {report['split']} images, " for n in counts)
     console.out(f"{report['architecture']}, {report['files']} files, {images}on {report['processor']}: {state}")

@@ -5,7 +5,7 @@ Shapes: B images of a batch, HWC pixels; `rows` are indices into the data set.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -103,14 +103,14 @@ class TrainBatches:
 
 
 def eval_batches(
-    dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int, ranks: Ranks = ALONE
+    dataset: Dataset, rows: Tensor, normalise: Callable[[Tensor], Tensor], batch_size: int, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """`in_order`, with fewer images in a batch where they are large."""
     return in_order(dataset, rows, normalise, min(batch_size, eval_batch(*dataset.size[1:])), ranks)
 
 
 def in_order(
-    dataset: Dataset, rows: Tensor, normalise: Normalise, batch_size: int, ranks: Ranks = ALONE
+    dataset: Dataset, rows: Tensor, normalise: Callable[[Tensor], Tensor], batch_size: int, ranks: Ranks = ALONE
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(images NCHW float32, labels N) in the order of `rows`, the last batch partial.
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from okdc.assembly import reopen
 from okdc.assembly import student as students
 from okdc.bundle import test_images
+from okdc.bundle.artefacts import Model
 from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import FLOAT32, MANIFEST
 from okdc.bundle.session import Session, answers
@@ -26,7 +27,9 @@ from okdc.bundle.test_images import SAME_PCT, NoImagesError
 from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, DataError
 from okdc.progress import Progress
-from okdc.runs.artefacts import standard_error_pct
+from okdc.runs.accuracy import above_largest_class, interval_pct
+from okdc.runs.artefacts import Kept
+from okdc.runs.predictions import by_class
 from okdc.runs.run import RunDir
 
 MOST_PAIRS = 10  # confused pairs that are named
@@ -50,7 +53,7 @@ def _run(run: RunDir, data_root: str | None, tell: Progress) -> dict[str, Any]:
     dataset = reopen.data_of(run, resolved, tell)
     rows = _judging_rows(dataset, result.judged_on, result.images, str(run.path), tell)
     logits, labels = students.answers(student, dataset, rows)
-    report = _report((logits.numpy(), labels.numpy()), student.info.classes, student.result.top1_pct, str(run.path))
+    report = _report((logits.numpy(), labels.numpy()), student.info.classes, student.result, str(run.path))
     about = {"kind": "run", "run": str(run.path), "engine": "torch, float32, CPU", "split": result.judged_on}
     return {"schema": 1, **about, "architecture": student.info.architecture, **report}
 
@@ -67,7 +70,7 @@ def _bundle(folder: Path, data_root: str | None, tell: Progress) -> dict[str, An
     _say_split(split, len(judging.labels), tell)
     batches = test_images.proven(bundle, judging)
     logits = np.concatenate([answers(session, images, len(bundle.labels))[0] for images, _ in batches])
-    report = _report((logits, judging.labels), bundle.labels, manifest.models[FLOAT32].top1_pct, str(folder))
+    report = _report((logits, judging.labels), bundle.labels, manifest.models[FLOAT32], str(folder))
     about = {"kind": "bundle", "bundle": str(folder), "engine": "onnxruntime, CPU", "split": split}
     return {"schema": 1, **about, "architecture": manifest.architecture, **report}
 
@@ -95,29 +98,42 @@ def _say_split(split: str, count: int, tell: Progress) -> None:
 # The report
 
 
-def _report(answers: Answers, classes: Sequence[str], expected_pct: float, where: str) -> dict[str, Any]:
-    """Accuracy, class by class, and confused pairs. Raises CheckFailed for another number than the recorded one."""
+def _report(answers: Answers, classes: Sequence[str], recorded: Kept | Model, where: str) -> dict[str, Any]:
+    """Accuracy, class by class, and confused pairs. Raises CheckFailed for another number than a recorded one."""
     logits, labels = answers
     if not np.isfinite(logits).all():
         raise CheckFailed("accuracy", f"{where} gives logits that are not finite", hint="train another student")
     k, n = len(classes), len(labels)
     confusion = np.bincount(labels * k + logits.argmax(1), minlength=k * k).reshape(k, k)  # [label, answer]
-    top1_pct = 100 * float(np.trace(confusion)) / n
-    if abs(round(top1_pct, 4) - expected_pct) > SAME_PCT:
-        raise CheckFailed(
-            "accuracy",
-            f"{where}: {top1_pct:.2f} % of {n:,} images found, {expected_pct:.2f} % recorded",
-            hint="the student or its record was changed; or this machine computes otherwise than it should",
-        )
+    counts = by_class(labels, logits.argmax(1) == labels, k)
+    for name, value, expected_pct, allowed in (
+        ("", counts.top1_pct, recorded.top1_pct, SAME_PCT),
+        (
+            "balanced accuracy ",
+            counts.balanced_pct,
+            recorded.balanced_accuracy_pct,
+            max(SAME_PCT, counts.balanced_step),
+        ),
+    ):
+        if abs(value - expected_pct) > allowed:
+            raise CheckFailed(
+                "accuracy",
+                f"{where}: {name}{value:.2f} % of {n:,} images found, {expected_pct:.2f} % recorded",
+                hint="the student or its record was changed; or this machine computes otherwise than it should",
+            )
     of_class, right = confusion.sum(1), np.diag(confusion)
     wrong = confusion - np.diag(right)
     order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
     pairs = [(int(i) // k, int(i) % k, int(wrong.flat[i])) for i in order if wrong.flat[i]]
     return {
         "images": n,
-        "top1_pct": round(top1_pct, 4),
-        "standard_error_pct": round(standard_error_pct(top1_pct, n), 4),
-        "recorded_top1_pct": expected_pct,
+        "top1_pct": counts.top1_pct,
+        "interval_pct": interval_pct(counts.top1_pct, n),
+        "recorded_top1_pct": recorded.top1_pct,
+        "balanced_accuracy_pct": counts.balanced_pct,
+        "largest_class_pct": counts.largest_pct,
+        "smallest_class_pct": counts.smallest_pct,
+        "above_largest_class": above_largest_class(counts.top1_pct, n, counts.largest_pct),
         "top5_pct": round(_top5_pct(logits, labels), 4) if k > 5 else None,
         "classes": [
             {

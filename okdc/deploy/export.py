@@ -180,14 +180,28 @@ def _manifest(
         schema=1,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         okdc=__version__,
-        models={name: Model(file=layout.MODELS[name], top1_pct=value) for name, value in story.top1_pct.items()},
+        models={
+            name: Model(
+                file=layout.MODELS[name],
+                top1_pct=value,
+                balanced_accuracy_pct=story.parity.balanced_accuracy_pct(name),
+            )
+            for name, value in story.top1_pct.items()
+        },
         opset=OPSET,
         architecture=info.architecture,
         labels=info.classes,
         input=Input(name="image", **layout.input_of(rule)),
         normalisation=Normalisation(in_graph=True, mean=rule.mean, std=rule.std),
         outputs={"logits": "float32 NK", "probabilities": "float32 NK, softmax of the logits"},
-        accuracy=Accuracy(split=split, images=len(rows), seed=recipe["seed"], runs=1),
+        accuracy=Accuracy(
+            split=split,
+            images=len(rows),
+            largest_class_pct=report.largest_class_pct,
+            smallest_class_pct=report.smallest_class_pct,
+            seed=recipe["seed"],
+            runs=1,
+        ),
         judged_on=JudgedOn.model_validate(judged_on),
         method=info.method,
         student=info.student,

@@ -45,6 +45,7 @@ from okdc.deploy.cause import Evidence
 from okdc.deploy.torch_reference import Doubles, Torch, batches
 from okdc.errors import CheckFailed
 from okdc.runs.artefacts import StudentInfo
+from okdc.runs.predictions import by_class
 
 FACTOR = 16
 BATCHES = (2, 7, 64, PROBE)
@@ -108,6 +109,10 @@ def check(
     unexplained = _unexplained(flips, images, side, differences["images"])
     right_torch, right_onnx = logits.torch.argmax(1) == labels, logits.onnx.argmax(1) == labels
     torch_pct, onnx_pct = 100 * float(right_torch.mean()), 100 * float(right_onnx.mean())
+    counts = {
+        name: by_class(labels, right, len(info.classes))
+        for name, right in (("torch", right_torch), ("onnx", right_onnx))
+    }
     # The same answers at any batch size, with any number of threads and in another engine.
     coupling = invariance(path, probe(images), BATCHES)
     second = largest(_reference(path, images[:4]), logits.onnx[:4])
@@ -145,6 +150,9 @@ def check(
         ),
         probabilities_max_abs=number(softmax),
         top1_pct={"torch": round(torch_pct, 4), "onnx": round(onnx_pct, 4), "recorded": recorded_pct},
+        balanced_accuracy_pct={name: count.balanced_pct for name, count in counts.items()},
+        largest_class_pct=counts["onnx"].largest_pct,
+        smallest_class_pct=counts["onnx"].smallest_pct,
         agreement_pct=round(100 * (1 - len(flips) / len(images)), 4),
         predictions_that_differ=len(flips),
         flips=tuple(int(i) for i in flips[:100]),

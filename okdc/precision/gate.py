@@ -31,6 +31,7 @@ from okdc.bundle.checks import (
 )
 from okdc.bundle.macs import macs
 from okdc.bundle.session import Floats, Images, Pixels, Session, parts
+from okdc.runs.predictions import by_class
 
 Labels = npt.NDArray[np.int64]
 
@@ -113,6 +114,10 @@ def judge(
     if not softmax <= FLOOR:
         failures.append(f"probabilities against the softmax of the logits: max |d| {softmax:.1e} (allowed {FLOOR:.1e})")
     before, after = predictions.top1_pct
+    counts = {
+        "float32": by_class(labels, predictions.before, len(classes)),
+        kind: by_class(labels, predictions.after, len(classes)),
+    }
     return ReducedReport(
         passed=not failures,
         failures=tuple(failures),
@@ -120,6 +125,9 @@ def judge(
         split=split,
         images=len(images),
         top1_pct={"float32": round(before, 4), kind: round(after, 4)},
+        balanced_accuracy_pct={name: count.balanced_pct for name, count in counts.items()},
+        largest_class_pct=counts[kind].largest_pct,
+        smallest_class_pct=counts[kind].smallest_pct,
         drop_points=round(predictions.drop, 4),
         agreement_pct=round(predictions.agreement_pct, 4),
         predictions_that_differ=int(predictions.differ.sum()),

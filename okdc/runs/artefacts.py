@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -257,6 +256,7 @@ class Kept(Artefact):
     epoch: Index
     val_top1_pct: Percent | None
     top1_pct: Percent
+    balanced_accuracy_pct: Percent  # the mean over the classes that occur
     params: Count
     macs: Count
 
@@ -287,12 +287,15 @@ class Result(File):
     recipe_sha256: str
     judged_on: str  # test, or validation where there is no test split
     images: Count
+    largest_class_pct: Percent  # its share of these images
+    smallest_class_pct: Percent  # of the classes that occur: the same where all have as many images
     heads_last_epoch_top1_pct: dict[str, Percent]
     kept: Kept
     cohort: Annotated[Tuple[Judged], Field(min_length=1)]
     data_sha256: str
     weights_sha256: str  # of the kept student
     log_sha256: str  # of log.jsonl
+    predictions_sha256: str
     epochs: Count
     seconds: NotNegative  # of all steps, the compilation of the first included
     compiled: bool
@@ -316,9 +319,3 @@ class Result(File):
         if self.leading_head not in self.heads_last_epoch_top1_pct:
             raise ValueError(f"heads_last_epoch_top1_pct.{self.leading_head}: missing")
         return self
-
-
-def standard_error_pct(top1_pct: float, images: int) -> float:
-    """Of one accuracy on one set of n images, in percent: the binomial's √(p(1-p)/n)."""
-    share = top1_pct / 100
-    return 100 * math.sqrt(share * (1 - share) / images)

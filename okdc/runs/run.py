@@ -1,7 +1,7 @@
 """A run is one directory: its recipe, its origin, its log, and the students that it left.
 
     runs/<recipe>-<n>/  recipe.toml  run.json  log.jsonl  checkpoint.pt  student.safetensors  student.json  result.json
-                        students/  student<k>.safetensors  student<k>.json
+                        predictions.npz  students/  student<k>.safetensors  student<k>.json
 
 student.* is the kept student, from the first validation on; students/ holds the others, once the training is over.
 
@@ -75,6 +75,11 @@ class RunDir:
     def files_of_other(self, student: int) -> tuple[Path, Path]:
         """The weights and the description of a student that was not kept."""
         return self.students / f"student{student}.safetensors", self.students / f"student{student}.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Read by `okdc.runs.predictions`."""
+        return self.path / "predictions.npz"
 
     @property
     def result(self) -> Path:

@@ -230,7 +230,9 @@ class SeriesDir:
             "state": state or "not begun",
             "failed": self._reason(seed) if state == "failed" else None,
             **{key: kept.get(key) for key in ("student", "architecture", "epoch", "val_top1_pct", "top1_pct")},
-            **{key: result.get(key) for key in ("judged_on", "images", "weights_sha256")},
+            "balanced_accuracy_pct": kept.get("balanced_accuracy_pct"),
+            **{key: result.get(key) for key in ("judged_on", "images", "largest_class_pct", "smallest_class_pct")},
+            "weights_sha256": result.get("weights_sha256"),
         }
 
 

@@ -29,6 +29,9 @@ def refuse(runs: Sequence[Finished]) -> None:
         values = [(run, table[key]) for run, table in tables if key in table]
         if len({repr(value) for _, value in values}) > 1:
             wrong[key] = f"{key}: {by_value(values)}"
+    if not wrong and len({run.judging_sha256 for run in runs}) > 1:  # answers are paired image by image
+        key = "judging images (rows, labels)"
+        wrong[key] = f"{key}: {by_value([(run, run.judging_sha256[:12]) for run in runs])}"
     if wrong:
         raise RunError(
             f"these {len(runs)} runs do not compare: they differ in {', '.join(wrong)}",

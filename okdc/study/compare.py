@@ -14,14 +14,12 @@ from statistics import fmean
 from typing import Any
 
 from okdc.recipe.schema import Paper
-from okdc.runs.artefacts import standard_error_pct
+from okdc.runs.accuracy import CONFIDENCE_PCT, interval_pct
 from okdc.runs.run import RECIPE, SERIES
 from okdc.study import comparable, stats
 from okdc.study.finished import find
 from okdc.study.require import parse, verdict
 from okdc.study.rows import KEPT, STUDENT, Row, called, grouped
-
-ENOUGH = 3  # seeds, below which an interval says little
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None, require: Sequence[str] = ()) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def compare(paths: Sequence[Path], baseline: str | None = None, require: Sequenc
         "epochs": first.result.epochs,
         "keep": sorted({str(run.recipe.cohort.keep) for run in runs}),
         "validated": all(run.result.kept.val_top1_pct is not None for run in runs),
-        "confidence_pct": stats.CONFIDENCE_PCT,
+        "confidence_pct": CONFIDENCE_PCT,
         "baseline": base.name if base else None,
         "rows": [_row(row, base, notes) for row in rows],
         "required": [verdict(*words, rows) for words in requirements],
@@ -61,9 +59,9 @@ def next_step(report: Mapping[str, Any]) -> str:
     """More seeds where a row has fewer than three, else the export of the student that is best on validation."""
     rows = report["rows"]
     fewest = min(rows, key=lambda row: row["n"])
-    if fewest["n"] < ENOUGH:
-        wanted = [*dict.fromkeys(seed for row in rows for seed in row["seeds"]), *range(ENOUGH)]
-        missing = [seed for seed in dict.fromkeys(wanted) if seed not in fewest["seeds"]][: ENOUGH - fewest["n"]]
+    if fewest["n"] < stats.ENOUGH:
+        wanted = [*dict.fromkeys(seed for row in rows for seed in row["seeds"]), *range(stats.ENOUGH)]
+        missing = [seed for seed in dict.fromkeys(wanted) if seed not in fewest["seeds"]][: stats.ENOUGH - fewest["n"]]
         folder = Path(fewest["runs"][0]["run"])
         if (folder.parent / SERIES).is_file():  # its recipe is of no seed: a seed's has that one's mean
             folder = folder.parent
@@ -97,10 +95,10 @@ def _row(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
     if base is not None and row is not base:
         difference = {
             "to": base.name,
-            "kept": stats.paired(row.accuracy(KEPT), base.accuracy(KEPT)),
-            "student_last_epoch": stats.paired(row.accuracy(STUDENT), base.accuracy(STUDENT)),
+            "kept": stats.paired(row.right(KEPT), base.right(KEPT)),
+            "student_last_epoch": stats.paired(row.right(STUDENT), base.right(STUDENT)),
         }
-        notes += _beside(row, base, difference)
+        notes += _beside(row, base)
     return {
         "name": row.name,
         "variant": row.variant,
@@ -111,7 +109,7 @@ def _row(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
         "n": len(row.runs),
         "seeds": [run.seed for run in row.runs],
         "kept": accuracy,
-        "kept_standard_error_pct": round(standard_error_pct(accuracy["mean_top1_pct"], _images(row)), 4),
+        "kept_interval_pct": interval_pct(accuracy["mean_top1_pct"], row.runs[0].result.images),
         "heads_last_epoch": {
             head.removeprefix("last "): stats.sample(row.accuracy(head))
             for head in row.heads()
@@ -137,11 +135,7 @@ def _row(row: Row, base: Row | None, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _images(row: Row) -> int:
-    return row.runs[0].result.images
-
-
-def _beside(row: Row, base: Row, difference: Mapping[str, Any]) -> list[str]:
+def _beside(row: Row, base: Row) -> list[str]:
     """Remarks on the paired difference."""
     remarks = []
     seeds, base_seeds = set(row.accuracy(KEPT)), set(base.accuracy(KEPT))
@@ -152,12 +146,6 @@ def _beside(row: Row, base: Row, difference: Mapping[str, Any]) -> list[str]:
     ]:
         common = f"paired by {_seeds(seeds & base_seeds)}" if seeds & base_seeds else "no seed in common, no difference"
         remarks.append(f"{row.name} and {base.name}: {common}; {', '.join(alone)}")
-    kept = difference["kept"]
-    if kept and kept["n"] > 1 and kept["sd_points"] == 0:
-        remarks.append(
-            f"{row.name}: all {kept['n']} pairs differ by the same {kept['mean_points']:+.2f} points, so their "
-            "interval has no width"
-        )
     runs = [*row.runs, *base.runs]
     for role, networks in (
         ("kept", {run.result.kept.architecture for run in runs}),

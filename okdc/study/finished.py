@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from okdc.errors import OkdcError, RunError
 from okdc.recipe.draft import Draft, check
 from okdc.recipe.schema import Recipe
+from okdc.runs import predictions
 from okdc.runs.artefacts import Result, RunInfo
+from okdc.runs.predictions import Answers, Bits, Predictions
 from okdc.runs.run import INFO, RECIPE, RESULT, ROOT, SERIES, RunDir
 
 DEPTH = 2  # a folder of runs, or a folder of series of runs
@@ -23,6 +26,8 @@ class Finished:
     result: Result
     info: RunInfo
     recipe: Recipe
+    right: Mapping[str, Bits]  # whether each answer to the images that judge was right, by the names of `top1_pct`
+    judging_sha256: str  # of the rows and labels of these images
 
     @property
     def seed(self) -> int:
@@ -79,7 +84,21 @@ def load(path: Path) -> Finished:
     result, info = run.read_result(), run.read_info()
     if result.seed != recipe.seed or result.method != recipe.method["name"] or result.epochs != recipe.optim.epochs:
         raise RunError(f"{path}: recipe.toml and result.json are not of one run: seed, method or epochs differ")
-    return Finished(path, result, info, recipe)
+    answers = predictions.read(run.predictions, result)
+    return Finished(path, result, info, recipe, _right(answers, result), _digest(answers.judging))
+
+
+def _right(answers: Predictions, result: Result) -> dict[str, Bits]:
+    return {
+        "kept": answers.students[result.kept.student],
+        "student": answers.heads[result.leading_head],
+        **{f"last {name}": bits for name, bits in answers.heads.items()},
+    }
+
+
+def _digest(judging: Answers) -> str:
+    """Image i of one run is image i of another where this is the same, and the images are."""
+    return hashlib.sha256(judging.rows.tobytes() + judging.labels.tobytes()).hexdigest()
 
 
 def _holds_run(path: Path) -> bool:

@@ -24,8 +24,8 @@ def verdict(left: str, sign: str, right: str, rows: Sequence[Row]) -> dict[str, 
     row, other = (called(name, rows, "--require") for name in (left, right))
     if row is other:
         raise UsageError(f"--require {left}{sign}{right}: a row is not compared with itself")
-    difference = stats.paired(row.accuracy(KEPT), other.accuracy(KEPT))
-    resolved = difference is not None and difference["interval_points"] is not None
+    difference = stats.paired(row.right(KEPT), other.right(KEPT))
+    resolved = difference is not None and difference["n"] >= stats.ENOUGH
     word = difference["verdict"] if difference else ""
     return {
         "require": f"{row.name}{sign}{other.name}",
@@ -38,10 +38,11 @@ def _described(difference: Mapping[str, Any] | None) -> str:
     if difference is None:
         return "no seed in common"
     words = f"kept {difference['mean_points']:+.2f} points, "
-    if difference["interval_points"] is None:
-        return words + f"{difference['verdict']}: an interval needs two"
-    low, high = difference["interval_points"]
-    return words + f"95 % interval [{low:+.2f}, {high:+.2f}] over {difference['n']} seeds: {difference['verdict']}"
+    if difference["interval_points"]:
+        low, high = difference["interval_points"]
+        words += f"95 % interval [{low:+.2f}, {high:+.2f}] over {difference['n']} seeds, "
+    needs = "" if difference["n"] >= stats.ENOUGH else f": a verdict needs {stats.ENOUGH}"
+    return f"{words}{difference['images']:,} images: {difference['verdict']}{needs}"
 
 
 def check(report: Mapping[str, Any]) -> None:
@@ -52,6 +53,6 @@ def check(report: Mapping[str, Any]) -> None:
         raise CheckFailed(
             "require",
             lines[0] if len(lines) == 1 else f"{len(lines)} of {len(report['required'])} requirements do not hold",
-            hint="'>' asks for an interval above 0, '>=' for one that is not below it; more seeds narrow it",
+            hint="'>' asks for an interval above 0, '>=' for one that is not below it; more seeds or images narrow it",
             details=lines if len(lines) > 1 else (),
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from okdc.errors import UsageError, nearest
+from okdc.runs.predictions import Bits
 from okdc.study.comparable import refuse_doubles
 from okdc.study.finished import Finished
 
@@ -32,6 +33,10 @@ class Row:
     def accuracy(self, head: str) -> dict[int, float]:
         """Top-1 % by seed."""
         return {run.seed: run.top1_pct()[head] for run in self.runs if head in run.top1_pct()}
+
+    def right(self, head: str) -> dict[int, Bits]:
+        """Whether each answer to the images that judge was right, by seed."""
+        return {run.seed: run.right[head] for run in self.runs if head in run.right}
 
     def heads(self) -> list[str]:
         return list(dict.fromkeys(head for run in self.runs for head in run.top1_pct()))

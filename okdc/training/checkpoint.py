@@ -10,7 +10,7 @@ import hashlib
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -22,8 +22,7 @@ from okdc.runs.run import RunDir
 from okdc.training.metrics import Totals
 from okdc.training.selection import Record
 
-VERSION = 4  # since 2, `best` is a list: the best epoch of each student; since 3, `totals`: the counts of each process;
-# since 4, `rows`: the log, and the hash at the end
+VERSION = 5  # since 4, `rows`: the log, and the hash at the end; since 5, the seconds of the epoch that is not over
 MARK = b"sha256:"
 SEAL = len(MARK) + hashlib.sha256().digest_size * 2  # bytes at the end of the file
 
@@ -38,7 +37,9 @@ class Position:
     best: list[Record] = field(
         default_factory=list
     )  # each student at its best epoch; empty before the first validation
-    seconds: float = 0.0  # spent in steps, over all starts
+    seconds: float = 0.0  # spent in steps, over all starts, the waiting for their batches included
+    seconds_epoch: float = 0.0  # the same of the epoch that is not over
+    seconds_data: float = 0.0  # of these the waiting for batches
     rows: list[dict[str, Any]] = field(default_factory=list)  # log.jsonl
 
     def state(self, totals: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -49,7 +50,8 @@ class Position:
     def restored(cls, state: dict[str, Any], device: torch.device, ranks: Ranks) -> Position:
         """What `state` gave, for this process, in which the steps run on `device`."""
         totals = Totals.resumed(state["totals"], device, ranks) if state["totals"] else None
-        return cls(state["epoch"], state["step"], totals, state["best"], state["seconds"], state["rows"])
+        names = [field.name for field in fields(cls) if field.name != "totals"]
+        return cls(totals=totals, **{name: state[name] for name in names})
 
 
 def save(run: RunDir, state: dict[str, Any]) -> None:

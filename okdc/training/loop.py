@@ -7,6 +7,9 @@
         keep, log, save         each student's best epoch, a line of log.jsonl, checkpoint.pt
     read the test split once, write the result
 
+The log tells the seconds of an epoch apart, over all starts: of steps, of waiting for batches, of validation. They are
+the host's: a GPU works behind it, and where the host waits for it at the end of an epoch, that belongs to the steps.
+
 The loop calls `Method.forward` and knows no method by name. start.py says how a training begins, interrupts.py how it
 ends early, checkpoint.py what has to be saved, selection.py which epoch and which student are kept, result.py what the
 test split is read for. step.py has the step itself, which `okdc bench` times.
@@ -16,11 +19,13 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from okdc import signals
 from okdc.assembly.job import Job
@@ -112,8 +117,9 @@ class Training:
                 # resumed epoch continues with the counts and at the step where it was interrupted.
                 self.method.train()
                 position.totals = totals = position.totals or Totals(self.settings.torch_device)
-                began = self._counted = time.perf_counter()
-                for images, labels in stops.between_steps(self.batches.epoch(position.epoch, position.step)):
+                self._counted = time.perf_counter()
+                batches = self._timed(self.batches.epoch(position.epoch, position.step))
+                for images, labels in stops.between_steps(batches):
                     done = position.epoch * self.steps + position.step
                     try:
                         step = self.train_step(Batch(images, labels), done / whole)
@@ -133,11 +139,18 @@ class Training:
                     fail(self.run, f"a weight is not finite after epoch {position.epoch + 1}", ranks)
 
                 # Validation chooses epoch and student. It teaches nothing, not even batch statistics.
+                began = time.perf_counter()
                 validated = self._validate(stops) if len(self.dataset.val) else None
+                seconds = {
+                    "seconds_steps": position.seconds_epoch - position.seconds_data,
+                    "seconds_data": position.seconds_data,
+                    "seconds_validation": time.perf_counter() - began,
+                }
 
                 # The epoch is over: from here on a checkpoint holds no counts of it.
                 position.epoch, position.step, position.totals = position.epoch + 1, 0, None
-                ranks.first_does(partial(self._record, trained, validated, began))
+                position.seconds_epoch = position.seconds_data = 0.0
+                ranks.first_does(partial(self._record, trained, validated, seconds))
                 text = _line(position.epoch, self.epochs, trained, validated)
                 show(position.epoch * self.steps, whole, text)
                 if number := stops.requested():
@@ -160,7 +173,7 @@ class Training:
             fail(self.run, f"{where}: {validated.bad[1]} is not finite", self.ranks)
         return validated
 
-    def _record(self, trained: Summary, validated: Summary | None, began: float) -> None:
+    def _record(self, trained: Summary, validated: Summary | None, seconds: Mapping[str, float]) -> None:
         """Keep what an epoch came to, in the first process: student file, line of the log, checkpoint.
 
         The checkpoint comes last: a process that dies before it trains the epoch again and overwrites the other two.
@@ -179,7 +192,8 @@ class Training:
                 "losses": trained.losses,
                 "train_top1_pct": trained.top1_pct,
                 "val_top1_pct": validated.top1_pct if validated else {},
-                "seconds": round(time.perf_counter() - began, 3),
+                "seconds": round(sum(seconds.values()), 3),
+                **{name: round(value, 3) for name, value in seconds.items()},
             }
         )
         self.run.append(position.rows[-1])
@@ -203,7 +217,20 @@ class Training:
         """Add the time since the last call, or since the epoch began, to the seconds of the training."""
         now = time.perf_counter()
         self.position.seconds += now - self._counted
+        self.position.seconds_epoch += now - self._counted
         self._counted = now
+
+    def _timed(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches; the time that each is waited for is added to the seconds of data."""
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches, None)
+            finally:
+                self.position.seconds_data += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
 
     def _say_signal(self, number: signal.Signals) -> None:
         """Answer a signal at once: a step that is being compiled takes a minute."""

@@ -106,10 +106,5 @@ def count(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torc
     return totals
 
 
-def evaluate(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Summary:
-    """What `count` counts; `bad` tells whether anything was not finite."""
-    return count(method, batches, device).read()
-
-
 def top1_pct(logits: Tensor, labels: Tensor) -> float:
     return 100 * int((logits.argmax(1) == labels).sum()) / len(labels)

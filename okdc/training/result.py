@@ -1,47 +1,50 @@
-"""The end of a training: the test split, read once."""
+"""The end of a training: the images that judge it, read once, and every answer to them kept."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from okdc.assembly import student as students
 from okdc.assembly.job import Job
 from okdc.cohort import Backbone, count_macs, count_params
 from okdc.data.batches import EVAL_BATCH, Batches, eval_batches
-from okdc.runs import artefacts
+from okdc.methods.base import Batch
+from okdc.runs import artefacts, predictions
+from okdc.runs.accuracy import ByClass
 from okdc.runs.artefacts import Judged, Kept, Result, StudentInfo, Teacher
+from okdc.runs.predictions import Answers, Predictions, by_class
 from okdc.runs.run import RunDir
 from okdc.training.interrupts import fail
-from okdc.training.metrics import evaluate
+from okdc.training.metrics import Totals
+
+Written = Sequence[tuple[Backbone, StudentInfo]]  # each student as its file has it
 
 
 def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) -> None:
     """Complete the run: every head at the last epoch and every student from its file, in float32 without autocast.
 
-    Each student.json gets its accuracy; then result.json, the last file, records the hashes of all students' files.
-    Nothing is chosen here: validation has chosen the student `kept`. `seconds` is the time of all training steps.
+    predictions.npz keeps their answers. Each student.json gets its accuracy; then result.json, the last file, records
+    the hashes of all students' files and of the predictions. Nothing is chosen here: validation has chosen the student
+    `kept`. `seconds` is the time of all training steps.
     """
     (split, rows), recipe, cohort = job.dataset.final_split, job.recipe, job.method.cohort
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too
-        heads = evaluate(
-            job.method,
-            eval_batches(batches.dataset, rows, batches.normalise, EVAL_BATCH),
-            batches.dataset.images.device,
-        )
-    if heads.bad:  # weights that the last step ruined, where no validation saw them
-        fail(run, f"{split} images after the last epoch: {heads.bad[1]} is not finite")
     written = [students.open_written(run, k, kept) for k in range(len(cohort.students))]
-    rule = written[0][1].preprocessing
-    accuracies = students.top1_pct([network for network, _ in written], rule, job.dataset, rows)
+    answered = _answers(job, run, batches, written, kept)
+    predictions_sha256 = predictions.write(run.predictions, answered)
+    labels, classes = answered.judging.labels, len(job.dataset.classes)
+    counted = [by_class(labels, right, classes) for right in answered.students]
     judged = []
-    for (network, info), accuracy in zip(written, accuracies, strict=True):
-        update = {"judged_on": split, "images": len(rows), "top1_pct": round(accuracy, 4)}
+    for (network, info), count in zip(written, counted, strict=True):
+        update = {"judged_on": split, "images": len(rows), "top1_pct": count.top1_pct}
         _, path = students.files(run, info.student, kept)
         artefacts.write(path, info.model_copy(update=update))
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        judged.append(_row(network, info, accuracy, sha256, job.dataset.size))
+        judged.append(_row(network, info, count, sha256, job.dataset.size))
     epochs = recipe.optim.epochs
     result = Result(
         schema=1,
@@ -57,12 +60,17 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
         recipe_sha256=recipe.sha256(),
         judged_on=split,
         images=len(rows),
-        heads_last_epoch_top1_pct={name: round(value, 4) for name, value in heads.top1_pct.items()},
+        largest_class_pct=counted[kept].largest_pct,
+        smallest_class_pct=counted[kept].smallest_pct,
+        heads_last_epoch_top1_pct={
+            name: by_class(labels, right, classes).top1_pct for name, right in answered.heads.items()
+        },
         kept=Kept.model_validate(judged[kept].to_json()),
         cohort=tuple(judged),
         data_sha256=job.dataset.fingerprint,
         weights_sha256=judged[kept].weights_sha256,
         log_sha256=hashlib.sha256(run.log.read_bytes()).hexdigest(),
+        predictions_sha256=predictions_sha256,
         epochs=epochs,
         seconds=round(seconds, 3),
         compiled=run.read_info().settings.compile == "on",
@@ -71,13 +79,81 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
     artefacts.write(run.result, result)
 
 
-def _row(network: Backbone, info: StudentInfo, accuracy: float, sha256: str, size: torch.Size) -> Judged:
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+
+
+@torch.inference_mode()
+def _answers(job: Job, run: RunDir, batches: Batches, written: Written, kept: int) -> Predictions:
+    """The answers of every network to the images that judge, and of the kept student to the validation images.
+
+    Each image is decoded once for all of them. The heads answer on the device of the training; the students on the CPU
+    in plain memory format, by one batch size: the same numbers as `students.answers` gives in every command.
+    """
+    split, rows = job.dataset.final_split
+    device, plain = batches.dataset.labels.device, students.normalise(written[0][1].preprocessing)
+    heads: dict[str, list[Tensor]] = {}  # whether each was right, batch by batch
+    right: list[list[Tensor]] = [[] for _ in written]
+    logits: list[Tensor] = []
+    job.method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
+    totals, done = Totals(device), torch.ones((), device=device)
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too
+        for pixels, labels in eval_batches(job.dataset, rows, _pixels, EVAL_BATCH):
+            step = job.method(Batch(batches.normalise(pixels), labels.to(device)), done)
+            totals.add(step, labels.to(device), 0)
+            for name, z in step.logits.items():
+                heads.setdefault(name, []).append(z.argmax(1).cpu() == labels.cpu())
+            images = plain(pixels)
+            for k, (network, _) in enumerate(written):
+                z = network(images).float()
+                right[k].append(z.argmax(1) == labels.cpu())
+                if k == kept:
+                    logits.append(z)
+        if bad := totals.read().bad:  # weights that the last step ruined, where no validation saw them
+            fail(run, f"{split} images after the last epoch: {bad[1]} is not finite")
+        judging = _of_kept(job, run, split, rows, torch.cat(logits))
+        validation = judging if split == "validation" else _validation(job, run, batches, written[kept][0])
+    nothing = torch.empty(0, len(job.dataset.classes))
+    return Predictions(
+        validation=validation,
+        test=judging if split == "test" else _of_kept(job, run, "test", job.dataset.test, nothing),
+        heads={name: torch.cat(bits).numpy() for name, bits in heads.items()},
+        students=[torch.cat(bits).numpy() for bits in right],
+    )
+
+
+def _validation(job: Job, run: RunDir, batches: Batches, network: Backbone) -> Answers:
+    """The answers of the kept student to the validation images, on the device of the training."""
+    rows, device = job.dataset.val, batches.dataset.labels.device
+    logits = torch.empty(0, len(job.dataset.classes))
+    if len(rows):
+        reading = eval_batches(batches.dataset, rows, batches.normalise, EVAL_BATCH)
+        logits, _ = students.logits_of(network.to(device), reading)
+        network.cpu()  # as it came
+    return _of_kept(job, run, "validation", rows, logits)
+
+
+def _of_kept(job: Job, run: RunDir, split: str, rows: Tensor, logits: Tensor) -> Answers:
+    """For predictions.npz. A student whose answers are no numbers ends the run as failed."""
+    if not logits.isfinite().all():
+        fail(run, f"{split} images: a logit of the kept student is not finite")
+    labels = job.dataset.labels[rows.to(job.dataset.labels.device)]
+    return Answers.of(rows.numpy().astype(np.int64), labels.cpu().numpy(), logits.numpy())
+
+
+def _pixels(pixels: Tensor) -> Tensor:
+    """Two transforms start from the same bytes."""
+    return pixels
+
+
+def _row(network: Backbone, info: StudentInfo, count: ByClass, sha256: str, size: torch.Size) -> Judged:
     return Judged(
         student=info.student,
         architecture=info.architecture,
         epoch=info.epoch,
         val_top1_pct=info.val_top1_pct,
-        top1_pct=round(accuracy, 4),
+        top1_pct=count.top1_pct,
+        balanced_accuracy_pct=count.balanced_pct,
         params=count_params(network),
         macs=count_macs(network, torch.zeros(1, *size)),
         weights_sha256=info.weights_sha256,

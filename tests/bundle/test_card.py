@@ -178,10 +178,11 @@ def test_only_what_was_distilled_is_called_so(method: str, tags: int) -> None:
 
 def test_the_numbers_stand_with_their_split_error_seed_and_machine() -> None:
     text = card(LIGHTER)
-    assert "| `model.onnx` | 91.22 ± 1.00 | – | 319 kB | 0.0239 / 0.0247 | 0.0239 / 0.0247 |" in text
-    assert "| `model.int8.onnx` | 90.97 ± 1.02 | 98.75 % | 99 kB |" in text
-    assert "| file | top-1, % on test |" in text
-    assert "797 test images, ± the binomial standard error; one run (n = 1), seed 3." in text
+    assert "| `model.onnx` | 91.22 [89.05, 92.99] | 91.30 | – | 319 kB | 0.0239 / 0.0247 | 0.0239 / 0.0247 |" in text
+    assert "| `model.int8.onnx` | 90.97 [88.77, 92.76] | 91.00 | 98.75 % | 99 kB |" in text
+    assert "| file | top-1, % on test | balanced, % |" in text
+    assert "the largest has 10.16 % of these images, the smallest 9.66 %." in text
+    assert "797 test images, with Wilson's 95 % interval; one run (n = 1), seed 3." in text
     assert "78,042 parameters. 781,952 MACs an image" in text
     assert "1,563,904 FLOPs" in text
     assert "onnxruntime 1.31.1 on the CPU, 1 thread of `A Processor`, load average 0.5" in text
@@ -226,7 +227,7 @@ def test_the_full_range_of_int8_comes_with_its_warning() -> None:
 def test_a_float16_model_has_its_row_and_its_check() -> None:
     models = PROFILE.to_json()["models"] | {"float16": model_cost("model.fp16.onnx", 1_600_000)}
     text = card(replace(PLAIN, parity=changed(PARITY, float16=FLOAT16), profile=changed(PROFILE, models=models)))
-    assert "| `model.fp16.onnx` | 91.22 ± 1.00 | 98.75 % | 1.6 MB |" in text
+    assert "| `model.fp16.onnx` | 91.22 [89.05, 92.99] | 91.30 | 98.75 % | 1.6 MB |" in text
     assert "- `model.fp16.onnx` against `model.onnx`, on the same images: top-1 stays (it may fall by 1)" in text
     assert "int8 is static" not in text
     assert "loses most" not in text, "no class lost anything"

@@ -64,7 +64,8 @@ def test_a_bundle_that_is_as_it_says_passes(capsys: Captured, bundle: Path) -> N
     answer, report = verify(capsys, bundle)
     assert (answer.code, answer.err) == (0, "")
     manifest = read_json(bundle / "manifest.json")
-    top1_pct = manifest["models"]["float32"]["top1_pct"]
+    stated = manifest["models"]["float32"]
+    top1_pct = stated["top1_pct"]
     told = report["models"]["float32"]
     assert told["samples"].pop("max_abs") <= told["samples"]["allowed"]
     assert report == {
@@ -82,9 +83,15 @@ def test_a_bundle_that_is_as_it_says_passes(capsys: Captured, bundle: Path) -> N
                 "samples": {"cases": 5, "allowed": told["samples"]["allowed"]},
                 "top1_pct": top1_pct,
                 "recorded_top1_pct": top1_pct,
+                "balanced_accuracy_pct": stated["balanced_accuracy_pct"],
+                "recorded_balanced_accuracy_pct": stated["balanced_accuracy_pct"],
+                "above_largest_class": True,
                 "images": 797,
             }
         },
+        "judged_images": 797,
+        "largest_class_pct": 10.1631,
+        "smallest_class_pct": 9.6612,
         "accuracy_not_checked": None,
         "processor": report["processor"],
         "versions": report["versions"],

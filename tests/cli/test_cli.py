@@ -19,6 +19,7 @@ from okdc.cli import app
 from okdc.errors import CheckFailed, Interrupted
 from okdc.recipe import catalog
 from okdc.runs import run as run_module
+from okdc.runs.accuracy import with_interval
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 from okdc.training import loop as engine
@@ -122,8 +123,7 @@ def test_the_default_run_is_made_kept_and_tells_the_next_command(capsys: Capture
         assert choice in answer.err  # each automatic choice with its reason
     assert "epoch 2/2" in answer.err
     top1 = read_json(run.result)["kept"]["top1_pct"]
-    error = 100 * (top1 / 100 * (1 - top1 / 100) / 797) ** 0.5
-    assert f"{top1:.2f} ± {error:.2f} % on 797 test images" in answer.out
+    assert f"{with_interval(top1, 797)} % on 797 test images" in answer.out
     assert "next:" not in answer.out
 
 

@@ -22,6 +22,7 @@ from okdc.assembly import student as students
 from okdc.bundle import test_images as judged
 from okdc.deploy import evaluate, onnx
 from okdc.deploy import torch_reference as sides
+from okdc.runs.accuracy import interval_pct
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
@@ -90,8 +91,9 @@ def test_a_run_gives_the_number_that_it_recorded(capsys: Captured, finished: Run
     result = read_json(finished.result)
     assert facts["top1_pct"] == facts["recorded_top1_pct"] == result["kept"]["top1_pct"]
     assert (facts["kind"], facts["split"], facts["images"]) == ("run", "test", 797)
-    share = facts["top1_pct"] / 100
-    assert facts["standard_error_pct"] == pytest.approx(100 * (share * (1 - share) / 797) ** 0.5, abs=1e-4)
+    assert facts["interval_pct"] == interval_pct(facts["top1_pct"], 797)
+    assert facts["balanced_accuracy_pct"] == result["kept"]["balanced_accuracy_pct"]
+    assert facts["above_largest_class"]
 
 
 def test_the_report_is_what_the_students_answers_say(capsys: Captured, finished: RunDir) -> None:
@@ -118,7 +120,8 @@ def test_the_report_is_what_the_students_answers_say(capsys: Captured, finished:
 def test_the_keys_of_the_report_are_these(capsys: Captured, finished: RunDir) -> None:
     facts = facts_of(capsys, str(finished.path))
     assert set(facts) == {
-        "schema", "kind", "run", "engine", "split", "architecture", "images", "top1_pct", "standard_error_pct",
+        "schema", "kind", "run", "engine", "split", "architecture", "images", "top1_pct", "interval_pct",
+        "balanced_accuracy_pct", "largest_class_pct", "smallest_class_pct", "above_largest_class",
         "recorded_top1_pct", "top5_pct", "classes", "confused",
     }  # fmt: skip
     assert set(facts["classes"][0]) == {"class", "images", "right", "top1_pct"}

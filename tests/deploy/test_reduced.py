@@ -66,7 +66,11 @@ def test_both_files_are_made_judged_and_named(capsys: Captured, run: RunDir, blo
         assert report["passed"]
         assert report["split"] == "test"
         assert report["images"] == 797
-        assert bundle.manifest.models[precision] == Model(file=name, top1_pct=report["top1_pct"][precision])
+        assert bundle.manifest.models[precision] == Model(
+            file=name,
+            top1_pct=report["top1_pct"][precision],
+            balanced_accuracy_pct=report["balanced_accuracy_pct"][precision],
+        )
         assert len(content) < len(blob) * (0.4 if precision == "int8" else 0.6)
         assert bundle.model(precision) == content
     table = parity["int8"]["search"]

@@ -462,7 +462,7 @@ def test_the_selftest_of_a_model_holds_it_to_its_own_logits(runner: Path, bundle
     bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.25), bias.name))
     blob = model.SerializeToString()
     (bundle / "model.int8.onnx").write_bytes(blob)
-    int8 = {"file": "model.int8.onnx", "top1_pct": 50.0}
+    int8 = {"file": "model.int8.onnx", "top1_pct": 50.0, "balanced_accuracy_pct": 50.0}
     manifest["models"] = {"float32": manifest["models"]["float32"], "int8": int8}
     manifest["files"]["model.int8.onnx"] = {"sha256": _sha256(blob), "bytes": len(blob)}
     write_json(bundle / "manifest.json", manifest)

@@ -143,7 +143,7 @@ def test_weights_that_use_all_eight_bits_change_predictions_there(answers: tuple
 def _with_int8(bundle: Path, content: bytes) -> None:
     """A bundle's second model, with the logits that it gives here."""
     put(bundle, ("files", MODELS["int8"]), {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
-    put(bundle, ("models", "int8"), {"file": MODELS["int8"], "top1_pct": 50.0})
+    put(bundle, ("models", "int8"), {"file": MODELS["int8"], "top1_pct": 50.0, "balanced_accuracy_pct": 50.0})
     (bundle / MODELS["int8"]).write_bytes(content)
     expected = read_json(bundle / EXPECTED)
     images = [Image.open(bundle / "sample" / case["image"]) for case in expected["cases"]]

@@ -21,6 +21,7 @@ from okdc.cohort import Backbone
 from okdc.deploy import onnx
 from okdc.deploy.latency import measure
 from okdc.profiling import report as profile
+from okdc.runs.accuracy import with_interval
 from okdc.runs.artefacts import StudentInfo
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
@@ -178,16 +179,14 @@ def test_the_table_and_its_units_are_readable(run: RunDir, capsys: pytest.Captur
     result = read_json(run.result)
     for k, student in enumerate(result["cohort"]):
         (line,) = [line for line in said.out.splitlines() if line.startswith(f"student{k} resnet8 ")]
-        share = student["top1_pct"] / 100
-        error = 100 * (share * (1 - share) / 797) ** 0.5
         assert f"{student['val_top1_pct']:.2f}" in line.split()
-        assert f"{student['top1_pct']:.2f} ± {error:.2f}" in line
+        assert with_interval(student["top1_pct"], 797) in line
         assert ("*" in line.split("  ")[0]) == (k == result["kept"]["student"])
     assert f"* kept: student{result['kept']['student']} resnet8\n" in said.out
     assert "+ Pareto front: student" in said.out
     assert "MACs" in said.out
     assert "1 thread" in said.err
-    assert "test %: ± standard error, 797 images" in said.err
+    assert "test %: 95 % interval, 797 images" in said.err
     assert f"okdc export {run.path} --onnx" in said.err
 
 
@@ -341,5 +340,5 @@ def test_no_number_is_cut_on_a_narrow_terminal(
     latency = {"threads": 1, "processor": "an abacus"}
     tables.profile({"rows": [row], "stages": [], "shrink": None, "latency": latency})
     said = capsys.readouterr().out
-    for number in ("93.14", "92.61 ±", "0.26", "1,730,714", "253,146,752", "7,100", "31.25", "12.50"):
+    for number in ("93.14", "92.61 [92.08, 93.11]", "1,730,714", "253,146,752", "7,100", "31.25", "12.50"):
         assert number in said

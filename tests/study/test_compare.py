@@ -3,17 +3,23 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from asking import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from making import PAPER, SETTINGS, make_row, make_run
+from making import PAPER, SETTINGS, make_row, make_run, write_json
+from scipy.special import stdtrit
 
 import okdc.study
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
+from okdc.runs import predictions
+from okdc.runs.files import read_json
+from okdc.runs.predictions import Bits
 from okdc.runs.run import RunDir
 from okdc.study import stats
 from okdc.study.compare import compare, next_step
@@ -40,7 +46,10 @@ def refused(*paths: str, **options: Any) -> OkdcError:
 
 def test_mean_deviation_and_interval_are_those_of_a_hand_calculation() -> None:
     # Differences 0.4 0.2 0.7 0.1 0.6: mean 0.4, squares about it 0 .04 .09 .09 .04 = .26, sd = sqrt(.26/4) = .254951;
-    # t(4) at 97.5 % is 2.776445 in every table, so the half width is 2.776445 * .254951 / sqrt(5) = .316562.
+    # t(4) at 97.5 % is 2.776445 in every table, so the seeds' half width is 2.776445 * .254951 / sqrt(5) = .316562.
+    # Each run has its first images right, so that of 10,000 images 30 differ in 1 seed, 20 in 2, 30 in 3 and 10 in 4;
+    # the squares of the shares of seeds add up to 21.6. Two images of ±1/2 more: (22.6/10002 - (40/10002)²)/10002 =
+    # 2.24311e-7, and with t(9999) = 1.960201 the images' half width is .092837: √(.316562² + .092837²) = .329894.
     make_row("runs", "baseline", [97.1, 97.4, 96.9, 97.0, 97.2])
     make_row("runs", "fefr", [97.5, 97.6, 97.6, 97.1, 97.8])
     facts = compared("runs")
@@ -48,7 +57,8 @@ def test_mean_deviation_and_interval_are_those_of_a_hand_calculation() -> None:
     assert (base["kept"]["mean_top1_pct"], base["kept"]["sd_top1_pct"]) == (97.12, 0.1924)  # sqrt(.148 / 4)
     found = fefr["difference"]["kept"]
     assert (found["mean_points"], found["sd_points"], found["n"]) == (0.4, 0.255, 5)
-    assert found["interval_points"] == [0.0834, 0.7166]
+    assert found["interval_points"] == [0.0701, 0.7299]
+    assert (found["images"], found["discordant_images"]) == (10_000, 90)
     assert found["verdict"] == "better"
     assert fefr["difference"]["to"] == "baseline"
     assert base["difference"] is None
@@ -56,18 +66,27 @@ def test_mean_deviation_and_interval_are_those_of_a_hand_calculation() -> None:
 
 @pytest.mark.parametrize(("n", "t"), [(2, 12.7062), (3, 4.3027), (5, 2.7764), (10, 2.2622), (30, 2.0452)])
 def test_the_quantiles_are_those_of_the_tables(n: int, t: float) -> None:
-    values = [(-1.0) ** k for k in range(n)]
-    mean = sum(values) / n
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
-    interval = stats.t_interval(values)
-    assert interval is not None
-    assert (interval[1] - mean) / (deviation / math.sqrt(n)) == pytest.approx(t, abs=1e-4)
-    assert interval[0] + interval[1] == pytest.approx(2 * mean)
+    """Where the images are so many that the seeds alone are left."""
+    values = np.array([(-1.0) ** k for k in range(n)])
+    deviation = math.sqrt(sum((v - values.mean()) ** 2 for v in values) / (n - 1))
+    reach = float(stats.half_width(values, np.zeros(10**6)))
+    assert reach / (deviation / math.sqrt(n)) == pytest.approx(t, abs=1e-4)
 
 
-def test_the_standard_error_of_one_test_set_is_the_binomials() -> None:
+@pytest.mark.parametrize(("b", "c", "m"), [(0, 0, 60), (2, 0, 60), (7, 3, 300), (40, 90, 1000)])
+def test_of_seeds_that_agree_the_interval_is_agresti_and_mins(b: int, c: int, m: int) -> None:
+    """b images are right with one row alone, c with the other alone: half an image more in each of the four cells."""
+    by_image = np.repeat([1.0, -1.0, 0.0], [b, c, m - b - c])
+    reach = float(stats.half_width(np.full(3, by_image.mean()), by_image))
+    differ, total = (b + 0.5) + (c + 0.5), m + 2
+    deviation = math.sqrt((differ - (b - c) ** 2 / total) / total**2)
+    assert reach == pytest.approx(stdtrit(m - 1, 0.975) * deviation)
+
+
+def test_the_interval_of_one_accuracy_is_wilsons() -> None:
     make_row("runs", "fefr", [90.0, 90.0], result={"images": 100})
-    assert row_of(compared("runs"), "fefr")["kept_standard_error_pct"] == 3.0  # sqrt(.9 * .1 / 100)
+    # (0.9 + 1.96²/200 ± 1.96 √(.9 * .1 / 100 + 1.96²/40000)) / (1 + 1.96²/100)
+    assert row_of(compared("runs"), "fefr")["kept_interval_pct"] == pytest.approx([82.56, 94.48], abs=0.01)
 
 
 def test_kept_and_the_last_epochs_heads_are_never_mixed() -> None:
@@ -105,9 +124,11 @@ def test_no_seed_in_common_gives_no_difference() -> None:
         ([92.0, 92.1, 92.2], "better"),
         ([88.0, 88.1, 88.2], "worse"),
         ([91.0, 89.5, 90.6], "not resolved"),
-        ([90.0, 90.0, 90.0], "no difference"),
+        ([90.0, 90.0, 90.0], "not resolved"),
+        ([90.01, 90.01, 90.01], "not resolved"),  # one image of 10,000
         ([90.3, 90.3, 90.3], "better"),
-        ([92.0], "not resolved (one seed)"),
+        ([93.0, 93.0], "not resolved (2 seeds)"),
+        ([92.0], "not resolved (1 seed)"),
     ],
 )
 def test_the_verdict_follows_the_interval(ours: list[float], word: str) -> None:
@@ -119,43 +140,68 @@ def test_the_verdict_follows_the_interval(ours: list[float], word: str) -> None:
         assert found["interval_points"] is found["sd_points"] is None
         return
     low, high = found["interval_points"]
-    assert {"better": low > 0, "worse": high < 0, "not resolved": low <= 0 <= high, "no difference": low == high == 0}[
-        word
-    ]
+    if len(ours) == 3:
+        assert {"better": low > 0, "worse": high < 0, "not resolved": low <= 0 <= high}[word]
 
 
-def test_an_interval_without_width_is_said_to_have_none() -> None:
-    make_row("runs", "baseline", [90.0, 91.0])
-    make_row("runs", "fefr", [90.3, 91.3])
-    facts = compared("runs")
-    assert row_of(facts, "fefr")["difference"]["kept"]["interval_points"] == [0.3, 0.3]
-    assert any("all 2 pairs differ by the same +0.30 points" in note for note in facts["notes"])
+def test_two_images_of_sixty_in_two_seeds_resolve_nothing() -> None:
+    make_row("runs", "baseline", [90.0, 90.0], result={"images": 60})
+    make_row("runs", "fefr", [93.3333, 93.3333], result={"images": 60})
+    facts = compared("runs", require=["fefr>baseline", "fefr>=baseline"])
+    found = row_of(facts, "fefr")["difference"]["kept"]
+    assert (found["mean_points"], found["discordant_images"]) == (3.3333, 2)
+    low, high = found["interval_points"]
+    assert low < 0 < 3.3333 < high
+    assert found["verdict"] == "not resolved (2 seeds)"
+    assert [each["holds"] for each in facts["required"]] == [False, False]
 
 
 def test_an_interval_that_ends_at_0_resolves_nothing() -> None:
-    assert stats.verdict([0.0, 1.0], (0.0, 1.0)) == "not resolved"
-    assert stats.verdict([-1.0, 0.0], (-1.0, 0.0)) == "not resolved"
+    assert stats.verdict(3, (0.0, 1.0)) == "not resolved"
+    assert stats.verdict(3, (-1.0, 0.0)) == "not resolved"
 
 
-hundredths = st.integers(1000, 9000)
+bits = st.lists(st.booleans(), min_size=12, max_size=12).map(np.array)
+pairs = st.lists(st.tuples(bits, bits, bits), min_size=2, max_size=8)
+Pairs = list[tuple[Bits, Bits, Bits]]
 
 
 @tried
-@given(st.lists(st.tuples(hundredths, hundredths, st.integers(-999, 999)), min_size=1, max_size=8))
-def test_what_a_seed_does_to_both_methods_leaves_their_difference_alone(seeds: list[tuple[int, int, int]]) -> None:
-    """An easier seed adds to both: neither the paired difference nor its interval may see it."""
-    ours = {seed: a / 100 for seed, (a, _, _) in enumerate(seeds)}
-    theirs = {seed: b / 100 for seed, (_, b, _) in enumerate(seeds)}
-    shift = {seed: c / 100 for seed, (_, _, c) in enumerate(seeds)}
-    plain = stats.paired(ours, theirs)
-    shifted = stats.paired({s: v + shift[s] for s, v in ours.items()}, {s: v + shift[s] for s, v in theirs.items()})
+@given(pairs)
+def test_what_a_seed_does_to_both_methods_leaves_their_difference_alone(seeds: Pairs) -> None:
+    """Images that a seed turns round for both: neither the paired difference nor its interval may see them."""
+    same = [(np.where(c, True, a), np.where(c, True, b)) for a, b, c in seeds]
+    gone = [(np.where(c, False, a), np.where(c, False, b)) for a, b, c in seeds]
+    shifted, plain = (
+        stats.paired({s: a for s, (a, _) in enumerate(of)}, {s: b for s, (_, b) in enumerate(of)})
+        for of in (same, gone)
+    )
     assert shifted == plain
 
 
 @tried
-@given(st.lists(st.tuples(hundredths, hundredths), min_size=2, max_size=8))
-def test_turned_round_the_difference_is_its_negative(seeds: list[tuple[int, int]]) -> None:
-    ours, theirs = ({seed: pair[k] / 100 for seed, pair in enumerate(seeds)} for k in (0, 1))
+@given(pairs)
+def test_the_order_of_the_images_is_no_matter_and_their_pairing_is(seeds: Pairs) -> None:
+    ours, theirs = ({s: pair[k] for s, pair in enumerate(seeds)} for k in (0, 1))
+    turned = [{s: of[::-1] for s, of in row.items()} for row in (ours, theirs)]
+    assert stats.paired(*turned) == stats.paired(ours, theirs)
+
+
+@tried
+@given(pairs)
+def test_no_interval_is_without_width(seeds: Pairs) -> None:
+    ours, theirs = ({s: pair[k] for s, pair in enumerate(seeds)} for k in (0, 1))
+    found = stats.paired(ours, theirs)
+    assert found is not None
+    low, high = found["interval_points"]
+    assert -100 <= low <= found["mean_points"] <= high <= 100
+    assert high - low > 10  # of twelve images
+
+
+@tried
+@given(pairs)
+def test_turned_round_the_difference_is_its_negative(seeds: Pairs) -> None:
+    ours, theirs = ({s: pair[k] for s, pair in enumerate(seeds)} for k in (0, 1))
     there, back = stats.paired(ours, theirs), stats.paired(theirs, ours)
     assert there is not None
     assert back is not None
@@ -224,7 +270,7 @@ def test_params_and_macs_are_ranges_where_seeds_keep_different_students() -> Non
 BUDGETS: dict[str, dict[str, Any]] = {
     "data_sha256": {"result": {"data_sha256": "f" * 64}},
     "judged_on": {"result": {"judged_on": "validation"}},
-    "images": {"result": {"images": 797}},
+    "images": {"result": {"images": 800}},
     "classes": {"info": {"classes": ["a", "b"]}},
     "data.image_size": {"recipe": {"data": {"image_size": 16}}},
     "data.val_fraction": {"recipe": {"data": {"val_fraction": 0.2}}},
@@ -269,6 +315,18 @@ def test_every_key_that_differs_is_named_at_once() -> None:
     assert error.details[1] == (
         "optim.epochs: 60 in runs/baseline-0, runs/baseline-1, runs/baseline-2 and 2 more; 3 in other"
     )
+
+
+def test_runs_that_were_judged_on_other_rows_are_refused() -> None:
+    """Their data is the same, but image i of one is not image i of the other."""
+    make_run("runs/a", "baseline", 0)
+    path = make_run("runs/b", "fefr", 0)
+    run = RunDir(path)
+    answers = predictions.read(run.predictions, run.read_result())
+    turned = replace(answers, test=replace(answers.test, rows=answers.test.rows[::-1].copy()))
+    sha256 = predictions.write(run.predictions, turned)
+    write_json(run.result, read_json(run.result) | {"predictions_sha256": sha256})
+    assert refused("runs").message.endswith("they differ in judging images (rows, labels)")
 
 
 def test_where_the_images_lie_is_no_difference() -> None:
@@ -394,8 +452,8 @@ def _failed(path: Path) -> None:
 
 def _cut(name: str) -> Callable[[Path], None]:
     def damage(path: Path) -> None:
-        whole = (path / name).read_text(encoding="utf-8")
-        (path / name).write_text(whole[: len(whole) // 2], encoding="utf-8")
+        whole = (path / name).read_bytes()
+        (path / name).write_bytes(whole[: len(whole) // 2])
 
     return damage
 
@@ -413,6 +471,13 @@ def _changed(name: str, old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def _another_accuracy(path: Path) -> None:
+    """Sealed: whoever changed it knew the format."""
+    result = read_json(path / "result.json")
+    result["kept"]["top1_pct"] = result["cohort"][0]["top1_pct"] = 95.1
+    write_json(path / "result.json", result)
+
+
 DAMAGE = {
     "unfinished": (_unfinished, "not complete: resumable"),
     "failed": (_failed, "not complete: failed: the loss is not finite"),
@@ -426,6 +491,9 @@ DAMAGE = {
     "a key of another recipe": (_changed("recipe.toml", "epochs = 60", "epochs = 61"), "recipe.toml was edited"),
     "of another seed": (_changed("recipe.toml", "seed = 2", "seed = 3"), "recipe.toml was edited"),
     "a changed number": (_changed("result.json", '"top1_pct": 95.0', '"top1_pct": 95.5'), "result.json was edited"),
+    "another accuracy": (_another_accuracy, "result.json says 95.1 %"),
+    "predictions cut": (_cut("predictions.npz"), "predictions.npz is not the file that the run recorded"),
+    "no predictions": (_without("predictions.npz"), "predictions.npz: cannot be read"),
     "no student": (_changed("result.json", '"student0"', '"studentO"'), "student0: missing"),
 }
 
@@ -534,9 +602,10 @@ def test_every_requirement_that_does_not_hold_is_named_with_what_was_found() -> 
         check(facts)
     assert caught.value.message == "2 of 3 requirements do not hold"
     assert caught.value.details == (
-        "dml>baseline does not hold: kept -1.90 points, 95 % interval [-2.15, -1.65] over 3 seeds: worse",
-        "fefr reconstruct=cyclic>baseline does not hold: kept +0.37 points, 95 % interval [-1.56, +2.30] over 3 seeds: "
-        "not resolved",
+        "dml>baseline does not hold: kept -1.90 points, 95 % interval [-2.26, -1.54] over 3 seeds, 10,000 images: "
+        "worse",
+        "fefr reconstruct=cyclic>baseline does not hold: kept +0.37 points, 95 % interval [-1.57, +2.30] over 3 seeds, "
+        "10,000 images: not resolved",
     )
 
 

@@ -12,7 +12,7 @@ from making import PAPER, make_row, make_run
 Captured = pytest.CaptureFixture[str]
 
 SAMPLE = {"mean_top1_pct", "sd_top1_pct", "n", "top1_pct_by_seed"}
-DIFFERENCE = {"mean_points", "sd_points", "interval_points", "n", "seeds", "verdict"}
+DIFFERENCE = {"mean_points", "sd_points", "interval_points", "n", "seeds", "images", "discordant_images", "verdict"}
 # What scripts rely on: a change of these is a change of what okdc promises.
 FACTS = {
     "schema", "dataset", "data_sha256", "image_size", "classes", "judged_on", "images", "epochs", "keep", "validated",
@@ -20,7 +20,7 @@ FACTS = {
 }  # fmt: skip
 ROW = {
     "name", "variant", "method", "students", "share", "teachers_sha256", "n", "seeds", "kept",
-    "kept_standard_error_pct", "heads_last_epoch", "student_last_epoch",
+    "kept_interval_pct", "heads_last_epoch", "student_last_epoch",
     "fused_head", "leader", "difference", "params", "macs", "seconds_mean", "paper", "runs",
 }  # fmt: skip
 
@@ -45,13 +45,14 @@ def test_the_table_has_a_row_a_method_and_says_what_its_numbers_are(capsys: Capt
     assert lines[1].split() == ["baseline", "3", "0-2", *["90.10", "±", "0.10"] * 2]
     assert lines[2].split()[:6] == ["fefr", "3", "0-2", "92.13", "±", "0.15"]
     assert ["fefr", "77,850", "800,000", "12.5"] in [line.split() for line in lines]
-    # 2.0 2.0 2.1: mean 2.0333, sd .057735, half width 4.302653 * .057735 / sqrt(3) = .143422
-    assert "fefr                        3  +2.03 [+1.89, +2.18]  better" in answer.out
+    # 2.0 2.0 2.1: mean 2.0333, sd .057735, half width of the seeds 4.302653 * .057735 / sqrt(3) = .143422; 10 images
+    # differ in 1 seed, 10 in 2, 190 in 3: squares 195.5556 and 1, half width of the images 1.960201 * .137196 = .26896
+    assert "fefr                        3  +2.03 [+1.73, +2.34]  better" in answer.out
     for said in (
         "kept: the best student at its best epoch, on validation images",
         "seeds 0-2, all judged on the same 10,000 test images",
-        "standard error of 0.27 to 0.30 points (binomial)",
-        "95 % interval for each row alone",
+        "an accuracy of 90.10 % on as many is [89.50, 90.67] (Wilson's 95 % interval)",
+        "95 % interval holds the chance of the seeds and that of the images",
         "paper: a paper, table 1: 300 epochs, the best of three runs, chosen on the test set; here: 60 epochs",
         "top-1 error %",
     ):
@@ -87,7 +88,7 @@ def test_one_seed_and_unmatched_seeds_are_said(capsys: Captured) -> None:
     make_row("runs", "fefr", {1: 92.0})
     answer = ask(capsys, "compare")
     nothing_went_wrong(answer)
-    assert "fefr 1 +1.00 not resolved (one seed)" in " ".join(answer.out.split())
+    assert "fefr 1 +1.00 not resolved (1 seed)" in " ".join(answer.out.split())
     assert "fefr and baseline: paired by seed 1; baseline alone has seed 0" in answer.err
     assert "next: okdc distill runs/fefr-1/recipe.toml --seeds 0,2" in answer.err
 
@@ -152,7 +153,7 @@ def test_markdown_is_tables_that_github_draws(capsys: Captured) -> None:
         assert set(rule) <= set("|- ")
         assert all(line.replace("\\|", "").count("|") == width for line in (rule, *cells))
         assert all(line.startswith("| ") and line.endswith(" |") for line in (header, rule, *cells))
-    assert "| fefr | 3 | +2.03 [+1.89, +2.18] | better |" in blocks[1]
+    assert "| fefr | 3 | +2.03 [+1.73, +2.34] | better |" in blocks[1]
     assert all(line.startswith("- ") for line in blocks[4].splitlines())
 
 
@@ -161,8 +162,8 @@ def test_a_requirement_decides_the_exit_code_after_the_table(capsys: Captured) -
     nothing_went_wrong(ask(capsys, "compare", "--require", "fefr>baseline", "--require", "fefr>=baseline"))
     answer = ask(capsys, "compare", "--require", "fefr>baseline", "--require", "baseline>=fefr")
     assert answer.code == 1
-    assert "+2.03 [+1.89, +2.18]" in answer.out
-    found = "baseline>=fefr does not hold: kept -2.03 points, 95 % interval [-2.18, -1.89] over 3 seeds: worse"
+    assert "+2.03 [+1.73, +2.34]" in answer.out
+    found = "baseline>=fefr does not hold: kept -2.03 points, 95 % interval [-2.34, -1.73] over 3 seeds"
     assert f"error[require]: {found}" in answer.err
 
 

@@ -48,6 +48,7 @@ from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
 from okdc.methods.base import Batch, Step
+from okdc.runs import predictions
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint
@@ -225,10 +226,15 @@ def test_the_test_split_has_no_say_in_weights_log_or_choice() -> None:
     run_a, run_b = train(clean), train(spoilt)
     a, b = outcome(run_a), outcome(run_b)
     assert a["result"].pop("kept")["top1_pct"] != b["result"].pop("kept")["top1_pct"]  # the poison was read, at the end
+    answers = [predictions.read(run.predictions, run.read_result()) for run in (run_a, run_b)]
+    assert (answers[0].validation.logits == answers[1].validation.logits).all()
     for found, run in ((a, run_a), (b, run_b)):
         del found["result"]["heads_last_epoch_top1_pct"], found["student"]["top1_pct"], found["student"]["sha256"]
+        for key in ("largest_class_pct", "smallest_class_pct", "predictions_sha256"):
+            del found["result"][key]
         for student in found["result"]["cohort"]:
             del student["top1_pct"], student["student_sha256"]  # of the file that holds the accuracy
+            del student["balanced_accuracy_pct"]
         other = 1 - found["student"]["student"]
         found["others"] = read_json(run.files_of_other(other)[1])
         del found["others"]["top1_pct"], found["others"]["sha256"]
@@ -429,12 +435,15 @@ def test_result_json_holds_these_facts() -> None:
         "recipe_sha256",
         "judged_on",
         "images",
+        "largest_class_pct",
+        "smallest_class_pct",
         "heads_last_epoch_top1_pct",
         "kept",
         "cohort",
         "weights_sha256",
         "log_sha256",
         "sha256",
+        "predictions_sha256",
         "epochs",
         "seconds",
         "compiled",
@@ -446,6 +455,7 @@ def test_result_json_holds_these_facts() -> None:
         "epoch",
         "val_top1_pct",
         "top1_pct",
+        "balanced_accuracy_pct",
         "params",
         "macs",
     }

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from okdc.assembly import job as assembly
 from okdc.assembly.student import logits_of
 from okdc.methods.base import Batch, Method, Step
-from okdc.training.metrics import Totals, evaluate, top1_pct
+from okdc.training.metrics import Totals, count, top1_pct
 
 CPU = torch.device("cpu")
 
@@ -84,7 +84,7 @@ def test_evaluation_moves_no_batch_statistics_of_anything() -> None:
     method = fefr()
     method.train()
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    evaluate(method, batches(), CPU)
+    count(method, batches(), CPU).read()
     assert not any(module.training for module in method.modules())
     after = method.state_dict()
     assert any("fusion" in name and "running_mean" in name for name in after)
@@ -93,7 +93,7 @@ def test_evaluation_moves_no_batch_statistics_of_anything() -> None:
 
 def test_evaluation_counts_every_head_over_all_images() -> None:
     method = fefr().eval()
-    read = evaluate(method, batches(), CPU)
+    read = count(method, batches(), CPU).read()
     with torch.no_grad():
         found = [(method(Batch(x, y), torch.ones(())), y) for x, y in batches()]
     assert set(read.top1_pct) == {"student0", "student1", "fused", "ensemble"}
@@ -107,7 +107,7 @@ def test_evaluation_weighs_distillation_as_at_the_end() -> None:
     (x, y) = batches(1)[0]
     with torch.no_grad():
         last = method(Batch(x, y), torch.ones(())).losses["kl_ensemble_fused"]
-    assert evaluate(method, [(x, y)], CPU).losses["kl_ensemble_fused"] == pytest.approx(last.item())
+    assert count(method, [(x, y)], CPU).read().losses["kl_ensemble_fused"] == pytest.approx(last.item())
 
 
 def test_logits_come_in_order_in_eval_mode_as_float32() -> None:

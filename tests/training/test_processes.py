@@ -223,7 +223,7 @@ def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(
     import torch
 
     from okdc.data.batches import Normalise, eval_batches
-    from okdc.training.metrics import evaluate
+    from okdc.training.metrics import count
 
     run, _ = pair
     job = built(recipe())
@@ -231,7 +231,7 @@ def test_accuracies_are_those_of_one_process_that_looks_at_the_same_weights(
     assert state is not None
     job.method.load_state_dict(state["method"])
     normalise = Normalise(*job.normalisation)
-    read = evaluate(job.method, eval_batches(job.dataset, job.dataset.val, normalise, 500), torch.device("cpu"))
+    read = count(job.method, eval_batches(job.dataset, job.dataset.val, normalise, 500), torch.device("cpu")).read()
     assert rows(run)[-1]["val_top1_pct"] == read.top1_pct
 
 

@@ -63,7 +63,7 @@ def trained(run: RunDir) -> dict[str, Any]:
         "result": record,
         "weights": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
         "student": {key: value for key, value in read_json(run.student).items() if key not in named},
-        "state": digest({key: value for key, value in state.items() if key != "seconds"}),
+        "state": digest({key: value for key, value in state.items() if not key.startswith("seconds")}),
     }
 
 
