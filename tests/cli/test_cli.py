@@ -34,8 +34,8 @@ COMMANDS = {
     "profile": {"--onnx", "--threads", "--json"},
     "export": {
         "--onnx", "--target", "--out", "-o", "--data-root", "--student", "--budget", "--int8", "--fp16",
-        "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--runtime",
-        "--json",
+        "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--replace",
+        "--runtime", "--json",
     },
     "download": {"--data-root", "--url", "--json"},
     "evaluate": {"--data-root", "--json"},
