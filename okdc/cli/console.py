@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from okdc import signals
 from okdc.errors import Interrupted, OkdcError
 
 
@@ -60,6 +61,7 @@ class Talk:
     """The okdc.progress.Progress of the command line: notes, and one progress line with the time left."""
 
     def note(self, text: str) -> None:
+        signals.check()
         note(text)
 
     @contextmanager
