@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,11 +33,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def program() -> NoReturn:
     """The command of this process, which ends with its exit code."""
     signals.own_process()
+    _open_streams()
     code = main()
     signals.ignore()  # nothing is left to stop
+    from okdc.cli import console
     from okdc.distributed import leave
 
+    if not console.settle() and code == 0:
+        code = 2
     leave(code)
+
+
+def _open_streams() -> None:
+    """No file of a run takes the number of a standard stream that the process was started without. Other printers than
+    okdc's console, such as that of the help, print what their alphabet lacks in an escaped form.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

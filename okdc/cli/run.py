@@ -13,7 +13,7 @@ import typer
 from okdc import signals, torch_errors
 from okdc.cli import console
 from okdc.distributed import ALONE, Ranks
-from okdc.errors import OkdcError, ToldElsewhere, UsageError
+from okdc.errors import DiskError, OkdcError, ToldElsewhere, UsageError
 
 
 class UnforeseenError(OkdcError):
@@ -53,7 +53,7 @@ def run(arguments: Sequence[str], received: signals.Received) -> int | None:
                 "details": reported.details,
                 "hint": reported.hint,
             }
-            with contextlib.suppress(OSError):  # stdout itself may have failed
+            with contextlib.suppress(DiskError):  # stdout itself may have failed
                 console.out_json(document)
         return reported.exit_code
 
