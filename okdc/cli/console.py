@@ -24,6 +24,7 @@ from rich.text import Text
 
 from okdc import signals
 from okdc.errors import DiskError, Interrupted, OkdcError
+from okdc.escaping import json_text, paragraphs, shown
 
 
 class _Stream:
@@ -65,8 +66,8 @@ class _Stream:
         return True
 
     def write(self, text: str) -> int:
-        shown = text if self.takes(text) else _spelt(text, self.encoding)
-        self._do(lambda stream: stream.write(shown))
+        spelt = text if self.takes(text) else _spelt(text, self.encoding)
+        self._do(lambda stream: stream.write(spelt))
         return len(text)
 
     def flush(self) -> None:
@@ -119,13 +120,9 @@ class _Console(Console):
         super().__init__(file=file, highlight=False, emoji=False, _environ=environment, **options)
 
 
-# Rich lets ESC through, by which a text could recolour, erase or retitle the reader's terminal.
-_CONTROL = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
-
-
 def _plain(text: str) -> str:
-    """Text whose markup and control characters do nothing: names and reasons may come out of a stranger's file."""
-    return escape(text.translate(_CONTROL))
+    """Text on one line whose markup and control characters do nothing: it may come out of a stranger's file."""
+    return escape(shown(text))
 
 
 def _mute(stream: TextIO | None) -> None:
@@ -197,6 +194,11 @@ def out(text: str) -> None:
     _out.print(_plain(text))
 
 
+def out_text(text: str) -> None:
+    """Lines of a file as they are, for another file; on a terminal without what that would obey."""
+    _stdout.line(paragraphs(text) if _stdout.isatty() else text)
+
+
 def out_json(facts: Any) -> None:
     _stdout.line(_json(facts, 2))
 
@@ -208,7 +210,7 @@ def out_line(facts: Any) -> bool:
 
 def _json(facts: Any, indent: int | None = None) -> str:
     """JSON with its letters as they are, or escaped where the stream's alphabet lacks one of them."""
-    text = json.dumps(facts, indent=indent, ensure_ascii=False)
+    text = json_text(json.dumps(facts, indent=indent, ensure_ascii=False))
     return text if _stdout.takes(text) else json.dumps(facts, indent=indent)
 
 
@@ -233,6 +235,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     On a narrow terminal no word and no number is split, so that each can be read and copied: cells are wrapped between
     words, those of the last column first, and columns without room follow below, beside the first column again.
     """
+    headers = ["\n".join(map(shown, header.split("\n"))) for header in headers]
+    rows = [[shown(cell) for cell in row] for row in rows]
     columns = list(zip(headers, *rows, strict=True))
     for i, widths in enumerate(_blocks(columns, _out.width if _out.is_terminal else sys.maxsize)):
         if i:
@@ -240,9 +244,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         block = Table(box=None, pad_edge=False, header_style="bold")
         for k, width in widths.items():
             numeric = any(cell[:1].isdigit() for cell in columns[k][1:])
-            block.add_column(_plain(headers[k]), justify="right" if numeric else "left", width=width, overflow="fold")
+            block.add_column(escape(headers[k]), justify="right" if numeric else "left", width=width, overflow="fold")
         for row in rows:
-            block.add_row(*(_plain(row[k]) for k in widths))
+            block.add_row(*(escape(row[k]) for k in widths))
         # As wide as the block, also where the terminal is narrower: it wraps the line then, and copies it whole.
         for line in _Console(width=sum(widths.values()) + GAP * len(widths)).render_lines(block, pad=False):
             text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
@@ -301,8 +305,8 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
         )
         # Not redirected: rich would send to stderr what a command writes to stdout meanwhile, for a pipe perhaps.
         with Progress(*columns, console=_err, transient=True, redirect_stdout=False) as live:
-            task = live.add_task(label, total=None, text="")
-            yield lambda done, total, text: live.update(task, completed=done, total=total, text=text)
+            task = live.add_task(_plain(label), total=None, text="")
+            yield lambda done, total, text: live.update(task, completed=done, total=total, text=_plain(text))
         return
 
     mark, last, spoke = 0.0, "", time.monotonic()
