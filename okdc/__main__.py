@@ -1,115 +1,60 @@
-"""`okdc` and `python -m okdc`: runs the CLI and turns every exception into a message and an exit code."""
+"""`okdc` and `python -m okdc`: runs one command. Nothing but `signals` is imported before Ctrl-C has its meaning."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import io
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import NoReturn
 
-import typer
-
-from okdc import signals, torch_errors
-from okdc.cli import console
-from okdc.distributed import ALONE, Ranks, leave
-from okdc.errors import OkdcError, ToldElsewhere, UsageError
-
-COMPLETION = "_OKDC_COMPLETE"  # set by a shell that asks for completions
-
-
-class UnforeseenError(OkdcError):
-    """An exception that okdc did not raise itself, in words."""
-
-    def __init__(self, kind: str, message: str, hint: str) -> None:
-        super().__init__(message, hint=hint)
-        self.kind = kind
+from okdc import signals
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. 0 done, 1 a check failed, 2 could not do it, 130 interrupted, 143 terminated."""
     with signals.raised() as received:
-        code = _run(arguments)
+        code = None
+        with contextlib.suppress(KeyboardInterrupt):
+            from okdc.cli.run import run
+
+            code = run(sys.argv[1:] if arguments is None else arguments, received)
         if code is None:
-            if not _ranks().local:
-                console.say("terminated" if received.signal else "interrupted")
+            received.over = True
+            from okdc.cli.run import say_stopped
+
+            say_stopped(received)
             code = 128 + (received.signal or signal.SIGINT)
     return code
 
 
-def _run(arguments: Sequence[str] | None) -> int | None:
-    """The exit code; None for a signal that nothing was saved at. A training raises Interrupted, with its own code."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"] or ["--help"]
-    try:
-        code = _commands().main(words, prog_name="okdc", standalone_mode=False)
-        if code == 130:  # typer's own, for Ctrl-C
-            return None
-        return code if isinstance(code, int) else 0
-    except (KeyboardInterrupt, typer.Abort):
-        return None
-    except (Exception, SystemExit) as error:  # code outside okdc may call sys.exit, and its code is not okdc's
-        if isinstance(error, SystemExit) and COMPLETION in os.environ:  # typer ends a completion so
-            raise
-        if debug:
-            traceback.print_exc()
-        reported = _in_words(error)
-        if isinstance(reported, ToldElsewhere) or (_ranks().local and not hasattr(error, "__notes__")):
-            return reported.exit_code
-        console.fail(reported)
-        if "--json" in words:
-            document = {
-                "error": reported.kind,
-                "message": reported.message,
-                "details": reported.details,
-                "hint": reported.hint,
-            }
-            with contextlib.suppress(OSError):  # stdout itself may have failed
-                console.out_json(document)
-        return reported.exit_code
+def program() -> NoReturn:
+    """The command of this process, which ends with its exit code."""
+    signals.own_process()
+    _open_streams()
+    code = main()
+    signals.ignore()  # nothing is left to stop
+    from okdc.cli import console
+    from okdc.distributed import leave
+
+    if not console.settle() and code == 0:
+        code = 2
+    leave(code)
 
 
-@functools.cache
-def _commands() -> Any:
-    """The commands as typer makes them of functions, once a process: it takes milliseconds."""
-    from okdc.cli import app
-
-    return typer.main.get_command(app)
-
-
-def _ranks() -> Ranks:
-    """Which process of a training this is. Before the process group exists, only local rank 0 prints errors; afterwards
-    the process whose error got a note does (`Ranks.joined`). A process with a wrong environment prints its errors.
+def _open_streams() -> None:
+    """No file of a run takes the number of a standard stream that the process was started without. Other printers than
+    okdc's console, such as that of the help, print what their alphabet lacks in an escaped form.
     """
-    try:
-        return Ranks.of_environment()
-    except UsageError:
-        return ALONE
-
-
-def _in_words(error: Exception | SystemExit) -> OkdcError:
-    if isinstance(error, OkdcError):
-        return error
-    if isinstance(error, typer.TyperException):
-        context = getattr(error, "ctx", None)
-        return UnforeseenError("usage", error.format_message(), f"{context.command_path if context else 'okdc'} --help")
-    if isinstance(error, SystemExit):
-        return UnforeseenError("code", f"code outside okdc called sys.exit({error.code!r})", "--debug shows where")
-    if torch_errors.out_of_memory(error):
-        return UnforeseenError(
-            "memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu"
-        )
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return UnforeseenError("file", f"{where}{error.strerror or error}", "--debug shows where")
-    return UnforeseenError(
-        "bug", f"{type(error).__name__}: {error}", "this should not happen; --debug shows the traceback"
-    )
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":
-    leave(main())
+    program()

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from okdc.cohort import Backbone
     from okdc.deploy.export import Exported
     from okdc.deploy.reduced import Wanted
+    from okdc.runs.predictions import Predictions
 
 
 __all__ = [
@@ -82,6 +83,16 @@ class Run:
     def result(self) -> Result:
         """result.json, typed. Raises RunError where the run is not complete, or the file is damaged."""
         return self.folder.read_result()
+
+    @property
+    def predictions(self) -> Predictions:
+        """What the kept student answered to the validation and the test images, and whether each head was right.
+
+        Raises RunError where the run is not complete, and CheckFailed or RunError where predictions.npz is damaged.
+        """
+        from okdc.runs import predictions
+
+        return predictions.read(self.folder.predictions, self.result)
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -386,6 +397,7 @@ def export(
     diagnose: bool = False,
     license: str | None = None,
     data_root: str | None = None,
+    replace: bool = False,
     progress: Progress | None = None,
 ) -> Bundle:
     """Write the ONNX bundle of a run's student, proven equal to the student, to `out` or RUN/bundle.
@@ -396,12 +408,13 @@ def export(
 
     Raises CheckFailed where the file is not the student; where an int8 or float16 model does not pass its gate, the
     bundle stands without that model, and CheckFailed is raised all the same. Raises RunError for a run that is not
-    complete, DataError where its images are missing or others, UsageError for options that do not go together.
+    complete, and for a bundle in that place whose int8 or float16 model the new one would lack, unless `replace` gives
+    it up; DataError where the run's images are missing or others, UsageError for options that do not go together.
     """
     from okdc.deploy.reduced import Wanted
 
     wanted = Wanted(int8, fp16, full_range, calibration_images, max_drop, min_agreement, diagnose)
-    exported = write_bundle(run, _path(out), student, budget, wanted, license, data_root, progress or Silent())
+    exported = write_bundle(run, _path(out), student, budget, wanted, license, data_root, progress or Silent(), replace)
     if exported.error:
         raise exported.error
     return Bundle(exported.folder)
@@ -416,8 +429,13 @@ def write_bundle(
     license: str | None,
     data_root: str | None,
     progress: Progress,
+    replace: bool = False,
+    keep: bool = False,
 ) -> Exported:
-    """`export` for a caller that shows the report of a bundle that stands without a model that was wanted."""
+    """`export` for a caller that shows the report of a bundle that stands without a model that was wanted.
+
+    `keep`: the bundle in RUN/bundle is taken as it is, if it is whole and of that very student.
+    """
     from okdc.deploy import export as deploy
     from okdc.profiling import budget as budgets
     from okdc.profiling import students
@@ -436,7 +454,9 @@ def write_bundle(
         index, reason = budgets.choose(folder, budgets.parse(budget), progress)
     if reason:
         progress.note(reason)
-    return deploy.export(folder, out, data_root, progress, index, wanted, license)
+    if keep and (standing := deploy.standing(folder, index, progress)):
+        return standing
+    return deploy.export(folder, out, data_root, progress, index, wanted, license, replace)
 
 
 def evaluate(

@@ -308,6 +308,7 @@ def believed(run: Path) -> dict[str, Any]:
         "info": opened.folder.read_info().to_json(),
         "result": opened.result.to_json(),
         "log": opened.log,
+        "predictions": [array.tobytes() for array in vars(opened.predictions.test).values()],
         "students": [
             {k: hashlib.sha256(v.numpy().tobytes()).hexdigest() for k, v in opened.student(index).weights().items()}
             for index in range(len(opened.students))

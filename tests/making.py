@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +247,14 @@ def record(run: RunDir, **keys: Any) -> None:
     row |= keys
     result["kept"] |= {key: value for key, value in keys.items() if key in result["kept"]}
     write_json(run.result, result | {"weights_sha256": row["weights_sha256"]})
+
+
+def change_recipe(run: RunDir, change: Callable[[Json], object]) -> None:
+    """Change the recipe that a run was started with, in both of its places."""
+    tables = run.read_recipe()
+    change(tables)
+    write_json(run.info, read_json(run.info) | {"recipe": tables})
+    run.recipe.write_text(tomli_w.dumps(tables), encoding="utf-8")
 
 
 def seal(run: RunDir) -> None:

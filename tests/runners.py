@@ -23,6 +23,7 @@ from okdc.recipe import catalog
 from okdc.runs.files import read_json
 
 EXPORT = catalog.folder("export")
+LETTERS = "".join(chr(code) for code in (*range(1, 0xD800), *range(0xE000, 0x11000), 0x1F600))
 PYTHON, NODE, WEB = EXPORT / "python" / "run.py", EXPORT / "node" / "run.mjs", EXPORT / "web"
 
 

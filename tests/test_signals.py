@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -74,7 +78,7 @@ def test_a_signal_that_is_raised_has_a_name_and_an_exit_code(number: signal.Sign
         kill(number)
     assert signals.signal_of(caught.value) == number
     assert isinstance(caught.value, Terminated) is (number == TERM)
-    assert received.signal == (TERM if number == TERM else None)
+    assert received.signal == number
 
 
 @pytest.mark.parametrize("number", signals.BOTH)
@@ -142,4 +146,95 @@ def test_a_handler_that_is_not_python_s_becomes_the_default(monkeypatch: pytest.
         block = signals.raised()
         block.__enter__()
     block.__exit__(None, None, None)
-    assert handlers() == [signal.default_int_handler, signal.SIG_DFL]
+    assert handlers() == [signal.SIG_DFL] * 2
+
+
+@pytest.mark.parametrize("number", signals.BOTH)
+def test_what_is_cleared_away_is_not_disturbed_by_a_second_signal(number: signal.Signals) -> None:
+    cleared = []
+    with pytest.raises(KeyboardInterrupt) as caught, signals.raised():
+        try:
+            kill(number)
+        finally:
+            kill(INT)
+            signals.check()
+            cleared.append("all of it")
+    assert cleared
+    assert signals.signal_of(caught.value) == number
+
+
+def test_after_its_work_a_block_raises_nothing() -> None:
+    with signals.raised() as received:
+        received.over = True
+        kill(INT)
+        signals.check()
+    assert received.signal == INT
+
+
+@pytest.mark.parametrize("safe", [signals.check, *BLOCKS])
+def test_a_signal_that_somebody_swallows_is_raised_where_the_next_block_begins(safe: Callable[[], Any]) -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), signals.raised():
+        with contextlib.suppress(KeyboardInterrupt):  # as torch does with what it imports
+            kill(INT)
+        with safe() or contextlib.nullcontext():
+            done.append("trained on")
+    assert not done
+    signals.check()  # nothing is left of it
+
+
+MODULE = """
+import os, signal, time
+for _ in range({times}):
+    os.kill(os.getpid(), signal.SIGINT)
+time.sleep(3 * {again})
+whole = True
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_that_comes_during_an_import_is_raised_when_the_import_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    (tmp_path / "slow_module.py").write_text(MODULE.format(times=times, again=signals.AGAIN_S))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_module", raising=False)
+    with pytest.raises(KeyboardInterrupt), signals.raised():
+        with contextlib.suppress(KeyboardInterrupt, ImportError):
+            importlib.import_module("slow_module")
+        assert sys.modules.pop("slow_module").whole
+        time.sleep(60)  # not waited for
+
+
+def test_a_block_that_an_import_ends_raises_at_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_module.py").write_text(MODULE.format(times=1, again=0))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(signals, "AGAIN_S", 60.0)
+    with pytest.raises(KeyboardInterrupt), signals.raised():
+        importlib.import_module("slow_module")
+    assert sys.modules.pop("slow_module").whole
+
+
+def test_inside_an_import_a_block_raises_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's module may train as it is imported."""
+    (tmp_path / "training_module.py").write_text(
+        "import os, signal, time\n"
+        "from okdc import signals\n"
+        "try:\n"
+        "    with signals.raised():\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        stopped = False\n"
+        "except KeyboardInterrupt:\n"
+        "    stopped = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("training_module")
+    assert sys.modules.pop("training_module").stopped
+
+
+def test_ctrl_c_that_a_shell_s_background_job_ignores_stays_ignored() -> None:
+    signal.signal(INT, signal.SIG_IGN)
+    with signals.raised() as received:
+        kill(INT)
+        assert handlers()[0] == signal.SIG_IGN
+    assert received.signal is None

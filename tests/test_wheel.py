@@ -78,6 +78,6 @@ def test_the_main_job_runs_from_the_wheel(installed: Path, tmp_path: Path) -> No
 
 def test_the_installed_command_is_the_module(installed: Path, tmp_path: Path) -> None:
     entry = next(installed.glob("okdc-*.dist-info")) / "entry_points.txt"
-    assert "okdc = okdc.__main__:main" in entry.read_text()
+    assert "okdc = okdc.__main__:program" in entry.read_text()
     version = _python("-m", "okdc", "--version", cwd=tmp_path, PYTHONPATH=str(installed))
     assert version.startswith("okdc ")

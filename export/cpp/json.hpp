@@ -1,6 +1,7 @@
 // The JSON of a bundle, by nlohmann/json, with this program's limits and its words for what is wrong.
 #pragma once
 
+#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <stdexcept>
 #include <string>
@@ -61,3 +62,27 @@ std::string line(const Json& value) {
 inline std::string quoted(const std::string& text) { return line(Value(text)); }
 
 }  // namespace json
+
+// One line that no terminal obeys: a class or a file may be called anything. `text` is UTF-8.
+inline std::string shown(const std::string& text) {
+    std::string line;
+    for (std::size_t i = 0; i < text.size();) {
+        const auto byte = [&](std::size_t k) { return k < text.size() ? static_cast<unsigned char>(text[k]) : 0u; };
+        unsigned code = byte(i), length = 1;
+        if (code >= 0xc2 && code < 0xe0 && byte(i + 1) >> 6 == 2) {
+            code = (code & 31) << 6 | (byte(i + 1) & 63), length = 2;
+        } else if (code >> 4 == 14 && byte(i + 1) >> 6 == 2 && byte(i + 2) >> 6 == 2) {
+            code = (code & 15) << 12 | (byte(i + 1) & 63) << 6 | (byte(i + 2) & 63), length = 3;
+        } else if (code >= 0x80) {
+            code = 0xffffff;  // of a longer letter, or of none
+        }
+        const bool unsafe = code < 0x20 || (code >= 0x7f && code < 0xa0) || code == 0x61c || code == 0x200e ||
+                            code == 0x200f || (code >= 0x2028 && code <= 0x202e) ||
+                            (code >= 0x2066 && code <= 0x2069) || code == 0xfeff;
+        char escape[8];
+        if (unsafe) std::snprintf(escape, sizeof escape, code < 256 ? "\\x%02x" : "\\u%04x", code);
+        line += unsafe ? std::string(escape) : text.substr(i, length);
+        i += length;
+    }
+    return line;
+}

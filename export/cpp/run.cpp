@@ -224,7 +224,8 @@ void classify(Bundle& bundle, const std::vector<std::string>& paths, std::size_t
                 text += (k ? "  " : " ") + label + " " + percent;
                 best.push_back({{"label", label}, {"probability", probability}});
             }
-            std::cout << (as_json ? json::line(nlohmann::ordered_json{{"image", path}, {"top", best}}) : text) << "\n";
+            const nlohmann::ordered_json line = {{"image", path}, {"top", best}};
+            std::cout << (as_json ? json::line(line) : shown(text)) << "\n";
         }
     }
 }
@@ -329,7 +330,7 @@ int main(int count, char** arguments) {
     } catch (const std::exception& error) {  // any library's error becomes one line
         const std::string what = error.what();
         std::cout.flush();
-        std::cerr << "error: " << what.substr(0, what.find('\n')) << "\n";
+        std::cerr << "error: " << shown(what.substr(0, what.find('\n'))) << "\n";
         return 2;
     }
     return 0;

@@ -111,7 +111,7 @@ async function classify(run, decode, bundle, files, { top, json }) {
     for (const [i, image] of batch.entries()) {
       const best = bundles.likeliest(probabilities[i], bundle.labels, top);
       const line = best.map(({ label, probability }) => `${label} ${(100 * probability).toFixed(1)}%`).join("  ");
-      console.log(json ? JSON.stringify({ image, top: best }) : `${image}: ${line}`);
+      console.log(json ? JSON.stringify({ image, top: best }) : bundles.shown(`${image}: ${line}`));
     }
   }
 }
@@ -168,12 +168,12 @@ async function main() {
 }
 
 process.stdout.on("error", (error) => { // the reader closed the pipe
-  console.error(`error: ${message(error)}`);
+  console.error(bundles.shown(`error: ${message(error)}`));
   process.exit(2);
 });
 try {
   process.exitCode = await main();
 } catch (error) { // any library's error becomes one line
-  console.error(`error: ${message(error)}`);
+  console.error(bundles.shown(`error: ${message(error)}`));
   process.exitCode = 2;
 }

@@ -174,7 +174,17 @@ def classify(bundle: Bundle, paths: list[str], top: int, as_json: bool) -> None:
             if as_json:
                 print(json.dumps({"image": path, "top": [{"label": n, "probability": p} for n, p in best]}))
             else:
-                print(f"{path}: " + "  ".join(f"{name} {100 * p:.1f}%" for name, p in best))
+                print(shown(f"{path}: " + "  ".join(f"{name} {100 * p:.1f}%" for name, p in best)))
+
+
+def shown(text: str) -> str:
+    """One line that no terminal obeys: a class or a file may be called anything."""
+    unsafe = "[\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028-\\u202e\\u2066-\\u2069\\ufeff]"
+
+    def escaped(match: re.Match[str]) -> str:
+        return f"\\x{ord(match[0]):02x}" if ord(match[0]) < 256 else f"\\u{ord(match[0]):04x}"
+
+    return re.sub(unsafe, escaped, text)
 
 
 def selftest(bundle: Bundle, as_json: bool) -> bool:
@@ -224,7 +234,7 @@ def main(words: list[str] | None = None) -> int:
             return 1
         classify(bundle, options.images, options.top, options.json)
     except Exception as error:  # any library's error becomes one line
-        print(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}", file=sys.stderr)
+        print(shown(f"error: {str(error).splitlines()[0] if str(error) else type(error).__name__}"), file=sys.stderr)
         return 2
     return 0
 

@@ -135,3 +135,11 @@ function object(bytes, name) {
 function isObject(x) {
   return typeof x === "object" && x !== null && !Array.isArray(x);
 }
+
+/** One line that no terminal obeys: a class or a file may be called anything. */
+export function shown(text) {
+  const hex = (code, digits) => code.toString(16).padStart(digits, "0");
+  const escaped = (code) => (code < 256 ? `\\x${hex(code, 2)}` : `\\u${hex(code, 4)}`);
+  const unsafe = /[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]/g;
+  return text.replace(unsafe, (letter) => escaped(letter.charCodeAt(0)));
+}

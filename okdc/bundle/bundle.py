@@ -24,6 +24,7 @@ from okdc.bundle.session import Pixels
 from okdc.data import images
 from okdc.errors import CheckFailed, RunError, UsageError, nearest
 from okdc.runs.artefacts import Model, problems
+from okdc.runs.folders import earlier
 from okdc.runs.run import RunDir
 
 
@@ -137,6 +138,8 @@ class BundleDir:
 
 def _hint(folder: Path) -> str:
     """The way to a bundle, from a folder that is none."""
+    if not folder.exists() and (earlier(folder) / MANIFEST).is_file():
+        return f"a process was killed as it replaced it; what was there: {earlier(folder)}"
     if (folder / "bundle" / MANIFEST).is_file():
         return f"it is a run; its bundle is {folder / 'bundle'}"
     if RunDir.is_at(folder):

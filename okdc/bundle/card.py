@@ -16,6 +16,7 @@ from okdc.bundle.frontmatter import front_matter
 from okdc.bundle.layout import FLOAT32, INT8, MODELS
 from okdc.data import DATASETS, find
 from okdc.data.source import Source
+from okdc.escaping import code, prose
 from okdc.runs.accuracy import not_above, with_interval
 from okdc.runs.artefacts import Result, StudentInfo
 
@@ -85,12 +86,12 @@ def card(story: Story) -> str:
 def _what(story: Story) -> str:
     size, classes = story.student.preprocessing.size, story.student.classes
     method, variant = story.student.method, story.result.variant
-    settings = f" Its settings differ from the default: {_code(variant)}." if variant != method else ""
-    named = ", ".join(_code(name) for name in (classes if len(classes) <= FEW else classes[:SHOWN]))
+    settings = f" Its settings differ from the default: {code(variant)}." if variant != method else ""
+    named = ", ".join(code(name) for name in (classes if len(classes) <= FEW else classes[:SHOWN]))
     more = "" if len(classes) <= FEW else f" and {len(classes) - SHOWN:,} more: `labels` in manifest.json"
     return (
         f"An image classifier in ONNX: {size}×{size} colour images, {len(classes):,} classes. "
-        f"{story.result.method_card.summary}{settings}{_peers(story)}\n\n"
+        f"{prose(story.result.method_card.summary)}{settings}{_peers(story)}\n\n"
         f"Classes, in the order of the outputs: {named}{more}.\n"
     )
 
@@ -100,7 +101,7 @@ def _peers(story: Story) -> str:
     names, index = story.result.students, story.student.student
     if len(names) < 2:
         return ""
-    others = ", ".join(_code(name) for k, name in enumerate(names) if k != index)
+    others = ", ".join(code(name) for k, name in enumerate(names) if k != index)
     share = {"low": ", which shared all stages but the last", "stem1": ", which shared the first stages"}
     if index != story.result.kept.student:
         reason = "chosen at export"
@@ -168,7 +169,7 @@ def _numbers(story: Story) -> str:
             f"- {profile.params:,} parameters. {bound.capitalize()}{profile.macs:,} MACs an image (convolutions "
             f"and linear layers), that is {bound}{profile.flops:,} FLOPs.",
             f"- Times: p50 / p90 of a batch, onnxruntime {profile.versions['onnxruntime']} on the CPU, "
-            f"{_many(machine.threads, 'thread')} of {_code(machine.processor)}"
+            f"{_many(machine.threads, 'thread')} of {code(machine.processor)}"
             f"{f', load average {load}' if load is not None else ''}. They are that machine's.{machine_was}\n",
         ]
     )
@@ -249,12 +250,12 @@ def _training(story: Story) -> str:
     value = student.val_top1_pct
     epoch = f"the best on validation ({value:.2f} %)" if value is not None else "the last"
     lines = [
-        f"- {_code(student.dataset)}: {data['train']:,} images to train, {roles}.",
+        f"- {code(student.dataset)}: {data['train']:,} images to train, {roles}.",
         f"- Fingerprint of the images, classes and splits: `{result.data_sha256}`.",
         f"- Epoch {student.epoch} of {result.epochs}, {epoch}. The whole recipe is in manifest.json.",
     ]
     if teacher := result.teacher:
-        lines.append(f"- The teacher: {_code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
+        lines.append(f"- The teacher: {code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
     if story.source is None or not story.source.fixed:
         lines.append(
             "- The name does not say which images these were: copies that were saved again as JPEG, for one, are other "
@@ -281,7 +282,7 @@ def _limits(story: Story) -> str:
         worst = (story.parity.reduced(precision) or story.parity.float32).worst_class
         if worst.change_pct < 0:
             lost = f"{-worst.change_pct:.2f} points on {_many(worst.images, 'image')}"
-            lines.append(f"- `{MODELS[precision]}` loses most in class {_code(worst.class_)}: {lost}.")
+            lines.append(f"- `{MODELS[precision]}` loses most in class {code(worst.class_)}: {lost}.")
     if story.source is not None and story.source.caution:
         lines.append(f"- {story.source.caution}")
     return "\n".join(lines) + "\n"
@@ -289,7 +290,7 @@ def _limits(story: Story) -> str:
 
 def _licence(licence: str | None) -> str:
     weights = (
-        f"The weights: {_code(licence)}."
+        f"The weights: {code(licence)}."
         if licence
         else "None is stated for the weights; who publishes them has to state one, also in `license` at the top."
     )
@@ -318,12 +319,4 @@ def _many(count: int, noun: str) -> str:
 
 def _named(text: str) -> str:
     """A name in a heading: as it is where nothing in it can be taken for Markdown."""
-    return text if re.fullmatch(r"[A-Za-z0-9.:_+-]+", text) else _code(text)
-
-
-def _code(text: str) -> str:
-    """Any text as one code span on one line: what does not print is escaped, the fence is longer than any in it."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text) or " "
-    fence = "`" * (max((len(run) for run in re.findall("`+", shown)), default=0) + 1)
-    pad = " " if "`" in shown or shown != shown.strip() else ""
-    return f"{fence}{pad}{shown}{pad}{fence}"
+    return text if re.fullmatch(r"[A-Za-z0-9.:_+-]+", text) else code(text)

@@ -9,8 +9,7 @@ export/README.md is the contract between these files and their readers.
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from okdc.bundle.artefacts import REDUCED, Content, Manifest, Parity
-from okdc.errors import CheckFailed, RunError
-from okdc.runs import artefacts
+from okdc.errors import CheckFailed
+from okdc.runs import artefacts, folders
 from okdc.runs.artefacts import Preprocessing
 from okdc.runs.files import write, write_json, writing
 
@@ -39,66 +38,38 @@ def rejected(out: Path) -> Path:
 
 
 @contextmanager
-def building(out: Path) -> Iterator[Path]:
-    """A folder to build a bundle in, moved to `out` at the end; after a failed check, to `out`.rejected.
-
-    Raises as `whole`.
-    """
-    with whole(out, lambda folder: (folder / MANIFEST).is_file(), "bundle") as aside:
-        try:
-            yield aside
-        except CheckFailed:
-            _move(aside, rejected(out))
-            raise
-    shutil.rmtree(rejected(out), ignore_errors=True)
+def alone(out: Path, tell: folders.Tell | None = None) -> Iterator[None]:
+    """No other process writes the bundle `out`, or `out`.rejected, while the block runs. Raises as `folders.alone`."""
+    with folders.alone(out, is_bundle, "bundle", tell):
+        yield
 
 
 @contextmanager
-def whole(out: Path, is_kind: Callable[[Path], bool], kind: str) -> Iterator[Path]:
-    """A folder to build in, moved to `out` at the end: `out` is always whole, the old or the new.
+def building(out: Path) -> Iterator[Path]:
+    """A folder to build a bundle in, moved to `out` at the end; after a failed check, to `out`.rejected.
 
-    Raises RunError where `out` holds something that is no `kind`, DiskError where nothing can be written.
+    The caller is `alone`. Raises DiskError where nothing can be written.
     """
-    if out.exists() and not (out.is_dir() and (is_kind(out) or not any(out.iterdir()))):
-        raise RunError(f"{out} exists and is no {kind}", hint="choose another -o")
-    aside = out.with_name(f".{out.name}.new")
-    with writing(out):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-    try:
-        yield aside
-        _move(aside, out)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _move(aside: Path, out: Path) -> None:
-    """Replace a folder by another: the old one steps aside first, and back where the new one cannot come."""
-    old = out.with_name(f".{out.name}.old")
-    with writing(out):
-        shutil.rmtree(old, ignore_errors=True)
-        replaced = out.exists()
-        if replaced:
-            out.rename(old)
+    with folders.built(out) as aside:
         try:
-            aside.rename(out)
-        except OSError:
-            if replaced:
-                old.rename(out)
+            yield aside
+        except CheckFailed:
+            folders.put(aside, rejected(out))
             raise
-    shutil.rmtree(old, ignore_errors=True)
+    folders.remove(rejected(out))
 
 
 def set_aside(out: Path, models: Mapping[str, bytes], parity: Parity) -> Path:
     """Models, by precision, that failed their gate while the float32 bundle stands: kept beside it, named so."""
-    folder = rejected(out)
-    with writing(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    for precision, blob in models.items():
-        write_model(folder, precision, blob)
-    artefacts.write(folder / PARITY, parity)
-    return folder
+    with folders.built(rejected(out)) as folder:
+        for precision, blob in models.items():
+            write_model(folder, precision, blob)
+        artefacts.write(folder / PARITY, parity)
+    return rejected(out)
+
+
+def is_bundle(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
 
 
 def write_model(folder: Path, precision: str, blob: bytes) -> Path:

@@ -9,11 +9,12 @@ import shutil
 from pathlib import Path
 
 from okdc.bundle.bundle import BundleDir
-from okdc.bundle.layout import MANIFEST, whole
+from okdc.bundle.layout import MANIFEST
 from okdc.errors import UsageError
 from okdc.recipe import catalog
 from okdc.runs import artefacts
 from okdc.runs.files import write, writing
+from okdc.runs.folders import whole
 
 PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")

@@ -26,7 +26,7 @@ def show(facts: dict[str, Any]) -> None:
     for key, title in facts["what"].items():
         if facts[key] is None:
             console.out(f"{title}: no ratio: {facts['reasons'][key]}")
-    console.out(LEGEND)
+    console.out_text(LEGEND)
     console.out(f"measured in {facts['seconds']:,.0f} s")
 
 

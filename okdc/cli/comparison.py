@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from okdc.cli import console
+from okdc.escaping import prose
 
 Table = tuple[list[str], list[list[str]]]  # headers, rows
 
@@ -24,9 +25,9 @@ def show(facts: dict[str, Any], markdown: bool = False) -> None:
             draw(*table)
     console.out("")
     for line in _explanations(facts):
-        console.out(f"- {line}" if markdown else line)
+        console.out(f"- {prose(line)}" if markdown else line)
     for line in facts["notes"]:  # they belong to Markdown, which is copied elsewhere
-        console.out(f"- {line}") if markdown else console.note(line)
+        console.out(f"- {prose(line)}") if markdown else console.note(line)
     for run in facts["left_out"]:
         console.note(f"left out: {run['why']}")
     if facts["judged_on"] != "test":
@@ -171,4 +172,4 @@ def _ranges(seeds: Sequence[int]) -> str:
 def _markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table in GitHub's Markdown."""
     for cells in (headers, ["---"] * len(headers), *rows):
-        console.out("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        console.out("| " + " | ".join(prose(cell) for cell in cells) + " |")

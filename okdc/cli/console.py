@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -21,37 +22,119 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from okdc.errors import Interrupted, OkdcError
+from okdc import signals
+from okdc.errors import DiskError, Interrupted, OkdcError
+from okdc.escaping import json_text, paragraphs, shown
+
+
+class _Stream:
+    """stdout or stderr, as it is at each write, in any alphabet.
+
+    What is said on stderr may be lost: no training dies of its talk. What is printed on stdout may be lost to a reader
+    that goes away (`| head`), which ends the printing and not the work; any other loss raises DiskError.
+    """
+
+    def __init__(self, name: Literal["stdout", "stderr"]) -> None:
+        self.name = name
+
+    @property
+    def stream(self) -> TextIO | None:
+        """None where the process was started without it."""
+        return getattr(sys, self.name)  # type: ignore[no-any-return]
+
+    @property
+    def encoding(self) -> str:
+        return (self.stream and self.stream.encoding) or "ascii"
+
+    def isatty(self) -> bool:
+        try:
+            return self.stream is not None and self.stream.isatty()
+        except ValueError:  # closed
+            return False
+
+    def fileno(self) -> int:
+        if self.stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self.stream.fileno()
+
+    def takes(self, text: str) -> bool:
+        """Whether its alphabet has every letter. That of a file name may have no letters: bytes that are no text."""
+        try:
+            text.encode(self.encoding)
+        except UnicodeEncodeError:
+            return False
+        return True
+
+    def write(self, text: str) -> int:
+        spelt = text if self.takes(text) else _spelt(text, self.encoding)
+        self._do(lambda stream: stream.write(spelt))
+        return len(text)
+
+    def flush(self) -> None:
+        if self.stream is not None and not self.stream.closed:  # else nothing waits, and a write has said so
+            self._do(lambda stream: stream.flush())
+
+    def line(self, text: str) -> bool:
+        """Write and flush. False if the reader has gone."""
+        return self._do(lambda stream: stream.write(text + "\n")) and self._do(lambda stream: stream.flush())
+
+    def _do(self, work: Callable[[TextIO], object]) -> bool:
+        """False where the stream takes nothing any more and that is no error. Raises DiskError where it is one."""
+        stream, reason = self.stream, "it is closed"
+        try:
+            if stream is not None:
+                work(stream)
+                return True
+        except BrokenPipeError:
+            _mute(stream)
+            return False
+        except OSError as error:
+            _mute(stream)
+            reason = error.strerror or str(error)
+        except ValueError:  # closed since
+            pass
+        if self.name == "stdout":
+            raise DiskError(
+                f"stdout cannot be written: {reason}", hint="what is on disk is whole; only the output is lost"
+            )
+        return False
+
+
+_SPELT = str.maketrans({"±": "+-", "×": "x", "–": "-", "…": "...", "≥": ">=", "≤": "<=", "·": "-", "→": "->"})
+
+
+def _spelt(text: str, encoding: str) -> str:
+    """The text in a smaller alphabet."""
+    return text.translate(_SPELT).encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Console(Console):
-    """A reader that goes away (`| head`) ends the printing, not the work. `:smile:` is printed as it is written."""
+    """rich's console on one of these streams. `:smile:` is printed as it is written."""
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, emoji=False, **options)
-
-    def on_broken_pipe(self) -> None:
-        _mute(sys.stderr if self.stderr else sys.stdout)
-
-
-# Rich lets ESC through, by which a text could recolour, erase or retitle the reader's terminal.
-_CONTROL = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n\r"}
+    def __init__(self, stream: Literal["stdout", "stderr"] = "stdout", **options: Any) -> None:
+        # rich takes any digits in COLUMNS and LINES for a size, and prints nothing in 0 columns.
+        sizes = {name: os.environ.get(name, "") for name in ("COLUMNS", "LINES")}
+        odd = [name for name, size in sizes.items() if not re.fullmatch("[1-9][0-9]{0,4}", size)]
+        environment = {name: value for name, value in os.environ.items() if name not in odd}
+        file: Any = _Stream(stream)
+        super().__init__(file=file, highlight=False, emoji=False, _environ=environment, **options)
 
 
 def _plain(text: str) -> str:
-    """Text whose markup and control characters do nothing: names and reasons may come out of a stranger's file."""
-    return escape(text.translate(_CONTROL))
+    """Text on one line whose markup and control characters do nothing: it may come out of a stranger's file."""
+    return escape(shown(text))
 
 
-def _mute(stream: TextIO) -> None:
-    """Redirect to the null device after a broken pipe; otherwise Python prints an error at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+def _mute(stream: TextIO | None) -> None:
+    """Redirect to the null device what takes nothing more; otherwise Python fails on it again at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # type: ignore[union-attr]
 
 
-# These live as long as the process: rich looks up sys.stdout and sys.stderr at each print.
-_out = _Console(soft_wrap=True)
-_err = _Console(stderr=True, soft_wrap=True)
+# These live as long as the process: a stream looks up sys.stdout or sys.stderr at each write.
+_out = _Console("stdout", soft_wrap=True)
+_err = _Console("stderr", soft_wrap=True)
+_stdout = _Stream("stdout")
 
 SILENCE_S = 10.0  # the longest time between two lines of progress without a terminal
 
@@ -60,6 +143,7 @@ class Talk:
     """The okdc.progress.Progress of the command line: notes, and one progress line with the time left."""
 
     def note(self, text: str) -> None:
+        signals.check()
         note(text)
 
     @contextmanager
@@ -110,26 +194,33 @@ def out(text: str) -> None:
     _out.print(_plain(text))
 
 
+def out_text(text: str) -> None:
+    """Lines of a file as they are, for another file; on a terminal without what that would obey."""
+    _stdout.line(paragraphs(text) if _stdout.isatty() else text)
+
+
 def out_json(facts: Any) -> None:
-    try:
-        sys.stdout.write(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _mute(sys.stdout)
+    _stdout.line(_json(facts, 2))
 
 
 def out_line(facts: Any) -> bool:
     """One JSON document on one line, flushed. False if the reader has closed the pipe."""
-    text = json.dumps(facts, ensure_ascii=False)
+    return _stdout.line(_json(facts))
+
+
+def _json(facts: Any, indent: int | None = None) -> str:
+    """JSON with its letters as they are, or escaped where the stream's alphabet lacks one of them."""
+    text = json_text(json.dumps(facts, indent=indent, ensure_ascii=False))
+    return text if _stdout.takes(text) else json.dumps(facts, indent=indent)
+
+
+def settle() -> bool:
+    """Whether all that was printed, by okdc or anybody else, has left. Python would find out after the exit code."""
+    _err.file.flush()
     try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:  # a file name that is no valid text, or a stream of a small alphabet
-        text = json.dumps(facts)
-    try:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _mute(sys.stdout)
+        _out.file.flush()
+    except DiskError as error:
+        fail(error)
         return False
     return True
 
@@ -144,6 +235,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     On a narrow terminal no word and no number is split, so that each can be read and copied: cells are wrapped between
     words, those of the last column first, and columns without room follow below, beside the first column again.
     """
+    headers = ["\n".join(map(shown, header.split("\n"))) for header in headers]
+    rows = [[shown(cell) for cell in row] for row in rows]
     columns = list(zip(headers, *rows, strict=True))
     for i, widths in enumerate(_blocks(columns, _out.width if _out.is_terminal else sys.maxsize)):
         if i:
@@ -151,9 +244,9 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         block = Table(box=None, pad_edge=False, header_style="bold")
         for k, width in widths.items():
             numeric = any(cell[:1].isdigit() for cell in columns[k][1:])
-            block.add_column(_plain(headers[k]), justify="right" if numeric else "left", width=width, overflow="fold")
+            block.add_column(escape(headers[k]), justify="right" if numeric else "left", width=width, overflow="fold")
         for row in rows:
-            block.add_row(*(_plain(row[k]) for k in widths))
+            block.add_row(*(escape(row[k]) for k in widths))
         # As wide as the block, also where the terminal is narrower: it wraps the line then, and copies it whole.
         for line in _Console(width=sum(widths.values()) + GAP * len(widths)).render_lines(block, pad=False):
             text = Text.assemble(*((segment.text, segment.style or "") for segment in line))
@@ -192,7 +285,7 @@ def _unbroken(cell: str) -> int:
 @contextmanager
 def beside_lines(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """`progress` of a command that prints lines as it works: on a terminal these lines show the progress."""
-    if sys.stdout.isatty():
+    if _stdout.isatty():
         yield lambda *_: None
         return
     with progress(label) as update:
@@ -212,8 +305,8 @@ def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
         )
         # Not redirected: rich would send to stderr what a command writes to stdout meanwhile, for a pipe perhaps.
         with Progress(*columns, console=_err, transient=True, redirect_stdout=False) as live:
-            task = live.add_task(label, total=None, text="")
-            yield lambda done, total, text: live.update(task, completed=done, total=total, text=text)
+            task = live.add_task(_plain(label), total=None, text="")
+            yield lambda done, total, text: live.update(task, completed=done, total=total, text=_plain(text))
         return
 
     mark, last, spoke = 0.0, "", time.monotonic()

@@ -101,7 +101,7 @@ def _show_recipe(path: Path, as_json: bool) -> None:
         console.out_json(facts | {"command": " ".join(map(str, command)), "text": text})
         return
     console.say(f"{facts['about']['title'] or path.stem} ({path})")
-    console.out(text.rstrip("\n"))
+    console.out_text(text.rstrip("\n"))
     console.next_step(*command)
 
 
@@ -116,7 +116,7 @@ def _explain_keys(words: list[str], markdown: bool, as_json: bool) -> None:
     if as_json:
         console.out_json([asdict(row) for row in rows])
     elif markdown:
-        console.out(reference.markdown(rows))
+        console.out_text(reference.markdown(rows))
     else:
         tables.keys(rows)
         if any(row.key == "method.name" for row in rows):

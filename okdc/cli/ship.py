@@ -108,6 +108,10 @@ def export(
     license_: Annotated[
         str | None, typer.Option("--license", metavar="SPDX", help="Licence of the weights, for the model card.")
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Give up the int8 and float16 models of a bundle there, if not asked for now."),
+    ] = False,
     runtime: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Folder of onnxruntime-web, for --target web (default: in node_modules)."),
@@ -130,7 +134,7 @@ def export(
     elif runtime is not None:
         raise UsageError("--runtime is an option of --target web, which was not asked for")
     if thing and exported:
-        if target is None or any((student, budget, int8, fp16, license_, data_root)):
+        if target is None or any((student, budget, int8, fp16, license_, data_root, replace)):
             again = f"okdc export {console.quoted(thing)} --target web"
             raise UsageError(f"{thing} is a bundle: it was exported", hint=again)
         _finished_page(thing, out or thing.with_name("web"), runtime, as_json)
@@ -142,10 +146,10 @@ def export(
     run = thing or api.Run.newest().path
     if thing is None:
         console.note(f"no run named: {run} is the newest complete one")
+    place = None if target else out  # with a page, -o is the page's
+    keep = target is not None and not any((int8, fp16, license_, data_root, replace))
     with trusting_code(trust_code):
-        done = api.write_bundle(
-            run, None if target else out, student, budget, wanted, license_, data_root, console.Talk()
-        )
+        done = api.write_bundle(run, place, student, budget, wanted, license_, data_root, console.Talk(), replace, keep)
     if not as_json:
         tables.parity(done.parity.to_json())
         console.out(f"bundle {done.folder}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +26,7 @@ from okdc.bundle.artefacts import (
     Profile,
     StudentReport,
 )
+from okdc.bundle.bundle import BundleDir
 from okdc.bundle.card import Story, card
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.session import Images
@@ -35,17 +35,18 @@ from okdc.data.datasets import Dataset
 from okdc.deploy import bundle_profile, onnx, parity, reduced
 from okdc.deploy.reduced import Judges, Reduced, Wanted
 from okdc.deploy.torch_reference import Split, Torch
-from okdc.errors import CheckFailed, OkdcError
+from okdc.errors import CheckFailed, OkdcError, RunError
 from okdc.precision.gate import Float32
 from okdc.progress import Progress
 from okdc.recipe import catalog
-from okdc.runs import artefacts
+from okdc.runs import artefacts, folders
 from okdc.runs.artefacts import Result
 from okdc.runs.files import write
 from okdc.runs.run import RunDir
 from okdc.version import __version__
 
 SAMPLES = 5
+FLAGS = {"int8": "--int8", "float16": "--fp16"}  # that ask for a reduced model on the command line
 
 
 @dataclass(frozen=True)
@@ -65,25 +66,86 @@ def export(
     student: int | None = None,
     wanted: Wanted | None = None,
     licence: str | None = None,
+    replace: bool = False,
 ) -> Exported:
     """Write the ONNX bundle of a run's student, by number or the kept one.
 
-    Raises RunError for a run that is not complete, DataError where its images are missing or others, CheckFailed where
-    the file is not the student; the files are then in `out`.rejected, with the report. A reduced file that fails its
-    gate lies there alone, or cannot be made: the bundle stands without it, and `Exported.error` is to be raised.
+    Raises RunError for a run that is not complete, for a place that another process writes to, and for a bundle there
+    whose int8 or float16 model the new one would lack, unless `replace` gives it up; DataError where the images are
+    missing or others; CheckFailed where the file is not the student: the files are then in `out`.rejected, with the
+    report. A reduced file that fails its gate lies there alone, or cannot be made: the bundle stands without it, and
+    `Exported.error` is to be raised.
     """
     chosen, result = students.load(run, student), run.read_result()
-    target = _folder_for(run, out)
+    target, wanted = folder_of(run, out), wanted or Wanted()
+    with layout.alone(target, tell.note):  # entered first: a folder that is refused costs no minutes
+        if not replace:
+            _refuse_loss(target, wanted)
+        return _export(run, target, data_root, tell, chosen, result, wanted, licence)
+
+
+def standing(run: RunDir, student: int | None, tell: Progress) -> Exported | None:
+    """The bundle in RUN/bundle as it was exported, where it is whole and of this very student; else None, and why.
+
+    Raises RunError as `export`.
+    """
+    info, folder = students.load(run, student).info, folder_of(run)
+    if not layout.is_bundle(folder):
+        return None
+    try:
+        bundle = BundleDir.open(folder)
+        manifest = bundle.manifest
+        of = (manifest.weights_sha256, manifest.recipe_sha256, tuple(manifest.labels))
+        if of != (info.weights_sha256, info.recipe_sha256, tuple(info.classes)):
+            tell.note(f"the bundle {folder} is of another student")
+            return None
+        for name in manifest.files:
+            bundle.content(name)
+        report = bundle.read(layout.PARITY, Parity)
+    except (RunError, CheckFailed) as error:
+        tell.note(error.message)
+        return None
+    tell.note(f"the bundle {folder} is of this student and whole: nothing is exported again")
+    return Exported(folder, report, None)
+
+
+def folder_of(run: RunDir, out: Path | None = None) -> Path:
+    """Where the bundle of a run goes."""
+    return folders.target_of(out or run.path / "bundle")
+
+
+def _refuse_loss(target: Path, wanted: Wanted) -> None:
+    """Raises RunError where a model is there that took minutes to make and that nobody asked for again."""
+    lost = [precision for precision in _precisions(target) if precision not in (FLOAT32, *wanted.precisions)]
+    if lost:
+        words = " ".join(FLAGS[precision] for precision in (*lost, *wanted.precisions))
+        raise RunError(
+            f"{target} has a model of {' and of '.join(lost)}, which this export would take away",
+            hint=f"{words} makes it again, --replace gives it up, -o DIR leaves it where it is",
+        )
+
+
+def _export(
+    run: RunDir,
+    target: Path,
+    data_root: str | None,
+    tell: Progress,
+    chosen: Student,
+    result: Result,
+    wanted: Wanted,
+    licence: str | None,
+) -> Exported:
+    """`export` to a folder that nobody else writes to."""
     earlier = _precisions(target)
     try:
-        with layout.building(target) as folder:  # entered first: a folder that is refused costs no minutes
+        with layout.building(target) as folder:
             resolved = reopen.recipe_of(run, data_root)
             for note in resolved.notes:
                 tell.note(note)
             dataset = reopen.data_of(run, resolved, tell)
             judges = _judges(dataset, chosen.info.classes, tell)
             float32, report = _float32(folder, target, chosen, judges, tell)
-            files, errors = reduced.make(float32, dataset, judges, wanted or Wanted(), tell)
+            files, errors = reduced.make(float32, dataset, judges, wanted, tell)
             passed = [file for file in files if file.report.passed]
             reports = Parity.model_validate(
                 {"schema": 1, FLOAT32: report} | {file.precision: file.report for file in files}
@@ -258,10 +320,3 @@ def _precisions(target: Path) -> list[str]:
     if not (target / layout.MANIFEST).is_file():
         return []
     return [precision for precision, name in layout.MODELS.items() if (target / name).is_file()]
-
-
-def _folder_for(run: RunDir, out: Path | None) -> Path:
-    target = out or run.path / "bundle"
-    if target.name in ("", ".."):  # `-o .` has no name to build beside
-        target = Path(os.path.abspath(target))  # noqa: PTH100  (resolve() would follow links)
-    return target

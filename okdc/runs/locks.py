@@ -1,8 +1,9 @@
-"""The lock of a folder that is being trained. The system releases it however the process ends."""
+"""Locks of folders that are trained or written. The system releases a lock however its process ends."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ except ImportError:  # not on Windows: two processes on one run are then not tol
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
+NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)  # of a file system that keeps none
 
 # The files that this process has locked, by descriptor. A forked worker shares these and with them the locks, which
 # would stand for as long as it outlives its parent. So each child closes them. The function that runs in a child takes
@@ -39,20 +41,57 @@ if hasattr(os, "register_at_fork"):
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """No other process trains the run or the series in `folder` while the block runs. Raises RunError if one does."""
-    with writing(folder):
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    _locked.add(descriptor)
+    descriptor, _ = _take(folder / LOCK, f"{folder} is being trained by another process")
     try:
-        for attempt in range(5):
-            if _lock(descriptor, exclusive=True):
-                break
-            if attempt == 4:
-                raise RunError(f"{folder} is being trained by another process", hint="wait for it, or stop it")
-            time.sleep(0.1)  # `is_held` in another process holds it for a moment
         yield
     finally:
-        _locked.discard(descriptor)
-        os.close(descriptor)
+        _give_back(descriptor)
+
+
+@contextlib.contextmanager
+def written(out: Path) -> Iterator[bool]:
+    """No other process is in such a block for the same `out`, a folder that need not exist. Raises RunError if one is.
+
+    Yields whether that is certain: a file system may keep no locks.
+    """
+    file = out.with_name(f".{out.name}{LOCK}")
+    descriptor, certain = _take(file, f"{out} is being written by another process")
+    try:
+        yield certain
+    finally:
+        with contextlib.suppress(OSError):
+            file.unlink()  # before the lock is released: whoever opened the file meanwhile finds that it is gone
+        _give_back(descriptor)
+
+
+def _take(file: Path, refusal: str) -> tuple[int, bool]:
+    """The locked file as a descriptor, and whether it is locked indeed. Raises RunError where another one holds it."""
+    for attempt in range(5):
+        if attempt:
+            time.sleep(0.1)  # `is_held` in another process holds it for a moment, or its holder has just removed it
+        with writing(file):
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        _locked.add(descriptor)
+        locked = _lock(descriptor, exclusive=True)
+        if locked is None:
+            return descriptor, False
+        if locked and _is(file, descriptor):
+            return descriptor, True
+        _give_back(descriptor)
+    raise RunError(refusal, hint="wait for it, or stop it")
+
+
+def _give_back(descriptor: int) -> None:
+    _locked.discard(descriptor)
+    os.close(descriptor)
+
+
+def _is(file: Path, descriptor: int) -> bool:
+    """Whether a file that was opened is still the one of its name."""
+    try:
+        return os.path.samestat(file.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 def is_held(folder: Path) -> bool:
@@ -62,17 +101,21 @@ def is_held(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        return not _lock(descriptor, exclusive=False)
+        return _lock(descriptor, exclusive=False) is False
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, exclusive: bool) -> bool:
-    """Take an advisory lock on an open file. False if another open file has it."""
+def _lock(descriptor: int, exclusive: bool) -> bool | None:
+    """Take an advisory lock on an open file. False if another open file has it, None where there are no locks."""
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return None
+        raise
     return True

@@ -30,16 +30,19 @@ SHORT = ("optim.epochs=2", "data.train_images=64")
 # What scripts rely on: a change of this table is a change of what okdc promises.
 # fmt: off
 COMMANDS = {
-    "distill": {"--out", "-o", "--device", "--dtype", "--threads", "--compile", "--seeds", "--data-root", "--json"},
-    "resume": {"--data-root", "--json"},
-    "profile": {"--onnx", "--threads", "--json"},
-    "export": {
-        "--onnx", "--target", "--out", "-o", "--data-root", "--student", "--budget", "--int8", "--fp16",
-        "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--runtime",
+    "distill": {
+        "--trust-code", "--out", "-o", "--device", "--dtype", "--threads", "--compile", "--seeds", "--data-root",
         "--json",
     },
+    "resume": {"--trust-code", "--data-root", "--json"},
+    "profile": {"--trust-code", "--onnx", "--threads", "--json"},
+    "export": {"--trust-code",
+        "--onnx", "--target", "--out", "-o", "--data-root", "--student", "--budget", "--int8", "--fp16",
+        "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--replace",
+        "--runtime", "--json",
+    },
     "download": {"--data-root", "--url", "--json"},
-    "evaluate": {"--data-root", "--json"},
+    "evaluate": {"--trust-code", "--data-root", "--json"},
     "verify": {"--data-root", "--json"},
     "predict": {"--model", "--top", "--batch", "--threads"},
     "recipes": {"--md", "--json"},

@@ -9,17 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import add_model, edit
+from making import change_recipe
 from PIL import Image
 
+import okdc
 from okdc.__main__ import main
 from okdc.api import Run
 from okdc.assembly import student as students
-from okdc.bundle import layout, session
+from okdc.bundle import layout, session, web
 from okdc.bundle.session import Session
 from okdc.cli import ship
 from okdc.data.images import RESIZE
 from okdc.deploy import cause, export, onnx, parity
 from okdc.deploy import torch_reference as sides
+from okdc.deploy.reduced import Wanted
+from okdc.errors import RunError
+from okdc.runs import locks
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 
@@ -106,6 +112,95 @@ def test_a_failed_check_leaves_an_earlier_bundle_alone_and_says_so(
     assert (exported / "manifest.json").read_bytes() == before
     assert (run.path / "bundle.rejected" / "model.onnx").read_bytes() == b"no model"
     assert f"the earlier bundle {exported} is untouched" in capsys.readouterr().err
+
+
+def test_a_place_that_another_process_writes_to_is_refused_before_anything_is_made(
+    exported: Path, run: RunDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (exported / "manifest.json").read_bytes()
+    monkeypatch.setattr(onnx, "to_onnx", _not_again)
+    with locks.written(exported):
+        assert main(["export", str(run.path), "--onnx"]) == 2
+    assert "is being written by another process" in capsys.readouterr().err
+    assert (exported / "manifest.json").read_bytes() == before
+
+
+def _not_again(*_: object) -> bytes:
+    raise AssertionError("it was exported again")
+
+
+@pytest.fixture
+def with_int8(exported: Path, blob: bytes) -> Path:
+    """The run's bundle, with a second model that it would take minutes to make again."""
+    return add_model(exported, "int8", blob, 1e-4)
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> str:
+    """onnxruntime-web, as far as a page looks at it."""
+    (tmp_path / "ort").mkdir()
+    for name in web.RUNTIME:
+        (tmp_path / "ort" / name).touch()
+    return str(tmp_path / "ort")
+
+
+def test_a_page_is_made_of_the_bundle_that_is_there_and_takes_no_model_from_it(
+    with_int8: Path, run: RunDir, runtime: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnx, "to_onnx", _not_again)
+    before = {path: path.read_bytes() for path in with_int8.rglob("*") if path.is_file()}
+    assert main(["export", str(run.path), "--target", "web", "--runtime", runtime, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["page"] == str(run.path / "web")
+    assert {path: path.read_bytes() for path in with_int8.rglob("*") if path.is_file()} == before
+    for path, content in before.items():
+        assert (run.path / "web" / "bundle" / path.relative_to(with_int8)).read_bytes() == content
+
+
+@pytest.mark.parametrize("change", ["weights_sha256", "recipe_sha256", "labels", "a damaged file", "no manifest"])
+def test_a_page_of_a_run_whose_bundle_is_of_another_student_or_damaged_is_exported_anew(
+    exported: Path, run: RunDir, runtime: str, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    manifest = read_json(exported / "manifest.json")
+    if change == "a damaged file":
+        (exported / "sample" / "0.png").write_bytes(b"other")
+    elif change == "no manifest":
+        (exported / "manifest.json").write_text("{")
+    else:
+        value = manifest["labels"][::-1] if change == "labels" else "0" * 64
+        edit(exported / "manifest.json", lambda manifest: manifest.update({change: value}))
+    assert main(["export", str(run.path), "--target", "web", "--runtime", runtime]) == 0
+    made = {"files", "created_at", "models", "sha256"}
+    for folder in (exported, run.path / "web" / "bundle"):
+        again = read_json(folder / "manifest.json")
+        assert {key: again[key] for key in again if key not in made} == {
+            key: manifest[key] for key in manifest if key not in made
+        }
+    assert str(exported) in capsys.readouterr().err, "it is said why"
+
+
+def test_no_export_takes_a_model_away_that_was_not_asked_for(
+    with_int8: Path, run: RunDir, runtime: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (with_int8 / "manifest.json").read_bytes()
+    for words in (["--onnx"], ["--onnx", "--fp16"], ["--target", "web", "--runtime", runtime, "--license", "mit"]):
+        with monkeypatch.context() as patch:
+            patch.setattr(onnx, "to_onnx", _not_again)
+            assert main(["export", str(run.path), *words]) == 2
+        said = capsys.readouterr().err
+        assert "int8" in said
+        assert all(way in said for way in ("--int8", "--replace", "-o"))
+        assert (with_int8 / "manifest.json").read_bytes() == before
+    with pytest.raises(RunError):
+        okdc.export(run.path)
+    assert main(["export", str(run.path), "--onnx", "--replace"]) == 0
+    assert "had int8, this one has not" in capsys.readouterr().err
+    assert not (with_int8 / "model.int8.onnx").exists()
+
+
+def test_a_model_that_is_asked_for_again_is_no_loss(with_int8: Path) -> None:
+    export._refuse_loss(with_int8, Wanted(int8=True))
+    with pytest.raises(RunError):
+        export._refuse_loss(with_int8, Wanted(float16=True))
 
 
 def test_the_current_folder_can_be_the_bundle(
@@ -200,8 +295,7 @@ def test_without_a_test_split_no_number_is_called_a_test_number(
 
 
 def test_images_that_moved_are_named_with_the_way_out(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    text = run.recipe.read_text().replace('name = "digits"', 'name = "folder"\nroot = "gone"')
-    run.recipe.write_text(text)
+    change_recipe(run, lambda tables: tables["data"].update(name="folder", root="gone"))
     assert main(["export", str(run.path), "--onnx"]) == 2
     said = capsys.readouterr().err
     assert f"{Path.cwd()}/gone" in said
@@ -210,8 +304,7 @@ def test_images_that_moved_are_named_with_the_way_out(run: RunDir, capsys: pytes
 
 def test_whoever_has_the_images_is_told_how_a_bundle_is_checked_on_them(run: RunDir) -> None:
     assert ship._where_images_are(Run(run.path), None) == (), "verify has the digits itself"
-    text = run.recipe.read_text().replace('name = "digits"', 'name = "folder"\nroot = "my pictures"')
-    run.recipe.write_text(text)
+    change_recipe(run, lambda tables: tables["data"].update(name="folder", root="my pictures"))
     assert ship._where_images_are(Run(run.path), None) == ("--data-root", Path("my pictures"))
     assert ship._where_images_are(Run(run.path), "moved here") == ("--data-root", Path("moved here"))
 

@@ -107,7 +107,7 @@ def test_a_reduced_file_that_fails_its_gate_lies_aside_and_the_bundle_stands(cap
     assert read_json(aside / "parity.json") == parity
     assert ask(capsys, "verify", str(folder)).code == 0
 
-    assert export(capsys, run).code == 0
+    assert export(capsys, run, "--replace").code == 0
     assert not aside.exists(), "what was rejected before says nothing about this bundle"
 
 

@@ -28,8 +28,9 @@ import pytest
 from making import write_json
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from runners import EXPORT, PYTHON, SPOILT, not_a_number, zoo
+from runners import EXPORT, LETTERS, PYTHON, SPOILT, not_a_number, zoo
 
+from okdc import escaping
 from okdc.data import images
 from okdc.runs.files import read_json
 
@@ -44,7 +45,7 @@ PROBE = r"""
 #include "resize.hpp"
 #include <iostream>
 
-// fit SIDE SHORTER FILE...: the bytes of each in FILE.out; json FILE...: each as a line in ASCII; sha256 FILE...
+// fit SIDE SHORTER FILE...: the bytes of each in FILE.out; json FILE...: each as a line in ASCII; sha256, shown FILE...
 int main(int count, char** given) {
     const std::string what = given[1];
     for (int i = what == "fit" ? 4 : 2; i < count; ++i) {
@@ -52,6 +53,8 @@ int main(int count, char** given) {
         try {
             if (what == "sha256") {
                 std::cout << sha256(read_file(path)) << "\n";
+            } else if (what == "shown") {
+                std::cout << shown(read_file(path)) << "\n";
             } else if (what == "json") {
                 std::cout << json::line(json::parse(read_file(path))) << "\n";
             } else {
@@ -633,3 +636,9 @@ def test_its_rules_are_those_of_the_manifest() -> None:
     text = (SOURCE / "run.cpp").read_text(encoding="utf-8")
     assert f'RULE[] = "{images.RESIZE}"' in text
     assert f'LARGER[] = "{images.RESIZE_LARGER}"' in text
+
+
+def test_a_line_is_escaped_as_okdc_escapes_it(probe: Callable[..., list[str]], tmp_path: Path) -> None:
+    path = tmp_path / "letters"
+    path.write_text(LETTERS, encoding="utf-8", newline="")
+    assert probe("shown", path) == [escaping.shown(LETTERS)]

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
-from runners import javascript, needs_node
+from runners import LETTERS, javascript, needs_node
 
+from okdc import escaping
 from okdc.data import images
 
 pytestmark = needs_node
@@ -131,3 +132,13 @@ def test_a_thread_of_pixels_that_would_fill_the_memory_is_refused(shape: tuple[i
     try {{ fit(image, 224); }} catch (error) {{ console.log(error.message); }}
     """
     assert "pixels would become" in javascript(code)
+
+
+def test_a_line_is_escaped_as_okdc_escapes_it(tmp_path: Path) -> None:
+    (tmp_path / "letters").write_text(LETTERS, encoding="utf-8", newline="")
+    code = """
+    import fs from 'node:fs';
+    const { shown } = await import(web + 'bundle.mjs');
+    process.stdout.write(shown(fs.readFileSync(process.argv[1], 'utf8')));
+    """
+    assert javascript(code, tmp_path / "letters") == escaping.shown(LETTERS)

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from making import write_json
 from PIL import Image
-from runners import PYTHON, SPOILT, add_model, external, nobody_reads, not_a_number, put, zoo
+from runners import LETTERS, PYTHON, SPOILT, add_model, external, nobody_reads, not_a_number, put, zoo
 
+from okdc import escaping
 from okdc.data import images
 from okdc.runs.files import read_json
 
@@ -217,3 +218,16 @@ def test_rows_are_resized_before_columns_whatever_pillow_does_first(script: Modu
 
 def test_the_script_states_the_rule_that_the_manifest_states(script: ModuleType) -> None:
     assert (script.RULE, script.LARGER) == (images.RESIZE, images.RESIZE_LARGER)
+
+
+def test_no_name_commands_the_terminal(script: ModuleType, shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.shown(LETTERS) == escaping.shown(LETTERS)
+    labels = [f"{digit}\x1b[31m\n{digit}" for digit in range(10)]
+    put(shipped, ("labels",), labels)
+    named = shipped / "sample" / "a\x9b31m.png"
+    named.write_bytes((shipped / "sample" / "0.png").read_bytes())
+    assert script.main([str(shipped), str(named)]) == 0
+    assert script.main([str(shipped), "nowhere\x1b[31m"]) == 2
+    out, err = capsys.readouterr()
+    assert not {"\x1b", "\x9b"} & set(out + err)
+    assert (len(out.splitlines()), len(err.splitlines())) == (1, 1)

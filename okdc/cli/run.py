@@ -1,0 +1,107 @@
+"""One command: its words in, its exit code out, and every exception in the user's words."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+
+from okdc import signals, torch_errors
+from okdc.cli import console
+from okdc.distributed import ALONE, Ranks
+from okdc.errors import DiskError, OkdcError, ToldElsewhere, UsageError
+
+COMPLETION = "_OKDC_COMPLETE"  # set by a shell that asks for completions
+
+
+class UnforeseenError(OkdcError):
+    """An exception that okdc did not raise itself, in words."""
+
+    def __init__(self, kind: str, message: str, hint: str) -> None:
+        super().__init__(message, hint=hint)
+        self.kind = kind
+
+
+def run(arguments: Sequence[str], received: signals.Received) -> int | None:
+    """The exit code; None for a signal that nothing was saved at. A training raises Interrupted, with its own code."""
+    debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"] or ["--help"]
+    try:
+        try:
+            code = _commands().main(words, prog_name="okdc", standalone_mode=False)
+            signals.check()
+        finally:
+            received.over = True  # what is left is to say how it ended
+        if code == 130:  # typer's own, for Ctrl-C
+            return None
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, typer.Abort):
+        return None
+    except (Exception, SystemExit) as error:  # code outside okdc may call sys.exit, and its code is not okdc's
+        if isinstance(error, SystemExit) and COMPLETION in os.environ:  # typer ends a completion so
+            raise
+        if debug:
+            traceback.print_exc()
+        reported = _in_words(error)
+        if isinstance(reported, ToldElsewhere) or (_ranks().local and not hasattr(error, "__notes__")):
+            return reported.exit_code
+        console.fail(reported)
+        if "--json" in words:
+            document = {
+                "error": reported.kind,
+                "message": reported.message,
+                "details": reported.details,
+                "hint": reported.hint,
+            }
+            with contextlib.suppress(DiskError):  # stdout itself may have failed
+                console.out_json(document)
+        return reported.exit_code
+
+
+@functools.cache
+def _commands() -> Any:
+    """The commands as typer makes them of functions, once a process: it takes milliseconds."""
+    from okdc.cli import app
+
+    return typer.main.get_command(app)
+
+
+def say_stopped(received: signals.Received) -> None:
+    """The one line of a command that a signal ended with nothing to save."""
+    if not _ranks().local:
+        console.say(signals.words_of(received.signal or 0))
+
+
+def _ranks() -> Ranks:
+    """Which process of a training this is. Before the process group exists, only local rank 0 prints errors; afterwards
+    the process whose error got a note does (`Ranks.joined`). A process with a wrong environment prints its errors.
+    """
+    try:
+        return Ranks.of_environment()
+    except UsageError:
+        return ALONE
+
+
+def _in_words(error: Exception | SystemExit) -> OkdcError:
+    if isinstance(error, OkdcError):
+        return error
+    if isinstance(error, typer.TyperException):
+        context = getattr(error, "ctx", None)
+        return UnforeseenError("usage", error.format_message(), f"{context.command_path if context else 'okdc'} --help")
+    if isinstance(error, SystemExit):
+        return UnforeseenError("code", f"code outside okdc called sys.exit({error.code!r})", "--debug shows where")
+    if torch_errors.out_of_memory(error):
+        return UnforeseenError(
+            "memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu"
+        )
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return UnforeseenError("file", f"{where}{error.strerror or error}", "--debug shows where")
+    return UnforeseenError(
+        "bug", f"{type(error).__name__}: {error}", "this should not happen; --debug shows the traceback"
+    )
