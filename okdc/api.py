@@ -85,19 +85,22 @@ class Run:
         return self.folder.read_result()
 
     @property
-    def predictions(self) -> Predictions:
-        """What the kept student answered to the validation and the test images, and whether each head was right.
+    def log(self) -> list[dict[str, Any]]:
+        """A row an epoch: epoch, lr, loss, losses by term, train_top1_pct and val_top1_pct by head, seconds, and
+        of these seconds_steps, seconds_data (waiting for batches) and seconds_validation.
+        """
+        return self.folder.rows()
 
-        Raises RunError where the run is not complete, and CheckFailed or RunError where predictions.npz is damaged.
+    @property
+    def predictions(self) -> Predictions:
+        """What the kept student answered to the validation and the test images, and which other answers were right.
+
+        Raises RunError where the run is not complete, or the file is damaged; CheckFailed where it is not the file that
+        the run recorded.
         """
         from okdc.runs import predictions
 
         return predictions.read(self.folder.predictions, self.result)
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """A row an epoch: epoch, lr, loss, losses by term, train_top1_pct and val_top1_pct by head, seconds."""
-        return self.folder.rows()
 
     @property
     def students(self) -> tuple[Judged, ...]:

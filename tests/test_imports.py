@@ -36,8 +36,9 @@ LIGHT = {
     "okdc.data": HEAVY,
     "okdc.deploy": HEAVY,
     "okdc.study": HEAVY,
-    "okdc.study.compare": HEAVY,
     "okdc.data.download": NO_TORCH,
+    "okdc.runs.predictions": NO_TORCH,
+    "okdc.study.compare": NO_TORCH,
     **{f"okdc.data.{name}": NO_TORCH for name in ("digits", "folder", "cifar", "cinic10", "imagenet", "custom")},
 }
 

@@ -83,7 +83,6 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
 # Answers
 
 
-@torch.inference_mode()
 def _answers(job: Job, run: RunDir, batches: Batches, written: Written, kept: int) -> Predictions:
     """The answers of every network to the images that judge, and of the kept student to the validation images.
 
@@ -98,17 +97,18 @@ def _answers(job: Job, run: RunDir, batches: Batches, written: Written, kept: in
     job.method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
     totals, done = Totals(device), torch.ones((), device=device)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too
-        for pixels, labels in eval_batches(job.dataset, rows, _pixels, EVAL_BATCH):
-            step = job.method(Batch(batches.normalise(pixels), labels.to(device)), done)
-            totals.add(step, labels.to(device), 0)
-            for name, z in step.logits.items():
-                heads.setdefault(name, []).append(z.argmax(1).cpu() == labels.cpu())
-            images = plain(pixels)
-            for k, (network, _) in enumerate(written):
-                z = network(images).float()
-                right[k].append(z.argmax(1) == labels.cpu())
-                if k == kept:
-                    logits.append(z)
+        with torch.inference_mode():
+            for pixels, labels in eval_batches(job.dataset, rows, _pixels, EVAL_BATCH):
+                step = job.method(Batch(batches.normalise(pixels), labels.to(device)), done)
+                totals.add(step, labels.to(device), 0)
+                for name, z in step.logits.items():
+                    heads.setdefault(name, []).append(z.argmax(1).cpu() == labels.cpu())
+                images = plain(pixels)
+                for k, (network, _) in enumerate(written):
+                    z = network(images).float()
+                    right[k].append(z.argmax(1) == labels.cpu())
+                    if k == kept:
+                        logits.append(z)
         if bad := totals.read().bad:  # weights that the last step ruined, where no validation saw them
             fail(run, f"{split} images after the last epoch: {bad[1]} is not finite")
         judging = _of_kept(job, run, split, rows, torch.cat(logits))

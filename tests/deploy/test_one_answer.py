@@ -15,6 +15,7 @@ from asking import Answer, ask, write_tree
 from bundles import edit
 
 from okdc.__main__ import main
+from okdc.cli import tables
 from okdc.methods.base import Method
 from okdc.runs.files import read_json
 
@@ -147,3 +148,15 @@ def test_a_manifest_that_states_another_balance_is_a_failed_check(
     answer = ask(capsys, "verify", "bundle", "--data-root", str(folder / "images"))
     assert answer.code == 1
     assert words in answer.err
+
+
+def test_a_series_says_it_of_each_seed(folder: Path, capsys: Captured) -> None:
+    kept = read_json(folder / "run/result.json")["kept"]
+    classes = {"largest_class_pct": SHARE, "smallest_class_pct": 9.1324, "images": 219}
+    row = {"seed": 4, "state": "complete"} | classes | kept
+    facts = {"method": "fefr", "judged_on": "test", "images": 219, "n": 1, "top1_pct_mean": SHARE, "top1_pct_sd": None}
+    tables.series(facts | {"runs": [row, row | {"seed": 5, "top1_pct": 90.0, "balanced_accuracy_pct": 88.0}]})
+    said = capsys.readouterr()
+    assert said.err.count("seed 4: top-1 63.47 % is not above the share") == 1
+    assert "seed 5" not in said.err
+    assert [line.split()[-1] for line in said.out.splitlines()[1:3]] == ["33.33", "88.00"]
