@@ -236,6 +236,27 @@ def test_a_planted_defect_is_named(
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.parametrize(("times", "passes"), [(0.5, True), (2.0, False), (5.0, False)])
+@pytest.mark.parametrize("kind", REDUCED)
+def test_answers_depend_on_the_batch_by_no_more_than_another_machine_may_make_of_them(
+    kind: str, times: float, passes: bool, judging: tuple[Pixels, Labels]
+) -> None:
+    """int8: two steps of 256 over the range of the logits; float16: four times what rounding to it changed."""
+    images, labels = (part[:640] for part in judging)  # whole batches: seven images at once are in the probe alone
+
+    def blob(*faults: tuple[str, Any]) -> bytes:
+        return Graph(lambda g, x: g.plant(g.linear(g.mean(x), 3), *faults)).blob()
+
+    off = np.full(10, 1e-4)  # by rounding
+    logits, _ = Session(blob(("always", off)))(images, 64)
+    tolerance = {"int8": 2 * float(logits.max() - logits.min()) / 255, "float16": 4 * 1e-4}[kind]
+    reduced = blob(("always", off), ("batches of 7", np.full(10, times * tolerance)))
+    report = judged(kind, blob(), reduced, images, labels, CLASSES, "test", gates(100, 0, 100))
+    assert report["tolerance"] == pytest.approx(tolerance, rel=0.01)
+    assert report["passed"] is passes, report["failures"]
+    assert all(line.startswith(("batch 64:", "2 threads:")) for line in report["failures"])
+
+
 def test_a_weight_beyond_float16_is_found_in_the_logits_and_nothing_is_warned_of() -> None:
     images, labels = graphs.digits()
     blob = changed(Graph(graphs.mobilenet).blob(), bias(np.array([1e6] + 9 * [0], np.float32)))
