@@ -83,7 +83,7 @@ class Graph:
     def plant(self, z: str, *faults: tuple[str, Any]) -> str:
         """Logits with a vector added where its fault shows."""
         for when, vector in faults:
-            z = self.add("Add", z, self.add("Mul", self.where(when), self.tensor(np.float64(vector)[None])))
+            z = self.add("Add", z, self.add("Mul", self.where(when), self.tensor(np.asarray(vector, np.float64)[None])))
         return z
 
     def linear(self, x: str, given: int) -> str:

@@ -17,6 +17,7 @@ import fnmatch
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -203,6 +204,8 @@ def main(words: Sequence[str]) -> int:
         for mutant in mutants:
             print(mutant.name, mutant.file, *mutant.tests)
         return 0
+    # A shell's background job ignores Ctrl-C, and so would its children: tests that send it would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.perf_counter()
     try:
         outcomes = run(mutants, max(1, options.j))

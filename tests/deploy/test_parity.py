@@ -25,12 +25,11 @@ from okdc.bundle.checks import FLOOR
 from okdc.cohort import Backbone
 from okdc.deploy import onnx as exporter
 from okdc.deploy import parity
+from okdc.deploy.torch_reference import Torch
 from okdc.runs.artefacts import Preprocessing, StudentInfo
 
 IMAGES = 1200  # more than are computed in float64
-MARK = (
-    77  # red of the corner in the images that bring a fault out; in all others it is below 60, or of an extreme image
-)
+MARK = 77  # red of the corner in the image that brings a fault out: below 60 in all others, and in no extreme image
 MARKED = f"red of {MARK}"
 BETWEEN = next(i for i in range(IMAGES) if i not in np.linspace(0, IMAGES - 1, parity.FLOAT64).astype(int) and i > 4)
 AMONG = int(np.linspace(0, IMAGES - 1, parity.FLOAT64).astype(int)[500])  # of the images that float64 gets
@@ -126,7 +125,7 @@ def checked(
     network, info = student(bias, np.broadcast_to(noise, CLASSES).astype(float), noise_in_marked)
     path = folder / "model.onnx"
     path.write_bytes(file(bias, faults, **more))
-    side = parity.Torch(network, info.preprocessing)
+    side = Torch(network, info.preprocessing)
     labels = side.logits(pixels).argmax(1).astype(np.int64)
     report, _ = parity.check(path, network, info, pixels, labels, recorded_pct, "test")
     return report

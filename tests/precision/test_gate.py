@@ -173,6 +173,23 @@ def test_gates_are_what_they_are_set_to(blob: bytes, judging: tuple[Pixels, Labe
     assert lenient["passed"], lenient["failures"]
 
 
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (gates(1.0, 0.0, 100.0), "top-1 falls"),
+        (gates(100.0, 97.0, 100.0), "predictions differ"),
+        (gates(100.0, 0.0, 5.0), "class "),
+    ],
+)
+def test_each_limit_refuses_by_itself(limits: Gates, says: str, blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    """A file that takes many images for the first class."""
+    file = changed(blob, bias(np.array([8.0] + 9 * [0.0], np.float32)))
+    report = judged("int8", blob, file, *judging, CLASSES, "test", limits)
+    assert not report["passed"]
+    assert report["failures"]
+    assert all(line.startswith(says) or says in line for line in report["failures"])
+
+
 def not_a_number(model: ModelProto) -> None:
     bias(np.array([np.nan] + 9 * [0], np.float32))(model)
 

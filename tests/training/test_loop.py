@@ -526,17 +526,17 @@ def test_a_rate_that_is_far_too_high_fails_in_words() -> None:
     assert not run.result.exists()
 
 
-def ruin_at_last_step(job: assembly.Job) -> None:
-    """Weights that the last step makes infinite, while all losses were finite: only a look at the outputs tells."""
+def ruin_at_last_step(job: assembly.Job, to: float = math.inf) -> None:
+    """Weights that the last step makes infinite, or huge, while all losses were finite."""
     whole, seen = STEPS * EPOCHS, 0
     head = job.method.cohort.backbone(0).head
 
     def ruin(grad: Tensor) -> Tensor:
         nonlocal seen
         seen += 1
-        return grad * math.inf if seen == whole else grad
+        return grad.sign() * to if seen == whole else grad
 
-    next(iter(head.parameters())).register_hook(ruin)
+    list(head.parameters())[-1].register_hook(ruin)  # its bias, so that every answer is ruined
 
 
 def test_weights_ruined_by_an_epochs_last_step_are_noticed_before_they_are_saved() -> None:
@@ -557,6 +557,27 @@ def test_weights_ruined_by_the_last_step_fail_where_nothing_validates() -> None:
     with pytest.raises(TrainingError, match="not finite"):
         train(job)
     assert RunDir.open(Path("runs/held-1")).state() == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        ((), "validation after epoch 3"),
+        (("data.val_fraction=0.0", "cohort.keep=0"), "test images after the last epoch"),
+    ],
+)
+def test_weights_that_are_finite_and_answer_with_numbers_that_are_not_fail_the_run(
+    words: tuple[str, ...], where: str
+) -> None:
+    """Only a look at the answers tells: at the validation of the epoch, or where nothing validates at the judging."""
+    job = built(recipe("optim.lr=1.0", "optim.milestones=[]", *words))
+    # 1.9 times that by Nesterov: two classes are further apart than float32 goes.
+    ruin_at_last_step(job, 1.7e38)
+    with pytest.raises(TrainingError, match=where):
+        train(job)
+    run = RunDir.open(Path("runs/held-1"))
+    assert run.state() == "failed"
+    assert not run.result.exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
