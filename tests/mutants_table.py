@@ -319,7 +319,7 @@ SELECTION = [
          "test_the_kept_student_follows_from_the_best_epochs_of_all"
          " test_best_keeps_student_and_epoch_by_validation"),
         ("weights-that-train-on", ".detach().cpu().contiguous().clone()", ".detach().cpu().contiguous()",
-         "test_the_kept_weights_score_what_was_recorded"),
+         "test_what_is_recorded_of_an_epoch_does_not_train_on"),
     ),
 ]
 

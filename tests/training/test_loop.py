@@ -362,6 +362,17 @@ def test_the_kept_student_follows_from_the_best_epochs_of_all(seed: int) -> None
     assert (found["epoch"], found["student"]) == expected_choice(log, [0, 1, 2])
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_recorded_of_an_epoch_does_not_train_on(layout: torch.memory_format) -> None:
+    network = cifar_resnet(8, 10).to(memory_format=layout)
+    weights = keep.recorded(1, 0, 50.0, network)["weights"]
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.add_(1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())
+
+
 def test_the_kept_weights_score_what_was_recorded() -> None:
     """On validation, and on the test split: read back from the file, in float32."""
     job = built(recipe("optim.lr=0.2", "optim.epochs=4"))
