@@ -54,7 +54,7 @@ BIAS = only((9, 8.0))
 
 
 class Head(nn.Module):
-    """Mean colours to logits, in float32 off by `noise`: in all images, or in those whose corner is as red as `noisy`."""
+    """Mean colours to logits, in float32 off by `noise`: for all images, or those with a corner as red as `noisy`."""
 
     def __init__(self, bias: Vector, noise: Vector, noisy: int | None) -> None:
         super().__init__()
