@@ -57,6 +57,35 @@ class Graph:
     def mean(self, x: str, keepdims: int = 0) -> str:
         return self.add("ReduceMean", x, self.tensor(np.array([2, 3])), keepdims=keepdims)
 
+    def where(self, when: str) -> str:
+        """N×1, or one number: 1 where a planted fault shows, else 0. By the colour of an image's upper left pixel, or
+        by the number of images that are answered at once.
+        """
+        if when == "always":
+            return self.tensor(np.ones(1, np.float32))
+        if when.startswith("batches of "):
+            size = self.add("Gather", self.add("Shape", "image"), self.tensor(np.array([0])))
+            asked = self.add("Equal", size, self.tensor(np.array([int(when.removeprefix("batches of "))])))
+            return self.add("Cast", asked, to=TensorProto.FLOAT)
+        corner = self.add("Cast", "image", to=TensorProto.FLOAT)
+        for _ in range(2):
+            corner = self.add("Gather", corner, self.tensor(np.array(0)), axis=1)
+        red, green = (self.add("Gather", corner, self.tensor(np.array([c])), axis=1) for c in (0, 1))
+        bright = self.tensor(np.array([250], np.float32))
+        if when == "white corner":
+            shown = self.add("Greater", self.add("Min", red, green), bright)
+        elif when == "red corner":
+            shown = self.add("Greater", self.add("Sub", red, green), bright)
+        else:
+            shown = self.add("Equal", red, self.tensor(np.array([int(when.removeprefix("red of "))], np.float32)))
+        return self.add("Cast", shown, to=TensorProto.FLOAT)
+
+    def plant(self, z: str, *faults: tuple[str, Any]) -> str:
+        """Logits with a vector added where its fault shows."""
+        for when, vector in faults:
+            z = self.add("Add", z, self.add("Mul", self.where(when), self.tensor(np.asarray(vector, np.float64)[None])))
+        return z
+
     def linear(self, x: str, given: int) -> str:
         weight = self.tensor(self.random.normal(0, given**-0.5, (CLASSES, given)))
         return self.add("Gemm", x, weight, self.tensor(self.random.normal(0, 0.1, CLASSES)), transB=1)

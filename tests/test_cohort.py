@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -166,6 +167,38 @@ def test_students_of_two_depths_cannot_share(share: str) -> None:
     """ResNet-8 and -20 have the same widths; a trunk of the one in the other would be neither network."""
     with pytest.raises(ValueError, match="share='none'"):
         Cohort([cifar_resnet(8, 10), cifar_resnet(20, 10)], share)
+
+
+def three(channels: Sequence[int] = (4, 8, 8), strides: Sequence[int] = (1, 2, 2), kernel: int = 3) -> Backbone:
+    """Three convolutions: the kernel is that of the second."""
+    inputs, steps = (3, *channels), (1, *strides)
+    stages = [
+        nn.Conv2d(inputs[i], channels[i], size, steps[i + 1] // steps[i], size // 2)
+        for i, size in enumerate((3, kernel, 3))
+    ]
+    return Backbone(stages, PoolLinear(channels[-1], 10), channels, strides)
+
+
+@pytest.mark.parametrize(
+    ("other", "share"),
+    [
+        ({"strides": (1, 1, 2)}, "low"),  # the same tensors, and maps of another size behind them
+        ({"strides": (1, 1, 2)}, "stem1"),
+        ({"channels": (4, 8, 16)}, "low"),  # what is shared is the same, and what is not differs
+        ({"channels": (4, 8, 16)}, "stem1"),
+        ({"kernel": 1}, "low"),  # the names of the tensors are the same, their sizes are not
+    ],
+)
+def test_students_of_other_strides_widths_or_kernels_cannot_share(other: dict[str, Any], share: str) -> None:
+    assert Cohort([three(), three()], share).shared == 2
+    with pytest.raises(ValueError, match="share='none'"):
+        Cohort([three(), three(**other)], share)
+
+
+@pytest.mark.parametrize("share", ["low", "stem1"])
+def test_one_student_shares_with_nobody(share: str) -> None:
+    cohort = Cohort(students(1), share)
+    assert (cohort.shared, cohort.share) == (0, "none")
 
 
 def test_students_that_differ_stand_side_by_side_when_nothing_is_shared() -> None:

@@ -33,6 +33,12 @@ def largest(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
     return float(np.nan_to_num(difference, nan=np.inf, posinf=np.inf).max(initial=0.0))
 
 
+def mean(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """The mean of |a - b|; not finite where either is not."""
+    with np.errstate(invalid="ignore"):
+        return float(np.abs(a - b).mean())
+
+
 def probabilities_off(logits: Floats, probabilities: Floats) -> float:
     """How far the second output is from the softmax of the first, and its rows from a sum of 1."""
     with np.errstate(invalid="ignore"):  # logits that are not finite: the difference is infinite then

@@ -24,6 +24,7 @@ from okdc.bundle.checks import (
     invariance,
     largest,
     machine,
+    mean,
     number,
     per_class,
     probabilities_off,
@@ -138,7 +139,7 @@ def judge(
         worst_class=rows[0],
         logits=ReducedLogits(
             max_abs=number(largest(answers.logits, z)),
-            mean_abs=number(np.abs(answers.logits - z).mean()),
+            mean_abs=number(mean(answers.logits, z)),
             largest_logit=number(np.abs(z).max()),
         ),
         tolerance=number(tolerance),

@@ -330,6 +330,11 @@ def test_an_inverted_residual_has_a_shortcut_wherever_its_stride_is_1(inputs: in
         assert torch.equal(block(x), torch.zeros(2, 8, 3, 3))
 
 
+def test_an_inverted_residual_ends_linear() -> None:
+    """Without a shortcut: what that adds may be below 0 by itself."""
+    assert (InvertedResidual(8, 8, 6, 2)(torch.randn(2, 8, 6, 6)) < 0).any()
+
+
 def test_mobilenets_last_map_is_linear_and_its_activations_have_no_upper_end() -> None:
     network, x = mobilenetv2(10), 30 * images()
     for stage in network.stages:

@@ -176,6 +176,9 @@ def test_order_shift_and_flip_come_from_streams_of_their_own() -> None:
     assert torch.equal(both.top, unflipped.top)
     assert torch.equal(both.rows, unpadded.rows)
     assert torch.equal(both.flip, unpadded.flip)
+    for other in ("order", "flip"):  # or an image's place in the epoch would tell its shift
+        of_other = generator(0, "epoch", 1, other)
+        assert not torch.equal(both.top, torch.randint(5, (len(rows),), generator=of_other))
 
 
 # --- normalise

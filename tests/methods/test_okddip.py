@@ -178,6 +178,20 @@ def test_the_leader_is_the_last_student_and_the_one_to_keep(n: int) -> None:
     assert keep.candidates(job) == [0], "who is named is kept"
 
 
+@pytest.mark.parametrize(
+    ("students", "kept"),
+    [
+        (["resnet8", "resnet8", "resnet8"], 2),  # all are the smallest: of these the leader
+        (["resnet8", "resnet14", "resnet8"], 2),
+        (["resnet8", "resnet8", "resnet14"], 0),  # the leader is no small student: the first of those that are
+    ],
+)
+def test_the_smallest_is_the_leader_where_it_is_as_small_as_any(students: list[str], kept: int) -> None:
+    words = f"cohort.students=[{', '.join(map(repr, students))}]"
+    job = harness.built(harness.recipe("method.name=okddip", words, "cohort.share=none", "cohort.keep=smallest"))
+    assert keep.candidates(job) == [kept]
+
+
 def test_a_run_that_keeps_the_best_keeps_the_leader_of_its_best_epoch() -> None:
     run = harness.start("method.name=okddip", "optim.epochs=2")
     assert read_json(run.student)["student"] == 1

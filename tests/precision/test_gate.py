@@ -173,6 +173,23 @@ def test_gates_are_what_they_are_set_to(blob: bytes, judging: tuple[Pixels, Labe
     assert lenient["passed"], lenient["failures"]
 
 
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (gates(1.0, 0.0, 100.0), "top-1 falls"),
+        (gates(100.0, 97.0, 100.0), "predictions differ"),
+        (gates(100.0, 0.0, 5.0), "class "),
+    ],
+)
+def test_each_limit_refuses_by_itself(limits: Gates, says: str, blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    """A file that takes many images for the first class."""
+    file = changed(blob, bias(np.array([8.0] + 9 * [0.0], np.float32)))
+    report = judged("int8", blob, file, *judging, CLASSES, "test", limits)
+    assert not report["passed"]
+    assert report["failures"]
+    assert all(line.startswith(says) or says in line for line in report["failures"])
+
+
 def not_a_number(model: ModelProto) -> None:
     bias(np.array([np.nan] + 9 * [0], np.float32))(model)
 
@@ -234,6 +251,27 @@ def test_a_planted_defect_is_named(
     assert not report["passed"]
     assert any(said in failure for failure in report["failures"]), report["failures"]
     json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize(("times", "passes"), [(0.5, True), (2.0, False), (5.0, False)])
+@pytest.mark.parametrize("kind", REDUCED)
+def test_answers_depend_on_the_batch_by_no_more_than_another_machine_may_make_of_them(
+    kind: str, times: float, passes: bool, judging: tuple[Pixels, Labels]
+) -> None:
+    """int8: two steps of 256 over the range of the logits; float16: four times what rounding to it changed."""
+    images, labels = (part[:640] for part in judging)  # whole batches: seven images at once are in the probe alone
+
+    def blob(*faults: tuple[str, Any]) -> bytes:
+        return Graph(lambda g, x: g.plant(g.linear(g.mean(x), 3), *faults)).blob()
+
+    off = np.full(10, 1e-4)  # by rounding
+    logits, _ = Session(blob(("always", off)))(images, 64)
+    tolerance = {"int8": 2 * float(logits.max() - logits.min()) / 255, "float16": 4 * 1e-4}[kind]
+    reduced = blob(("always", off), ("batches of 7", np.full(10, times * tolerance)))
+    report = judged(kind, blob(), reduced, images, labels, CLASSES, "test", gates(100, 0, 100))
+    assert report["tolerance"] == pytest.approx(tolerance, rel=0.01)
+    assert report["passed"] is passes, report["failures"]
+    assert all(line.startswith(("batch 64:", "2 threads:")) for line in report["failures"])
 
 
 def test_a_weight_beyond_float16_is_found_in_the_logits_and_nothing_is_warned_of() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import graphs
 import numpy as np
+import numpy.typing as npt
 import onnx
 import pytest
 from graphs import Graph, Pixels
@@ -242,6 +243,48 @@ def test_the_search_takes_the_setting_that_keeps_most_predictions(blob: bytes) -
     z, found = Session(blob)(images[1000:1400], 64)[0], Session(small)(images[1000:1400], 64)[0]
     assert best.agreement_pct == pytest.approx(100 * (z.argmax(1) == found.argmax(1)).mean())
     assert best.mean_abs == pytest.approx(np.abs(z - found).mean())
+
+
+RIGHT = [0, 1, 2, 0, 1, 2, 0, 1]  # the labels; the float32 file has the last two wrong
+FULL = [0, 1, 2, 0, 1, 2, 1, 2]
+OTHERS = ([2, 2, 1, 1, 2, 1, 2, 0], 1.0)  # wrong in every image, and other than float32
+
+
+@pytest.mark.parametrize(
+    ("answers", "best"),
+    [
+        # As float32 says, beside all right: what is kept counts more than what is right.
+        ([OTHERS, (RIGHT, 0.0), (FULL, 0.5)], 2),
+        # Both differ from float32 in one image. The first is wrong there and nearer, the other is right.
+        ([OTHERS, ([0, 1, 2, 0, 1, 2, 2, 2], 0.0), ([0, 1, 2, 0, 1, 2, 0, 2], 0.5)], 2),
+        ([OTHERS, (FULL, 0.5), (FULL, 0.25), (FULL, 0.75)], 2),  # the nearest of those that say the same
+        ([OTHERS, (FULL, 0.5), (FULL, 0.5)], 1),  # the first of equal ones
+    ],
+    ids=["agreement", "accuracy", "difference", "first"],
+)
+def test_the_order_in_which_a_setting_is_better(
+    answers: list[tuple[list[int], float]], best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting's file by its answers, and by how much all logits of it are off; those left out are the worst."""
+    settings = iter(answers + [OTHERS] * (len(SETTINGS) - len(answers)))
+
+    class Made:
+        def __init__(self, *_: object) -> None:
+            self.files = iter(range(len(SETTINGS)))
+
+        def __call__(self, _: object) -> bytes:
+            return b"file %d" % next(self.files)
+
+    def session(file: bytes) -> Callable[..., tuple[npt.NDArray[np.float32], None]]:
+        said, off = (FULL, 0.0) if file == b"float32" else next(settings)
+        return lambda *_: (8 * np.eye(3, dtype=np.float32)[said] + np.float32(off), None)
+
+    monkeypatch.setattr(quantize, "Quantizer", Made)
+    monkeypatch.setattr(quantize, "Session", session)
+    pixels = np.zeros((len(RIGHT), 8, 8, 3), np.uint8)
+    setting, file, rows = quantize.search(b"float32", pixels, pixels, np.array(RIGHT), False, lambda _: None)
+    assert (setting, file) == (SETTINGS[best], b"file %d" % best)
+    assert len(rows) == len(SETTINGS)
 
 
 def test_a_setting_that_fails_is_a_row_with_an_error_and_is_never_taken(

@@ -307,6 +307,16 @@ def test_the_front_by_its_definition(students: list[tuple[int, ...]]) -> None:
         assert front == (not better)
 
 
+def test_the_test_images_have_no_say_in_the_front() -> None:
+    costs = dict.fromkeys(KEYS[1:], 1)
+    rows: list[dict[str, Any]] = [
+        {"val_top1_pct": 97.0, "top1_pct": 90.0, **costs},
+        {"val_top1_pct": 96.0, "top1_pct": 99.0, **costs},
+    ]
+    profile.mark_front(rows)
+    assert [row["front"] for row in rows] == [True, False]
+
+
 def test_fronts_of_two_runs_are_their_own(
     run: RunDir,
     exports: list[str],  # noqa: ARG001

@@ -225,6 +225,22 @@ def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(
     assert names(Path("state")) == {"x.bin", "x.previous.bin"}
 
 
+def test_a_file_that_stepped_aside_comes_back_where_the_new_one_cannot_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(Path("x"), b"old")
+    replace = Path.replace
+
+    def arriving(path: Path, target: Path) -> Path:
+        if path.name == ".x.new":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", arriving)
+    with pytest.raises(DiskError, match="x: cannot be written"):
+        write(Path("x"), b"new", previous=Path("y"))
+    assert Path("x").read_bytes() == b"old"
+    assert not Path(".x.new").exists()
+
+
 def test_a_full_disk_while_writing_leaves_the_old_file(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device that really is full."""
     Path("state").mkdir()

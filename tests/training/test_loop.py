@@ -368,6 +368,17 @@ def test_the_kept_student_follows_from_the_best_epochs_of_all(seed: int) -> None
     assert (found["epoch"], found["student"]) == expected_choice(log, [0, 1, 2])
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_what_is_recorded_of_an_epoch_does_not_train_on(layout: torch.memory_format) -> None:
+    network = cifar_resnet(8, 10).to(memory_format=layout)
+    weights = keep.recorded(1, 0, 50.0, network)["weights"]
+    before = {name: tensor.clone() for name, tensor in weights.items()}
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.add_(1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())
+
+
 def test_the_kept_weights_score_what_was_recorded() -> None:
     """On validation, and on the test split: read back from the file, in float32."""
     job = built(recipe("optim.lr=0.2", "optim.epochs=4"))
@@ -538,17 +549,17 @@ def test_a_rate_that_is_far_too_high_fails_in_words() -> None:
     assert not run.result.exists()
 
 
-def ruin_at_last_step(job: assembly.Job) -> None:
-    """Weights that the last step makes infinite, while all losses were finite: only a look at the outputs tells."""
+def ruin_at_last_step(job: assembly.Job, to: float = math.inf) -> None:
+    """Weights that the last step makes infinite, or huge, while all losses were finite."""
     whole, seen = STEPS * EPOCHS, 0
     head = job.method.cohort.backbone(0).head
 
     def ruin(grad: Tensor) -> Tensor:
         nonlocal seen
         seen += 1
-        return grad * math.inf if seen == whole else grad
+        return grad.sign() * to if seen == whole else grad
 
-    next(iter(head.parameters())).register_hook(ruin)
+    list(head.parameters())[-1].register_hook(ruin)  # its bias, so that every answer is ruined
 
 
 def test_weights_ruined_by_an_epochs_last_step_are_noticed_before_they_are_saved() -> None:
@@ -569,6 +580,27 @@ def test_weights_ruined_by_the_last_step_fail_where_nothing_validates() -> None:
     with pytest.raises(TrainingError, match="not finite"):
         train(job)
     assert RunDir.open(Path("runs/held-1")).state() == "failed"
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        ((), "validation after epoch 3"),
+        (("data.val_fraction=0.0", "cohort.keep=0"), "test images after the last epoch"),
+    ],
+)
+def test_weights_that_are_finite_and_answer_with_numbers_that_are_not_fail_the_run(
+    words: tuple[str, ...], where: str
+) -> None:
+    """Only a look at the answers tells: at the validation of the epoch, or where nothing validates at the judging."""
+    job = built(recipe("optim.lr=1.0", "optim.milestones=[]", *words))
+    # 1.9 times that by Nesterov: two classes are further apart than float32 goes.
+    ruin_at_last_step(job, 1.7e38)
+    with pytest.raises(TrainingError, match=where):
+        train(job)
+    run = RunDir.open(Path("runs/held-1"))
+    assert run.state() == "failed"
+    assert not run.result.exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

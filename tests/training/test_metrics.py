@@ -43,6 +43,12 @@ def test_the_first_step_and_term_that_are_not_finite_are_named(wrong: float) -> 
     assert totals.read().bad == (41, "kl")
 
 
+def test_of_two_terms_that_are_not_finite_the_first_is_named() -> None:
+    totals = Totals(CPU)
+    totals.add(*step(math.nan, math.inf, 1), 3)
+    assert totals.read().bad == (3, "ce")
+
+
 def test_a_bad_first_step_of_a_run_is_step_0() -> None:
     totals = Totals(CPU)
     totals.add(*step(math.nan, 1.0, 1), 0)

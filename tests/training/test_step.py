@@ -186,6 +186,19 @@ def test_a_step_reads_no_loss_and_follows_the_schedule(layout: str) -> None:
     assert all(p.is_contiguous(memory_format=step.settings.torch_memory_format) for p in convolutions)
 
 
+def test_a_step_learns_from_its_own_batch_alone() -> None:
+    """Where nothing moves, the gradients of a batch are the same whatever was learned from before."""
+    words = ("method.name=baseline", "optim.lr=1e-30")
+    whole, alone = train_step(PLAIN, *words), train_step(PLAIN, *words)
+    whole(batch(0), 0.0)
+    for step in (whole, alone):
+        step(batch(1), 0.0)
+    for a, b in zip(whole.parameters, alone.parameters, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        assert torch.equal(a.grad, b.grad)
+
+
 def test_a_loaded_step_goes_on_as_the_one_that_was_saved() -> None:
     settings = replace(choose(recipe().recipe.engine, 8), compile="off")
     whole, first, then = (train_step(settings) for _ in range(3))
