@@ -10,6 +10,7 @@ from okdc.seeds import derive, generator, seeded
 
 def test_streams_differ_by_seed_and_by_every_part_of_the_purpose() -> None:
     purposes: list[tuple[str | int, ...]] = [("epoch", 1, "crop"), ("epoch", 1, "flip"), ("epoch", 11, "crop"), ()]
+    purposes += [("image", 1, 12), ("image", 11, 2)]  # the same digits, of another epoch and row
     found = {derive(seed, *purpose) for seed in (0, 1, 2**62) for purpose in purposes}
     assert len(found) == 3 * len(purposes)
 

@@ -138,6 +138,12 @@ def test_a_student_starts_from_the_same_weights_whatever_its_peers_and_its_metho
     assert not torch.equal(start, first("seed=1"))
 
 
+def test_no_two_students_start_from_the_same_weights() -> None:
+    cohort = assembly.method(resolved("cohort.share=none"), torch.Size((3, 8, 8)), 10)[0].cohort
+    first, second = (next(student.parameters()) for student in cohort.backbones())
+    assert not torch.equal(first, second)
+
+
 def test_a_method_that_cannot_be_built_is_a_recipe_error() -> None:
     for words, said in (
         (["cohort.students=['resnet8']"], "at least 2 students"),

@@ -348,6 +348,13 @@ def test_other_images_than_the_bundles_are_an_error_where_they_were_named_and_a_
     assert answer.err.startswith("accuracy: not checked: ")
 
 
+def test_the_proof_of_images_is_of_their_labels_too_and_of_their_order() -> None:
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    labels = np.array([0, 1])
+    proofs = [digest(pixels, labels), digest(pixels[::-1], labels), digest(pixels, labels[::-1])]
+    assert len(set(proofs)) == 3
+
+
 def test_classes_of_other_names_are_found_though_every_pixel_is_there(capsys: Captured, bundle: Path) -> None:
     of_folder(bundle, Path("images"))
     for split in ("train", "test"):

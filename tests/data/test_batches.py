@@ -16,6 +16,7 @@ from okdc.data import augmentation
 from okdc.data.augmentation import Augmentation, Draws
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
+from okdc.seeds import generator
 
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # pixels as they are, as floats
 

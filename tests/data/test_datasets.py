@@ -20,6 +20,7 @@ from okdc.assembly import job as assembly
 from okdc.assembly.resolve import resolve
 from okdc.data.datasets import Dataset, divide, same_classes, stratified
 from okdc.data.digits import CLASSES, arrays
+from okdc.data.source import fingerprint_of
 from okdc.errors import DataError
 from okdc.recipe.draft import load
 
@@ -312,3 +313,17 @@ def test_a_file_that_changes_its_class_or_its_split_is_other_data(tmp_path: Path
     (tmp_path / "train/b/3.png").rename(tmp_path / "test/a/!.png")  # the last of train, the first of test
     seen.add(read_data("folder", tmp_path, 8).fingerprint)
     assert len(seen) == 3
+
+
+def test_the_fingerprint_knows_the_classes_the_labels_and_where_the_splits_end() -> None:
+    labels = np.array([0, 1, 0, 1])
+    splits = {"train": range(3), "test": range(3, 4)}
+    seen = {
+        fingerprint_of("content", ["a", "b"], labels, splits),
+        fingerprint_of("other", ["a", "b"], labels, splits),
+        fingerprint_of("content", ["b", "a"], labels, splits),
+        fingerprint_of("content", ["a", "b"], 1 - labels, splits),
+        fingerprint_of("content", ["a", "b"], labels, {"train": range(2), "test": range(2, 4)}),
+        fingerprint_of("content", ["a", "b"], labels, {"train": range(3), "val": range(3, 4)}),
+    }
+    assert len(seen) == 6
