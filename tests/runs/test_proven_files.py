@@ -104,6 +104,12 @@ def test_comments_order_and_the_place_of_the_images_are_no_edits(stopped: RunDir
     assert outcome(stopped) == uninterrupted()
 
 
+def test_a_number_in_the_place_of_a_truth_is_an_edit(stopped: RunDir) -> None:
+    edit(stopped.recipe, "deterministic = false", "deterministic = 0")
+    with pytest.raises(RunError, match="was edited"):
+        RunDir.open(stopped.path)
+
+
 @pytest.mark.parametrize("text", ["not = = toml", "\x00", "[optim"])
 def test_a_recipe_that_is_no_toml_any_more_is_an_error_with_its_path(stopped: RunDir, text: str) -> None:
     stopped.recipe.write_text(text)
