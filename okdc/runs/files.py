@@ -43,13 +43,13 @@ def write(path: Path, content: bytes, previous: Path | None = None) -> None:
                 except OSError:
                     previous.replace(path)
                     raise
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 aside.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """A rename is on disk when its folder is. Not every system lets a folder be opened."""
     with contextlib.suppress(OSError):
         number = os.open(folder, os.O_RDONLY)
