@@ -199,13 +199,14 @@ class Bundle:
         top: int = 5,
         batch: int = 64,
         threads: int = 1,
+        progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
         """The likeliest classes of each image: {"image", "top": [{"label", "probability"}, ...]}, in order.
 
         `images` are files and folders of files, of any size, or an array N×size×size×3 of uint8 RGB pixels, whose
-        "image" is its index. A file that is no whole image has "error" in place of "top". Raises UsageError for a model
-        that the bundle lacks, CheckFailed for a file that is not the bundle's, DataError for an array of another shape
-        or type, and where no image is found.
+        "image" is its index. A file that is no whole image has "error" in place of "top". `progress` gets a note on the
+        files of a folder that are not read. Raises UsageError for a model that the bundle lacks, CheckFailed for a file
+        that is not the bundle's, DataError for an array of another shape or type, and where no image is found.
         """
         import numpy as np
 
@@ -214,7 +215,9 @@ class Bundle:
         if isinstance(images, np.ndarray):
             return predict.predict_pixels(self.folder, images, model, top, batch, threads)
         paths = [images] if isinstance(images, (str, Path)) else images
-        files = predict.listed([Path(path) for path in paths])
+        files, left_out = predict.listed([Path(path) for path in paths])
+        if left_out and progress:
+            progress.note(left_out)
         rows = []
         with contextlib.suppress(DataError):  # raised after the last image: each damaged one has a row of its own
             for row in predict.predict(self.folder, files, model, top, batch, threads):

@@ -178,7 +178,7 @@ def _stages(cohort: Cohort) -> list[str]:
 def dataset(resolved: ResolvedRecipe, progress: Progress | None = None) -> Dataset:
     """The recipe's images, divided. Raises DataError where they do not carry the recipe."""
     recipe, data = resolved.recipe, resolved.recipe.data
-    request = Request(data.root, data.image_size, data.shorter_side, progress)
+    request = Request(data.root, data.image_size, data.shorter_side, progress, data.skip_damaged)
     images = datasets.divide(datasets.load(resolved.source, request), data.val_fraction, data.train_images, recipe.seed)
     if len(images.train) < recipe.optim.batch_size:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from okdc.assembly import job as assembly
@@ -57,4 +58,12 @@ def check_data(dataset: Dataset, run: RunDir) -> None:
             f"the images are not those of {run.path}: contents, classes or splits {dataset.fingerprint[:12]} now, "
             f"{info.data_sha256[:12]} when it started",
             hint="restore them, or start another run",
+            details=_left_out_otherwise(info.skipped_images, dataset.skipped),
         )
+
+
+def _left_out_otherwise(then: Sequence[str], now: Sequence[str]) -> list[str]:
+    """A line for each image that was left out as damaged when the run started and is not now, or the other way."""
+    return [f"left out when it started: {line}" for line in then if line not in now] + [
+        f"left out now: {line}" for line in now if line not in then
+    ]

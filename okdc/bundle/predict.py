@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -15,45 +15,28 @@ import numpy as np
 from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import FLOAT32
 from okdc.bundle.session import Floats, Pixels, Session, answers
-from okdc.data import images
+from okdc.data import images, walk
+from okdc.data.files import check
+from okdc.data.files import read as read_file
 from okdc.errors import DataError, by
 
 THREADS = min(8, os.cpu_count() or 1)  # that decode
 
 
-def listed(paths: Sequence[Path]) -> list[Path]:
-    """The files that are named, whatever their names, and of each folder all images below it, by name.
+def listed(paths: Sequence[Path]) -> tuple[list[Path], str | None]:
+    """The files that are named, whatever their names, and of each folder all images below it; and a note on what is
+    not read.
 
-    Raises DataError where that is none.
+    Raises DataError where there is no image, and for a folder that cannot be listed.
     """
-    files: list[Path] = []
-    for path in paths:
-        files += _below(path, set()) if path.is_dir() else [path]
+    files, left_out = walk.listed(paths)
     if not files:
         raise DataError(
             f"no images below {', '.join(map(str, paths))}",
-            hint=f"images are files whose names end in {', '.join(images.EXTENSIONS)} and do not begin with a dot",
+            hint=f"images are files whose names end in {', '.join(images.endings())} and do not begin with a dot",
+            details=[note] if (note := left_out.note()) else [],
         )
-    return files
-
-
-def _below(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Links to folders are followed, in circles once."""
-    try:
-        status = folder.stat()
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        inside = sorted(folder.iterdir())
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}") from None
-    for path in inside:
-        if path.name.startswith("."):
-            continue
-        if path.is_dir():
-            yield from _below(path, seen)
-        elif path.name.lower().endswith(images.EXTENSIONS):
-            yield path
+    return files, left_out.note()
 
 
 def predict(
@@ -113,9 +96,8 @@ def _answered(
 
 
 def _decoded(bundle: BundleDir, path: Path) -> Pixels:
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise ValueError("not a file")
-    return bundle.pixels(path.read_bytes())
+    check(path.stat())  # a device may answer to being opened
+    return bundle.pixels(read_file(path))
 
 
 def _lines(

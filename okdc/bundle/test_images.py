@@ -56,6 +56,12 @@ def data_set(bundle: BundleDir) -> object:
     return data.get("name") if isinstance(data, dict) else None
 
 
+def _skips_damaged(bundle: BundleDir) -> bool:
+    """`data.skip_damaged` of the recipe."""
+    data = bundle.manifest.recipe.get("data")
+    return isinstance(data, dict) and data.get("skip_damaged") is True
+
+
 def come_with_a_package(bundle: BundleDir) -> bool:
     """Whether the images are the same on every machine, without a root."""
     name = data_set(bundle)
@@ -80,7 +86,8 @@ def find(bundle: BundleDir, data_root: str | None) -> Part:
         if data_root is not None:
             raise DataError(f"--data-root: expected a folder of images at {Path(data_root).absolute()}, found none")
         raise NoImagesError("no images; --data-root DIR")
-    part = source.part(Request(root, bundle.size, bundle.shorter_side), judged_on.part)
+    request = Request(root, bundle.size, bundle.shorter_side, skip_damaged=_skips_damaged(bundle))
+    part = source.part(request, judged_on.part)
     rows, count = judged_on.rows, len(part.labels)
     if rows is None:
         return part

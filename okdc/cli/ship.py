@@ -234,7 +234,9 @@ def predict(
     from okdc.bundle.bundle import BundleDir
 
     opened = BundleDir.open(bundle)
-    files = answers.listed(images)
+    files, left_out = answers.listed(images)
+    if left_out:
+        console.note(left_out)
     lines = answers.predict(opened, files, model, top, batch, threads)
     with contextlib.closing(lines), console.beside_lines("predicting") as update:
         for done, line in enumerate(lines, 1):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from okdc.data.folder import decoded, read_part
-from okdc.data.images import EXTENSIONS
+from okdc.data.images import endings
 from okdc.data.listing import Listing, list_images
 from okdc.data.source import Archive, Content, Request, Source
 from okdc.errors import DataError
@@ -49,15 +49,13 @@ def read(request: Request) -> Content:
             hint="other images in class folders are data.name=folder",
             details=[f"expected: {', '.join(CLASSES)}", f"found: {', '.join(listing.classes)}"],
         )
-    content = decoded(listing, request, _differences(listing))
+    content = decoded(listing, request, _differences)
     return replace(content, notes=(*content.notes, CAUTION, duplicates(content)), moments=(MEAN, STD))
 
 
 def count(root: Path) -> dict[str, int]:
     """How many image files each split has; a missing split has none."""
-    return {
-        split: sum(file.name.lower().endswith(EXTENSIONS) for file in (root / split).glob("*/*")) for split in SPLITS
-    }
+    return {split: sum(file.suffix.lower() in endings() for file in (root / split).glob("*/*")) for split in SPLITS}
 
 
 def is_whole(root: Path) -> bool:

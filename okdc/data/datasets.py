@@ -40,6 +40,7 @@ class Dataset:
     published: tuple[Colour, Colour] | None = None  # mean and deviation of the channels, where the makers publish them
     files: OnDemand | None = None
     parts: Mapping[str, range] = field(default_factory=dict)  # rows of each part that the data brings
+    skipped: tuple[str, ...] = ()  # a line `file: reason` for each damaged image that was left out
 
     @property
     def size(self) -> torch.Size:
@@ -131,6 +132,7 @@ def dataset_of(name: str, content: Content) -> Dataset:
         published=content.moments,
         files=files,
         parts=content.parts,
+        skipped=content.skipped,
     )
 
 

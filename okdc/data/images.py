@@ -7,6 +7,7 @@ transparency over black), the shorter side resized to the recipe's image_size, o
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import warnings
@@ -16,14 +17,35 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from okdc.errors import DataError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 # The formats that a file may have, whatever its name. Pillow has more, but for PostScript (EPS, also inside an IPTC
 # file) it starts Ghostscript, and a stranger's image must not start a program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "QOI")
+# The endings of image files in folders, in any case, and the format of each.
+ENDINGS = {
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), "JPEG"),
+    ".webp": "WEBP",
+    ".bmp": "BMP",
+    ".dib": "DIB",
+    ".gif": "GIF",
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+    **dict.fromkeys((".avif", ".avifs"), "AVIF"),
+    **dict.fromkeys((".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"), "JPEG2000"),
+    ".tga": "TGA",
+    ".ico": "ICO",
+    ".qoi": "QOI",
+}
+# Endings of images without a reader here: whoever has some must learn that they are not read.
+_FOREIGN = (
+    "heic heif hif jxl jxr wdp svg svgz psd psb eps xcf exr hdr pfm pcx dds sgi ras icns cur dcm dicom fits nii "
+    "raw cr2 cr3 crw nef nrw arw srf sr2 dng raf orf rw2 pef srw x3f 3fr iiq"
+)
+FOREIGN = frozenset(f".{name}" for name in _FOREIGN.split())
 RESIZE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 RESIZE_LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
 LARGEST = 2**30 // 12  # pixels: Pillow takes a larger file for an attack, and resizing makes no larger image either
@@ -73,6 +95,12 @@ def rule(size: int, shorter_side: int | None = None) -> dict[str, Any]:
     return {"size": size, "shorter_side": shorter_side, "resize": RESIZE_LARGER}
 
 
+@functools.cache
+def endings() -> tuple[str, ...]:
+    """The ENDINGS that class folders are searched for: those of formats that the installed Pillow reads."""
+    return tuple(ending for ending, name in ENDINGS.items() if name in _formats())
+
+
 def read(content: bytes, transform: Callable[[Image.Image], Pixels]) -> Pixels:
     """A file's content, in one of FORMATS, as pixels after `transform`.
 
@@ -88,7 +116,9 @@ def read(content: bytes, transform: Callable[[Image.Image], Pixels]) -> Pixels:
 def _formats() -> tuple[str, ...]:
     """The FORMATS that the installed Pillow reads; for any other it raises KeyError."""
     Image.init()
-    return tuple(name for name in FORMATS if name in Image.OPEN)
+    # Pillow names this one whether or not it was built with its library.
+    without = set() if features.check("jpg_2000") else {"JPEG2000"}
+    return tuple(name for name in FORMATS if name in Image.OPEN and name not in without)
 
 
 @contextmanager
@@ -106,11 +136,29 @@ def damage(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
 
 
-def unreadable(bad: Sequence[str], count: int) -> DataError:
-    """The error for files that are no whole images: a line for each in `bad`, out of `count` files."""
+def may_pass(error: Exception) -> bool:
+    """Whether an error tells nothing of the image itself: the system refused to read the file, this time.
+
+    A link to nothing is no such error. Pillow's own OSErrors have no number.
+    """
+    return isinstance(error, OSError) and error.errno not in (None, errno.ENOENT, errno.ELOOP)
+
+
+_HINT = "remove or replace these files"
+
+
+def unreadable(bad: Sequence[str], count: int, skip_damaged: bool | None = None) -> DataError:
+    """The error for files that are no whole images: a line for each in `bad`, out of `count` files.
+
+    `skip_damaged`: what the recipe says, where it could have them left out.
+    """
+    hints = {
+        None: _HINT,
+        False: f"{_HINT}; or data.skip_damaged=true leaves damaged images out and counts them",
+        True: "data.skip_damaged leaves out images that are damaged, not those that the system fails to read: another "
+        "start would train on other images",
+    }
     bad = sorted(bad)
     return DataError(
-        f"{len(bad)} of {count} images cannot be read, the first is {bad[0]}",
-        hint="remove or replace these files",
-        details=bad,
+        f"{len(bad)} of {count} images cannot be read, the first is {bad[0]}", hint=hints[skip_damaged], details=bad
     )

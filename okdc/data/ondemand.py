@@ -12,6 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from okdc.data import workers
+from okdc.data.files import NoFileError, check
+from okdc.data.files import read as read_file
 from okdc.data.images import Pixels, Progress, damage, fit, read, unreadable, wary
 from okdc.data.paths import Paths
 
@@ -67,13 +69,13 @@ class OnDemand:
 
     def take(self, rows: Sequence[int]) -> OnDemand:
         """These files alone, in this order."""
-        return OnDemand(self.paths.root, [self.paths[row] for row in rows], self.size, self.shorter_side)
+        return OnDemand(self.paths.root, self.paths.take(rows), self.size, self.shorter_side)
 
     def decode(self, row: int, transform: Callable[[Image.Image], Pixels]) -> Pixels:
         """One image after `transform`. Raises UnreadableError, which names the file."""
         path = self.path(row)
         try:
-            return read(path.read_bytes(), transform)
+            return read(read_file(path), transform)
         except MemoryError:
             raise
         except Exception as error:
@@ -88,14 +90,20 @@ class OnDemand:
         """sha256 of the names and sizes of all files, in order: cheap, where reading a hundred gigabytes is not.
 
         Blind to a change that keeps a file's size. Times are left out: a copy of the data set is the same data set.
-        Raises DataError where a file is empty or gone.
+        Raises DataError that lists every file which is empty, gone or no regular file.
         """
         digest, bad = hashlib.sha256(), []
-        for row, (name, stat) in enumerate(self.paths.stats()):
-            size = 0 if isinstance(stat, OSError) else stat.st_size
-            if not size:
-                reason = damage(stat) if isinstance(stat, OSError) else "zero bytes"
-                bad.append(f"{self.path(row)}: {reason}")
+        for row, (name, status) in enumerate(self.paths.stats()):
+            size = 0
+            try:
+                if isinstance(status, OSError):
+                    raise status
+                check(status)
+                size = status.st_size
+                if not size:
+                    raise NoFileError("zero bytes")
+            except (OSError, NoFileError) as error:
+                bad.append(f"{self.path(row)}: {damage(error)}")
             digest.update(name + b"\0%d\n" % size)
             if progress and ((row + 1) % 1024 == 0 or row + 1 == len(self)):
                 progress(row + 1, len(self))

@@ -41,6 +41,7 @@ class Request:
     image_size: int = 32
     shorter_side: int | None = None  # None: image_size
     progress: Progress | None = None
+    skip_damaged: bool = False  # leave out files that are no whole images, instead of an error
 
     @property
     def folder(self) -> Path:
@@ -76,6 +77,7 @@ class Content(Part):
     notes: tuple[str, ...] = ()
     moments: tuple[Colour, Colour] | None = None  # mean and deviation of the channels, where the makers publish them
     splits: Mapping[str, range] | None = None  # rows of train, val and test, where the parts are named otherwise
+    skipped: tuple[str, ...] = ()  # a line `file: reason` for each damaged image that was left out
     test_images: int | None = None  # how many of "all" okdc draws for the test split; None: a fifth
 
 
@@ -142,6 +144,13 @@ class Source:
                     f"data.shorter_side: expected at least data.image_size ({data.image_size}), "
                     f"found {data.shorter_side}"
                 )
+        if data.skip_damaged and not self.class_folders:
+            lines.append(f"data.skip_damaged: {self.name} has no image files of which one could be left out")
+        elif data.skip_damaged and self.streamed:
+            lines.append(
+                f"data.skip_damaged: {self.name} is decoded batch by batch, and which images are damaged is not known "
+                "before the training has met them; remove those that an error names"
+            )
         if self.streamed and data.crop_padding not in (0, type(data).model_fields["crop_padding"].default):
             lines.append(
                 f"data.crop_padding: {self.name} is trained on crops of random size and place, which have no "

@@ -21,10 +21,9 @@ from okdc.data import workers
 from okdc.data.augmentation import Augmentation, order
 from okdc.data.batches import Batches, Normalise, TrainBatches, part_of_batch
 from okdc.data.datasets import Dataset
-from okdc.data.images import Pixels, wary
+from okdc.data.images import Pixels, unreadable, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
 from okdc.distributed import ALONE, Ranks
-from okdc.errors import DataError
 from okdc.seeds import generator
 
 AHEAD = 2  # batches that a worker prepares before the loop asks for them
@@ -77,7 +76,7 @@ class StreamBatches:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(images NCHW float32, labels N) from step `start` of the epoch on, on the device of the labels.
 
-        Raises a DataError that names the file, instead of a batch with a damaged image.
+        Raises a DataError that names every damaged image of a batch, instead of that batch.
         """
         rows = order(self.dataset.train, epoch, self.seed)
         labels = self.dataset.labels[rows.to(self.dataset.labels.device)]  # one transfer an epoch
@@ -86,11 +85,11 @@ class StreamBatches:
         batches = self._planned()
         for part in parts:
             pixels = next(batches)
-            if isinstance(pixels, str):  # a worker's exception would arrive as the text of its traceback
-                raise DataError(f"an image cannot be read: {pixels}", hint="restore this file")
+            if isinstance(pixels, list):  # a worker's exception would arrive as the text of its traceback
+                raise unreadable(pixels, len(rows[part]))
             yield self.normalise(pixels), labels[part]
 
-    def _planned(self) -> Iterator[Tensor | str]:
+    def _planned(self) -> Iterator[Tensor | list[str]]:
         """The batches of the plan. Starts the workers where none run yet."""
         if self._loader is None:
             options: dict[str, Any] = {}
@@ -123,23 +122,23 @@ class StreamBatches:
 
 
 class _Decoder(loading.Dataset[Any]):
-    """A worker's task: one step of an epoch to B×size×size×3 uint8, or to the error of one of its files."""
+    """A worker's task: one step of an epoch to B×size×size×3 uint8, or a line for each file that is no whole image."""
 
     def __init__(self, files: OnDemand, augmentation: Augmentation, seed: int) -> None:
         self.files, self.augmentation, self.seed = files, augmentation, seed
 
-    def __getitem__(self, step: Step) -> Tensor | str:
+    def __getitem__(self, step: Step) -> Tensor | list[str]:
         epoch, rows = step
         size = self.files.size
-        pixels = np.empty((len(rows), size, size, 3), np.uint8)
+        pixels, bad = np.empty((len(rows), size, size, 3), np.uint8), list[str]()
 
         def decode(row: int) -> Pixels:
             return self.files.decode(row, lambda image: self.augmentation.of_file(image, size, self.seed, epoch, row))
 
         with wary():
-            try:
-                for i, row in enumerate(rows):
+            for i, row in enumerate(rows):
+                try:
                     pixels[i] = decode(row)
-            except UnreadableError as error:
-                return str(error)
-        return torch.from_numpy(pixels)
+                except UnreadableError as error:
+                    bad.append(str(error))
+        return bad or torch.from_numpy(pixels)

@@ -90,6 +90,13 @@ class Data(Table):
             "left out: image_size, which cuts least away."
         ),
     ] = None
+    skip_damaged: Annotated[
+        bool,
+        Field(
+            description="Whether image files that are damaged are left out and counted; false: one stops the run, "
+            "and all are named."
+        ),
+    ] = False
     train_images: Annotated[
         Count | None,
         Field(description="Size of a stratified subset of the training images, drawn by seed; left out: all of them."),

@@ -178,6 +178,7 @@ class RunInfo(Provenance, File):
     recipe_sha256: str
     data_sha256: str
     classes: Annotated[Tuple[str], Field(min_length=1)]
+    skipped_images: Tuple[str] = ()  # a line `file: reason` for each damaged image that was left out
     started_at: str  # sorts as text
     settings: RunSettings
     reasons: Tuple[str]  # of the settings, one line each

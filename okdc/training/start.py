@@ -71,6 +71,7 @@ def start(
             recipe_sha256=job.recipe.sha256(),
             data_sha256=job.dataset.fingerprint,
             classes=job.dataset.classes,
+            skipped_images=job.dataset.skipped,
             started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
             settings=RunSettings.model_validate(settings.saved()),
             reasons=settings.reasons,

@@ -123,19 +123,22 @@ def test_a_line_holds_what_the_model_says_of_the_image_by_the_stated_rule(
 
 
 def test_a_folder_is_read_by_name_to_its_depth_and_without_what_is_hidden(capsys: Captured) -> None:
-    for name in ("b/z.png", "b/a.JPG", "a.png", "c.png/inside.bmp", ".hidden.png", ".git/x.png", "notes.txt", "d.gif"):
+    for name in ("b/z.png", "b/a.JPG", "a.png", "c.png/inside.bmp", ".hidden.png", ".git/x.png", "notes.txt", "d.heic"):
         path = Path("folder", name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix != ".txt":
-            Image.fromarray(picture(1)).save(path)
+            Image.fromarray(picture(1)).save(path, "jpeg" if path.suffix in (".JPG", ".heic") else None)
         else:
             path.write_text("no image")
     Path("folder/b/again").symlink_to(Path("folder/b").absolute())
     expected = [f"folder/{name}" for name in ("a.png", "b/a.JPG", "b/z.png", "c.png/inside.bmp")]
-    assert [line["image"] for line in predicted(capsys, "folder")] == expected
-    named = ["folder/d.gif", "folder/b", "folder/d.gif"]  # a file that is named is read whatever its name
-    found = [line["image"] for line in predicted(capsys, *named)]
-    assert found[0] == found[-1] == "folder/d.gif"
+    answer = ask(capsys, "predict", "bundle", "folder")
+    assert (answer.code, [line["image"] for line in lines(answer.out)]) == (0, expected)
+    for reason in ("5 files are not read", "1 .heic", "1 .txt", "2 hidden", "under another name", "folder/d.heic"):
+        assert reason in answer.err
+    named = ["folder/d.heic", "folder/b", "folder/d.heic"]  # a file that is named is read whatever its name
+    found = [line["image"] for line in lines(ask(capsys, "predict", "bundle", *named).out)]
+    assert found[0] == found[-1] == "folder/d.heic"
     assert found[1:3] == expected[1:3]
 
 
@@ -206,7 +209,7 @@ def test_a_damaged_image_stops_no_other_and_all_are_named_at_the_end(
 def test_a_pipe_that_nobody_writes_to_is_not_waited_for(capsys: Captured) -> None:
     os.mkfifo("pipe.png")
     answer = ask(capsys, "predict", "bundle", "pipe.png")
-    assert (answer.code, lines(answer.out)) == (2, [{"image": "pipe.png", "error": "not a file"}])
+    assert (answer.code, lines(answer.out)) == (2, [{"image": "pipe.png", "error": "a pipe, not a file"}])
 
 
 def test_where_there_is_no_image_at_all_it_is_said(capsys: Captured) -> None:

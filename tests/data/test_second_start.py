@@ -16,7 +16,7 @@ from PIL import Image
 from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data.cache import load
-from okdc.data.images import EXTENSIONS
+from okdc.data.images import ENDINGS
 from okdc.data.listing import list_images
 from okdc.data.ondemand import OnDemand
 from okdc.errors import DataError
@@ -47,7 +47,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     def counting(call: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
         def wrapped(path: str | bytes | Path | int, **more: object) -> os.stat_result:
-            if not isinstance(path, int) and os.fsdecode(path).endswith(EXTENSIONS):
+            if not isinstance(path, int) and os.fsdecode(path).endswith(tuple(ENDINGS)):
                 counted[os.fsdecode(path)] += 1
             return call(path, **more)
 

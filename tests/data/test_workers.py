@@ -57,7 +57,7 @@ def test_processes_decode_what_threads_do(files: Paths, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(decoding, "read", elsewhere)
     seen: list[tuple[int, int]] = []
-    pixels, sha256 = decode(files, 8, lambda done, total: seen.append((done, total)))
+    pixels, sha256, _ = decode(files, 8, lambda done, total: seen.append((done, total)))
     assert np.array_equal(pixels, expected[0])
     assert sha256 == expected[1]
     assert sha256 == hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files)).hexdigest()

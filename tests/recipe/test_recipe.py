@@ -94,6 +94,7 @@ OTHER: dict[str, object] = {
     "about.paper.fused_error": {"mfef": 1.5},
     "data.name": "digits",
     "data.image_size": 64,
+    "data.skip_damaged": True,
     "data.train_images": 77,
     "data.val_fraction": 0.25,
     "data.crop_padding": 2,
