@@ -47,7 +47,8 @@ def predict(
     The model is opened at once, the images while the answers are taken. Raises UsageError for a model that the bundle
     lacks, CheckFailed for a file that is not the bundle's; after the last image, DataError for images that are none.
     """
-    return _answered(bundle, files, Session(bundle.model(precision), threads), top, batch)
+    session = Session(bundle.model(precision), threads)
+    return _answered(bundle, files, session, top, min(batch, max(len(files), 1)))
 
 
 def predict_pixels(

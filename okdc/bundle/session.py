@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from okdc.bundle.structure import INPUT, LOGITS, PROBABILITIES
+from okdc.data.workers import refuse_too_many
 from okdc.errors import CheckFailed, first_line
 
 Floats = npt.NDArray[np.float32]
@@ -28,9 +29,13 @@ class Images(Protocol):
 
 
 class Session:
-    """An ONNX file in onnxruntime, as okdc runs it everywhere: on the CPU, with stated threads."""
+    """An ONNX file in onnxruntime, as okdc runs it everywhere: on the CPU, with stated threads.
+
+    Raises DeviceError for more threads than the machine can use.
+    """
 
     def __init__(self, model: bytes | Path, threads: int = 1) -> None:
+        refuse_too_many("threads", threads)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -33,6 +33,7 @@ def run(arguments: Sequence[str], received: signals.Received) -> int | None:
     words = [word for word in arguments if word != "--debug"] or ["--help"]
     try:
         try:
+            _check_environment()
             code = _commands().main(words, prog_name="okdc", standalone_mode=False)
             signals.check()
         finally:
@@ -61,6 +62,15 @@ def run(arguments: Sequence[str], received: signals.Received) -> int | None:
             with contextlib.suppress(DiskError):  # stdout itself may have failed
                 console.out_json(document)
         return reported.exit_code
+
+
+def _check_environment() -> None:
+    """Raises DeviceError for a number of threads in the environment that torch or onnxruntime would die of."""
+    threads = os.environ.get("OMP_NUM_THREADS", "").strip()
+    if threads.isdecimal() and int(threads[:9]) > 1000:  # fewer are slow at most, and are the batch system's choice
+        from okdc.data.workers import refuse_too_many
+
+        refuse_too_many("OMP_NUM_THREADS", int(threads[:9]))
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from okdc.errors import DeviceError
+
 MANY = 1000  # files from which processes are worth their start
 # In a worker process: a byte that the parent sets when the results are no longer needed. A pool's initialiser can leave
 # something for the tasks of its process in a global alone.
@@ -21,6 +23,19 @@ _stop: mmap.mmap | None = None
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def refuse_too_many(name: str, count: int, processes: bool = False) -> None:
+    """Raises DeviceError for more threads than four a core: OpenMP's spin, and a hundred thousand end the process.
+
+    Worker `processes` do not spin: 64 are allowed anywhere, for a run that began on a large machine.
+    """
+    most = max(4 * cores(), 64 if processes else 0)
+    if count > most:
+        raise DeviceError(
+            f"{name}: expected {most:,} at most on this machine of {cores():,} cores, found {count:,}",
+            hint="as many as cores, or fewer: more gain nothing",
+        )
 
 
 def forks(files: int) -> bool:

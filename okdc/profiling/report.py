@@ -20,6 +20,7 @@ from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
+from okdc.data.workers import refuse_too_many
 from okdc.errors import CheckFailed, RecipeError, RunError, UsageError, nearest
 from okdc.methods.base import Batch, Method
 from okdc.profiling import students
@@ -49,8 +50,10 @@ class _Heads(nn.Module):
 def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progress) -> dict[str, Any]:
     """The report that `okdc profile --json` prints. No word: the newest complete run.
 
-    Raises UsageError for a word that names nothing, CheckFailed where the two counters disagree.
+    Raises UsageError for a word that names nothing, DeviceError for too many threads, CheckFailed where the two
+    counters disagree.
     """
+    refuse_too_many("threads", threads)
     run: RunDir | None = None
     subjects: list[Subject] = []
     if not words:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from okdc.data.workers import cores
+from okdc.data.workers import cores, refuse_too_many
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.recipe.schema import Engine
@@ -92,10 +92,12 @@ def choose(
     threads, reason = torch.get_num_threads(), "OMP_NUM_THREADS" if "OMP_NUM_THREADS" in os.environ else "cores"
     if engine.threads != "auto":
         threads, reason = engine.threads, "as asked"
+    refuse_too_many("OMP_NUM_THREADS" if engine.threads == "auto" else "engine.threads", threads)
     reasons.append(f"threads {threads} ({reason})")
     workers, reason = (max(1, cores() // ranks.here), "cores") if streamed else (0, "")
     if engine.workers != "auto":
         workers, reason = engine.workers, "as asked"
+    refuse_too_many("engine.workers", workers, processes=True)
     if streamed:
         reasons.append(f"workers {workers} ({reason})")
     if deterministic and device == "cuda":
