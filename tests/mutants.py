@@ -108,7 +108,8 @@ class Copy:
 
     def run(self, tests: Sequence[str], *options: str, seconds: float = SECONDS) -> tuple[int, str]:
         """pytest's exit code and output. Raises TimeoutExpired."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *tests]
+        own = f"--basetemp={self.folder}-tmp"  # pytest would tidy up after other processes otherwise
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", own, *options, *tests]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=seconds
         )
@@ -144,6 +145,11 @@ def _judged(code: int, said: str) -> tuple[str, str]:
     return BROKEN, f"pytest ended with {code}: {said.strip().splitlines()[-1] if said.strip() else 'nothing said'}"
 
 
+def _is_of(case: str, test: str) -> bool:
+    """Whether a case is the test, one of its parameters, or in its file."""
+    return case == test or case.startswith((f"{test}[", f"{test}::"))
+
+
 def failing(copy: Copy, tests: Sequence[str]) -> list[str]:
     """The tests that fail without any mutant; each runs once, whatever the number of its mutants.
 
@@ -175,7 +181,7 @@ def run(mutants: Sequence[Mutant], at_once: int) -> list[Outcome]:
             free.put(copy)
 
         def judged(mutant: Mutant) -> Outcome:
-            if without := [case for case in failed if case.startswith(mutant.tests)]:
+            if without := [case for case in failed if any(_is_of(case, test) for test in mutant.tests)]:
                 outcome = Outcome(mutant, BROKEN, f"fails without it: {without[0]}", 0.0)
             else:
                 copy = free.get()
