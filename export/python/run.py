@@ -30,6 +30,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 RULE = "exif-upright, rgb, shorter side to size (pillow bilinear, antialiased), centre crop"
 LARGER = "exif-upright, rgb, shorter side to shorter_side (pillow bilinear, antialiased), centre crop"
+# Pillow has more formats, but for PostScript it starts Ghostscript, and a stranger's image must not start a program.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO", "QOI")
 MODELS = ("float32", "int8", "float16")
 BATCH = 64
 PIXELS = 2**30 // 12  # more pixels in one image are an attack or a mistake (Pillow's own limit)
@@ -86,7 +88,9 @@ class Bundle:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(io.BytesIO(content)) as image:
+                Image.init()
+                known = [name for name in FORMATS if name in Image.OPEN]  # by this Pillow
+                with Image.open(io.BytesIO(content), formats=known) as image:
                     return fit(to_rgb(image), self.side, self.shorter_side)
         except UnidentifiedImageError:
             raise ValueError(f"{path}: not an image of a known format") from None

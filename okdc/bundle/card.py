@@ -7,7 +7,7 @@ in code spans, where Markdown and HTML in them are only letters.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Story:
     data: Mapping[str, int]  # numbers of images: {"train": , "validation": , "test": }
     parity: Parity
     profile: Profile  # its `models` are those in the bundle
+    skipped: Sequence[str] = ()  # a line `file: reason` for each damaged image that was left out of the data
     licence: str | None = None  # of the weights: an SPDX identifier or a name; None: nobody has stated one
 
     @property
@@ -256,6 +257,13 @@ def _training(story: Story) -> str:
     ]
     if teacher := result.teacher:
         lines.append(f"- The teacher: {code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
+    if story.skipped:
+        named = ", ".join(code(line) for line in story.skipped[:SHOWN])
+        more = f" and {len(story.skipped) - SHOWN:,} more" if len(story.skipped) > SHOWN else ""
+        lines.append(
+            f"- {_many(len(story.skipped), 'damaged image')} of the data set left out (`data.skip_damaged`), neither "
+            f"trained on nor judged: {named}{more}."
+        )
     if story.source is None or not story.source.fixed:
         lines.append(
             "- The name does not say which images these were: copies that were saved again as JPEG, for one, are other "

@@ -143,7 +143,7 @@ def _key(listing: Listing, size: int, shorter_side: int | None, skip_damaged: bo
 
 def _parts(pixels: Pixels) -> list[memoryview]:
     """The bytes of the pixels, piece by piece: none is a copy."""
-    whole = memoryview(pixels.reshape(-1))
+    whole = pixels.reshape(-1).data
     return [whole[start : start + _PART] for start in range(0, len(whole), _PART)]
 
 

@@ -31,7 +31,7 @@ class Decoding(NamedTuple):
 class _Bad(NamedTuple):
     """A file that is no whole image."""
 
-    index: int
+    row: int
     reason: str
     may_pass: bool
 
@@ -60,7 +60,7 @@ def decode(
             for start, part in zip(starts, pool.map(decode_part, (paths[i : i + step] for i in starts)), strict=True):
                 done = min(start + step, len(paths))
                 pixels[start:done], digests[start:done] = part[:2]
-                bad += [file._replace(index=start + file.index) for file in part[2]]
+                bad += [file._replace(row=start + file.row) for file in part[2]]
                 if progress and (done // 64 > start // 64 or done == len(paths)):
                     progress(done, len(paths))
     except BrokenProcessPool:
@@ -69,8 +69,8 @@ def decode(
             hint="usually for lack of memory: a smaller data.image_size needs less",
         ) from None
     if bad and (not skip_damaged or any(file.may_pass for file in bad)):
-        raise unreadable([f"{paths[file.index]}: {file.reason}" for file in bad], len(paths), skip_damaged)
-    damaged = {file.index: file.reason for file in bad}
+        raise unreadable([f"{paths[file.row]}: {file.reason}" for file in bad], len(paths), skip_damaged)
+    damaged = {file.row: file.reason for file in bad}
     pixels, digests = _without(pixels, damaged), _without(digests, damaged)
     return Decoding(pixels, hashlib.sha256(digests.data).hexdigest(), damaged)
 

@@ -234,8 +234,8 @@ def _classes_of(splits: dict[str, Path], notes: list[str]) -> _Tree:
     if first == "all":
         _check_no_splits(folder, names)
     tree = _Tree(splits, {first: {name: folder / name for name in names}}, notes)
-    for split, other in list(splits.items())[1:]:
-        tree.classes[split] = _matched(other, folder, names, tree.notes)
+    for split, further in list(splits.items())[1:]:
+        tree.classes[split] = _matched(further, folder, names, tree.notes)
     return tree
 
 

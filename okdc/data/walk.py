@@ -83,7 +83,7 @@ def inside(folder: str, left_out: LeftOut) -> Inside:
     """Raises DataError for a folder that cannot be listed."""
     found, known = Inside([], [], [], []), endings()
     with listing_of(folder), os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             name, kind = entry.name, _kind(entry)
             if name.startswith("."):
                 left_out.others["hidden"] += 1
@@ -97,8 +97,6 @@ def inside(folder: str, left_out: LeftOut) -> Inside:
                 found.lost.append(name)
             else:
                 left_out.add(folder, name, ending)
-    for names in (found.images, found.folders, found.links, found.lost):
-        names.sort()
     return found
 
 

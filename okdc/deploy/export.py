@@ -159,7 +159,9 @@ def _export(
             costs = bundle_profile.measure(chosen.network, chosen.info.preprocessing.size, models)
             artefacts.write(folder / layout.PROFILE, costs)
             counts = {"train": len(dataset.train), "validation": len(dataset.val), "test": len(dataset.test)}
-            story = Story(chosen.info, result, resolved.recipe.portable(), counts, reports, costs, licence)
+            story = Story(
+                chosen.info, result, resolved.recipe.portable(), counts, reports, costs, dataset.skipped, licence
+            )
             write(folder / layout.CARD, card(story).encode())
             write(folder / layout.CLIENT, (catalog.folder("export") / "python" / "run.py").read_bytes())
             layout.write_manifest(
