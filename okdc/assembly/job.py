@@ -11,7 +11,7 @@ from torch import nn
 
 from okdc import backbones, torch_errors
 from okdc.assembly import teacher as teachers
-from okdc.assembly.resolve import ResolvedRecipe, refusal
+from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
 from okdc.cohort import Cohort
@@ -22,6 +22,7 @@ from okdc.data.source import Colour, Request
 from okdc.errors import DataError, RecipeError, one_line
 from okdc.methods import METHODS
 from okdc.methods.base import Method
+from okdc.recipe.explain import refusal
 from okdc.recipe.schema import TEACHER, Recipe
 from okdc.seeds import seeded
 

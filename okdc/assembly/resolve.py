@@ -15,7 +15,7 @@ from okdc.data.source import Source
 from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Config, Method, TaughtConfig
 from okdc.recipe.draft import Draft, check
-from okdc.recipe.explain import explain, salvage
+from okdc.recipe.explain import explain, refusal, salvage
 from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Recipe
 
 
@@ -113,11 +113,6 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
     if recipe is None or kind is None or config is None or source is None or problems:
         raise refusal(place, list(dict.fromkeys(problems)))
     return ResolvedRecipe(recipe, kind, config, source, place, draft.stem, tuple(notes))
-
-
-def refusal(place: str, problems: list[str]) -> RecipeError:
-    """What is said of a recipe that cannot be used: where it was written, and one line a problem."""
-    return RecipeError(f"{place}: {len(problems)} problem{'s' if len(problems) > 1 else ''}", details=problems)
 
 
 def _with_root(draft: Draft, source: Source | None) -> tuple[dict[str, Any], list[str]]:

@@ -40,7 +40,8 @@ class _Stream:
     @property
     def stream(self) -> TextIO | None:
         """None where the process was started without it."""
-        return getattr(sys, self.name)  # type: ignore[no-any-return]
+        stream = getattr(sys, self.name)  # beside a progress bar a proxy of rich's, which would print by this again
+        return getattr(stream, "rich_proxied_file", stream)  # type: ignore[no-any-return]
 
     @property
     def encoding(self) -> str:

@@ -80,16 +80,17 @@ def _list_recipes(as_json: bool) -> None:
 
 def _recipe_file(word: str) -> Path | None:
     """The recipe that a word names: a file, or one that ships with okdc."""
-    return Path(word) if Path(word).is_file() else catalog.find_recipe(word)
+    return Path(word) if Path(word).exists() and not Path(word).is_dir() else catalog.find_recipe(word)
 
 
 def _facts(path: Path) -> dict[str, Any]:
     """A recipe's tables. Raises RecipeError with all that is wrong in it."""
     from okdc.recipe import draft
+    from okdc.recipe.explain import refusal
 
     recipe, problems = draft.check(draft.Draft(path, draft.read(path)))
     if recipe is None:
-        raise RecipeError(f"{path}: {len(problems)} problems", details=problems)
+        raise refusal(str(path), problems)
     return {"name": path.stem, "path": str(path), **recipe.portable()}
 
 

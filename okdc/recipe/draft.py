@@ -6,6 +6,7 @@ recipe, problems = check(draft)                                     tables -> Re
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from okdc.recipe.reference import alternatives
 from okdc.recipe.schema import Recipe
 
 DEFAULT = "digits_resnet8"
+LARGEST, DEEPEST = 2**20, 32  # bytes of a recipe, levels of tables and lists in it
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,17 @@ def _toml(value: Any) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The tables of one TOML file."""
+    """The tables of one TOML file. Raises RecipeError for what is no file, or no recipe."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise RecipeError(
+                f"{path}: expected a .toml file, found {'a folder' if path.is_dir() else 'a device or pipe'}"
+            )
+        with path.open("rb") as stream:
+            content = stream.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise RecipeError(f"{path}: {path.stat().st_size:,} bytes, a recipe has {LARGEST:,} at most")
+        return _parsed(content.decode())
     except UnicodeDecodeError:
         raise RecipeError(f"{path}: not UTF-8 text; a recipe is a TOML file") from None
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, and what tomllib lets through
@@ -102,11 +112,38 @@ def read(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+# A dotted key, for which tomllib takes a time that grows with the square of its parts.
+_DOTTED = re.compile(rf"(?<![\w\"'-])(?:[\w\"'-]++[ \t]*+\.[ \t]*+){{{DEEPEST}}}")
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """Raises ValueError or RecursionError for what is no TOML, or is nested as no recipe is."""
+    too_deep = f"tables and lists are {DEEPEST} levels deep at most"
+    if _DOTTED.search(text):
+        raise ValueError(too_deep)
+    tables = tomllib.loads(text)
+    if _is_deep(tables):
+        raise ValueError(too_deep)
+    return tables
+
+
+def _is_deep(value: Any) -> bool:
+    """Whether tables and lists are nested deeper than any recipe's: Python's own recursion ends at a thousand."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        inside = [inner.values() if isinstance(inner, dict) else inner for inner in level]
+        level = [item for items in inside for item in items if isinstance(item, (dict, list))]
+    return depth > DEEPEST
+
+
 def _find(word: str) -> tuple[Path, list[str]]:
     path = Path(word)
     if path.is_file():
         return path, []
     shipped = catalog.find_recipe(word)
+    if path.exists() and not path.is_dir():
+        return path, []  # which says what it is
     if shipped is None:
         inside = f" (there is {path / 'recipe.toml'})" if (path / "recipe.toml").is_file() else ""
         problem = f"is a folder, expected a .toml file{inside}" if path.is_dir() else "no such recipe file"
@@ -138,7 +175,9 @@ def check(draft: Draft) -> tuple[Recipe | None, list[str]]:
 def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
     *path, last = key.split(".")
     if not last or not all(path):
-        return [f"{key}={value}: an override is written key=value, as in optim.epochs=3"]
+        return [f"{(key + '=' + value)[:200]}: an override is written key=value, as in optim.epochs=3"]
+    if len(path) > DEEPEST:
+        return [f"{key[:80]}...: expected at most {DEEPEST} tables in a row, found {len(path):,}"]
     if not (key + value).isascii():
         try:
             (key + value).encode()
@@ -162,7 +201,7 @@ def _set(tables: dict[str, Any], names: Sequence[str], value: Any) -> list[str]:
 
 def _value(key: str, text: str) -> Any:
     try:
-        tables = tomllib.loads(f"value = {text}")
+        tables = _parsed(f"value = {text}")
     except (ValueError, RecursionError):
         return text
     if list(tables) != ["value"] or (_is_text(key) and not isinstance(tables["value"], str)):

@@ -8,12 +8,13 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from okdc.errors import nearest
+from okdc.errors import RecipeError, nearest, quoted
 from okdc.recipe.reference import alternatives
 from okdc.recipe.schema import Recipe
 
@@ -40,13 +41,25 @@ EXPECTED = {
 }
 
 
+SHOWN = 20  # problems of a recipe; of more, their number
+LONGEST = 100  # letters of a key
+
+
+def refusal(place: str, problems: Sequence[str]) -> RecipeError:
+    """All that is wrong with the recipe at `place`, as far as anybody reads it."""
+    count = len(problems)
+    rest = [f"and {count - SHOWN:,} more"] if count > SHOWN else []
+    return RecipeError(f"{place}: {count:,} problem{'s' if count > 1 else ''}", details=[*problems[:SHOWN], *rest])
+
+
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
     """One line a key: what was expected, what was found, the nearest name."""
     lines: dict[str, str] = {}
     expected: defaultdict[str, list[str]] = defaultdict(list)  # key -> what each alternative of it takes
     for problem in error.errors():
         path, owner = _locate(problem["loc"], model)
-        key, name, kind, found = prefix + path, path.rsplit(".", 1)[-1], problem["type"], problem["input"]
+        name, kind, found = path.rsplit(".", 1)[-1], problem["type"], problem["input"]
+        key, few = _short(prefix + path), len(lines) < SHOWN  # the nearest name takes a while, and of few it is read
         if kind == "too_short" and len(found) >= problem["ctx"]["min_length"]:
             continue  # only because an item of it is wrong, which has a line of its own
         if kind == "value_error":  # a rule over several keys, in the model's own words
@@ -55,15 +68,21 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         elif kind == "extra_forbidden":
             table = f"[{key.rpartition('.')[0]}]" if "." in key else "the top level"
             fields = list(owner.model_fields)
-            lines[key] = f"{key}: unknown key{nearest(name, fields)}; {table} has {', '.join(fields)}"
+            lines[key] = (
+                f"{key}: unknown key{nearest(name[:LONGEST], fields) if few else ''}; {table} has {', '.join(fields)}"
+            )
         elif kind == "missing":
             description = owner.model_fields[name].description if name in owner.model_fields else None
             lines[key] = f"{key}: missing" + (f". {description}" if description else "")
         else:
             expected[key].append(_expected(problem))
-            close = nearest(str(found), _choices(problem, name, owner))
-            lines[key] = f"{key}: expected {' or '.join(expected[key])}, found {found!r}{close}"
+            close = nearest(str(found)[:LONGEST], _choices(problem, name, owner)) if few else ""
+            lines[key] = f"{key}: expected {' or '.join(expected[key])}, found {quoted(found)}{close}"
     return list(lines.values())
+
+
+def _short(key: str) -> str:
+    return key if len(key) <= LONGEST else f"{key[:LONGEST]}... ({len(key):,} letters)"
 
 
 def _expected(problem: ErrorDetails) -> str:

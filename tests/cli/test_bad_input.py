@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,66 @@ def test_every_problem_of_a_recipe_is_told_at_once_with_its_file(capsys: Capture
 def test_a_file_that_is_no_recipe_says_what_it_is(capsys: Captured, content: bytes | None, said: str) -> None:
     Path("mine.toml").mkdir() if content is None else Path("mine.toml").write_bytes(content)
     refused(ask(capsys, "distill", "mine.toml"), "recipe", "mine.toml: ", said)
+
+
+DEEP = 50_000
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (f"[{'.'.join('a' * DEEP)}]", "levels deep"),
+        (f"{'.'.join('a' * DEEP)} = 1", "levels deep"),
+        (f"a = {'[' * DEEP}{']' * DEEP}", "not TOML"),
+        (f"a = {'[' * 100}{']' * 100}", "levels deep"),
+        (f"a = {'{a=' * DEEP}1{'}' * DEEP}", "not TOML"),
+        ("".join(f"k{i} = 1\n" for i in range(50_000)), "more"),
+        (f'"{"k" * 500_000}" = 1', "500,000 letters"),
+        (f'[optim]\nlr = "{"v" * 500_000}"', "optim.lr"),
+        ('"a\\u001b[31m" = 1\n[data]\n"x\\ny" = "\\u001b[2J"', "a\\x1b[31m: unknown key"),
+    ],
+    ids=["header", "dotted", "list", "a hundred", "inline", "keys", "a long key", "a long value", "control characters"],
+)
+def test_a_monstrous_recipe_is_answered_in_a_few_lines(capsys: Captured, content: str, said: str) -> None:
+    Path("mine.toml").write_text(content, encoding="utf-8")
+    for command in (("distill",), ("recipes",)):
+        answer = ask(capsys, *command, "mine.toml")
+        refused(answer, "recipe", "mine.toml: ", said)
+        assert len(answer.err) < 10_000
+        assert "\x1b" not in answer.err
+
+
+def test_of_many_problems_twenty_are_named_and_the_rest_counted(capsys: Captured) -> None:
+    answer = ask(capsys, "distill", *(f"k{i}=1" for i in range(3000)))
+    refused(answer, "recipe", "3,000 problems", "  k0: unknown key", "  and 2,980 more")
+    assert len(answer.err.splitlines()) < 30
+
+
+@pytest.mark.parametrize("kind", ["a gigabyte", "a pipe"])
+def test_what_is_no_recipe_is_not_read(capsys: Captured, kind: str) -> None:
+    if kind == "a pipe":
+        os.mkfifo("mine.toml")
+    else:
+        with Path("mine.toml").open("wb") as stream:
+            stream.truncate(2**30)
+    for command in (("distill",), ("recipes",), ("bench",)):
+        refused(ask(capsys, *command, "mine.toml"), "recipe", "mine.toml: ", "pipe" if kind == "a pipe" else "bytes")
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        f"{'a.' * DEEP}b=1",
+        f"optim.lr={'[' * DEEP}",
+        f"optim.lr={'[' * 900}{']' * 900}",
+        f"optim.{'k' * 90_000}=1",
+        f"optim.lr={{{'a.' * DEEP}b=1}}",
+    ],
+)
+def test_a_monstrous_override_is_answered_in_a_few_lines(capsys: Captured, word: str) -> None:
+    answer = ask(capsys, "distill", word)
+    refused(answer, "recipe", "1 problem")
+    assert len(answer.err) < 2000
 
 
 def test_a_device_that_is_not_there_is_refused(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,8 +106,8 @@ def test_names_that_are_no_text_are_printed_escaped(capsys: Captured) -> None:
 def test_no_width_hides_anything(monkeypatch: pytest.MonkeyPatch, capsys: Captured, columns: str) -> None:
     for name in ("COLUMNS", "LINES"):
         monkeypatch.setenv(name, columns)
-    monkeypatch.setattr(console, "_out", type(console._out)("stdout", soft_wrap=True))
-    monkeypatch.setattr(console, "_err", type(console._err)("stderr", soft_wrap=True))
+    monkeypatch.setattr(console, "_out", console._Console("stdout", soft_wrap=True))
+    monkeypatch.setattr(console, "_err", console._Console("stderr", soft_wrap=True))
     console.out("one two")
     console.table(["a"], [["b c"]])
     console.note("three")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -159,7 +160,7 @@ def test_a_second_process_is_refused_and_takes_nothing_away() -> None:
 def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its holder removes the file as it ends: a lock on a file without a name would keep nobody out."""
     opened = os.open
-    unlinked: list[object] = []
+    unlinked: list[Path] = []
 
     def opening(path: Path, *arguments: int) -> int:
         descriptor = opened(path, *arguments)
@@ -182,7 +183,7 @@ def test_a_file_system_without_locks_costs_the_certainty_and_no_folder(monkeypat
 
     left = Path(".out.01234567.new")
     left.mkdir()
-    monkeypatch.setattr("okdc.runs.locks.fcntl.flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     build(Path("out"), "first")
     assert names() == [left.name, "out"], "it may be another process's"
 
