@@ -201,7 +201,7 @@ def _cache_problem() -> str | None:
     for _ in range(2):  # built again, or read
         if not np.array_equal(_pixels("cache"), fresh):
             return "other pixels"
-    left = [path.name for path in Path("cache/images").iterdir() if path.name.startswith(".")]
+    left = [path.name for path in Path("cache/images").iterdir() if path.name.startswith((".new", ".lock"))]
     return f"left behind: {', '.join(left)}" if left else None
 
 
@@ -373,7 +373,7 @@ def flip_in_cache(name: str, seed: int) -> str | None:
     """Flip a bit of the cache of decoded images. Silent, if other pixels come of it."""
     with in_folder(SCENARIOS["cache"]):
         before = _pixels("cache")
-        (path,) = Path("cache").rglob(name)
+        (path,) = Path("cache").rglob(name)  # one file an entry
         where = flip(path, random.Random(seed))
         return None if np.array_equal(_pixels("cache"), before) else f"{where}: other pixels"
 
@@ -391,7 +391,7 @@ FLIPS: dict[str, tuple[Callable[[str, int], str | None], Callable[[], list[str]]
     "a complete run": (flip_in_run, files_of_run),
     "an interrupted run": (flip_in_checkpoint, lambda: [name for name in files_of_run() if name != "result.json"]),
     "a bundle": (flip_in_bundle, files_of_bundle),
-    "the cache": (flip_in_cache, lambda: ["images.npy", "meta.json"]),
+    "the cache": (flip_in_cache, lambda: ["images/*"]),
 }
 
 
