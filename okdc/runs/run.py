@@ -92,12 +92,14 @@ class RunDir:
         Raises RunError where `out` holds anything, DiskError where it cannot be made.
         """
         run = cls(new_folder(stem, out))
-        try:
-            artefacts.write(run.info, info)  # the first file makes it a run: the recipe is in it, too
-            write_recipe(run.recipe, info.recipe)
-        except DiskError:
-            run.discard()
-            raise
+        with locks.written(run.path):  # of two that begin in one folder the second finds the first one's run
+            refuse_taken(run.path)
+            try:
+                artefacts.write(run.info, info)  # the first file makes it a run: the recipe is in it, too
+                write_recipe(run.recipe, info.recipe)
+            except DiskError:
+                run.discard()
+                raise
         return run
 
     @classmethod

@@ -24,7 +24,7 @@ from okdc.recipe.schema import Recipe
 from okdc.runs import artefacts, locks
 from okdc.runs.artefacts import Provenance, SeriesInfo, Settings
 from okdc.runs.recipes import read_proven, write_recipe
-from okdc.runs.run import RECIPE, ROOT, SERIES, RunDir, State, best, new_folder, recipe_value, runs
+from okdc.runs.run import RECIPE, ROOT, SERIES, RunDir, State, best, new_folder, recipe_value, refuse_taken, runs
 
 MOST = 1000  # seeds of one series: more is a slip of the keyboard
 LARGEST = 2**63 - 1  # seed that a recipe takes
@@ -92,12 +92,14 @@ class SeriesDir:
             settings=settings,
             **dict(provenance),
         )
-        try:
-            artefacts.write(series.info, info)  # the first file makes it a series: the recipe is in it, too
-            write_recipe(series.recipe, tables)
-        except DiskError:
-            series.discard()
-            raise
+        with locks.written(series.path):
+            refuse_taken(series.path)
+            try:
+                artefacts.write(series.info, info)  # the first file makes it a series: the recipe is in it, too
+                write_recipe(series.recipe, tables)
+            except DiskError:
+                series.discard()
+                raise
         return series
 
     @classmethod

@@ -14,6 +14,7 @@ import pytest
 from making import result_of, run_info, write_json
 
 from okdc.errors import DiskError, RunError
+from okdc.runs import locks
 from okdc.runs import run as run_module
 from okdc.runs.artefacts import Provenance
 from okdc.runs.files import read_json, write
@@ -69,6 +70,24 @@ def test_processes_that_start_together_get_runs_of_their_own() -> None:
     taken = [line for process in both for line in process.communicate()[0].split()]
     assert [process.returncode for process in both] == [0, 0]
     assert sorted(taken) == sorted(f"runs/a-{n}" for n in range(1, 41))
+
+
+def test_of_two_that_begin_in_one_folder_at_once_the_second_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both have found the folder empty before either has written."""
+    make = run_module.new_folder
+
+    def overtaken(stem: str, out: Path | None = None) -> Path:
+        path = make(stem, out)
+        monkeypatch.setattr(run_module, "new_folder", make)
+        made(out=out, processes=2)
+        return path
+
+    monkeypatch.setattr(run_module, "new_folder", overtaken)
+    with pytest.raises(RunError, match="here already holds a run"):
+        made(out=Path("here"), processes=1)
+    assert RunDir(Path("here")).read_info().processes == 2
+    with locks.written(Path("there")), pytest.raises(RunError, match="there is being written by another process"):
+        made(out=Path("there"))
 
 
 def test_a_run_starts_with_its_recipe_and_its_facts() -> None:
