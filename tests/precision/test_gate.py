@@ -194,6 +194,14 @@ def not_a_number(model: ModelProto) -> None:
     bias(np.array([np.nan] + 9 * [0], np.float32))(model)
 
 
+def test_an_answer_that_is_no_number_is_right_in_no_image(blob: bytes, judging: tuple[Pixels, Labels]) -> None:
+    """numpy takes the place of the first that is none for the largest."""
+    report = judged("int8", blob, changed(blob, not_a_number), *judging, CLASSES, "test")
+    assert report["top1_pct"]["int8"] == 0.0
+    assert report["predictions_that_differ"] == report["images"]
+    assert not report["finite"]
+
+
 def batch_coupling(model: ModelProto) -> None:
     """Every image is told a little of the mean over its batch."""
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")

@@ -67,6 +67,15 @@ def test_every_kind_of_network_is_quantised_between_its_weights_and_answers_near
     assert np.allclose(p.sum(1), 1, atol=1e-5)
 
 
+def test_what_is_added_behind_the_last_product_stays_float32(images: Pixels) -> None:
+    """A head of MatMul and Add: its bias is none that the product could take in."""
+    model = onnx.load_model_from_string(quantize.quantize(Graph(graphs.matrix).blob(), images, FIRST))
+    last = next(node for node in model.graph.node if "logits" in node.output)
+    floats = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    assert last.op_type == "Add"
+    assert last.input[1] in floats
+
+
 def test_what_the_file_says_of_itself_stays(blob: bytes, images: Pixels) -> None:
     before = onnx.load_model_from_string(blob)
     after = onnx.load_model_from_string(quantize.quantize(blob, images, FIRST))
