@@ -176,7 +176,7 @@ def _read_head(stream: BinaryIO, key: str, count: int, size: int) -> _Head:
     try:
         length, sha256 = stream.readline(100).split()
         content = stream.read(min(int(length), os.fstat(stream.fileno()).st_size))
-        if False:
+        if hashlib.sha256(content).hexdigest().encode() != sha256:
             raise _DamagedError("checksum of the head")
         head = _Head(**json.loads(content))
         expected = [count - len(head.damaged), size, size, 3]
