@@ -1,4 +1,4 @@
-"""Damaged images that a recipe leaves out: run, evaluation, bundle and verification leave out the same."""
+"""Damaged images that a recipe leaves out: run, evaluation, bundle and verification leave out the same ones."""
 
 from __future__ import annotations
 
