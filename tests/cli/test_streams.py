@@ -104,13 +104,14 @@ def test_names_that_are_no_text_are_printed_escaped(capsys: Captured) -> None:
 
 @pytest.mark.parametrize("columns", ["0", "1", "-1", "abc", "²", "9" * 30, ""])
 def test_no_width_hides_anything(monkeypatch: pytest.MonkeyPatch, capsys: Captured, columns: str) -> None:
-    for name in ("COLUMNS", "LINES"):
-        monkeypatch.setenv(name, columns)
-    monkeypatch.setattr(console, "_out", console._Console("stdout", soft_wrap=True))
-    monkeypatch.setattr(console, "_err", console._Console("stderr", soft_wrap=True))
-    console.out("one two")
-    console.table(["a"], [["b c"]])
-    console.note("three")
+    with monkeypatch.context() as patch:  # before pytest itself asks for the width
+        for name in ("COLUMNS", "LINES"):
+            patch.setenv(name, columns)
+        patch.setattr(console, "_out", console._Console("stdout", soft_wrap=True))
+        patch.setattr(console, "_err", console._Console("stderr", soft_wrap=True))
+        console.out("one two")
+        console.table(["a"], [["b c"]])
+        console.note("three")
     assert capsys.readouterr() == ("one two\na\nb c\n", "three\n")
 
 
