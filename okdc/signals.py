@@ -107,16 +107,16 @@ def raised() -> Iterator[Received]:
     A signal that comes while a module is imported raises when that import is done.
     """
     check()
-    received, before, sent_again = Received(), _imports(sys._getframe()), False
+    received, before, sent_again, waiting = Received(), _imports(sys._getframe()), False, False
 
     def send_again(number: int) -> None:
-        nonlocal sent_again
-        sent_again = received in _raising
+        nonlocal sent_again, waiting
+        sent_again, waiting = received in _raising, False
         if sent_again:
             signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal sent_again
+        nonlocal sent_again, waiting
         if not sent_again:
             received.signal = signal.Signals(number)
             received.count += 1
@@ -126,6 +126,9 @@ def raised() -> Iterator[Received]:
         if received.over or received.raised:
             return
         if _imports(frame) > before:
+            if waiting:  # of two that are sent again at once the second would count as one of the user's
+                return
+            waiting = True
             timer = threading.Timer(AGAIN_S, send_again, (number,))
             timer.daemon = True
             timer.start()

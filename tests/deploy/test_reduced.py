@@ -58,7 +58,7 @@ def test_both_files_are_made_judged_and_named(capsys: Captured, run: RunDir, blo
     assert answer.code == 0, answer.err
     folder = run.path / "bundle"
     parity = json.loads(answer.out)["parity"]
-    assert parity == read_json(folder / "parity.json")
+    assert parity.items() <= read_json(folder / "parity.json").items()
     bundle = BundleDir.open(folder)
     assert bundle.precisions == ["float32", "int8", "float16"]
     for precision, name in REDUCED.items():
