@@ -402,7 +402,7 @@ def test_a_damaged_image_of_one_process_stops_all_names_the_file_once_and_they_c
     content = path.read_bytes()
     path.write_bytes(b"\0" * len(content))
     answers = together(2, damaged, out, (str(tmp_path / "tiny.toml"), *one_epoch(tree)))
-    told = once(answers, path.name)
+    told = once(answers, f"the first is {path}")
     assert told is answers[1]
     assert f"{TOGETHER} {out}" in told.err
     state, _ = checkpoint.load(RunDir(out))
