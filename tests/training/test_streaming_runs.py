@@ -54,7 +54,7 @@ def trained(run: RunDir) -> dict[str, Any]:
     """All that a run leaves behind but what names its recipe, to the bit."""
     state, _ = checkpoint.load(run)
     assert state is not None
-    named = {"recipe_sha256"}
+    named = {"recipe_sha256", "sha256"}  # and the hash of what names it
     record = {key: value for key, value in result(run).items() if key not in named}
     for student in record["cohort"]:
         del student["student_sha256"]  # of a file that names the recipe
@@ -63,7 +63,7 @@ def trained(run: RunDir) -> dict[str, Any]:
         "result": record,
         "weights": hashlib.sha256(run.weights.read_bytes()).hexdigest(),
         "student": {key: value for key, value in read_json(run.student).items() if key not in named},
-        "state": digest({key: value for key, value in state.items() if not key.startswith("seconds")}),
+        "state": digest({k: v for k, v in state.items() if k != "rows" and not k.startswith("seconds")}),
     }
 
 
