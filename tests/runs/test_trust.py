@@ -163,6 +163,14 @@ def test_a_run_without_code_is_not_listed() -> None:
     assert not Path("state").exists()
 
 
+def test_every_name_has_to_be_on_the_list() -> None:
+    trust.record(Path("x"), "2026", ["a:b"])
+    trust.check(Path("x"), "2026", ["a:b"])
+    for folder, started_at, code in (("x", "2026", ["a:b", "c:d"]), ("y", "2026", ["a:b"]), ("x", "2027", ["a:b"])):
+        with pytest.raises(RunError):
+            trust.check(Path(folder), started_at, code)
+
+
 def test_the_list_has_one_line_a_run(own: RunDir) -> None:
     for _ in range(2):
         trust.record(own.path, own.read_info().started_at, ["nets_of_others:make"])
