@@ -319,15 +319,7 @@ def believed(run: Path) -> dict[str, Any]:
 
 def flip_in_run(name: str, seed: int) -> str | None:
     """Flip a bit of a complete run's file. Silent, if okdc then believes something else."""
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        shutil.copytree(_finished(), "run")
-        before = _before("run", lambda: believed(Path("run")))
-        where = flip(Path("run", name), random.Random(seed))
-        try:
-            after = believed(Path("run"))
-        except OkdcError:
-            return None
-        return None if after == before else f"{where}: other facts"
+    return _flip_in(_finished(), name, seed, believed)
 
 
 def flip_in_checkpoint(name: str, seed: int) -> str | None:
@@ -345,15 +337,21 @@ def flip_in_checkpoint(name: str, seed: int) -> str | None:
 
 def flip_in_bundle(name: str, seed: int) -> str | None:
     """Flip a bit of a bundle's file. Silent, if `okdc verify` passes it and its facts or answers are others."""
+    return _flip_in(_finished() / "bundle", name, seed, facts_of_bundle)
+
+
+def _flip_in(source: Path, name: str, seed: int, facts: Callable[[Path], Any]) -> str | None:
+    """Flip a bit of a file in a copy of a folder, and compare the facts before and after."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        shutil.copytree(_finished() / "bundle", "bundle")
-        before = _before("bundle", lambda: facts_of_bundle(Path("bundle")))
-        where = flip(Path("bundle", name), random.Random(seed))
+        copy = Path(shutil.copytree(source, source.name))
+        if source.name not in _facts:
+            _facts[source.name] = facts(copy)
+        where = flip(copy / name, random.Random(seed))
         try:
-            after = facts_of_bundle(Path("bundle"))
+            after = facts(copy)
         except OkdcError:
             return None
-        return None if after == before else f"{where}: other facts"
+        return None if after == _facts[source.name] else f"{where}: other facts"
 
 
 def facts_of_bundle(path: Path) -> dict[str, Any]:
@@ -378,13 +376,7 @@ def flip_in_cache(name: str, seed: int) -> str | None:
         return None if np.array_equal(_pixels("cache"), before) else f"{where}: other pixels"
 
 
-_facts: dict[str, Any] = {}
-
-
-def _before(key: str, facts: Callable[[], Any]) -> Any:
-    if key not in _facts:
-        _facts[key] = facts()
-    return _facts[key]
+_facts: dict[str, Any] = {}  # by the folder's name, before any damage
 
 
 FLIPS: dict[str, tuple[Callable[[str, int], str | None], Callable[[], list[str]]]] = {

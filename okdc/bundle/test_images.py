@@ -9,9 +9,11 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from okdc.bundle.artefacts import Model
 from okdc.bundle.bundle import BundleDir
 from okdc.bundle.checks import BATCH
 from okdc.bundle.layout import MANIFEST
@@ -20,6 +22,8 @@ from okdc.data import DATASETS
 from okdc.data import find as find_source
 from okdc.data.source import Labels, Part, Request
 from okdc.errors import CheckFailed, DataError, quoted
+from okdc.runs.accuracy import ByClass
+from okdc.runs.artefacts import Kept
 
 SAME_PCT = 0.05  # a recorded accuracy may differ by this between machines; below 2,000 images that is no image at all
 
@@ -121,6 +125,29 @@ def proven(bundle: BundleDir, part: Part) -> Iterator[tuple[Pixels, Labels]]:
             f"the images are not those of {where}: pixels or labels {sha256[:12]}, expected {expected[:12]}",
             hint="--data-root DIR says where its own are",
         )
+
+
+class Comparison(NamedTuple):
+    """A share of the images that was counted here, beside the recorded one, in percent."""
+
+    name: str  # what it is, before the number; empty: top-1
+    value: float
+    recorded: float
+    allowed: float = SAME_PCT
+
+    @property
+    def differs(self) -> bool:
+        """By more than another machine may."""
+        return abs(self.value - self.recorded) > self.allowed
+
+
+def accuracies(counts: ByClass, recorded: Kept | Model) -> list[Comparison]:
+    """Both accuracies. One image of the smallest class may move the balanced one by more than SAME_PCT."""
+    allowed = max(SAME_PCT, counts.balanced_step)
+    return [
+        Comparison("", counts.top1_pct, recorded.top1_pct),
+        Comparison("balanced accuracy ", counts.balanced_pct, recorded.balanced_accuracy_pct, allowed),
+    ]
 
 
 def check_labels(bundle: BundleDir, part: Part) -> None:

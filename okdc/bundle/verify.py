@@ -21,7 +21,7 @@ from okdc.bundle.artefacts import Parity, Profile
 from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import MANIFEST, PARITY, PROFILE
 from okdc.bundle.session import Session, answers
-from okdc.bundle.test_images import SAME_PCT, NoImagesError
+from okdc.bundle.test_images import Comparison, NoImagesError
 from okdc.data.source import Labels, Part
 from okdc.errors import CheckFailed, DataError
 from okdc.progress import Progress
@@ -214,20 +214,14 @@ def _judge(
 def _compare(bundle: BundleDir, precision: str, counts: ByClass, failures: list[CheckFailed]) -> None:
     """What was counted here with the statements of the manifest."""
     stated, images = bundle.manifest.models[precision], bundle.manifest.accuracy
-    for name, value, recorded, allowed in (
-        ("", counts.top1_pct, stated.top1_pct, SAME_PCT),
-        (
-            "balanced accuracy ",
-            counts.balanced_pct,
-            stated.balanced_accuracy_pct,
-            max(SAME_PCT, counts.balanced_step),
-        ),
-        ("the largest class has ", counts.largest_pct, images.largest_class_pct, SAME_PCT),
-        ("the smallest class has ", counts.smallest_pct, images.smallest_class_pct, SAME_PCT),
+    for number in (
+        *test_images.accuracies(counts, stated),
+        Comparison("the largest class has ", counts.largest_pct, images.largest_class_pct),
+        Comparison("the smallest class has ", counts.smallest_pct, images.smallest_class_pct),
     ):
-        if abs(value - recorded) > allowed:
+        if number.differs:
             message = (
-                f"{bundle.folder / stated.file}: {name}{value:.2f} % of {images.images:,} images here, "
-                f"{recorded:.2f} % recorded"
+                f"{bundle.folder / stated.file}: {number.name}{number.value:.2f} % of {images.images:,} images here, "
+                f"{number.recorded:.2f} % recorded"
             )
             failures.append(CheckFailed("accuracy", message, hint=samples.likely(bundle, precision)))

@@ -23,7 +23,7 @@ from okdc.bundle.artefacts import Model
 from okdc.bundle.bundle import BundleDir
 from okdc.bundle.layout import FLOAT32, MANIFEST
 from okdc.bundle.session import Session, answers
-from okdc.bundle.test_images import SAME_PCT, NoImagesError
+from okdc.bundle.test_images import NoImagesError
 from okdc.data.datasets import Dataset
 from okdc.errors import CheckFailed, DataError
 from okdc.progress import Progress
@@ -106,19 +106,11 @@ def _report(answers: Answers, classes: Sequence[str], recorded: Kept | Model, wh
     k, n = len(classes), len(labels)
     confusion = np.bincount(labels * k + logits.argmax(1), minlength=k * k).reshape(k, k)  # [label, answer]
     counts = by_class(labels, logits.argmax(1) == labels, k)
-    for name, value, expected_pct, allowed in (
-        ("", counts.top1_pct, recorded.top1_pct, SAME_PCT),
-        (
-            "balanced accuracy ",
-            counts.balanced_pct,
-            recorded.balanced_accuracy_pct,
-            max(SAME_PCT, counts.balanced_step),
-        ),
-    ):
-        if abs(value - expected_pct) > allowed:
+    for number in test_images.accuracies(counts, recorded):
+        if number.differs:
             raise CheckFailed(
                 "accuracy",
-                f"{where}: {name}{value:.2f} % of {n:,} images found, {expected_pct:.2f} % recorded",
+                f"{where}: {number.name}{number.value:.2f} % of {n:,} images found, {number.recorded:.2f} % recorded",
                 hint="the student or its record was changed; or this machine computes otherwise than it should",
             )
     of_class, right = confusion.sum(1), np.diag(confusion)
