@@ -26,6 +26,16 @@ def global_average(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).mean((1, 2))
 
 
+def lay_out(module: nn.Module, memory_format: torch.memory_format) -> None:
+    """Give the weights of convolutions and other tensors of four axes a memory format, in place.
+
+    `module.to(memory_format=torch.channels_last)` raises for a tensor of five (conditional convolutions, Conv3d).
+    """
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=memory_format)
+
+
 class Patches(nn.Conv2d):
     """A convolution of non-overlapping patches, under autocast on a CPU as the matrix product that it is.
 

@@ -44,7 +44,8 @@ class ResolvedRecipe:
         """The zoo names of the trained networks: the first student's alone for a method that trains one."""
         students = self.recipe.cohort.students
         names = students[:1] if self.kind.single else students
-        return tuple(self.kind.architecture(name, self.config) for name in names)
+        output = self.recipe.cohort.output
+        return tuple(self.kind.architecture(backbones.with_output(name, output), self.config) for name in names)
 
     @property
     def has_teacher(self) -> bool:

@@ -2,7 +2,9 @@
 
 A name is okdc's own, or an installed package's (entry point group `okdc.networks`), or leads outside:
 `torchvision:NAME`, `timm:NAME`, `package.module:callable`. `NAME+msfe` is any of these with MFEF's multi-scale feature
-extraction behind its last stage, `NAME+msfe-da` the same without dual attention. README.md is the guide to your own.
+extraction behind its last stage, `NAME+msfe-da` the same without dual attention. `NAME[KEY]` says which of a network's
+outputs are its logits, `package.module:callable[logits]`: recipes say it by `cohort.output`. README.md is the guide to
+your own.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     import torch
 
     from okdc.cohort import Backbone
+
+Key = str | int  # of the logits among several outputs
 
 # The suffix of a network with MFEF's extraction: with dual attention behind it, and without.
 MSFE = {True: "+msfe", False: "+msfe-da"}
@@ -47,19 +51,35 @@ NETWORKS = Registry(
 
 def is_name(name: str) -> bool:
     """Whether it is written like the name of a network; `check` tells whether there is such a network."""
-    base, _ = _variant(name)
+    base, _ = split_output(_variant(name)[0])
     return base in NETWORKS or (":" in base and not base.startswith(":"))
 
 
 def check(name: str) -> None:
     """Raises RecipeError for a name that leads to no network."""
-    base, _ = _variant(name)
+    base, _ = split_output(_variant(name)[0])
     if ":" in base:
         from okdc.backbones import outside
 
         outside.check(base)
     elif base not in NETWORKS.own:
         NETWORKS.load(base)
+
+
+def split_output(name: str) -> tuple[str, Key | None]:
+    """The name of a network without the key of its logits, and the key."""
+    base, bracket, key = name.partition("[")
+    if not bracket or not key.endswith("]"):
+        return name, None
+    return base, int(key[:-1]) if key[:-1].isdecimal() else key[:-1]
+
+
+def with_output(name: str, key: Key | None) -> str:
+    """The name of a network whose logits lie at `key`. okdc's own networks return nothing else than logits."""
+    base, attention = _variant(name)
+    if key is None or base in NETWORKS.own or split_output(base)[1] is not None:
+        return name
+    return f"{base}[{key}]" + ("" if attention is None else MSFE[attention])
 
 
 def build(name: str, classes: int, images: torch.Size) -> Backbone:

@@ -1,25 +1,28 @@
 """Networks that are not okdc's own as backbones: `torchvision:NAME`, `timm:NAME`, `package.module:callable`.
 
-An adapted network keeps its modules, its initialisation and its keys. Each time a network is adapted, a few images
-check that its stages compute what it computes, in training and in evaluation.
+An adapted network keeps its modules, its initialisation and its keys. Each time a network is adapted, two training
+steps and an evaluation on a few images check that its stages do what it does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, fx, nn
 
+from okdc.backbones import Key, outputs, split_output
+from okdc.backbones.behaviour import Fingerprint, behaviour, difference, unchanged
 from okdc.backbones.cutting import Cut, clone_first, cut, out_of_place
 from okdc.backbones.maps import Plan
 from okdc.backbones.outside import bare_network, check
-from okdc.backbones.tracing import CannotCut, trace
+from okdc.backbones.tracing import A_MODULE, CONVOLUTIONAL, NET, CannotCut, Entry, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, by, one_line
 from okdc.plugins import no_exit
 
-_CONVOLUTIONAL = "a convolutional network, whose blocks hand on NCHW maps, such as torchvision:resnet18"
+IMAGES = 2  # of each training step that is compared: a layer of batch statistics needs two
+SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 512)  # that a network is tried with for a hint
 
 
 class Adapted(Backbone):
@@ -32,6 +35,22 @@ class Adapted(Backbone):
         super().__init__(stages, head, [cut.size[0] for cut in cuts], strides, [cut.raw for cut in cuts])
         self.cuts = tuple(cuts)
         self.description = ", ".join(f"{cut.after} {'×'.join(map(str, cut.size))}" for cut in cuts)
+        self._author: tuple[nn.Module, ...] = ()  # in a tuple, so that its modules are not registered twice
+
+    def keep_modes_of(self, net: nn.Module) -> None:
+        """Let `net`, the bare network, say what train() and eval() mean for each module: it may keep some frozen."""
+        self._author = (net,)
+
+    def train(self, mode: bool = True) -> Adapted:
+        """The author's own train() has the last word."""
+        super().train(mode)
+        for net in self._author:
+            modules = dict(net.train(mode).named_modules())
+            for part in (*self.stages, self.head):
+                for path, module in part.named_modules():
+                    if path in modules and path:  # by path: synchronised batch norms are other modules
+                        module.training = modules[path].training
+        return self
 
     def weights(self) -> dict[str, Tensor]:
         """The bare network's state_dict."""
@@ -57,96 +76,212 @@ def adapt(name: str, classes: int, images: torch.Size) -> Backbone:
     A network that is a Backbone already is returned as it is. Raises RecipeError, with the reason, where the name leads
     to no network, or the network cannot become stages.
     """
-    check(name)
+    check(split_output(name)[0])
     with no_exit(name, RecipeError):
         return _adapt(name, classes, images)
 
 
 def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
-    net = bare_network(name, classes)
+    base, key = split_output(name)
+    net = bare_network(base, classes)
     with torch.random.fork_rng(devices=[]):
-        _check_output(name, net, classes, images)
+        _check_kind(base, net)
+        _check_output(base, key, net, classes, images)
         if isinstance(net, Backbone):
             return net.train()
         try:
-            plan = Plan(*trace(net), images)
+            _check_weights(net)
+            entry, plan = _traced(net, images, key)
             stages, head, cuts = cut(plan)
+            # Outputs beside the logits would draw random numbers from the same stream.
+            dropout = not entry.auxiliary
+            expected = _behaviour(entry, classes, images, dropout)
             adapted = Adapted(stages, head, cuts, images)
-            _check_equal(net, adapted, images)
+            if any(type(module).train is not nn.Module.train for module in net.modules()):
+                adapted.keep_modes_of(net)
+            _leave_maps(adapted, net, images)
+            _check_same(expected, entry, adapted, classes, images, dropout)
         except CannotCut as error:
-            raise RecipeError(f"{name} cannot be cut into stages: {error}", hint=f"use {_CONVOLUTIONAL}") from None
+            raise RecipeError(f"{name} cannot be cut into stages: {error}", hint=error.hint) from None
+        except outputs.NoLogits as error:
+            raise RecipeError(f"{name}: expected logits, and in training {error}", hint=error.hint) from None
+    if auxiliary := sorted({path.split(".")[1] for path in entry.auxiliary}):
+        adapted.description += f"; its logits are the first output, {', '.join(auxiliary)} of the others left out"
     return adapted.train()
 
 
+def _traced(net: nn.Module, images: torch.Size, key: Key | None) -> tuple[Entry, Plan]:
+    """The plan of a network. Raises CannotCut.
+
+    A module whose trace holds for one size of images alone is left whole, with all of its kind, where its own forward
+    takes others: its maps, and those behind it, can then be told from other tensors.
+    """
+    whole, hopeless = set[str](), set[str]()
+    entry, graph = trace(net, images, key)
+    plan = Plan(entry, graph, images)
+    while inner := [path for path in plan.fixed if path not in (NET, *whole, *hopeless)]:
+        kind = type(entry.get_submodule(inner[-1]))
+        alike = {path for path, module in entry.named_modules() if type(module) is kind and path != NET}
+        next_entry, graph = trace(net, images, key, whole | alike)
+        following = Plan(next_entry, graph, images)
+        if alike.intersection(following.fixed):
+            hopeless |= alike
+        else:
+            whole, entry, plan = whole | alike, next_entry, following
+    return entry, plan
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What no graph is made of
+
+
+def _check_kind(name: str, net: nn.Module) -> None:
+    """Raises RecipeError for a network inside something that torch wraps around one."""
+    wrappers = {
+        torch.jit.ScriptModule: "TorchScript, which holds no Python to cut into stages",
+        torch._dynamo.OptimizedModule: "compiled by torch.compile; engine.compile says whether a training is",
+        nn.DataParallel: "wrapped in nn.DataParallel; torchrun trains on several devices",
+        nn.parallel.DistributedDataParallel: "wrapped in DistributedDataParallel; torchrun trains on several devices",
+    }
+    for kind, words in wrappers.items():
+        if isinstance(net, kind):
+            raise RecipeError(f"{name} returns a network that is {words}", hint="return the bare torch.nn.Module")
+
+
+def _check_weights(net: nn.Module) -> None:
+    """Raises CannotCut for weights of another type than training's images, or of which none learns."""
+    for key, parameter in net.named_parameters():
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise CannotCut(f"its parameter {key} is {kind}, expected float32", "return it by .float()")
+    if net._backward_hooks or net._backward_pre_hooks:
+        raise CannotCut("a hook on its own gradient has no place in stages", "register the hook on a module inside it")
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise CannotCut("none of its parameters learns: requires_grad is False for all", "let some of them learn")
+
+
 @torch.no_grad()
-def _check_output(name: str, net: nn.Module, classes: int, images: torch.Size) -> None:
+def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, images: torch.Size) -> None:
     """One image gives 1×K logits. Its pass also gives lazy layers their sizes. Raises RecipeError otherwise."""
-    size = by(images)
     try:
-        logits = net.eval()(_probe(1, images))
+        output = net.eval()(_probe(1, images))
     except Exception as error:
         raise RecipeError(
-            f"{name} does not take an image of {size}: {one_line(error)}",
-            hint=f"set data.image_size to the size that the network was made for, or use {_CONVOLUTIONAL}",
+            f"{name} does not take an image of {by(images)}: {one_line(error)}", hint=_what_it_takes(net, images)
         ) from error
-    output = by(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
+    try:
+        logits = outputs.select(output, key)
+    except outputs.NoLogits as error:
         raise RecipeError(
-            f"{name}: expected logits of 1×{classes} for one image, found {output}",
-            hint="the callable gets the number of classes, and its network returns one tensor of logits",
+            f"{name}: expected logits of 1×{classes} for one image, and {error}", hint=error.hint
+        ) from None
+    if logits.shape != (1, classes):
+        raise RecipeError(
+            f"{name}: expected logits of 1×{classes} for one image, found {by(logits.shape)}",
+            hint="squeeze() takes the axis of the images away, too: name the axes, squeeze((2, 3)), or use flatten(1)"
+            if logits.shape == (classes,)
+            else "the callable gets the number of classes, and its network returns one tensor of logits",
         )
 
 
-@torch.no_grad()
-def _check_equal(net: nn.Module, adapted: Adapted, images: torch.Size) -> None:
-    """The stages in a row compute what the network computes, in both modes, and no stage writes into its input.
+def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = CONVOLUTIONAL) -> str:
+    """A hint for a network that refuses images of CHW size `images`: the images that it takes, if they can be had."""
+    dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in net.parameters()}
+    if dtypes - {"float32"}:
+        return f"its parameters are {', '.join(sorted(dtypes))}, the images float32: return it by .float()"
+    if _takes(net, torch.Size((1, *images[1:]))):
+        return "it takes grey images; those of okdc have three channels: x.mean(1, keepdim=True) makes them grey"
+    for size in SIZES:
+        if _takes(net, torch.Size((3, size, size))):
+            return f"it takes 3×{size}×{size}: data.image_size={size}"
+    return otherwise
 
-    Stages and network are the same modules, so each pass restores the batch statistics. Raises CannotCut.
-    """
+
+@torch.no_grad()
+def _takes(net: nn.Module, images: torch.Size) -> bool:
+    """Whether images of this size go through, in evaluation and in training."""
+    try:
+        with unchanged(net):
+            for training in (False, True):
+                net.train(training)(_probe(IMAGES, images))
+    except Exception:
+        return False
+    return True
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The stages do what the network does
+
+
+def _behaviour(entry: Entry, classes: int, images: torch.Size, dropout: bool) -> Fingerprint:
+    """What the network does by itself. Raises CannotCut where it cannot be trained, NoLogits without logits."""
+    try:
+        return behaviour(entry.net, entry, _modes(entry, dropout), _probe(IMAGES, images), classes)
+    except outputs.NoLogits:
+        raise
+    except Exception as error:
+        own = "the network raises that without okdc as well"
+        hint = own if _takes(entry.net, images) else _what_it_takes(entry.net, images, own)
+        raise CannotCut(f"in training it raised {one_line(error)}", hint) from error
+
+
+def _modes(network: nn.Module, dropout: bool) -> Callable[[bool], object]:
+    """train() of a network, with dropout as in evaluation where `dropout` is false."""
+
+    def train(mode: bool) -> None:
+        network.train(mode)
+        for module in network.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
+                module.eval()
+
+    return train
+
+
+def _check_same(
+    expected: Fingerprint, entry: Entry, adapted: Adapted, classes: int, images: torch.Size, dropout: bool
+) -> None:
+    """Raises CannotCut where the stages train or evaluate otherwise than the network."""
+    try:
+        actual = behaviour(entry.net, adapted, _modes(adapted, dropout), _probe(IMAGES, images), classes)
+    except Exception as error:
+        raise CannotCut(f"its stages raised {one_line(error)}, the network itself did not", A_MODULE) from error
+    own, theirs = (_without(entry, prints) for prints in (actual, expected))
+    if first := difference(theirs, own):
+        raise CannotCut(
+            f"its stages do something else than the network, the first difference is in {first}: its forward keeps "
+            "state, or does what tracing does not show",
+            A_MODULE,
+        )
+
+
+def _without(entry: Entry, prints: Fingerprint) -> Fingerprint:
+    """Without the tensors of the outputs that are left out."""
+    paths = tuple(path.removeprefix(f"{NET}.") + "." for path in entry.auxiliary)
+    return {of: tensor for of, tensor in prints.items() if not f"{of}.".startswith(paths)}
+
+
+@torch.no_grad()
+def _leave_maps(adapted: Adapted, net: nn.Module, images: torch.Size) -> None:
+    """Make every stage leave its input as it is: methods tap the maps between them. The stages hold parts of `net`."""
     parts = [part for part in (*adapted.stages, adapted.head) if isinstance(part, fx.GraphModule)]
     for part in parts:
         out_of_place(part)
-    for training in (False, True):
-        x = _probe(2 if training else 1, images)
-        net.train(training)
-        adapted.train(training)
-        try:
-            expected, _ = _pass(net, [net], x)
-        except Exception as error:
-            raise CannotCut(f"in training it raised {one_line(error)}") from error
-        actual, writing = _pass(net, parts, x)
-        if writing:
-            for i in writing:
-                clone_first(parts[i])
-            actual, _ = _pass(net, parts, x)
-        for a, b in zip(expected, actual, strict=True):
-            if not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True):
-                mode = "training" if training else "evaluation"
-                raise CannotCut(
-                    f"its stages compute something else than the network in {mode}: its forward keeps state, or "
-                    "decides by what tracing does not show"
-                )
-
-
-def _pass(net: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> tuple[list[Tensor], list[int]]:
-    """The logits and then the buffers of `net` after the pass; the indices of the parts that write into their input.
-
-    The buffers of `net` are restored.
-    """
-    before = [buffer.clone() for buffer in net.buffers()]
-    torch.default_generator.manual_seed(0)
-    writing = []
-    x = x.clone()
-    for i, part in enumerate(parts):
-        version = x._version  # counts the writes into a tensor
-        y = part(x)
-        if x._version != version:
-            writing.append(i)
-        x = y
-    after = [buffer.clone() for buffer in net.buffers()]
-    for buffer, value in zip(net.buffers(), before, strict=True):
-        buffer.copy_(value)
-    return [x, *after], writing
+    writing = set()
+    with unchanged(net):
+        for training in (False, True):
+            adapted.train(training)
+            x = _probe(IMAGES, images)
+            for part in parts:
+                version = x._version  # counts the writes into a tensor
+                try:
+                    y = part(x)
+                except Exception as error:
+                    raise CannotCut(f"a stage raised {one_line(error)}", A_MODULE) from error
+                if x._version != version:
+                    writing.add(part)
+                x = y
+    for part in writing:
+        clone_first(part)
 
 
 def _probe(count: int, images: torch.Size) -> Tensor:

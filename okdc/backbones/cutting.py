@@ -9,8 +9,9 @@ classifier on its map would cost many times more.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+import keyword
+from collections.abc import Sequence, Set
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -19,6 +20,18 @@ from okdc.backbones.maps import Plan, free, is_batch_size
 from okdc.backbones.tracing import FLAG, NET, CannotCut, Training, owners, value
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+class ModulePath(str):
+    """The path of a module. torch.fx writes it as Python, and a module may be called `class` or `in`."""
+
+    def split(self, *args: Any) -> list[str]:
+        return [_Name(name) for name in super().split(*args)]
+
+
+class _Name(str):
+    def isidentifier(self) -> bool:
+        return super().isidentifier() and not keyword.iskeyword(self)
 
 
 class Cut(NamedTuple):
@@ -46,9 +59,21 @@ def choose(plan: Plan) -> list[int]:
     if cuts and (later := _spatial(plan, cuts[-1])):
         raise CannotCut(f"its last map, after {name(plan, cuts[-1])}, lies before another convolution, {later}")
     if len(cuts) < 2:
-        maps = f"one NCHW map, after {name(plan, cuts[0])}" if cuts else "no NCHW map"
-        raise CannotCut(f"its blocks hand on {maps}; expected two or more (tokens and NHWC maps do not count)")
+        raise CannotCut(_too_few(plan, cuts))
     return cuts
+
+
+def _too_few(plan: Plan, cuts: list[int]) -> str:
+    """Why a network has fewer than two maps to cut after."""
+    if not any(plan.weighted[plan.index[node]] for node in plan.maps):
+        return "it has no convolution that gives an NCHW map"
+    shared = next((key for i in plan.single if (key := plan.shared_across(i))), "")
+    if not cuts and shared:
+        return f"{shared.removeprefix(f'{NET}.')} is used from its start to its end, and two stages would share it"
+    if not plan.single:
+        return "it runs branches side by side: after no block there is one map that all later layers read alone"
+    maps = f"one NCHW map, after {name(plan, cuts[0])}" if cuts else "no NCHW map"
+    return f"its blocks hand on {maps}; expected two or more (tokens and NHWC maps do not count)"
 
 
 def _with_weights(plan: Plan, wanted: set[int]) -> list[int]:
@@ -80,9 +105,15 @@ def _spatial(plan: Plan, i: int) -> str:
     """The first convolution of neighbouring pixels after node i, or nothing: the head would be most of the network."""
     for node in plan.nodes[i + 1 :]:
         module = value(plan.entry, str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1):
+        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) and not _whole_map(plan, node):
             return str(node.target).removeprefix(f"{NET}.")
     return ""
+
+
+def _whole_map(plan: Plan, node: fx.Node) -> bool:
+    """Whether a convolution makes one pixel of a map: it is a linear layer."""
+    before, after = plan.sizes.get(node.all_input_nodes[0], ()), plan.sizes.get(node, ())
+    return tuple(after[2:]) == (1, 1) and tuple(before[2:]) != (1, 1)
 
 
 def name(plan: Plan, i: int) -> str:
@@ -99,14 +130,16 @@ def name(plan: Plan, i: int) -> str:
 
 
 def cut(plan: Plan) -> tuple[list[fx.GraphModule], fx.GraphModule, list[Cut]]:
-    """The network as stages and a head over its own modules, each key in one of them. Raises CannotCut."""
+    """The network as stages and a head over its own modules, each key of the logits in one. Raises CannotCut."""
     ends = choose(plan)
     bounds = itertools.pairwise([0, *ends, len(plan.nodes) - 1])  # node 0 is the placeholder, the last the output
     graphs = [_part(plan, before + 1, end + 1) for before, end in bounds]
-    for key in _unread(plan, graphs):  # buffers: the head keeps them, so that the keys are those of the network
-        graphs[-1].create_node("get_attr", key)
+    auxiliary = _auxiliary(plan)
+    for key in _unread(plan, graphs):
+        if key not in auxiliary:  # buffers: the head keeps them, so that the keys are those of the network
+            graphs[-1].create_node("get_attr", key)
     parts = [fx.GraphModule(_root(plan.entry.net), graph, class_name="Stage") for graph in graphs]
-    _check_keys(plan.entry.net, parts)
+    _check_keys(plan.entry.net.state_dict().keys() - auxiliary, parts)
     cuts = []
     for i in ends:
         node = plan.nodes[i]
@@ -147,7 +180,7 @@ def _part(plan: Plan, start: int, stop: int) -> fx.Graph:
         new = graph.node_copy(node, argument)
         new.meta = {}
         if new.op in ("get_attr", "call_module"):
-            new.target = str(new.target).removeprefix(f"{NET}.")
+            new.target = ModulePath(str(new.target).removeprefix(f"{NET}."))
         return new
 
     for node in plan.nodes[start:stop]:
@@ -181,14 +214,22 @@ def clone_first(part: fx.GraphModule) -> None:
     part.recompile()
 
 
+def _auxiliary(plan: Plan) -> set[str]:
+    """The keys that outputs beside the logits alone read: no stage has them."""
+    paths = [path.removeprefix(f"{NET}.") for path in plan.entry.auxiliary]
+    return {key for key in plan.entry.net.state_dict() if any(_starts(key, path) for path in paths)}
+
+
 def _unread(plan: Plan, graphs: Sequence[fx.Graph]) -> list[str]:
-    """The buffers that no graph reads. Raises CannotCut for a parameter that none reads: it would get no gradient."""
+    """The keys that no graph reads. Raises CannotCut for a parameter that no output reads: it would get no gradient."""
     net = plan.entry.net
     read = {str(n.target) for graph in graphs for n in graph.nodes if n.op in ("call_module", "get_attr")}
     parameters = {key for key, _ in net.named_parameters(remove_duplicate=False)}
     unread = [key for key in net.state_dict() if not any(_starts(key, path) for path in read)]
-    if lost := [key for key in unread if key in parameters]:
-        raise CannotCut(f"its parameter {lost[0]} takes no part in the forward")
+    if lost := [key for key in unread if key in parameters - _auxiliary(plan)]:
+        raise CannotCut(
+            f"its parameter {lost[0]} takes no part in the forward", "leave out the layers that are not used"
+        )
     return unread
 
 
@@ -196,10 +237,10 @@ def _starts(key: str, path: str) -> bool:
     return key == path or key.startswith(f"{path}.")
 
 
-def _check_keys(net: nn.Module, parts: Sequence[nn.Module]) -> None:
+def _check_keys(expected: Set[str], parts: Sequence[nn.Module]) -> None:
     keys = [key for part in parts for key in part.state_dict()]
     if twice := sorted({key for key in keys if keys.count(key) > 1}):
         raise CannotCut(
             f"{twice[0].rpartition('.')[0] or twice[0]} is used in two stages, which would share its weights"
         )
-    assert set(keys) == set(net.state_dict()), set(keys) ^ set(net.state_dict())
+    assert set(keys) == expected, set(keys) ^ expected

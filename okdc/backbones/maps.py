@@ -4,7 +4,8 @@ A cut is legal after a node of the graph
 - whose value is the only one that later nodes read: no skip connection crosses the cut;
 - whose value is an NCHW map: its last axis, and no other, grows when the images get wider. A pooled map does not grow,
   and a map of NHWC or of tokens grows in another axis, so the last map is the input of the global pooling;
-- that ends every block around it. Without this, the last node of a resolution would lie inside a block of MobileNetV2.
+- that ends every block around it. Without this, the last node of a resolution would lie inside a block of MobileNetV2;
+- before and after which no weights are the same: each stage owns its weights.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from okdc.backbones.behaviour import unchanged
+from okdc.backbones.sizes import fix
 from okdc.backbones.tracing import FLAG, NET, Entry, owners, value
 
 WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows, and a multiple of most strides
@@ -26,20 +29,23 @@ _DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout)
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps the size of every tensor."""
 
-    def __init__(self, entry: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, entry: nn.Module, graph: fx.Graph, widened: fx.Node | None) -> None:
         super().__init__(entry, graph=graph)
         self.sizes: dict[fx.Node, torch.Size] = {}
+        self.widened = widened
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
+        if n is self.widened:
+            result = F.pad(result, (0, WIDER))
         if isinstance(result, Tensor):
             self.sizes[n] = result.shape
         return result
 
 
-def _sizes(entry: Entry, graph: fx.Graph, images: Tensor) -> dict[fx.Node, torch.Size]:
-    """The size of every tensor up to the first node that raises for such images."""
-    recorder = _Recorder(entry, graph)
+def _sizes(entry: Entry, graph: fx.Graph, images: Tensor, widened: fx.Node | None = None) -> dict[fx.Node, torch.Size]:
+    """The size of every tensor up to the first node that raises for such images; the result of `widened` is wider."""
+    recorder = _Recorder(entry, graph, widened)
     with contextlib.suppress(Exception):  # `adapters` has run the network on its own image size before
         recorder.run(images)
     return recorder.sizes
@@ -49,15 +55,28 @@ class Plan:
     """The nodes of a graph in order, the size of each NCHW map, and where cuts are legal."""
 
     def __init__(self, entry: Entry, graph: fx.Graph, images: torch.Size) -> None:
-        """Runs the graph on two images of CHW size `images`, one of them wider, in evaluation mode."""
+        """Runs the graph on two images of CHW size `images`, one of them wider, in evaluation mode.
+
+        The graph then holds for images of that size alone.
+        """
         self.entry = entry
+        self.fixed: tuple[str, ...] = ()  # the modules around the first operation that takes one size of images alone
+        self.sizes: dict[fx.Node, torch.Size] = {}
+        with unchanged(entry):
+            self.maps = self._maps(graph, images)
+        fix(graph)
         self.nodes = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
-        self.maps = self._maps(graph, images)
+        self.maps = {node: size for node, size in self.maps.items() if node in self.index}
         self.weighted = [self._is_weighted(node) for node in self.nodes]
-        single = self._single()
-        self.blocks = self._blocks(single, images)
-        self.legal = [i for i in single if all(self.blocks.get(call, i) == i for call in owners(self.nodes[i]))]
+        self.spans = self._spans()
+        self.single = self._single()
+        self.blocks = self._blocks(self.single, images)
+        self.legal = [
+            i
+            for i in self.single
+            if all(self.blocks.get(call, i) == i for call in owners(self.nodes[i])) and not self.shared_across(i)
+        ]
 
     @torch.no_grad()
     def _maps(self, graph: fx.Graph, images: torch.Size) -> dict[fx.Node, torch.Size]:
@@ -66,14 +85,51 @@ class Plan:
         c, h, w = images
         normal = _sizes(self.entry, graph, torch.zeros(1, c, h, w))
         wider = _sizes(self.entry, graph, torch.zeros(1, c, h, w + WIDER))
+        if resized := self._resized(graph, normal, wider):
+            wider = _sizes(self.entry, graph, torch.zeros(1, c, h, w), resized)
         if len(wider) < len(normal):  # a window or a linear layer has a fixed size; two windows may fit side by side
             wider = max(wider, _sizes(self.entry, graph, torch.zeros(1, c, h, 2 * w)), key=len)
+            first = next((node for node in graph.nodes if node in normal and node not in wider), None)
+            self.fixed = () if first is None else tuple(call.split("@")[0] for call in owners(first))
+        self.sizes = normal
         maps = {}
         for node, a in normal.items():
             b = wider.get(node)
             if b is not None and len(a) == len(b) == 4 and a[0] == 1 and a[:3] == b[:3] and a[3] != b[3]:
                 maps[node] = torch.Size(a[1:])
         return {node: size for node, size in maps.items() if node.op != "placeholder"}
+
+    def _resized(
+        self, graph: fx.Graph, normal: dict[fx.Node, torch.Size], wider: dict[fx.Node, torch.Size]
+    ) -> fx.Node | None:
+        """The node before all weights that brings images of any size to one size, if there is one."""
+        nodes: list[fx.Node] = list(graph.nodes)
+        for node in nodes:
+            if self._is_weighted(node):
+                return None
+            size = normal.get(node)
+            grows = any(normal.get(before) != wider.get(before) for before in node.all_input_nodes)
+            if size is not None and len(size) == 4 and min(size[2:]) > 1 and wider.get(node) == size and grows:
+                return node
+        return None
+
+    def _spans(self) -> dict[str, tuple[int, int]]:
+        """The first and the last node that read each parameter and buffer, by key."""
+        keys = [key for key, _ in (*self.entry.named_parameters(remove_duplicate=False), *self.entry.named_buffers())]
+        spans: dict[str, tuple[int, int]] = {}
+        for i, node in enumerate(self.nodes):
+            if node.op not in ("call_module", "get_attr"):
+                continue
+            readers = [i] if node.op == "call_module" else [self.index[user] for user in node.users]
+            for key in keys if readers else []:
+                if key == node.target or key.startswith(f"{node.target}."):
+                    first, last = spans.get(key, (min(readers), max(readers)))
+                    spans[key] = min(first, *readers), max(last, *readers)
+        return spans
+
+    def shared_across(self, i: int) -> str:
+        """A parameter or buffer that is read both before and after the end of node i, or nothing."""
+        return next((key for key, (first, last) in self.spans.items() if first <= i < last), "")
 
     def _single(self) -> list[int]:
         """The nodes whose value is a map and the only one alive. Every stage can read parameters and the flag anew."""

@@ -155,6 +155,13 @@ class CohortTable(Table):
             "without a guess beforehand.",
         ),
     ] = "best"
+    output: Annotated[
+        Annotated[str, Field(pattern=r"^[^\[\]+]+$")] | Index | None,
+        Field(
+            description="The key, name or number of the logits among the outputs of networks that return several; left "
+            "out: they return one tensor, or in training a tuple whose first are the logits.",
+        ),
+    ] = None
 
 
 class Optim(Table):

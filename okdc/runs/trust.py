@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
@@ -48,7 +49,7 @@ def code_of(tables: Mapping[str, Any]) -> list[str]:
 def code_among(names: Iterable[object]) -> list[str]:
     """Those of some names that lead to a module which is looked for in the working directory."""
     code = [n for n in names if isinstance(n, str) and ":" in n and n.partition(":")[0] not in LIBRARIES]
-    return sorted(set(code))
+    return sorted({re.split(r"[\[+]", name)[0] for name in code})  # the suffixes of a network lead to no other code
 
 
 def record(folder: Path, started_at: str, code: Iterable[str]) -> str | None:

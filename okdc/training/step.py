@@ -36,7 +36,8 @@ class TrainStep:
             synced.convert(method)
         if settings.device == "cpu" and settings.dtype == "bfloat16":
             kernels.for_bfloat16(method)
-        self.method = method.to(settings.torch_device).to(memory_format=settings.torch_memory_format)
+        self.method = method.to(settings.torch_device)
+        kernels.lay_out(self.method, settings.torch_memory_format)
         self.optimizer = optim.build_optimizer(method, recipe)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.recipe, self.settings, self.ranks = recipe, settings, ranks

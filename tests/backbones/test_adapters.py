@@ -275,19 +275,36 @@ def refused(name: str, size: int = 64) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "reason"),
+    ("name", "size", "reason", "hint"),
     [
-        ("swin_t", 64, "hand on one NCHW map"),
-        ("vit_b_16", 224, "hand on no NCHW map"),
-        ("vit_b_16", 64, "Wrong image height! Expected 224 but got 64!"),
-        ("googlenet", 64, "other things in training than in evaluation"),
+        ("swin_t", 64, "hand on one NCHW map", "a convolutional network"),
+        ("vit_b_16", 224, "hand on one NCHW map", "a convolutional network"),
+        ("vit_b_16", 64, "Wrong image height! Expected 224 but got 64!", "data.image_size=224"),
     ],
 )
-def test_what_hands_on_no_maps_is_refused_with_the_reason_and_what_to_use(name: str, size: int, reason: str) -> None:
+def test_what_hands_on_no_maps_is_refused_with_the_reason_and_a_way_out(
+    name: str, size: int, reason: str, hint: str
+) -> None:
     said = refused(f"torchvision:{name}", size)
     assert f"torchvision:{name}" in said
     assert reason in said
-    assert "a convolutional network" in said
+    assert hint in said
+
+
+def test_auxiliary_heads_are_left_out_and_said_to_be() -> None:
+    """GoogLeNet gives three outputs in training: the first are the logits, and the student has no other head."""
+    network = adapted("googlenet")
+    twin = get_model("googlenet", weights=None, num_classes=CLASSES, aux_logits=False, init_weights=False)
+    twin.load_state_dict(network.weights(), strict=True)
+    assert "aux1, aux2" in network.description
+    for training in (True, False):
+        network.train(training)
+        twin.train(training)
+        with torch.no_grad():
+            torch.manual_seed(2)
+            expected = twin(images(64))
+            torch.manual_seed(2)
+            torch.testing.assert_close(network(images(64)), expected, rtol=0, atol=1e-6)
 
 
 def test_an_unknown_torchvision_name_is_refused_with_the_nearest_and_a_list() -> None:

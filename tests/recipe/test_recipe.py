@@ -105,6 +105,7 @@ OTHER: dict[str, object] = {
     "cohort.students": ["resnet20", "resnet8"],
     "cohort.share": "stem1",
     "cohort.keep": 1,
+    "cohort.output": "logits",
     "method.name": "another",
     "method.temperature": 4.0,
     "method.rampup": 0.5,

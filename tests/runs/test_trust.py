@@ -150,11 +150,11 @@ def test_a_list_that_cannot_be_written_is_noted_and_stops_no_training(monkeypatc
 
 def test_libraries_entry_points_and_okdcs_own_names_are_no_code() -> None:
     tables = {
-        "cohort": {"students": ["resnet8", "torchvision:resnet18", "timm:x", "a:b", "a:b+msfe"]},
+        "cohort": {"students": ["resnet8", "torchvision:resnet18", "timm:x", "a:b", "a:b+msfe", "a:e[logits]"]},
         "method": {"name": "c:d", "teacher": "runs/x"},
         "data": {"name": "folder", "root": "C:/x"},
     }
-    assert trust.code_of(tables) == ["a:b", "a:b+msfe", "c:d"]
+    assert trust.code_of(tables) == ["a:b", "a:e", "c:d"]
     assert trust.code_of({"cohort": 3, "method": {"name": 5}, "data": {"name": ["x:y"]}}) == ["x:y"]
 
 
