@@ -129,7 +129,7 @@ def method(
         built.check_built()
         return built, sharing
     except RecipeError as error:
-        raise refusal(resolved.place, [error.message, *error.details]) from None
+        raise refusal(resolved.place, [error.message, *error.details], error.hint) from None
     except ValueError as error:
         raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {error}"]) from None
     except (Exception, SystemExit) as error:

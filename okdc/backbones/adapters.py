@@ -106,7 +106,9 @@ def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
         except outputs.NoLogits as error:
             raise RecipeError(f"{name}: expected logits, and in training {error}", hint=error.hint) from None
     if auxiliary := sorted({path.split(".")[1] for path in entry.auxiliary}):
-        adapted.description += f"; its logits are the first output, {', '.join(auxiliary)} of the others left out"
+        adapted.description += (
+            f"; its logits are one of several outputs, the others are left out: {', '.join(auxiliary)}"
+        )
     return adapted.train()
 
 

@@ -45,11 +45,12 @@ SHOWN = 20  # problems of a recipe; of more, their number
 LONGEST = 100  # letters of a key
 
 
-def refusal(place: str, problems: Sequence[str]) -> RecipeError:
+def refusal(place: str, problems: Sequence[str], hint: str = "") -> RecipeError:
     """All that is wrong with the recipe at `place`, as far as anybody reads it."""
     count = len(problems)
     rest = [f"and {count - SHOWN:,} more"] if count > SHOWN else []
-    return RecipeError(f"{place}: {count:,} problem{'s' if count > 1 else ''}", details=[*problems[:SHOWN], *rest])
+    message = f"{place}: {count:,} problem{'s' if count > 1 else ''}"
+    return RecipeError(message, hint=hint, details=[*problems[:SHOWN], *rest])
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
