@@ -794,7 +794,7 @@ BACKBONES = [
          "test_what_a_forward_leaves_on_its_modules_is_gone"),
         ("weights-stay-changed", "parameter.copy_(copy)", "pass", "test_two_behaviours_differ_where_the_networks_do"),
     ),
-    *_of("backbones", "okdc/backbones/tracing.py", "tests/backbones/test_kept_as_written.py",
+    *_of("backbones", "okdc/backbones/tracer.py", "tests/backbones/test_kept_as_written.py",
         ("no-grad-lost", "node.meta[NO_GRAD] = True", "pass", "test_it_learns_as_the_bare_network_does"),
         ("buffers-frozen", "proxy_buffer_attributes = True", "proxy_buffer_attributes = False",
          "test_what_is_computed_of_a_buffer_follows_the_weights_that_are_loaded"),

@@ -16,7 +16,8 @@ from okdc.backbones.behaviour import Fingerprint, behaviour, difference, unchang
 from okdc.backbones.cutting import Cut, clone_first, cut, out_of_place
 from okdc.backbones.maps import Plan
 from okdc.backbones.outside import bare_network, check
-from okdc.backbones.tracing import A_MODULE, CONVOLUTIONAL, NET, CannotCut, Entry, trace
+from okdc.backbones.tracer import A_MODULE, NET
+from okdc.backbones.tracing import CONVOLUTIONAL, CannotCut, Entry, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, by, one_line
 from okdc.plugins import no_exit

@@ -17,7 +17,8 @@ import torch
 from torch import fx, nn
 
 from okdc.backbones.maps import Plan, free, is_batch_size
-from okdc.backbones.tracing import FLAG, NET, CannotCut, Training, owners, value
+from okdc.backbones.tracer import NET
+from okdc.backbones.tracing import FLAG, CannotCut, Training, owners, value
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 

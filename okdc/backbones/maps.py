@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 
 from okdc.backbones.behaviour import unchanged
 from okdc.backbones.sizes import fix
-from okdc.backbones.tracing import FLAG, NET, Entry, owners, value
+from okdc.backbones.tracer import NET
+from okdc.backbones.tracing import FLAG, Entry, owners, value
 
 WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows, and a multiple of most strides
 _DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout)

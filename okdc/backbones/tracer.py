@@ -1,0 +1,221 @@
+"""A torch.fx tracer with stand-ins that know their sizes, and that records what a forward says of gradients.
+
+`okdc.backbones.tracing` makes one graph of what it records in training and in evaluation.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from okdc.backbones.sizes import Size, Sizes, read_axis
+
+NET = "net"  # the path of the network below the root of the graph, and so the start of every path in it
+NO_GRAD = "okdc_no_grad"  # in the meta of a node that a forward computes under torch.no_grad()
+A_MODULE = "put that part into an nn.Module of its own, without children: it is kept as its author wrote it"
+
+_CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Untraceable(Exception):  # noqa: N818
+    """A forward that no graph holds. The message is the reason, `hint` the way out."""
+
+    def __init__(self, reason: str, hint: str = A_MODULE) -> None:
+        super().__init__(reason)
+        self.hint = hint
+
+
+class Traced(fx.Proxy):
+    """The stand-in for a tensor: it knows its sizes."""
+
+    tracer: Tracer
+
+    def _axes(self) -> tuple[Any, ...] | None:
+        return self.tracer.axes(self.node)
+
+    @property
+    def shape(self) -> Any:
+        axes = self._axes()
+        return fx.proxy.Attribute(self, "shape") if axes is None else axes
+
+    def size(self, dim: int | None = None) -> Any:
+        axes = self._axes()
+        if axes is None:
+            return self.tracer.create_proxy("call_method", "size", (self,) if dim is None else (self, dim), {})
+        return axes if dim is None else axes[dim]
+
+    def dim(self) -> Any:
+        axes = self._axes()
+        return self.tracer.create_proxy("call_method", "dim", (self,), {}) if axes is None else len(axes)
+
+    ndim = property(dim)
+    ndimension = dim
+
+    def __len__(self) -> int:
+        axes = self._axes()
+        if axes is None or not axes or not isinstance(axes[0], Size):
+            raise Untraceable("it takes the number of images by len()", "x.shape[0] is the same, and no Python number")
+        return int(axes[0])
+
+    def __setitem__(self, key: Any, item: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, item), {})
+
+    def _number(self) -> Any:
+        if _counts_images(self.node):
+            raise Untraceable("it makes the number of images a Python number", "write x.shape[0] without int()")
+        raise Untraceable("it makes the value of a tensor a Python number (int(), float(), .item())")
+
+    __int__ = __float__ = __index__ = item = tolist = _number
+
+
+class Count(Traced):
+    """The number of images. One stand-in for all tensors, so that two sizes can be compared."""
+
+    def __eq__(self, other: object) -> Any:
+        return True if other is self else super().__eq__(other)
+
+    def __ne__(self, other: object) -> Any:
+        return False if other is self else super().__ne__(other)
+
+    __hash__ = fx.Proxy.__hash__
+
+
+class Tracer(fx.Tracer):
+    """Goes into every module that has children, but not into the modules at the paths in `whole`."""
+
+    proxy_buffer_attributes = True  # what is computed of a buffer would be frozen: a checkpoint fills buffers later
+
+    def __init__(self, whole: set[str], images: torch.Size) -> None:
+        super().__init__()
+        self.whole = whole
+        self.images = images
+        self.failed: str | None = None  # the innermost module whose forward could not be traced
+        self.sizes: Sizes | None = None
+        self.running = False  # the graph runs to tell sizes: nothing is traced
+        self.count: Count | None = None
+        self.detached: dict[fx.Node, fx.Node] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name == NET:
+            return False
+        childless = next(m.children(), None) is None
+        hooked = bool(m._backward_hooks or m._backward_pre_hooks)  # no graph holds what they do to gradients
+        return childless or hooked or module_qualified_name in self.whole or _built_on_a_layer(m)
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if self.running:
+            return forward(*args, **kwargs)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            path = self.path_of_module(m)
+            if not self.is_leaf_module(m, path):  # that a call of one cannot be traced lies with its caller
+                self.failed = self.failed or path
+            raise
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Traced(node, self)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            raise Untraceable("it uses torch.autocast", "leave it out: engine.dtype says what a training computes in")
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            raise Untraceable(
+                "it uses torch.utils.checkpoint", "leave it out: it runs a part twice, batch statistics too"
+            )
+        node = super().create_node(kind, *args, **kwargs)
+        if kind not in ("get_attr", "placeholder", "output") and not torch.is_grad_enabled():
+            node.meta[NO_GRAD] = True
+        return node
+
+    def create_arg(self, a: Any) -> Any:
+        argument = super().create_arg(a)
+        if isinstance(a, fx.Proxy) and torch.is_grad_enabled() and NO_GRAD in a.node.meta:
+            if a.node not in self.detached:
+                self.detached[a.node] = self.create_node("call_method", "detach", (a.node,), {})
+            return self.detached[a.node]
+        return argument
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        by = "the number of images" if _counts_images(obj.node) else "a tensor: its values, its type or its gradient"
+        raise Untraceable(f"it decides (if, while or assert) by {by}")
+
+    def iter(self, obj: fx.Proxy) -> Any:  # noqa: ARG002
+        raise Untraceable("it loops over a tensor")
+
+    def axes(self, node: fx.Node) -> tuple[Any, ...] | None:
+        """The sizes of a tensor, with stand-ins for those that grow with the batch. None where they are unknown."""
+        self.sizes = self.sizes or Sizes(self.root, self.graph, self.images)
+        self.running = True
+        try:
+            axes = self.sizes.of(node)
+        finally:
+            self.running = False
+        if axes is None:
+            return None
+        return tuple(
+            self._images(number) if of_batch else Size(number, read_axis(node, axis))
+            for axis, (number, of_batch) in enumerate(axes)
+        )
+
+    def _images(self, times: int) -> Any:
+        """The number of images, `times` that: read from the images, before anything else."""
+        if self.count is None:
+            images = next(iter(self.graph.nodes))
+            with self.graph.inserting_after(images):
+                node = self.graph.create_node("call_method", "size", (images, 0), {})
+            self.count = Count(node, self)
+        return self.count if times == 1 else operator.mul(self.count, times)
+
+
+def _counts_images(node: fx.Node) -> bool:
+    """Whether a node is the number of images, or computed of it and of constants alone."""
+    if node.op == "call_method" and node.target == "size":
+        return True
+    inputs = node.all_input_nodes
+    return node.op == "call_function" and bool(inputs) and all(map(_counts_images, inputs))
+
+
+def _built_on_a_layer(m: nn.Module) -> bool:
+    """Whether the module is, or derives from, a layer of torch.nn (timm's BatchNormAct2d counts batches in Python)."""
+    return any(c.__module__.startswith(("torch.nn.", "torch.ao.nn.")) and c not in _CONTAINERS for c in type(m).__mro__)
+
+
+@contextmanager
+def autograd_functions_whole(tracer: Tracer) -> Iterator[None]:
+    """A torch.autograd.Function is one node: traced, its forward would lose the backward that its author wrote."""
+    function = torch.autograd.Function
+    apply = function.__dict__["apply"]
+
+    def traced(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        if tracer.running or not any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
+            return apply.__func__(cls, *args, **kwargs)
+        return tracer.create_proxy("call_function", _applied(cls), args, kwargs)
+
+    function.apply = classmethod(traced)
+    try:
+        yield
+    finally:
+        function.apply = apply
+
+
+@cache
+def _applied(kind: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`kind.apply` as a function with a name, by which a graph calls it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return kind.apply(*args, **kwargs)
+
+    call.__name__ = call.__qualname__ = kind.__name__
+    return call
