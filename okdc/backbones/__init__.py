@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from okdc.backbones.naming import MSFE, Key, split_output, variant
 from okdc.errors import RecipeError
 from okdc.plugins import Registry
 
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
     import torch
 
     from okdc.cohort import Backbone
-
-Key = str | int  # of the logits among several outputs
-
-# The suffix of a network with MFEF's extraction: with dual attention behind it, and without.
-MSFE = {True: "+msfe", False: "+msfe-da"}
 
 # Each is called with the number of classes and returns a Backbone.
 NETWORKS = Registry(
@@ -51,13 +47,13 @@ NETWORKS = Registry(
 
 def is_name(name: str) -> bool:
     """Whether it is written like the name of a network; `check` tells whether there is such a network."""
-    base, _ = split_output(_variant(name)[0])
+    base, _ = split_output(variant(name)[0])
     return base in NETWORKS or (":" in base and not base.startswith(":"))
 
 
 def check(name: str) -> None:
     """Raises RecipeError for a name that leads to no network."""
-    base, _ = split_output(_variant(name)[0])
+    base, _ = split_output(variant(name)[0])
     if ":" in base:
         from okdc.backbones import outside
 
@@ -66,17 +62,9 @@ def check(name: str) -> None:
         NETWORKS.load(base)
 
 
-def split_output(name: str) -> tuple[str, Key | None]:
-    """The name of a network without the key of its logits, and the key."""
-    base, bracket, key = name.partition("[")
-    if not bracket or not key.endswith("]"):
-        return name, None
-    return base, int(key[:-1]) if key[:-1].isdecimal() else key[:-1]
-
-
 def with_output(name: str, key: Key | None) -> str:
     """The name of a network whose logits lie at `key`. okdc's own networks return nothing else than logits."""
-    base, attention = _variant(name)
+    base, attention = variant(name)
     if key is None or base in NETWORKS.own or split_output(base)[1] is not None:
         return name
     return f"{base}[{key}]" + ("" if attention is None else MSFE[attention])
@@ -87,7 +75,7 @@ def build(name: str, classes: int, images: torch.Size) -> Backbone:
 
     Raises RecipeError for a name that leads to no network, or to one that cannot be cut into stages.
     """
-    base, attention = _variant(name)
+    base, attention = variant(name)
     if base in NETWORKS.own:
         network: Backbone = NETWORKS.load(base)(classes)
     else:
@@ -100,11 +88,3 @@ def build(name: str, classes: int, images: torch.Size) -> Backbone:
         network = with_extraction(network, attention)
     network.architecture = name
     return network
-
-
-def _variant(name: str) -> tuple[str, bool | None]:
-    """The name without MFEF's suffix, and whether the suffix asks for attention; None where there is no suffix."""
-    for attention, suffix in MSFE.items():
-        if name.endswith(suffix):
-            return name.removesuffix(suffix), attention
-    return name, None

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from okdc.backbones import Key, outputs, split_output
+from okdc.backbones import outputs
 from okdc.backbones.behaviour import Fingerprint, behaviour, difference, unchanged
 from okdc.backbones.cutting import Cut, clone_first, cut, out_of_place
 from okdc.backbones.maps import Plan
+from okdc.backbones.naming import Key, split_output
 from okdc.backbones.outside import bare_network, check
 from okdc.backbones.tracer import A_MODULE, NET
 from okdc.backbones.tracing import CONVOLUTIONAL, CannotCut, Entry, trace

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from okdc.backbones import Key
+from okdc.backbones.naming import Key
 
 
 class NoLogits(ValueError):  # noqa: N818  (it reads as what it is)

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from okdc.backbones import Key, outputs
+from okdc.backbones import outputs
 from okdc.backbones.behaviour import unchanged
 from okdc.backbones.dead import drop_dead, paths
+from okdc.backbones.naming import Key
 from okdc.backbones.outputs import NoLogits
 from okdc.backbones.tracer import A_MODULE, NET, Tracer, Untraceable, autograd_functions_whole
 from okdc.errors import one_line

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from okdc.backbones import MSFE
+from okdc.backbones.naming import MSFE
 from okdc.blocks import DualAttention, HierarchicalSplit, OverallFusion
 from okdc.methods.base import (
     Batch,

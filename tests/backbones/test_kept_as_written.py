@@ -24,6 +24,7 @@ from okdc import backbones
 from okdc.backbones import adapters
 from okdc.backbones.adapters import Adapted
 from okdc.backbones.behaviour import behaviour, difference, unchanged
+from okdc.backbones.naming import Key, split_output
 from okdc.backbones.outside import bare_network
 from okdc.errors import RecipeError
 
@@ -486,7 +487,7 @@ SEVERAL = """
         ("(z, y) if self.training else z", None),
     ],
 )
-def test_the_key_of_the_name_says_which_output_are_the_logits(output: str, key: backbones.Key | None) -> None:
+def test_the_key_of_the_name_says_which_output_are_the_logits(output: str, key: Key | None) -> None:
     write(SEVERAL.replace("{output}", output))
     name = backbones.with_output("kept:Mine", key)
     network = backbones.build(name, CLASSES, IMAGES)
@@ -511,7 +512,7 @@ def test_the_key_of_the_name_says_which_output_are_the_logits(output: str, key: 
         ("3", None, "one tensor"),
     ],
 )
-def test_outputs_without_the_key_of_the_logits_are_named(output: str, key: backbones.Key | None, hint: str) -> None:
+def test_outputs_without_the_key_of_the_logits_are_named(output: str, key: Key | None, hint: str) -> None:
     write(SEVERAL.replace("{output}", output))
     with pytest.raises(RecipeError) as caught:
         backbones.build(backbones.with_output("kept:Mine", key), CLASSES, IMAGES)
@@ -549,8 +550,8 @@ def test_parameters_of_the_other_outputs_are_in_no_file() -> None:
         ("resnet8", ("resnet8", None)),
     ],
 )
-def test_a_name_holds_the_key_of_its_logits(name: str, split: tuple[str, backbones.Key | None]) -> None:
-    assert backbones.split_output(name) == split
+def test_a_name_holds_the_key_of_its_logits(name: str, split: tuple[str, Key | None]) -> None:
+    assert split_output(name) == split
     assert backbones.with_output(*split) == name
 
 
