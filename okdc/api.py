@@ -25,7 +25,7 @@ from okdc.distributed import Ranks
 from okdc.errors import DataError, Interrupted, UsageError
 from okdc.progress import Progress, Silent
 from okdc.recipe import draft
-from okdc.runs.artefacts import Judged, Result
+from okdc.runs.artefacts import ExportCheck, Judged, Result
 from okdc.runs.provenance import provenance
 from okdc.runs.run import RunDir, State
 from okdc.runs.series import SeriesDir, newest_resumable, owner
@@ -267,8 +267,8 @@ def distill(
     for note in resolved.notes:
         progress.note(note)
     try:
-        ranks, known = Ranks.of_environment(), None if export_check else "skipped"
-        run = start.start(resolved, _path(out), provenance(_command()), progress, ranks, known)
+        known: ExportCheck | None = None if export_check else "skipped"
+        run = start.start(resolved, _path(out), provenance(_command()), progress, Ranks.of_environment(), known)
     except Interrupted as error:
         return Run(_saved(error, progress, raise_interrupts))
     return Run(run.path)

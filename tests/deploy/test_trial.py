@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from okdc.bundle.checks import FLOOR
 from okdc.bundle.session import Floats, Session
 from okdc.cohort import Backbone
-from okdc.deploy import trial
+from okdc.deploy import onnx, trial
 from okdc.errors import CheckFailed
 from okdc.seeds import seeded
 
@@ -64,7 +64,7 @@ def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
     def export(*_: object) -> bytes:
         raise AssertionError("it was exported, though its forward forbids it")
 
-    monkeypatch.setattr(trial.onnx, "to_onnx", export)
+    monkeypatch.setattr(onnx, "to_onnx", export)
 
 
 def test_a_plain_network_passes_and_is_left_as_it_is() -> None:
@@ -176,7 +176,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
 
 def test_numbers_that_differ_are_warned_of_and_those_of_every_image_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_image(logits: Floats) -> Floats:
-        return logits + np.float32([1] + [0] * (trial.IMAGES - 1))[:, None]
+        return np.concatenate([logits[:1] + 1, logits[1:]])
 
     answers(monkeypatch, lambda logits: logits + 3 * np.float32(FLOOR))
     (warning,) = attempt(network())
@@ -226,7 +226,7 @@ def test_random_states_and_switches_are_given_back() -> None:
     def state() -> tuple[object, ...]:
         return (
             random.getstate(),
-            np.random.get_state()[1].tolist(),  # type: ignore[union-attr]
+            str(np.random.get_state()),
             torch.random.get_rng_state().tolist(),
             *(read() for read, _ in trial.SWITCHES),
         )
