@@ -19,7 +19,7 @@ class Progress(Protocol):
     """
 
     def note(self, text: str) -> None:  # noqa: ARG002
-        """A choice with its reason, or where the work is: one line."""
+        """A choice with its reason, or where the work is, or a WARNING: one line."""
         return
 
     def reading(self) -> AbstractContextManager[Reading]:

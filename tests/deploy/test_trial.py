@@ -152,7 +152,14 @@ def test_a_network_that_ends_in_softmax_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
-    "after", [None, lambda z: z.log_softmax(1), torch.sigmoid, lambda z: F.softmax(z, 1) * 2, torch.relu]
+    "after",
+    [
+        None,
+        lambda z: z.log_softmax(1),
+        torch.sigmoid,
+        lambda z: F.softmax(z, 1) * 2,
+        lambda z: 9 * z + (1 - 9 * z.sum(1, keepdim=True)) / CLASSES,  # sums to 1, and is below 0 somewhere
+    ],
 )
 def test_other_outputs_are_not(after: Callable[[Tensor], Tensor] | None) -> None:
     assert trial.softmax(network(after=after), SIZE, CLASSES) == []
@@ -196,6 +203,7 @@ def test_a_file_that_answers_otherwise_to_a_batch_is_refused(monkeypatch: pytest
     error = refused(network())
     assert error.kind == "parity"
     assert error.message.startswith("its ONNX file ")
+    assert f"{trial.IMAGES} at a time" in error.message
 
 
 def test_a_file_that_one_engine_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
