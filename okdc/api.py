@@ -25,7 +25,7 @@ from okdc.distributed import Ranks
 from okdc.errors import DataError, Interrupted, UsageError
 from okdc.progress import Progress, Silent
 from okdc.recipe import draft
-from okdc.runs.artefacts import Judged, Result
+from okdc.runs.artefacts import ExportCheck, Judged, Result
 from okdc.runs.provenance import provenance
 from okdc.runs.run import RunDir, State
 from okdc.runs.series import SeriesDir, newest_resumable, owner
@@ -246,10 +246,14 @@ def distill(
     recipe: ResolvedRecipe | str | Path,
     out: str | Path | None = None,
     *,
+    export_check: bool = True,
     progress: Progress | None = None,
     raise_interrupts: bool = False,
 ) -> Run:
     """Train a cohort of students in a new run directory, `out` or runs/<recipe>-<n>, and keep one of them.
+
+    `export_check`: before the first step each student that is not a network of okdc's own goes the whole way to ONNX
+    untrained, so that one of which no bundle could be made is refused, as RecipeError, before it is paid for.
 
     Ctrl-C after the training has begun saves the state and returns the run, whose state is then "resumable"; with
     `raise_interrupts` it raises Interrupted, as SIGTERM always does. Several processes are started by torchrun: each
@@ -263,7 +267,8 @@ def distill(
     for note in resolved.notes:
         progress.note(note)
     try:
-        run = start.start(resolved, _path(out), provenance(_command()), progress, Ranks.of_environment())
+        known: ExportCheck | None = None if export_check else "skipped"
+        run = start.start(resolved, _path(out), provenance(_command()), progress, Ranks.of_environment(), known)
     except Interrupted as error:
         return Run(_saved(error, progress, raise_interrupts))
     return Run(run.path)
@@ -274,13 +279,14 @@ def distill_seeds(
     seeds: Sequence[int],
     out: str | Path | None = None,
     *,
+    export_check: bool = True,
     progress: Progress | None = None,
     raise_interrupts: bool = False,
 ) -> Series:
     """Train a recipe once with each seed, one run after the other, in one folder.
 
-    Each seed is then complete or failed. Ctrl-C and errors as in `distill`, but for TrainingError, which ends its seed
-    alone.
+    Each seed is then complete or failed. `export_check`, Ctrl-C and errors as in `distill`, but for TrainingError,
+    which ends its seed alone.
     """
     from okdc.training import series
 
@@ -288,7 +294,8 @@ def distill_seeds(
     for note in resolved.notes:
         progress.note(note)
     try:
-        return Series(series.start(resolved, tuple(seeds), _path(out), provenance(_command()), progress).path)
+        made_by = provenance(_command())
+        return Series(series.start(resolved, tuple(seeds), _path(out), made_by, progress, export_check).path)
     except Interrupted as error:
         return Series(_saved(error, progress, raise_interrupts))
 

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 Reading = Callable[[int, int], None]  # (images read, images in all)
+WARNING = "warning: "  # a note that begins so is one; the command line shows it as one
 Training = Callable[[int, int, str], None]  # (steps done, steps in all, the last epoch in a line)
 
 
@@ -18,7 +19,7 @@ class Progress(Protocol):
     """
 
     def note(self, text: str) -> None:  # noqa: ARG002
-        """A choice with its reason, or where the work is: one line."""
+        """A choice with its reason, or where the work is, or a WARNING: one line."""
         return
 
     def reading(self) -> AbstractContextManager[Reading]:

@@ -22,7 +22,7 @@ from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.progress import Progress
 from okdc.recipe.draft import load
-from okdc.runs.artefacts import Provenance, RunSettings
+from okdc.runs.artefacts import ExportCheck, Provenance, RunSettings
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 from okdc.runs.series import SeriesDir
@@ -112,8 +112,11 @@ def recipe(*words: str) -> ResolvedRecipe:
     return resolve(load([str(write_recipe()), *words]))
 
 
-def start(*words: str, tell: Quiet | None = None, out: Path | None = None) -> RunDir:
-    return starts.start(replace(recipe(*words), stem="tiny"), out, Provenance(), tell or Quiet())
+def start(
+    *words: str, tell: Quiet | None = None, out: Path | None = None, export_check: ExportCheck | None = None
+) -> RunDir:
+    tables = replace(recipe(*words), stem="tiny")
+    return starts.start(tables, out, Provenance(), tell or Quiet(), export_check=export_check)
 
 
 def resume(path: Path, tell: Quiet | None = None) -> RunDir:

@@ -9,7 +9,7 @@ import pytest
 from mutants_table import MUTANTS, Mutant
 
 AREAS = (
-    "methods", "blocks", "cohort", "loop", "selection", "checkpoint", "resume", "data", "parity", "precision",
+    "methods", "blocks", "cohort", "loop", "selection", "checkpoint", "resume", "data", "parity", "trial", "precision",
     "statistics", "budget", "profile", "backbones", "verify", "hashes",
 )  # fmt: skip
 

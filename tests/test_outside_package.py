@@ -40,8 +40,8 @@ def house(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("house")
     cohort = 'cohort.students=["petalnet", "petalnet"]'
     small = ["optim.epochs=2", "optim.batch_size=30", "data.image_size=16", "data.name=flowers", cohort]
-    for name in ("agreement", "baseline"):
-        answer = run_okdc(site, folder, "distill", f"method.name={name}", *small, "-o", f"runs/{name}")
+    for name, flags in (("agreement", []), ("baseline", ["--no-export-check"])):
+        answer = run_okdc(site, folder, "distill", f"method.name={name}", *small, *flags, "-o", f"runs/{name}")
         assert answer.returncode == 0, answer.stderr
     return folder
 
@@ -66,6 +66,14 @@ def test_what_was_trained_is_of_the_package(house: Path) -> None:
     assert (result["judged_on"], result["images"]) == ("test", 90)
     log = [json.loads(line) for line in (house / "runs/agreement/log.jsonl").read_text().splitlines()]
     assert {"ce_student0", "agreement_student1"} <= set(log[0]["losses"])
+
+
+def test_its_network_was_tried_before_the_training(house: Path) -> None:
+    checks = {
+        name: json.loads((house / f"runs/{name}/run.json").read_text())["export_check"]
+        for name in ("agreement", "baseline")
+    }
+    assert checks == {"agreement": "passed", "baseline": "skipped"}
 
 
 def test_its_method_is_compared_with_the_baseline(site: Path, house: Path) -> None:

@@ -56,19 +56,31 @@ class Job:
     teacher: dict[str, str] | None = None
 
 
-def job(resolved: ResolvedRecipe, read: Callable[[], Dataset]) -> Job:
-    """Everything for one training, on the CPU. `read` brings the images.
+def job(
+    resolved: ResolvedRecipe, read: Callable[[], Dataset], check: Callable[[Cohort, int], None] | None = None
+) -> Job:
+    """Everything for one training, on the CPU. `read` brings the images, `check` is given cohort and number
+    of classes.
 
     The method is built before the images are read, so that a recipe that cannot be built costs nobody an hour of
-    decoding; only where nobody knows the number of classes without the images is it built after them.
+    decoding; only where nobody knows the number of classes without the images is it built after them. It is checked as
+    soon as it is built.
 
-    Raises what `read` and `assemble` raise, and DataError or RecipeError where images and teacher do not go together.
+    Raises what `read`, `check` and `assemble` raise, and DataError or RecipeError where images and teacher do not go
+    together.
     """
+
+    def built(classes: int) -> Assembly:
+        assembly = assemble(resolved, classes)
+        if check:
+            check(assembly.method.cohort, classes)
+        return assembly
+
     classes = resolved.classes
-    assembly = assemble(resolved, classes) if classes is not None else None
+    assembly = built(classes) if classes is not None else None
     dataset = read()
     if assembly is None:
-        assembly = assemble(resolved, len(dataset.classes))
+        assembly = built(len(dataset.classes))
     elif classes != len(dataset.classes):
         raise DataError(f"expected {classes} classes of {resolved.recipe.data.name}, found {len(dataset.classes)}")
     normalisation = normalisation_of(resolved.recipe, dataset)

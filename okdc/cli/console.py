@@ -25,6 +25,7 @@ from rich.text import Text
 from okdc import signals
 from okdc.errors import DiskError, Interrupted, OkdcError
 from okdc.escaping import json_text, paragraphs, shown
+from okdc.progress import WARNING
 
 
 class _Stream:
@@ -145,7 +146,10 @@ class Talk:
 
     def note(self, text: str) -> None:
         signals.check()
-        note(text)
+        if text.startswith(WARNING):
+            warn(text.removeprefix(WARNING))
+        else:
+            note(text)
 
     @contextmanager
     def reading(self) -> Iterator[Callable[[int, int], None]]:

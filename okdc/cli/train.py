@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,6 +40,12 @@ def distill(
         typer.Option(metavar="0,1,2|0-4", help="Train one run for each seed, in one folder; print mean and deviation."),
     ] = None,
     data_root: DataRoot = None,
+    no_export_check: Annotated[
+        bool,
+        typer.Option(
+            "--no-export-check", help="Train without trying first, untrained, whether the students can be exported."
+        ),
+    ] = False,
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
@@ -68,13 +74,14 @@ def distill(
     from okdc.assembly.resolve import resolve  # torch from here on: a misspelt recipe name is answered before
 
     progress = console.Talk() if ranks.first else Silent()
+    options: dict[str, Any] = {"export_check": not no_export_check, "progress": progress, "raise_interrupts": True}
     if several:
         with trusting_code(trust_code):
-            series = api.distill_seeds(resolve(draft), several, out, progress=progress, raise_interrupts=True)
+            series = api.distill_seeds(resolve(draft), several, out, **options)
         _finished_series(series, as_json)
         return
     with trusting_code(trust_code):
-        run = api.distill(resolve(draft), out, progress=progress, raise_interrupts=True)
+        run = api.distill(resolve(draft), out, **options)
     if ranks.first:
         _finished(run, as_json)
 

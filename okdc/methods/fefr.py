@@ -40,6 +40,8 @@ from okdc.methods.base import (
     ramp,
 )
 
+MOST_NAMED = 8  # numbers of groups in a message
+
 
 class FEFRConfig(RampedConfig):
     detach_features: DetachFeatures = False
@@ -129,7 +131,7 @@ class FeaturePath(nn.Module):
         self.match = nn.ModuleList(match(config.match, sizes[i], target, student.raw[i]) for i in shallow)
         channels = target[0] * (2 if config.early_fusion else 1)
         if config.reconstruct != "none" and channels % config.groups:
-            raise ValueError(f"{channels} fused channels do not divide into {config.groups} groups")
+            raise ValueError(_indivisible(channels, config, student.architecture))
         channels //= 2 if config.reconstruct in ("skip", "cross") else 1
         self.attention = (
             DualAttention(channels, config.reduction, config.spatial_kernel) if config.attention else nn.Identity()
@@ -168,6 +170,16 @@ class FeaturePath(nn.Module):
         # Section 3.2.3, whose equations are lost: those of MFEF (eq. 5-8), from whom the section takes its figure.
         refined: Tensor = self.attention(f_re)  # the size of f_re
         return refined
+
+
+def _indivisible(channels: int, config: FEFRConfig, network: str) -> str:
+    """That so many channels do not divide into the recipe's groups, and the nearest numbers that would do."""
+    every = 2 if config.reconstruct in ("skip", "cross") else 1  # these pair the groups: their number is even
+    divisors = [count for count in range(2, channels + 1) if channels % count == 0 and count % every == 0]
+    nearest = sorted(sorted(divisors, key=lambda count: abs(count - config.groups))[:MOST_NAMED])
+    way = f"method.groups={', '.join(map(str, nearest))} would" if nearest else "method.reconstruct=none needs none"
+    whose = f"{channels} fused channels" + (f" of {network}" if network else "")
+    return f"method.groups={config.groups}: {whose} do not divide into {config.groups} groups; {way}"
 
 
 class FEFR(Method[FEFRConfig]):

@@ -117,6 +117,11 @@ class MFEF(Method[MFEFConfig]):
         config = self.config
         if config.in_path:  # the student's last stage ends with it
             return []
+        if config.msfe and channels < config.groups:
+            way = f"method.groups from 2 to {channels} would" if channels > 1 else "method.msfe=false needs none"
+            raise ValueError(
+                f"method.groups={config.groups}: {channels} channels do not divide into {config.groups} groups; {way}"
+            )
         path: list[nn.Module] = [HierarchicalSplit(channels, config.groups)] if config.msfe else []  # eq. 4
         if config.attention:  # eq. 5-8
             path.append(DualAttention(channels, config.reduction, config.spatial_kernel))

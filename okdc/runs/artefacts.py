@@ -171,6 +171,11 @@ class RunSettings(Settings):
     sync_batchnorm: bool
 
 
+# What was known before the first step of whether the students can be exported: they were tried untrained, or all are of
+# okdc's own networks, which its tests have proven, or the question was left out.
+ExportCheck = Literal["passed", "proven", "skipped"]
+
+
 class RunInfo(Provenance, File):
     """run.json."""
 
@@ -179,6 +184,7 @@ class RunInfo(Provenance, File):
     data_sha256: str
     classes: Annotated[Tuple[str], Field(min_length=1)]
     skipped_images: Tuple[str] = ()  # a line `file: reason` for each damaged image that was left out
+    export_check: ExportCheck = "skipped"
     started_at: str  # sorts as text
     settings: RunSettings
     reasons: Tuple[str]  # of the settings, one line each
@@ -200,6 +206,7 @@ class SeriesInfo(Provenance, File):
     recipe: dict[str, Any]  # its tables, every default written out, without a seed
     started_at: str
     settings: Settings
+    export_check: bool = True  # whether the students are tried before the first seed is trained
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -80,6 +80,7 @@ class SeriesDir:
         settings: Settings,
         provenance: Provenance,
         out: Path | None = None,
+        export_check: bool = True,
     ) -> SeriesDir:
         """A new directory: `out`, else runs/<stem>-<n>. Raises as `RunDir.create`."""
         series = cls(new_folder(stem, out))
@@ -90,6 +91,7 @@ class SeriesDir:
             recipe=tables,
             started_at=started_at,
             settings=settings,
+            export_check=export_check,
             **dict(provenance),
         )
         with locks.written(series.path):

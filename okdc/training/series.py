@@ -12,7 +12,7 @@ from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, Training
 from okdc.progress import EachNoteOnce, Progress
 from okdc.recipe.schema import TEACHER
 from okdc.runs import trust
-from okdc.runs.artefacts import Provenance, Settings
+from okdc.runs.artefacts import ExportCheck, Provenance, Settings
 from okdc.runs.provenance import differences
 from okdc.runs.run import refuse_taken
 from okdc.runs.series import SeriesDir
@@ -27,8 +27,11 @@ def start(
     out: Path | None,
     provenance: Provenance,
     tell: Progress,
+    export_check: bool = True,
 ) -> SeriesDir:
     """Train a resolved recipe once with each seed, in a new directory. Each seed is then complete or failed.
+
+    `export_check`: the students' export is tried before the first seed is trained.
 
     Raises as `starts.start` does, but for a TrainingError, which ends its seed alone.
     """
@@ -36,7 +39,7 @@ def start(
     tell = EachNoteOnce(tell)
     settings = _settings(resolved)
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
-    series = SeriesDir.create(resolved.stem, resolved.recipe, seeds, begun, settings, provenance, out)
+    series = SeriesDir.create(resolved.stem, resolved.recipe, seeds, begun, settings, provenance, out, export_check)
     if note := trust.record(series.path, begun, trust.code_of(resolved.recipe.tables())):
         tell.note(note)
     tell.note(f"series {series.path}: {len(seeds)} seed{'s' if len(seeds) > 1 else ''}")
@@ -93,9 +96,9 @@ def _train(
                 tell.note(f"seed {seed}: {number} of {len(series.seeds())}")
                 try:
                     if state is None:
-                        teacher = _teacher(series)
+                        teacher, export_check = _teacher(series), _export_check(series)
                         same = resolved.with_teacher(teacher) if teacher else resolved
-                        starts.start(same.with_seed(seed), run.path, provenance, tell)
+                        starts.start(same.with_seed(seed), run.path, provenance, tell, export_check=export_check)
                     else:
                         starts.resume(run, tell, data_root)
                 except TrainingError as error:  # the run remembers it; other seeds may do better
@@ -114,6 +117,14 @@ def _teacher(series: SeriesDir) -> str | None:
     """The hash of the teacher that the seeds before had, so that another in its place is refused."""
     begun = [series.run(seed).read_recipe() for seed in series.seeds() if series.state_of(seed) is not None]
     return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
+
+
+def _export_check(series: SeriesDir) -> ExportCheck | None:
+    """What is known of the students' export: the seeds before have the same students. None: it is to be tried."""
+    if not series.read_info().export_check:
+        return "skipped"
+    begun = [series.run(seed).read_info() for seed in series.seeds() if series.state_of(seed) is not None]
+    return next((info.export_check for info in begun), None)
 
 
 def _settings(resolved: ResolvedRecipe) -> Settings:

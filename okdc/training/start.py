@@ -1,6 +1,6 @@
 """How a training begins: with a recipe, or where a run was interrupted.
 
-    start()   a recipe becomes a run: data, cohort, method, a fresh directory, then the loop
+    start()   a recipe becomes a run: cohort, method, a trial of the export, data, a fresh directory, then the loop
     resume()  a run's directory becomes the same again, from its last checkpoint, then the loop
 
 Order of a start, on which exactness rests: students (each from its own stream) and method, images, device and memory
@@ -20,16 +20,17 @@ from pathlib import Path
 from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
+from okdc.cohort import Cohort
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
 from okdc.progress import Progress
 from okdc.recipe.schema import Engine
 from okdc.runs import trust
-from okdc.runs.artefacts import Provenance, RunInfo, RunSettings
+from okdc.runs.artefacts import ExportCheck, Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences
 from okdc.runs.run import RunDir, log_bytes, refuse_taken
-from okdc.training import checkpoint, compiling, device, loop
+from okdc.training import checkpoint, compiling, device, exportable, loop
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import continuable
@@ -41,8 +42,12 @@ def start(
     provenance: Provenance,
     tell: Progress,
     ranks: Ranks = ALONE,
+    export_check: ExportCheck | None = None,
 ) -> RunDir:
-    """Train a recipe from scratch in a new run directory. Returns the run, complete."""
+    """Train a recipe from scratch in a new run directory. Returns the run, complete.
+
+    `export_check` is what is known of the students' export: "skipped" leaves the trial out, None asks for it.
+    """
     recipe = resolved.recipe
     settings = settings_of(resolved, recipe.engine, ranks)
     with ranks.joined(settings.device):
@@ -59,8 +64,14 @@ def start(
             ranks.agree("the images", dataset.fingerprint)
             return dataset
 
+        def check(cohort: Cohort, classes: int) -> None:
+            nonlocal export_check
+            ask = partial(exportable.check, cohort.backbones(), recipe.data.image_size, classes, resolved.place)
+            export_check = ranks.first_does(lambda: ask(export_check, tell))
+
         ranks.agree("the recipe's keys", recipe.sha256())
-        job = assembly.job(resolved, images)
+        job = assembly.job(resolved, images, check)
+        assert export_check is not None
         for note in job.notes:
             tell.note(note)
         settings = ranks.first_does(partial(compiling.decide, settings, job))
@@ -72,6 +83,7 @@ def start(
             data_sha256=job.dataset.fingerprint,
             classes=job.dataset.classes,
             skipped_images=job.dataset.skipped,
+            export_check=export_check,
             started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
             settings=RunSettings.model_validate(settings.saved()),
             reasons=settings.reasons,

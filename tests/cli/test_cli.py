@@ -32,7 +32,7 @@ SHORT = ("optim.epochs=2", "data.train_images=64")
 COMMANDS = {
     "distill": {
         "--trust-code", "--out", "-o", "--device", "--dtype", "--threads", "--compile", "--seeds", "--data-root",
-        "--json",
+        "--no-export-check", "--json",
     },
     "resume": {"--trust-code", "--data-root", "--json"},
     "profile": {"--trust-code", "--onnx", "--threads", "--json"},

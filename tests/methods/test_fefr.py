@@ -500,6 +500,26 @@ def test_a_setting_that_does_not_fit_the_students_is_refused_with_the_reason(key
         fefr(**keys)
 
 
+@pytest.mark.parametrize(
+    ("keys", "would"),
+    [
+        ({"groups": 6}, "method.groups=2, 4, 8, 16, 32, 64, 128 would"),
+        ({"groups": 7, "reconstruct": "cyclic"}, "method.groups=2, 4, 8, 16, 32, 64, 128 would"),
+        ({"groups": 4, "early_fusion": False, "channels": 30}, "method.groups=2, 6, 10, 30 would"),
+        ({"groups": 4, "early_fusion": False, "channels": 30, "reconstruct": "loo"}, "=2, 3, 5, 6, 10, 15, 30 would"),
+        ({"groups": 14, "early_fusion": False, "channels": 960}, "=4, 6, 8, 10, 12, 16, 20, 24 would"),
+        ({"groups": 2, "early_fusion": False, "channels": 7}, "method.reconstruct=none"),
+    ],
+)
+def test_channels_that_do_not_divide_name_the_key_and_what_would_divide(keys: dict[str, Any], would: str) -> None:
+    channels, joined = keys.pop("channels", 64), 2 if keys.get("early_fusion", True) else 1
+    students = [plain((4, 8, channels), (1, 2, 4)) for _ in range(2)]
+    with pytest.raises(ValueError, match=f"{channels * joined} fused channels do not divide") as caught:
+        FEFR(Cohort(students), config(**keys), SMALL, 10)
+    assert str(caught.value).startswith(f"method.groups={keys['groups']}: ")
+    assert would in str(caught.value)
+
+
 def test_early_fusion_of_fewer_than_three_maps_is_refused_with_the_way_out() -> None:
     students = [plain((4, 8), (1, 2)) for _ in range(2)]
     with pytest.raises(ValueError, match="early_fusion=false"):

@@ -177,9 +177,11 @@ def pair(elsewhere: Path) -> tuple[RunDir, list[Told]]:
 def test_a_training_of_two_processes_is_that_of_one_for_students_without_batch_normalisation(tmp_path: Path) -> None:
     """Three epochs. Measured: weights agree to 1.2e-7 of the largest, each loss term to 2e-6, accuracies exactly."""
     words = (PLAIN, "method.name=dml")
-    one = start(*words, out=Path("one"))
-    together(2, training, tmp_path / "two", words)
+    one = start(*words, out=Path("one"), export_check="skipped")
+    told = together(2, training, tmp_path / "two", words)
+    assert [sum("processes:plain can be exported" in note for note in each.notes) for each in told] == [1, 0]
     two = RunDir(tmp_path / "two")
+    assert two.read_info().export_check == "passed"
     for ours, theirs in zip(rows(two), rows(one), strict=True):
         assert ours.keys() == theirs.keys()
         assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-5, abs=1e-6)
