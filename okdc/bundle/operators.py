@@ -120,9 +120,10 @@ def _refused(message: str, hint: str) -> CheckFailed:
     return CheckFailed("structure", message, hint=hint)
 
 
-def _name(word: str | bytes) -> str:
-    """A word of a stranger's file; protobuf gives bytes where it is no text."""
-    return word if isinstance(word, str) and word.isidentifier() else quoted(word)
+def _name(node: NodeProto) -> str:
+    """The name of any file's operator; protobuf gives bytes where it is no text."""
+    word = f"{node.domain}.{node.op_type}" if node.domain not in STANDARD else node.op_type
+    return word if isinstance(word, str) and word.replace(".", "").isidentifier() else quoted(word)
 
 
 def _size(shape: Shape) -> str:
@@ -137,7 +138,7 @@ def _check_nodes(model: onnx.ModelProto) -> None:
     """The clauses on an operator by itself; those on its tensors are checked as sizes are inferred."""
     version = max((entry.version for entry in model.opset_import if entry.domain in STANDARD), default=1)
     nodes = model.graph.node
-    strange = sorted({_name(node.op_type) for node in nodes if not _is_standard(node, version)})
+    strange = sorted({_name(node) for node in nodes if not _is_standard(node, version)})
     if strange:
         raise _refused(
             f"no operators of ONNX's opset {version}: "

@@ -137,6 +137,9 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     "strings": (aside(node("Cast", ["x"], ["z"], to=TensorProto.STRING)), "strings"),
     "strings among the weights": (aside(z=np.array(["a"], object)), "strings"),
     "another program's operator": (aside(node("FusedConv", ["x"], ["z"], domain="com.microsoft")), "FusedConv"),
+    "a standard name in another domain": (
+        aside(node("Relu", ["x"], ["z"], domain="com.example")), "com.example.Relu",
+    ),
     "an operator of a later opset": (aside(node("Gelu", ["x"], ["z"])), "Gelu"),
     "an operator that was given up": (aside(node("Upsample", ["x", "s"], ["z"]), s=np.ones(4, np.float32)), "Upsample"),
     "a sparse constant": (
