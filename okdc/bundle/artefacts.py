@@ -340,8 +340,8 @@ class Profile(File):
     buffers: Index
     macs: Index  # multiply-adds of convolutions and linear layers
     flops: Index  # 2 × MACs
-    fvcore_total: Index
-    activations: Index
+    fvcore_total: Index | None  # None: fvcore cannot trace the network, and torch's counter stands alone
+    activations: Index | None
     uncounted: Tuple[str]
     ignored: Tuple[str]
     lower_bound: bool

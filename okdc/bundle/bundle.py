@@ -132,7 +132,7 @@ class BundleDir:
             )
         name = self.manifest.models[precision].file
         content = self.content(name)
-        structure.check_against(foreign.model(content, self.folder / name), self.manifest, precision)
+        structure.check_against(foreign.model(content, self.folder / name), self.manifest)
         return content
 
 

@@ -14,27 +14,15 @@ from typing import Any
 
 import onnx
 
+from okdc.bundle import operators
 from okdc.bundle.artefacts import Manifest
-from okdc.bundle.layout import INT8, MOST_BYTES, input_of
+from okdc.bundle.layout import MOST_BYTES, input_of
 from okdc.errors import CheckFailed, first_line, quoted
 from okdc.runs.artefacts import StudentInfo
 from okdc.version import __version__
 
 OPSET = 18
 INPUT, LOGITS, PROBABILITIES = "image", "logits", "probabilities"
-
-# The operators of a feed-forward image classifier. Shape, Range, Gather, Expand and the like mean that a size was
-# computed in the graph: a channels_last tensor reached a reshape, or the batch size entered the arithmetic.
-# fmt: off
-OPERATORS = frozenset({
-    "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Erf", "Flatten",
-    "Gemm", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LayerNormalization", "MatMul", "MaxPool", "Mul", "Pad",
-    "ReduceMax", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Softmax", "Split", "Squeeze", "Sub", "Transpose",
-    "Unsqueeze",
-})
-# fmt: on
-NAMED = 10  # operators in a message
-QUANTISED = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
 def properties(info: StudentInfo) -> dict[str, str]:
@@ -69,7 +57,7 @@ def check_structure(blob: bytes, info: StudentInfo) -> onnx.ModelProto:
     _check_valid(model)
     _check_opset(model, OPSET)
     _check_interface(model.graph, info.preprocessing.size, len(info.classes))
-    _check_operators(model, OPERATORS)
+    operators.check(model)
     if _unfolded(model.graph):
         raise CheckFailed(
             "structure", "a BatchNormalization follows a Conv: it was not folded", hint="export in eval mode"
@@ -89,14 +77,14 @@ def check_structure(blob: bytes, info: StudentInfo) -> onnx.ModelProto:
     return model
 
 
-def check_against(model: onnx.ModelProto, manifest: Manifest, precision: str) -> None:
+def check_against(model: onnx.ModelProto, manifest: Manifest) -> None:
     """Raises CheckFailed where a stranger's model, which `okdc.bundle.foreign` has passed, differs from its manifest.
 
     Labels, input, mean and deviation stand in the file and in the manifest, and clients believe either.
     """
-    _check_operators(model, OPERATORS | QUANTISED if precision == INT8 else OPERATORS)
     _check_opset(model, manifest.opset)
     _check_interface(model.graph, manifest.input.height, len(manifest.labels))
+    operators.check(model)
     _check_valid(model)
     spec, colours = manifest.input.to_json(), manifest.normalisation
     del spec["name"]
@@ -129,29 +117,10 @@ def _parsed(text: str | None) -> Any:
         return None
 
 
-def _named(word: str | bytes) -> str:
-    """A word of a stranger's file; protobuf gives bytes where it is no text."""
-    return word if isinstance(word, str) and word.isidentifier() else quoted(word)
-
-
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     if opsets != {"": opset}:
         raise CheckFailed("opset", f"opset {opset} was asked for, the file has {quoted(opsets)}")
-
-
-def _check_operators(model: onnx.ModelProto, expected: frozenset[str]) -> None:
-    if model.functions:
-        raise CheckFailed(
-            "structure", f"the file holds {len(model.functions)} local functions; expected plain operators"
-        )
-    strange = sorted(map(_named, {node.op_type for node in model.graph.node} - expected))
-    if strange:
-        raise CheckFailed(
-            "structure",
-            f"unexpected operators in the graph: {', '.join(strange[:NAMED])}{', ...' if len(strange) > NAMED else ''}",
-            hint="sizes are computed at run time: a channels_last tensor or the batch size reached a reshape",
-        )
 
 
 def _check_interface(graph: onnx.GraphProto, size: int, classes: int) -> None:

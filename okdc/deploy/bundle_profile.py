@@ -18,11 +18,11 @@ import torch
 
 from okdc.bundle import checks, layout
 from okdc.bundle.artefacts import Latency, Machine, ModelCost, Profile
-from okdc.bundle.macs import macs
+from okdc.bundle.macs import macs, uncounted
 from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.deploy import latency
-from okdc.deploy.count import check_graph, count, exported_macs
+from okdc.deploy.count import check_graph, count, exported
 from okdc.runs import provenance
 
 BATCHES = {1: latency.WARM_UP, 64: 3}  # and how often each is run before the clock counts: a large batch takes seconds
@@ -37,10 +37,13 @@ def measure(network: Backbone, size: int, models: Mapping[str, bytes], threads: 
     Raises CheckFailed ("counting") where the counters disagree.
     """
     example = torch.zeros(1, 3, size, size)
-    counts, expected = count(network, example), exported_macs(network, example)
-    graphs = {precision: macs(onnx.load_model_from_string(blob)) for precision, blob in models.items()}
-    for precision, graph in graphs.items():
-        check_graph(expected, graph, layout.MODELS[precision], bool(counts.uncounted))
+    counts, expected = count(network, example), exported(network, example)
+    graphs = {}
+    for precision, blob in models.items():
+        model = onnx.load_model_from_string(blob)
+        graphs[precision] = macs(model)
+        bounds = bool(expected.uncounted), bool(uncounted(model))
+        check_graph(expected.macs, graphs[precision], layout.MODELS[precision], *bounds)
     load, times, processor = provenance.load_average(), _times(size, models, threads), checks.processor()
     costs = {
         precision: ModelCost(

@@ -7,16 +7,31 @@ divide the map's (vgg at 64 pixels: 2×2 -> 7×7), and a head whose pooling leav
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
 
 from okdc.blocks import MatrixPool
 from okdc.cohort import Backbone
 
+Module = TypeVar("Module", bound=nn.Module)
+
 
 class Contiguous(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.contiguous()
+
+
+def in_float32(network: Module) -> Module:
+    """The network with float32 parameters, changed in place.
+
+    Where they are, nothing changes: a buffer of another type is part of what its author computes.
+    """
+    parameters = list(network.parameters())
+    if all(p.dtype == torch.float32 for p in parameters if p.is_floating_point()):
+        return network
+    return network.float()
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from okdc.bundle.structure import INPUT, LOGITS, OPSET, PROBABILITIES, properties
 from okdc.cohort import Backbone
-from okdc.deploy.lowering import plain
+from okdc.deploy.lowering import in_float32, plain
 from okdc.errors import CheckFailed
 from okdc.precision.tools import quiet
 from okdc.runs.artefacts import Preprocessing, StudentInfo
@@ -60,7 +60,7 @@ def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
     """
     rule = info.preprocessing
     # A copy, plain in every respect that the exporter is known to trip over.
-    network = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
+    network = in_float32(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)
     network = plain(network, torch.zeros(2, 3, rule.size, rule.size))
     deploy = Deploy(network, rule.mean, rule.std).eval()

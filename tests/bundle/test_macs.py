@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from okdc.bundle.macs import macs
+from okdc.bundle.macs import contraction, macs, uncounted
 from okdc.errors import CheckFailed
 
 
@@ -61,8 +61,8 @@ def test_a_linear_layer_counts_as_by_hand(turned: int, weights: tuple[int, int])
 
 
 def test_a_gemm_of_a_turned_matrix_counts_the_axis_that_is_summed() -> None:
-    node = helper.make_node("Gemm", ["w", "v"], ["logits"], transA=1)
-    assert macs(_model([node], {"w": (5, 3), "v": (5, 2)}, ["batch", 1])) == 3 * 5 * 2
+    node = helper.make_node("Gemm", ["image", "v"], ["logits"], transA=1)
+    assert macs(_model([node], {"v": (5, 2)}, [5, 3])) == 3 * 5 * 2
 
 
 def test_a_matrix_product_counts_every_matrix_of_the_batch() -> None:
@@ -87,6 +87,54 @@ def test_an_int8_model_counts_as_its_float32_twin() -> None:
     assert macs(model) == CONVOLUTIONS["plain"][2]
 
 
+def test_a_transposed_convolution_counts_as_by_hand() -> None:
+    node = helper.make_node("ConvTranspose", ["image", "w"], ["logits"], group=2, strides=[2, 2])
+    assert macs(_model([node], {"w": (4, 3, 2, 2)}, ["batch", 4, 10, 10])) == 10 * 10 * 4 * 3 * 4
+
+
+def test_a_recurrent_layer_counts_its_matrices_once_a_step() -> None:
+    node = helper.make_node("GRU", ["image", "w", "r"], ["logits"], hidden_size=5, direction="bidirectional")
+    model = _model([node], {"w": (2, 15, 20), "r": (2, 15, 5)}, [7, "batch", 20])
+    assert macs(model) == 7 * 2 * 15 * (20 + 5)
+
+
+EINSUMS = {
+    "bchw,dc->bdhw": ((1, 3, 8, 8), (5, 3), 64 * 15),
+    "...c,dc": ((1, 8, 8, 3), (5, 3), 64 * 15),
+    "bij , bkj -> bik": ((2, 4, 3), (2, 5, 3), 2 * 4 * 5 * 3),
+    "ij,k->k": ((4, 3), (5,), 0),
+    "ij,jk->k": ((4, 3), (3, 5), 15),
+    "bchw,bchw->bchw": ((1, 3, 8, 8), (1, 3, 8, 8), 0),
+    "bc,bc": ((2, 3), (2, 3), 6),
+}
+
+
+@pytest.mark.parametrize("equation", EINSUMS)
+def test_an_einsum_counts_the_matrix_product_that_is_in_it(equation: str) -> None:
+    left, right, expected = EINSUMS[equation]
+    assert contraction(equation, [left, right]) == expected
+    if left[0] == 1:
+        node = helper.make_node("Einsum", ["image", "w"], ["logits"], equation=equation)
+        assert macs(_model([node], {"w": right}, ["batch", *left[1:]])) == expected
+
+
+def test_an_einsum_of_three_makes_the_count_a_lower_bound() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["image", "w"], ["x"]),
+        helper.make_node("Einsum", ["x", "v", "v"], ["logits"], equation="bc,cd,de->be"),
+    ]
+    model = _model(nodes, {"w": (20, 7), "v": (7, 7)}, ["batch", 20])
+    assert (macs(model), uncounted(model)) == (140, ("Einsum",))
+    del model.graph.node[1]
+    model.graph.output[0].name = "x"
+    assert uncounted(model) == ()
+
+
+def test_a_product_of_weights_alone_is_no_work_of_an_image() -> None:
+    nodes = [helper.make_node("MatMul", ["v", "w"], ["u"]), helper.make_node("MatMul", ["image", "u"], ["logits"])]
+    assert macs(_model(nodes, {"v": (20, 2), "w": (2, 7)}, ["batch", 20])) == 140
+
+
 def test_sizes_behind_a_reshape_are_known() -> None:
     model = _model(
         [
@@ -109,14 +157,14 @@ def test_what_neither_multiplies_nor_adds_counts_nothing_and_the_model_is_left_a
 
 def test_a_size_that_is_not_in_the_file_is_an_error_not_a_zero() -> None:
     node = helper.make_node("MatMul", ["other", "w"], ["logits"])
-    with pytest.raises(CheckFailed, match="does not say how large other is, which its MatMul needs") as caught:
+    with pytest.raises(CheckFailed, match="the input 'other' has no size") as caught:
         macs(_model([node], {"w": (20, 7)}, ["batch", 20], extra=("other",)))
     assert (caught.value.kind, caught.value.exit_code) == ("counting", 1)
 
 
 def test_a_graph_that_contradicts_itself_is_an_error() -> None:
     node = helper.make_node("Gemm", ["image", "w"], ["logits"])
-    with pytest.raises(CheckFailed, match="onnx cannot infer the sizes"):
+    with pytest.raises(CheckFailed, match="onnx cannot infer what Gemm gives"):
         macs(_model([node], {"w": (21, 7)}, ["batch", 20]))
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper, numpy_helper
 
 from okdc import backbones
 from okdc.assembly import student as students
 from okdc.bundle.macs import macs
 from okdc.deploy import bundle_profile, latency
-from okdc.deploy.count import check_graph, exported_macs
+from okdc.deploy.count import check_graph, exported
 from okdc.errors import CheckFailed
 from okdc.runs.files import read_json
 from okdc.runs.provenance import load_average
@@ -86,9 +88,11 @@ def test_a_file_of_another_network_is_refused(blob: bytes) -> None:
 def test_a_graph_that_lost_a_layer_is_refused(finished: RunDir, blob: bytes) -> None:
     model = onnx.load_model_from_string(blob)
     gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
-    model.graph.node.remove(gemm)
+    ends = {"first": [0], "last": [10], "axis": [1]}
+    gemm.CopyFrom(helper.make_node("Slice", [gemm.input[0], *ends], gemm.output))
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in ends.items())
     with pytest.raises(CheckFailed, match="expected the same number") as caught:
-        check_graph(exported_macs(students.load(finished).network, IMAGE), macs(model), "model.onnx")
+        check_graph(exported(students.load(finished).network, IMAGE).macs, macs(model), "model.onnx")
     assert (caught.value.kind, caught.value.exit_code) == ("counting", 1)
     assert caught.value.message.startswith("the network has 781,952 MACs, model.onnx has 781,312;")
     assert "auxiliary head" in caught.value.hint
@@ -107,9 +111,15 @@ def test_a_lower_bound_may_be_exceeded_by_the_graph_and_not_undercut() -> None:
         check_graph(100, 99, "model.onnx", lower_bound=True)
 
 
+def test_a_graph_that_is_a_lower_bound_may_have_less_and_no_more() -> None:
+    check_graph(100, 99, "model.onnx", graph_is_lower_bound=True)
+    with pytest.raises(CheckFailed, match=r"model\.onnx has 101"):
+        check_graph(100, 101, "model.onnx", graph_is_lower_bound=True)
+
+
 def test_counting_what_is_exported_leaves_the_network_as_it_was(finished: RunDir) -> None:
     network = students.load(finished).network.train()
     head = network.head
-    assert exported_macs(network, IMAGE) == 781_952
+    assert exported(network, IMAGE).macs == 781_952
     assert network.head is head
     assert network.training

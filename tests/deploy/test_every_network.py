@@ -17,7 +17,7 @@ from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
-from okdc.deploy.count import count, exported_macs
+from okdc.deploy.count import count, exported
 from okdc.deploy.parity import FACTOR
 from okdc.deploy.torch_reference import Torch
 from okdc.runs.artefacts import StudentInfo
@@ -75,7 +75,7 @@ def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_sam
     assert operators["Conv"] == convolutions
     assert operators["BatchNormalization"] == LEFT.get(name, 0)
     example = torch.zeros(1, 3, SIZES[name], SIZES[name])
-    assert macs(model) == exported_macs(network, example), "to the unit"
+    assert macs(model) == exported(network, example).macs, "to the unit"
     assert macs(model) == count(network, example).macs + POOLED.get(name, 0), "and to fvcore's"
 
     side, session = Torch(network, info_of(name).preprocessing), Session(blob)
