@@ -29,6 +29,11 @@ def transposed(classes: int) -> nn.Module:
     return _UpAndDown(classes, nn.Sequential(nn.ConvTranspose2d(CHANNELS, 32, 2, 2), nn.ReLU()), 32)
 
 
+def transposed_grouped(classes: int) -> nn.Module:
+    grouped = nn.ConvTranspose2d(CHANNELS, 32, 2, 2, groups=4, bias=False)
+    return _UpAndDown(classes, nn.Sequential(grouped, nn.BatchNorm2d(32), nn.ReLU()), 32)
+
+
 def upsample_bilinear(classes: int) -> nn.Module:
     return _UpAndDown(classes, nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
 

@@ -37,8 +37,9 @@ CARRIED = {
         topk standard_deviation soft_places
     """,
     "resizing": """
-        transposed upsample_bilinear upsample_nearest upsample_bicubic images_larger images_smaller_antialiased
-        pad_reflect pad_replicate pad_circular pad_same pad_same_even pixel_unshuffle roll spatial_transformer
+        transposed transposed_grouped upsample_bilinear upsample_nearest upsample_bicubic images_larger
+        images_smaller_antialiased pad_reflect pad_replicate pad_circular pad_same pad_same_even pixel_unshuffle roll
+        spatial_transformer
     """,
     "mixing": """
         squeeze_excite channel_attention conditional_convolution einsum channel_shuffle layer_scale large_kernel dilated
