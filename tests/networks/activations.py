@@ -83,17 +83,17 @@ class _Sign(torch.autograd.Function):
     """The sign, with the gradient of the identity."""
 
     @staticmethod
-    def forward(_: object, x: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(_: object, x: Tensor) -> Tensor:
         return x.sign()
 
     @staticmethod
-    def backward(_: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: object, gradient: Tensor) -> Tensor:
         return gradient
 
 
 class _Binarised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        signs: Tensor = _Sign.apply(x - 0.5)  # type: ignore[no-untyped-call]
+        signs: Tensor = _Sign.apply(x - 0.5)
         return signs
 
 

@@ -32,7 +32,8 @@ class _SelfAttention(_Pooled):
 
     def mixed(self, tokens: Tensor) -> Tensor:
         attended, _ = self.attention(tokens, tokens, tokens, need_weights=self.weights)
-        return tokens + attended
+        mixed: Tensor = tokens + attended
+        return mixed
 
 
 def multihead(classes: int) -> nn.Module:
@@ -111,9 +112,9 @@ def bottleneck_transformer(classes: int) -> nn.Module:
 class _Recurrent(Trunk):
     """The places of the last map as a sequence; its last state is classified."""
 
-    def __init__(self, classes: int, cell: type[nn.RNNBase]) -> None:
+    def __init__(self, classes: int, cell: nn.Module) -> None:
         super().__init__(classes)
-        self.cell = cell(CHANNELS, CHANNELS, batch_first=True)
+        self.cell = cell
 
     def pool(self, x: Tensor) -> Tensor:
         states, _ = self.cell(_tokens(x))
@@ -121,8 +122,8 @@ class _Recurrent(Trunk):
 
 
 def gru(classes: int) -> nn.Module:
-    return _Recurrent(classes, nn.GRU)
+    return _Recurrent(classes, nn.GRU(CHANNELS, CHANNELS, batch_first=True))
 
 
 def lstm(classes: int) -> nn.Module:
-    return _Recurrent(classes, nn.LSTM)
+    return _Recurrent(classes, nn.LSTM(CHANNELS, CHANNELS, batch_first=True))

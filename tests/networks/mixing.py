@@ -18,7 +18,8 @@ class _Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         means = F.adaptive_avg_pool2d(x, 1)
-        return self.excite(self.squeeze(means).relu()).sigmoid() * x
+        gate: Tensor = self.excite(self.squeeze(means).relu()).sigmoid()
+        return gate * x
 
 
 class _Gated(Trunk):
@@ -90,7 +91,8 @@ class _Fourier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         frequencies = torch.fft.rfft2(x)
-        return torch.fft.irfft2(0.9 * frequencies, s=x.shape[2:])
+        filtered: Tensor = torch.fft.irfft2(0.9 * frequencies, s=x.shape[2:])
+        return filtered
 
 
 def fourier(classes: int) -> nn.Module:

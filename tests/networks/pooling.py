@@ -114,7 +114,8 @@ class _Softmaxed(Trunk):
 
     def pool(self, x: Tensor) -> Tensor:
         places = x.flatten(2)
-        return (places * places.softmax(-1)).sum(-1) + places.norm(dim=-1)
+        norms: Tensor = torch.linalg.vector_norm(places, dim=-1)
+        return (places * places.softmax(-1)).sum(-1) + norms
 
 
 def soft_places(classes: int) -> nn.Module:

@@ -61,6 +61,7 @@ CARRIED = {
         branch_on_batch asserted_size squeeze_by_axis grey_made doubled_batch lists_of_modules python_keywords
         optional_arguments star_arguments keyword_only named_argument
     """,
+    "operators": "many_operators",
     "outputs": "auxiliary_head two_auxiliary_heads softmax log_softmax first_logits",
 }
 REFUSED = {

@@ -122,7 +122,7 @@ def unused_head(classes: int) -> nn.Module:
 
 def lazy(classes: int) -> nn.Module:
     """Layers that take their sizes from the first images."""
-    layers = [nn.LazyConv2d(16, 3, padding=1), nn.LazyBatchNorm2d(), nn.ReLU()]
+    layers: list[nn.Module] = [nn.LazyConv2d(16, 3, padding=1), nn.LazyBatchNorm2d(), nn.ReLU()]
     for channels in (32, CHANNELS):
         layers += [nn.LazyConv2d(channels, 3, 2, 1), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LazyLinear(classes))
