@@ -8,15 +8,17 @@ rounded to eleven bits, and what it appends is in no topological order, which on
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 import onnx
 from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
 
+from okdc.bundle.structure import OPSET
 from okdc.precision import regions
 from okdc.precision.tools import refusals
 
-SUFFIX = "_float16"
+SUFFIX, FLOAT16 = "_float16", "tensor(float16)"
 
 
 def half(blob: bytes) -> bytes:
@@ -33,12 +35,13 @@ def half(blob: bytes) -> bytes:
 def _half(blob: bytes) -> bytes:
     model = onnx.shape_inference.infer_shapes(regions.parse(blob))
     graph, floats = model.graph, _floats(model.graph)
-    outside = frozenset(regions.outside(model, "float16"))
+    outside = frozenset(regions.outside(model, "float16")) | _float32(graph, floats)
     inside = [node for node in graph.node if node.name not in outside]
     weights = {tensor.name for tensor in graph.initializer if tensor.name in floats}
-    read = {name for node in inside for name in node.input} & floats
+    read = {name for node in inside for name in _reduced(node)} & floats
     made = {name for node in inside for name in node.output} & floats
     elsewhere = {name for node in graph.node if node.name in outside for name in node.input}
+    elsewhere |= {name for node in inside for name in node.input if name not in _reduced(node)}
     leaving = made & (elsewhere | {value.name for value in graph.output})
     twins = {name: name + SUFFIX for name in (read - made) | leaving}
 
@@ -57,6 +60,33 @@ def _half(blob: bytes) -> bytes:
     return finished
 
 
+def _float32(graph: GraphProto, floats: frozenset[str]) -> frozenset[str]:
+    """Names of the nodes that stay in float32 wherever they stand.
+
+    Those give a type that ONNX defines for float32 alone (Celu, Range), or are a Transpose in front of a MatMul:
+    onnxruntime 1.31 joins the two, and where both are float16 and the Transpose moves the first axis, as that of
+    nn.MultiheadAttention does, the process ends with a segmentation fault.
+    """
+    multiplied = {node.input[0] for node in graph.node if node.op_type == "MatMul"}
+    return frozenset(
+        node.name
+        for node in graph.node
+        if (node.op_type == "Transpose" and node.output[0] in multiplied)
+        or any(name in floats and not _half_allowed(node, i, "outputs") for i, name in enumerate(node.output))
+    )
+
+
+def _reduced(node: NodeProto) -> list[str]:
+    """The inputs that may be float16: all but the scales of a Resize and the like."""
+    return [name for i, name in enumerate(node.input) if _half_allowed(node, i, "inputs")]
+
+
+def _half_allowed(node: NodeProto, i: int, side: Literal["inputs", "outputs"]) -> bool:
+    """Whether ONNX's definition of the operator has float16 for its i-th input or output; the last may be repeated."""
+    parameters = getattr(onnx.defs.get_schema(node.op_type, OPSET, node.domain), side)
+    return FLOAT16 in parameters[min(i, len(parameters) - 1)].types
+
+
 def _with_casts(
     nodes: Iterable[NodeProto], outside: frozenset[str], twins: Mapping[str, str], entering: set[str], leaving: set[str]
 ) -> list[NodeProto]:
@@ -67,12 +97,13 @@ def _with_casts(
         if node.name in outside:
             placed.append(node)
             continue
-        for name in dict.fromkeys(node.input):
+        reduced = _reduced(node)
+        for name in dict.fromkeys(reduced):
             if name in waiting:
                 waiting.discard(name)
                 placed.append(_cast(name, twins[name], TensorProto.FLOAT16))
         out = [name for name in node.output if name in leaving]
-        node.input[:] = [twins.get(name, name) for name in node.input]
+        node.input[:] = [twins.get(name, name) if name in reduced else name for name in node.input]
         node.output[:] = [twins.get(name, name) for name in node.output]
         _reduce_attributes(node)
         placed.append(node)
@@ -94,6 +125,8 @@ def _reduce_attributes(node: NodeProto) -> None:
     for attribute in node.attribute:
         if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
+        if node.op_type == "ConstantOfShape" and attribute.t.data_type == TensorProto.FLOAT:
+            attribute.t.CopyFrom(_half_tensor(attribute.t, attribute.t.name))
 
 
 def _floats(graph: GraphProto) -> frozenset[str]:

@@ -10,7 +10,7 @@ import onnx
 
 from okdc.errors import CheckFailed
 
-WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
+WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def parse(blob: bytes) -> onnx.ModelProto:

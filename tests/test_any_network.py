@@ -1,0 +1,42 @@
+"""Twenty networks that nobody wrote for okdc: the whole way, or refused before the first step.
+
+`python tests/any_network.py --timm` takes all of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from any_network import carry, chosen
+from networks.table import FACTORIES, TIMM, Network
+
+# Every module of networks/, and of each the kinds that touch most of okdc.
+SAMPLE = [
+    "activations:prelu", "norms:groupnorm", "norms:instancenorm_running", "attention:bottleneck_transformer",
+    "pooling:gem", "resizing:transposed", "resizing:images_larger", "resizing:pad_same", "mixing:einsum",
+    "heads:cosine", "weights:spectral_norm", "modes:frozen_front", "dtypes:double_buffer", "shapes:view_of_images",
+    "shapes:python_keywords", "outputs:auxiliary_head", "wrong:coupled_by_mean", "wrong:scripted",
+]  # fmt: skip
+OF_TIMM = ["timm:convnextv2_atto", "timm:test_resnet"]
+NETWORKS = chosen([f"networks.{name}" for name in SAMPLE] + OF_TIMM, timm=False)
+
+
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+def test_a_network_goes_the_whole_way_or_is_refused_before_the_first_step(network: Network, tmp_path: Path) -> None:
+    if network in TIMM:
+        pytest.importorskip("timm", reason="timm is an extra: pip install 'okdc[timm]'")
+    row = carry(network, tmp_path)
+    assert row.outcome == network.expected, str(row)
+
+
+def test_the_sample_is_of_twenty_and_of_every_module() -> None:
+    assert len(NETWORKS) == len(SAMPLE) + len(OF_TIMM) == 20
+    modules = {network.name.partition(":")[0] for network in FACTORIES} - {"networks.trunk"}
+    assert {network.name.partition(":")[0] for network in NETWORKS} == modules | {"timm"}
+
+
+def test_every_network_stands_once_in_the_table() -> None:
+    names = [network.name for network in (*FACTORIES, *TIMM)]
+    assert len(names) == len(set(names))
+    assert len(TIMM) == 60
