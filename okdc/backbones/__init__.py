@@ -56,7 +56,7 @@ def is_proven(name: str) -> bool:
 
     So for any number of classes and any size of image: no module of these networks decides by either.
     """
-    return _variant(name)[0] in NETWORKS.own
+    return variant(name)[0] in NETWORKS.own
 
 
 def check(name: str) -> None:
