@@ -48,7 +48,7 @@ def find(path: Path, evidence: Evidence, invariance: dict[str, float]) -> str:
         try:
             if (cause := suspicion()) is not None:
                 return cause
-        except (ValueError, IndexError, MemoryError):  # a file strange enough to break a guess has failed all the same
+        except Exception:  # a file or a network strange enough to break a guess has failed all the same
             continue
     if largest(evidence.torch, evidence.onnx) <= evidence.bound:
         return "the file answers as these weights do, but they are not the weights that the run recorded"

@@ -19,7 +19,7 @@ from torch import nn
 
 from okdc.bundle.macs import contraction
 from okdc.cohort import Backbone, count_params
-from okdc.deploy.lowering import in_float32, plain
+from okdc.deploy.lowering import Rewritten, in_float32, plain
 from okdc.errors import CheckFailed
 from okdc.products import Products, products, without_fast_path
 
@@ -90,13 +90,14 @@ def count(module: nn.Module, *inputs: torch.Tensor) -> Counts:
 
 
 def exported(network: Backbone, example: torch.Tensor) -> Products:
-    """The products of one image in the network as it is exported, by torch's counter.
+    """The products of one image in the network as it is exported, by torch's counter. `example` is a batch of one.
 
-    Where `plain` turns pooling into a matrix product, that counts as well. A product of weights alone, which the file
-    holds as one more constant, does not: it is there once, whatever the number of images. `example` is a batch of one.
+    Where `Rewritten` turns pooling into a matrix product, that counts as well. A product of weights alone, which the
+    file holds as one more constant, does not: it is there once, whatever the number of images.
     """
-    network = plain(in_float32(copy.deepcopy(network).cpu()).eval(), example)
-    one, two = products(network, example), products(network, example.repeat(2, 1, 1, 1))
+    network = plain(in_float32(copy.deepcopy(network).cpu()).eval())
+    with Rewritten():
+        one, two = products(network, example), products(network, example.repeat(2, 1, 1, 1))
     return Products(two.macs - one.macs, one.uncounted)
 
 

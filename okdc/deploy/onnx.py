@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import copy
 import io
+import re
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from okdc.bundle.structure import INPUT, LOGITS, OPSET, PROBABILITIES, properties
 from okdc.cohort import Backbone
-from okdc.deploy.lowering import in_float32, plain
-from okdc.errors import CheckFailed
+from okdc.deploy.lowering import Rewritten, in_float32, plain
+from okdc.errors import CheckFailed, OkdcError
 from okdc.precision.tools import quiet
 from okdc.runs.artefacts import Preprocessing, StudentInfo
 from okdc.version import __version__
 
+# How torch writes an operator in an exception of its exporter: OpOverload(op='aten.x'), or target=torch.ops.aten.x.
+OPERATOR = re.compile(r"(?:op='|target=torch\.ops\.)(?P<name>\w+\.\w+)")
 IR_VERSION = 8  # what runtimes of opset 18's age read
 
 
@@ -62,33 +66,61 @@ def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
     # A copy, plain in every respect that the exporter is known to trip over.
     network = in_float32(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
     network = network.to(memory_format=torch.contiguous_format)
-    network = plain(network, torch.zeros(2, 3, rule.size, rule.size))
-    deploy = Deploy(network, rule.mean, rule.std).eval()
+    deploy = Deploy(plain(network), rule.mean, rule.std).eval()
     example = torch.zeros(2, rule.size, rule.size, 3, dtype=torch.uint8)
-    with warnings.catch_warnings(), quiet(), redirect_stdout(io.StringIO()):
+    with warnings.catch_warnings(), quiet(), _unprinted():
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         try:
-            program = torch.onnx.export(
-                deploy,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                optimize=True,
-                opset_version=OPSET,
-                external_data=False,
-                input_names=[INPUT],
-                output_names=[LOGITS, PROBABILITIES],
-                dynamic_shapes=({0: "batch"},),
+            with (rewritten := Rewritten()), torch.no_grad():
+                deploy(example)
+            with rewritten:
+                program = torch.onnx.export(
+                    deploy,
+                    (example,),
+                    dynamo=True,
+                    verbose=False,
+                    optimize=True,
+                    opset_version=OPSET,
+                    external_data=False,
+                    input_names=[INPUT],
+                    output_names=[LOGITS, PROBABILITIES],
+                    dynamic_shapes=({0: "batch"},),
+                )
+            assert program is not None
+            return _finish(program.model, info)
+        except (OkdcError, MemoryError):
+            raise
+        except Exception as error:  # the exporter raises kinds of its own, and those of every part of torch
+            reason, hint = _reason(error)
+            raise CheckFailed("structure", f"{info.architecture} cannot be exported: {reason}", hint=hint) from error
+
+
+@contextmanager
+def _unprinted() -> Iterator[None]:
+    """torch prints its steps, and the graph of a network that it cannot trace."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        yield
+
+
+def _reason(error: Exception) -> tuple[str, str]:
+    """What the exporter fails at, in a line, and what to do about it. Its own first line names the step that failed."""
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__) is not None:
+        causes.append(cause)
+    whole = "; --debug shows torch's whole message"
+    if isinstance(causes[-1], GuardOnDataDependentSymNode):
+        return "its forward decides by the values of an image", (
+            f"an if, int() or item() on a tensor has no graph: torch.where has{whole}"
+        )
+    for cause in reversed(causes):
+        if operator := OPERATOR.search(str(cause)):
+            return f"ONNX has no form of {operator['name']}, at least not as the forward calls it", (
+                f"write it with simpler operators, and with numbers that do not depend on the batch{whole}"
             )
-        except torch.onnx.OnnxExporterError as error:
-            reason = " ".join(str(error.__cause__ or error).split())[:300]
-            raise CheckFailed(
-                "structure",
-                f"{info.architecture} cannot be exported: {reason}",
-                hint="a forward that depends on the batch size, or on values, has no graph; --debug shows all of it",
-            ) from error
-    assert program is not None
-    return _finish(program.model, info)
+    text = " ".join(str(causes[-1]).split())[:300]
+    return f"{type(causes[-1]).__name__}: {text}", (
+        f"a forward that depends on the batch size, or on values, has no graph{whole}"
+    )
 
 
 def untrained(architecture: str, size: int, classes: int) -> StudentInfo:

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.overrides import TorchFunctionMode
 
 from okdc.bundle.session import Floats, Images, Pixels, parts
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise, eval_batch
 from okdc.data.datasets import Dataset
+from okdc.errors import CheckFailed, OkdcError, one_line
 from okdc.runs.artefacts import Preprocessing
 
 Doubles = npt.NDArray[np.float64]
@@ -49,7 +54,6 @@ class Torch:
         self.network = network.eval()
         self.normalise = Normalise(rule.mean, rule.std)
         self.mean, self.std = (torch.tensor(colour, dtype=torch.float64) for colour in (rule.mean, rule.std))
-        self.double = copy.deepcopy(network).double()
 
     @torch.inference_mode()
     def logits(self, images: Images) -> Floats:
@@ -58,9 +62,77 @@ class Torch:
 
     @torch.inference_mode()
     def exact(self, images: Images) -> Doubles:
-        """The same in float64 from the first pixel to the last logit."""
+        """The same in float64 from the first pixel to the last logit, but for what the network itself rounds.
+
+        Raises CheckFailed ("parity") for a network that cannot be run so: nothing tells then how exact float32 is.
+        """
         logits = []
         for part in parts(images, max(1, eval_batch(*images.shape[1:3]) // 2)):
             x = (torch.from_numpy(part).double() / 255 - self.mean) / self.std
-            logits.append(self.double(x.permute(0, 3, 1, 2).contiguous()))
+            with _unable(), in_float64():
+                logits.append(self.double(x.permute(0, 3, 1, 2).contiguous()))
         return torch.cat(logits).numpy()
+
+    @cached_property
+    def double(self) -> Backbone:
+        """The network with float64 in place of float32. Its numbers of other types are its author's choice."""
+        with _unable():
+            network = copy.deepcopy(self.network)
+            return network._apply(lambda tensor: tensor.double() if tensor.dtype == torch.float32 else tensor)
+
+
+@contextmanager
+def in_float64() -> Iterator[None]:
+    """Runs torch with float64 wherever a program asks for float32: by a cast, a factory's dtype, or the default.
+
+    Casts to float16 and bfloat16 stay: their rounding is part of the network, and is no noise of float32.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with _Widened():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class _Widened(TorchFunctionMode):
+    NAMES: ClassVar = {"torch.FloatTensor": "torch.DoubleTensor", torch.FloatTensor: torch.DoubleTensor}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        if func is torch.Tensor.type:
+            args = tuple(self.NAMES.get(a, a) if isinstance(a, str | type) else a for a in args)
+        name = getattr(func, "__name__", "")
+        first, rest = args[:1], args[1:]
+        if name not in ("__get__", "__setitem__") and not name.endswith("_"):  # those are of this very tensor
+            first = tuple(map(_widened, first))
+        return func(*first, *map(_widened, rest), **{key: _widened(value) for key, value in (kwargs or {}).items()})
+
+
+def _widened(argument: Any) -> Any:
+    """float64 for float32, also of a tensor: an attribute that is no buffer, such as a filter, is float32 still."""
+    if argument is torch.float32:
+        return torch.float64
+    if isinstance(argument, torch.Tensor) and argument.dtype == torch.float32:
+        return argument.double()
+    if type(argument) in (list, tuple):
+        return type(argument)(map(_widened, argument))
+    return argument
+
+
+@contextmanager
+def _unable() -> Iterator[None]:
+    try:
+        yield
+    except (OkdcError, MemoryError):
+        raise
+    except Exception as error:  # whatever a network from anywhere raises
+        raise CheckFailed(
+            "parity",
+            f"the student cannot be run in float64, by which parity is measured: {one_line(error)}",
+            hint="its forward fixes a type in a way that cannot be changed from outside: let it cast with "
+            "tensor.float() or tensor.to(dtype), outside torch.jit.script",
+        ) from error

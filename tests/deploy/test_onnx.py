@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -198,3 +199,92 @@ def test_a_forward_with_a_constant_batch_size_is_an_error_not_a_file(info: Stude
     with pytest.raises(CheckFailed, match="static shape of 2") as caught:
         structure.check_structure(onnx.to_onnx(network, info), info)
     assert caught.value.kind == "structure"
+
+
+class _Head(torch.nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.linear = torch.nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.function(x))
+
+
+def _decides(x: torch.Tensor) -> torch.Tensor:
+    return x.mean((2, 3)) if x.mean() > 0 else x.amax((2, 3))
+
+
+def _under_autocast(x: torch.Tensor) -> torch.Tensor:
+    with torch.autocast("cpu"):
+        return x.mean((2, 3))
+
+
+class _StrangeError(Exception):
+    pass
+
+
+def _raises(x: torch.Tensor) -> torch.Tensor:
+    raise _StrangeError(f"no answer to {x.dim()} axes")
+
+
+def _by_the_batch(x: torch.Tensor) -> torch.Tensor:
+    weight = x.mean((2, 3)).reshape(-1, 1, 1, 1)
+    return (
+        torch.nn.functional.conv2d(x.reshape(1, -1, *x.shape[2:]), weight, groups=weight.shape[0])
+        .view_as(x)
+        .mean((2, 3))
+    )
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        (
+            lambda x: torch.nn.functional.fractional_max_pool2d(x, 2, output_size=1).flatten(1),
+            "aten.fractional_max_pool2d",
+        ),
+        (_by_the_batch, "aten.conv2d"),
+        (_decides, "decides by the values"),
+        (_under_autocast, "torch.autocast"),
+        (_raises, "_StrangeError: no answer to 4 axes"),
+    ],
+)
+def test_what_cannot_be_exported_is_an_error_with_the_reason_whatever_torch_raises(
+    function: Callable[[torch.Tensor], torch.Tensor], says: str, info: StudentInfo, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = backbones.build("resnet8", 10, torch.Size((3, 32, 32)))
+    network.head = _Head(function)
+    with pytest.raises(CheckFailed) as caught:
+        onnx.to_onnx(network, info)
+    assert caught.value.kind == "structure"
+    assert says in caught.value.message
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+    assert capfd.readouterr() == ("", "")
+    assert len(network.state_dict()) == len(copy.deepcopy(network).state_dict())
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.nn.functional.adaptive_max_pool2d(x, 1).flatten(1).to(torch.float64).float(),
+        lambda x: torch.nn.functional.normalize(x.mean((2, 3))),
+        lambda x: torch.nn.functional.group_norm(x, 4).std((2, 3)),
+        lambda x: torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear").roll(1, 2).amax((2, 3)),
+        lambda x: torch.nn.functional.gelu(x, approximate="tanh").flatten(2).topk(2, -1)[0].mean(-1),
+    ],
+)
+def test_operators_of_every_kind_are_exported_and_answer_as_torch_does(
+    function: Callable[[torch.Tensor], torch.Tensor], info: StudentInfo
+) -> None:
+    network = backbones.build("resnet8", 10, torch.Size((3, 8, 8)))
+    network.head = _Head(function)
+    blob = onnx.to_onnx(network.eval(), info)
+    structure.check_structure(blob, info)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    rule = info.preprocessing
+    with torch.inference_mode():
+        expected = network(Normalise(rule.mean, rule.std)(torch.from_numpy(pixels)))
+    for batch in (1, 3):
+        np.testing.assert_allclose(Session(blob)(pixels, batch)[0], expected.numpy(), atol=1e-5)
