@@ -18,12 +18,13 @@ from okdc.backbones.maps import Plan
 from okdc.backbones.naming import Key, split_output
 from okdc.backbones.outside import bare_network, check
 from okdc.backbones.tracer import A_MODULE, NET
-from okdc.backbones.tracing import CONVOLUTIONAL, CannotCut, Entry, trace
+from okdc.backbones.tracing import CannotCut, Entry, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, by, one_line
 from okdc.plugins import no_exit
 
 IMAGES = 2  # of each training step that is compared: a layer of batch statistics needs two
+ONE_TENSOR = "okdc calls its forward with one tensor of images, N×3×H×W, and with nothing else"
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 512)  # that a network is tried with for a hint
 
 
@@ -188,8 +189,10 @@ def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, imag
         )
 
 
-def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = CONVOLUTIONAL) -> str:
+def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = ONE_TENSOR) -> str:
     """A hint for a network that refuses images of CHW size `images`: the images that it takes, if they can be had."""
+    if _takes(net, images):
+        return f"it takes {IMAGES} images at once; a student has to take one as well"
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in net.parameters()}
     if dtypes - {"float32"}:
         return f"its parameters are {', '.join(sorted(dtypes))}, the images float32: return it by .float()"

@@ -66,6 +66,8 @@ def choose(plan: Plan) -> list[int]:
 
 def _too_few(plan: Plan, cuts: list[int]) -> str:
     """Why a network has fewer than two maps to cut after."""
+    if plan.other_batch and not any(plan.weighted[plan.index[node]] for node in plan.maps):
+        return "its maps are of another number of images than it takes: it repeats or splits them"
     if not any(plan.weighted[plan.index[node]] for node in plan.maps):
         return "it has no convolution that gives an NCHW map"
     shared = next((key for i in plan.single if (key := plan.shared_across(i))), "")

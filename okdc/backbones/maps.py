@@ -62,6 +62,7 @@ class Plan:
         """
         self.entry = entry
         self.fixed: tuple[str, ...] = ()  # the modules around the first operation that takes one size of images alone
+        self.other_batch = False  # whether there are maps of another number of images
         self.sizes: dict[fx.Node, torch.Size] = {}
         with unchanged(entry):
             self.maps = self._maps(graph, images)
@@ -96,8 +97,10 @@ class Plan:
         maps = {}
         for node, a in normal.items():
             b = wider.get(node)
-            if b is not None and len(a) == len(b) == 4 and a[0] == 1 and a[:3] == b[:3] and a[3] != b[3]:
-                maps[node] = torch.Size(a[1:])
+            if b is not None and len(a) == len(b) == 4 and a[:3] == b[:3] and a[3] != b[3]:
+                self.other_batch |= a[0] != 1
+                if a[0] == 1:
+                    maps[node] = torch.Size(a[1:])
         return {node: size for node, size in maps.items() if node.op != "placeholder"}
 
     def _resized(

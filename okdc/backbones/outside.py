@@ -11,6 +11,8 @@ from okdc.backbones import NETWORKS
 from okdc.errors import RecipeError, nearest, one_line
 from okdc.plugins import working_directory_first
 
+CALLED = "okdc calls it with the number of classes alone, and it returns a torch.nn.Module"
+
 
 def check(name: str) -> None:
     """Raises RecipeError for a name that leads to no network. Imports the module or the library that holds it."""
@@ -70,7 +72,7 @@ def bare_network(name: str, classes: int) -> nn.Module:
     except RecipeError:
         raise
     except Exception as error:
-        raise RecipeError(f"{name}, called with {classes} classes, raised {one_line(error)}") from error
+        raise RecipeError(f"{name}, called with {classes} classes, raised {one_line(error)}", hint=CALLED) from error
     if not isinstance(net, nn.Module):
-        raise RecipeError(f"{name}({classes}): expected a torch.nn.Module, found {type(net).__name__}")
+        raise RecipeError(f"{name}({classes}): expected a torch.nn.Module, found {type(net).__name__}", hint=CALLED)
     return net

@@ -20,6 +20,8 @@ NET = "net"  # the path of the network below the root of the graph, and so the s
 NO_GRAD = "okdc_no_grad"  # in the meta of a node that a forward computes under torch.no_grad()
 A_MODULE = "put that part into an nn.Module of its own, without children: it is kept as its author wrote it"
 
+AUTOCAST = "it uses torch.autocast", "leave it out: engine.dtype says what a training computes in"
+
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -129,7 +131,7 @@ class Tracer(fx.Tracer):
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
-            raise Untraceable("it uses torch.autocast", "leave it out: engine.dtype says what a training computes in")
+            raise Untraceable(*AUTOCAST)
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
             raise Untraceable(
                 "it uses torch.utils.checkpoint", "leave it out: it runs a part twice, batch statistics too"
@@ -193,21 +195,30 @@ def _built_on_a_layer(m: nn.Module) -> bool:
 
 
 @contextmanager
-def autograd_functions_whole(tracer: Tracer) -> Iterator[None]:
-    """A torch.autograd.Function is one node: traced, its forward would lose the backward that its author wrote."""
-    function = torch.autograd.Function
-    apply = function.__dict__["apply"]
+def intercepting(tracer: Tracer) -> Iterator[None]:
+    """What takes stand-ins and would not show in a graph.
+
+    A torch.autograd.Function is one node: traced, its forward would lose the backward that its author wrote.
+    torch.autocast is refused by name: of a stand-in for a device it says only that the type is wrong.
+    """
+    function, autocast = torch.autograd.Function, torch.autocast
+    apply, init = function.__dict__["apply"], autocast.__init__
 
     def traced(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         if tracer.running or not any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
             return apply.__func__(cls, *args, **kwargs)
         return tracer.create_proxy("call_function", _applied(cls), args, kwargs)
 
-    function.apply = classmethod(traced)
+    def refused(self: torch.autocast, device_type: Any, *args: Any, **kwargs: Any) -> None:
+        if isinstance(device_type, fx.Proxy):
+            raise Untraceable(*AUTOCAST)
+        init(self, device_type, *args, **kwargs)
+
+    function.apply, autocast.__init__ = classmethod(traced), refused  # type: ignore[method-assign]
     try:
         yield
     finally:
-        function.apply = apply
+        function.apply, autocast.__init__ = apply, init  # type: ignore[method-assign]
 
 
 @cache

@@ -24,7 +24,7 @@ from okdc.backbones.behaviour import unchanged
 from okdc.backbones.dead import drop_dead, paths
 from okdc.backbones.naming import Key
 from okdc.backbones.outputs import NoLogits
-from okdc.backbones.tracer import A_MODULE, NET, Tracer, Untraceable, autograd_functions_whole
+from okdc.backbones.tracer import A_MODULE, NET, Tracer, Untraceable, intercepting
 from okdc.errors import one_line
 
 FLAG = "_in_training"  # the path of the graph's Training module
@@ -78,7 +78,7 @@ def trace(
         for training in (True, False):
             tracer = Tracer(whole, images)
             try:
-                with autograd_functions_whole(tracer), unchanged(net):
+                with intercepting(tracer), unchanged(net):
                     graphs.append(tracer.trace(entry.train(training)))
                     _refuse_assigned(tracer, net)
             except NoLogits:

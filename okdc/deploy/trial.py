@@ -33,13 +33,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from okdc import signals, torch_errors
 from okdc.bundle import layout
 from okdc.bundle.checks import FLOOR, largest
-from okdc.bundle.macs import macs
+from okdc.bundle.macs import macs, uncounted
 from okdc.bundle.session import Floats, Pixels, Session
 from okdc.bundle.structure import INPUT, LOGITS, check_structure
 from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
-from okdc.deploy.count import check_graph, count, exported_macs
+from okdc.deploy.count import check_graph, count, exported
+from okdc.deploy.lowering import in_float32
 from okdc.deploy.parity import FACTOR
 from okdc.deploy.torch_reference import Torch
 from okdc.errors import CheckFailed, OkdcError, one_line
@@ -65,11 +66,13 @@ def attempt(network: Backbone, size: int, classes: int) -> list[str]:
             said = _softmax(logits)
         with _step("counting it"):
             example = torch.zeros(1, 3, size, size)
-            counts, expected = count(side.network, example), exported_macs(side.network, example)
+            count(side.network, example)
+            expected = exported(side.network, example)
         with _step("exporting it"):
             blob = onnx.to_onnx(side.network, info)
             model = check_structure(blob, info)
-            check_graph(expected, macs(model), layout.MODELS[layout.FLOAT32], bool(counts.uncounted))
+            bounds = bool(expected.uncounted), bool(uncounted(model))
+            check_graph(expected.macs, macs(model), layout.MODELS[layout.FLOAT32], *bounds)
         with _step("running its ONNX file"):
             session = Session(blob)
             alone, together = (session(images, batch)[0] for batch in (1, IMAGES))
@@ -158,7 +161,7 @@ def _side(network: Backbone, images: Pixels, rule: Preprocessing) -> Torch:
     Its batch statistics are those of the images: at 0 and 1 the signal of a deep network dies away, and every file of
     it would do.
     """
-    network = copy.deepcopy(network).cpu().float().train()
+    network = in_float32(copy.deepcopy(network).cpu()).train()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:
         norm.reset_running_stats()
