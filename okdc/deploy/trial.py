@@ -158,7 +158,7 @@ def _side(network: Backbone, images: Pixels, rule: Preprocessing) -> Torch:
     Its batch statistics are those of the images: at 0 and 1 the signal of a deep network dies away, and every file of
     it would do.
     """
-    network = copy.deepcopy(network).cpu().float().train()
+    network = copy.deepcopy(network).train()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:
         norm.reset_running_stats()
