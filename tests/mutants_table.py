@@ -652,7 +652,7 @@ TRIAL = [
          "test_a_forward_that_mixes_the_images_of_a_batch_is_refused"),
         ("statistics-of-nothing", "norm.momentum = None", "norm.momentum = 0.0",
          "test_a_forward_that_mixes_the_images_of_a_batch_is_refused"),
-        ("the-network-itself", "network = copy.deepcopy(network).cpu()", "network = network.cpu()",
+        ("the-network-itself", "network = copy.deepcopy(network).train()", "network = network.train()",
          "test_a_plain_network_passes_and_is_left_as_it_is"),
         ("memory-is-a-reason", "if full := _out_of_memory(error):", "if full := None:",
          "test_a_full_memory_and_ctrl_c_are_no_reasons"),

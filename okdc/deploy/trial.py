@@ -40,7 +40,6 @@ from okdc.cohort import Backbone
 from okdc.data.batches import Normalise
 from okdc.deploy import onnx
 from okdc.deploy.count import check_graph, count, exported
-from okdc.deploy.lowering import in_float32
 from okdc.deploy.parity import FACTOR
 from okdc.deploy.torch_reference import Torch
 from okdc.errors import CheckFailed, OkdcError, one_line
@@ -161,7 +160,7 @@ def _side(network: Backbone, images: Pixels, rule: Preprocessing) -> Torch:
     Its batch statistics are those of the images: at 0 and 1 the signal of a deep network dies away, and every file of
     it would do.
     """
-    network = in_float32(copy.deepcopy(network).cpu()).train()
+    network = copy.deepcopy(network).train()
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.training]
     for norm in norms:
         norm.reset_running_stats()
