@@ -32,7 +32,7 @@ from networks.table import Network
 
 import okdc
 from okdc.bundle import layout
-from okdc.bundle.artefacts import Parity
+from okdc.bundle.artefacts import Parity, Profile
 from okdc.errors import OkdcError, one_line
 from okdc.progress import Progress
 
@@ -110,7 +110,8 @@ def _carry(row: Row, folder: Path, method: str, precisions: Sequence[str]) -> No
     bundle = okdc.export(run)
     row.step = "verify"
     bundle.verify()
-    row.macs = f"{bundle.manifest.macs:,}"
+    costs = bundle.folder.read(layout.PROFILE, Profile)
+    row.macs = f"{'≥ ' if costs.lower_bound else ''}{costs.macs:,}"
     for precision in precisions:
         row.step = precision
         row.agreement[precision] = _agreement(run, folder / precision, precision)

@@ -1,4 +1,4 @@
-"""One bundle for all clients: a run's, exported by the command."""
+"""Bundles for all clients: a run's and that of a network of many operators, exported by the command."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def shipped(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = shutil.copytree(finished.path, tmp_path_factory.mktemp("shipped") / "run")
     assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
     return Path(run) / "bundle"
+
+
+@pytest.fixture(scope="session")
+def many_operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle, with all three models, of a network of operators that okdc's own do not have."""
+    run = tmp_path_factory.mktemp("many_operators") / "run"
+    words = ["method.name=baseline", 'cohort.students=["networks.operators:many_operators"]', "data.val_fraction=0.2"]
+    assert main(["distill", *words, "optim.epochs=12", "optim.lr=0.02", "-o", str(run)]) == 0
+    assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
+    return run / "bundle"
 
 
 @pytest.fixture

@@ -457,6 +457,14 @@ def test_a_name_that_is_no_utf8_stays_a_line_of_json(runner: Path, shipped: Path
 
 
 @needs_runtime
+@pytest.mark.parametrize("model", ["float32", "int8", "float16"])
+def test_a_network_of_many_operators_passes_its_selftest(runner: Path, many_operators: Path, model: str) -> None:
+    done = _execute(runner, many_operators, "--selftest", "--model", model)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("self-test passed: 5 images")
+
+
+@needs_runtime
 def test_the_selftest_of_a_model_holds_it_to_its_own_logits(runner: Path, bundle: Path) -> None:
     """A second model has its own file and its own logits: what is expected of one does not pass for the other."""
     manifest, expected = read_json(bundle / "manifest.json"), read_json(bundle / "sample" / "expected.json")

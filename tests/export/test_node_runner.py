@@ -149,6 +149,14 @@ def test_each_of_a_bundles_models_passes_its_own_selftest(shipped: Path, model: 
 
 
 @needs_packages
+@pytest.mark.parametrize("model", ["float32", "int8", "float16"])
+def test_a_network_of_many_operators_passes_its_selftest(many_operators: Path, model: str) -> None:
+    done = _run(many_operators, "--model", model, "--selftest")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("self-test passed: 5 images")
+
+
+@needs_packages
 def test_the_model_that_is_asked_for_answers(bundle: Path) -> None:
     words: list[str | Path] = [bundle, bundle / "sample" / "0.png", "--json"]
     assert _run(*words).stdout != _run(*words, "--model", "int8").stdout

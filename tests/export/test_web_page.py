@@ -65,7 +65,7 @@ async function attempt(job) {
   try { return String(await job()); } catch (error) { return "refused"; }
 }
 const { images, broken, elsewhere } = await (await fetch("plan.json")).json();
-const found = { dropped: {}, models: {}, broken: {} };
+const found = { dropped: {}, models: {}, operators: {}, broken: {} };
 try {
   await open("good");
   found.title = text("title");
@@ -93,6 +93,14 @@ try {
     await settled("ready", "refused");
     await press($("selftest"));
     found.models[model] = { ...seen(), verdict: text("verdict"), kind: $("verdict").className };
+  }
+  await open("operators");
+  for (const model of ["float32", "int8", "float16"]) {
+    $("model").value = model;
+    $("model").dispatchEvent(new frame.contentWindow.Event("change"));
+    await settled("ready", "refused");
+    await press($("selftest"));
+    found.operators[model] = [text("verdict"), $("verdict").className];
   }
   await open("one");
   found.single = [$("choice").hidden, text("facts")];
@@ -174,12 +182,13 @@ BROKEN = {
 
 
 @pytest.fixture(scope="module")
-def drive(shipped: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One visit of the browser to all pages: what it saw, what it asked for, what it was served."""
     root = tmp_path_factory.mktemp("served")
     zoo(root / "zoo")
     (root / "zoo" / "notes.txt").write_text("no image")
     web.lay(shipped, root / "good")
+    web.lay(many_operators, root / "operators")
     for name in ("one", "apart", *BROKEN):  # spoilt after they were laid: `lay` would refuse them
         shutil.copytree(root / "good", root / name)
     put(root / "one" / "bundle", models={"float32": read_json(shipped / "manifest.json")["models"]["float32"]})
@@ -287,6 +296,13 @@ def test_another_model_is_chosen_passes_its_selftest_and_answers_anew(drive: dic
     assert seen["name"] == before["name"], "the image on the page is classified again"
     assert seen["top"] != before["top"]
     assert [label for label, _ in seen["top"]][:1] == [label for label, _ in before["top"]][:1]
+
+
+@pytest.mark.parametrize("model", ["float32", "int8", "float16"])
+def test_a_network_of_many_operators_passes_its_selftest(drive: dict[str, Any], model: str) -> None:
+    verdict, kind = drive["operators"][model]
+    assert verdict.startswith("Self-test passed: 5 images"), verdict
+    assert kind == "passed"
 
 
 def test_where_there_is_one_model_there_is_no_choice(drive: dict[str, Any]) -> None:

@@ -196,6 +196,24 @@ def one_resolution(classes: int) -> nn.Module:
     return _OneResolution(classes)
 
 
+class _Volumes(nn.Module):
+    """The colours as a depth, convolved in three dimensions."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.deep = nn.Conv3d(1, 8, 3, padding=(0, 1, 1))
+        self.middle, self.last, self.fc = block(8, 16, 2), block(16, 32, 2), nn.Linear(32, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.deep(x[:, None]).relu().squeeze(2)
+        logits: Tensor = self.fc(self.last(self.middle(flat)).mean((2, 3)))
+        return logits
+
+
+def conv3d(classes: int) -> nn.Module:
+    return _Volumes(classes)
+
+
 class _Pyramid(nn.Module):
     """The means of three scales side by side: the head reads every map."""
 

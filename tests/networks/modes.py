@@ -179,7 +179,7 @@ class _Counting(Trunk):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
-            self.seen += len(x)
+            self.seen += x.shape[0]
         return super().forward(x)
 
 

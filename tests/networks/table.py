@@ -21,7 +21,7 @@ class Network(NamedTuple):
 CARRIED = {
     "trunk": "plain",
     "activations": """
-        silu hardswish hardsigmoid mish gelu gelu_tanh elu celu selu prelu rrelu relu6 hardtanh softplus leaky threshold
+        silu hardswish hardsigmoid mish gelu gelu_tanh elu celu selu prelu relu6 hardtanh softplus leaky threshold
         tanhshrink binary
     """,
     "norms": """
@@ -33,7 +33,7 @@ CARRIED = {
         multihead multihead_with_weights encoder_layer scaled_dot_product bottleneck_transformer gru lstm
     """,
     "pooling": """
-        adaptive_uneven adaptive_larger adaptive_max_uneven adaptive_one_side ceil_mode average_with_padding lp_pool gem
+        adaptive_uneven adaptive_larger adaptive_one_side ceil_mode average_with_padding lp_pool gem
         topk standard_deviation soft_places
     """,
     "resizing": """
@@ -43,16 +43,16 @@ CARRIED = {
     """,
     "mixing": """
         squeeze_excite channel_attention conditional_convolution einsum channel_shuffle layer_scale large_kernel dilated
-        masked_in_place slice_in_place sliced one_resolution pyramid two_streams
+        sliced fourier conv3d one_resolution pyramid two_streams
     """,
-    "heads": "cosine distances bilinear hidden_layer convolution_as_head lenet",
+    "heads": "cosine bilinear hidden_layer convolution_as_head lenet",
     "weights": """
         applied_thrice tied weight_norm weight_norm_by_hook spectral_norm weight_standardisation pruned frozen_stem
         frozen_but_head lazy data_in_forward
     """,
     "modes": """
         dropout2d alpha_dropout dropout_by_flag noise_in_training frozen_front frozen_submodule
-        frozen_batchnorm_in_submodule activation_checkpoint hook_keeps hook_changes hook_before hook_backward
+        frozen_batchnorm_in_submodule hook_keeps hook_changes hook_before hook_backward
         counting_buffer features_on_self in_evaluation
     """,
     "dtypes": "float_of_images double_buffer half_and_back autocast channels_last",
@@ -66,13 +66,21 @@ CARRIED = {
 }
 REFUSED = {
     "norms": {"batchnorm_without_statistics": "an answer depends on the other images of the batch"},
-    "pooling": {"fractional": "random in evaluation"},
-    "mixing": {"fourier": "ONNX has no complex numbers at opset 18"},
+    "activations": {"rrelu": "the exporter has no translation"},
+    "pooling": {"adaptive_max_uneven": "the exporter has no translation", "fractional": "random in evaluation"},
+    "mixing": {
+        "masked_in_place": "the number of masked values depends on values",
+        "slice_in_place": "raises in training without okdc too",
+    },
     "weights": {
         "in_two_stages": "two stages share weights",
         "unused_head": "a parameter takes no part in the forward",
     },
-    "modes": {"dropout_always": "random in evaluation"},
+    "heads": {"distances": "the exporter has no translation of torch.cdist"},
+    "modes": {
+        "dropout_always": "random in evaluation",
+        "activation_checkpoint": "batch statistics would be taken twice",
+    },
     "dtypes": {"double_network": "takes no float32 images"},
     "shapes": {
         "branch_on_values": "what is computed depends on values",
@@ -87,7 +95,6 @@ REFUSED = {
         "coupled_by_mean": "an answer depends on the other images of the batch",
         "one_convolution": "one map",
         "mlp": "no convolution",
-        "conv3d": "three dimensions",
         "grey_wanted": "takes images of one channel",
         "scripted": "TorchScript",
         "compiled": "compiled already",

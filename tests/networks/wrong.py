@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from networks.trunk import CHANNELS, Trunk, block
+from networks.trunk import CHANNELS, Trunk
 
 
 class _Shifted(Trunk):
@@ -52,24 +52,6 @@ def one_convolution(classes: int) -> nn.Module:
 def mlp(classes: int) -> nn.Module:
     """No convolution."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 64), nn.ReLU(), nn.Linear(64, classes))
-
-
-class _Volumes(nn.Module):
-    """The colours as a depth, convolved in three dimensions."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.deep = nn.Conv3d(1, 8, 3, padding=(0, 1, 1))
-        self.middle, self.last, self.fc = block(8, 16, 2), block(16, 32, 2), nn.Linear(32, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = self.deep(x[:, None]).relu().squeeze(2)
-        logits: Tensor = self.fc(self.last(self.middle(flat)).mean((2, 3)))
-        return logits
-
-
-def conv3d(classes: int) -> nn.Module:
-    return _Volumes(classes)
 
 
 def grey_wanted(classes: int) -> nn.Module:
@@ -154,7 +136,8 @@ class _Pairs(Trunk):
 
     def pool(self, x: Tensor) -> Tensor:
         pooled = super().pool(x).unflatten(0, (-1, 2))
-        return (pooled + pooled.flip(1)).flatten(0, 1)
+        both: Tensor = (pooled + pooled.flip(1)).flatten(0, 1)
+        return both
 
 
 def in_pairs(classes: int) -> nn.Module:
