@@ -151,10 +151,12 @@ def _unfolded(graph: onnx.GraphProto) -> bool:
     """Whether a BatchNormalization follows a Conv that it could be folded into.
 
     Where something else reads the Conv too (a shortcut or a concatenation behind the stem of a pre-activation network),
-    folding would change what that gets: there it has to stay.
+    folding would change what that gets: there it has to stay. So it has behind a Conv that shares its weights with
+    another, or computes them.
     """
-    convolved = {node.output[0] for node in graph.node if node.op_type == "Conv"}
     readers = Counter(name for node in graph.node for name in node.input)
+    own = {weight.name for weight in graph.initializer if readers[weight.name] == 1}
+    convolved = {node.output[0] for node in graph.node if node.op_type == "Conv" and node.input[1] in own}
     return any(
         node.op_type == "BatchNormalization" and node.input[0] in convolved and readers[node.input[0]] == 1
         for node in graph.node

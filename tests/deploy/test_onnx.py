@@ -208,7 +208,8 @@ class _Head(torch.nn.Module):
         self.linear = torch.nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.function(x))
+        logits: torch.Tensor = self.linear(self.function(x))
+        return logits
 
 
 def _decides(x: torch.Tensor) -> torch.Tensor:
@@ -263,6 +264,24 @@ def test_what_cannot_be_exported_is_an_error_with_the_reason_whatever_torch_rais
     assert caught.value.hint
     assert capfd.readouterr() == ("", "")
     assert len(network.state_dict()) == len(copy.deepcopy(network).state_dict())
+
+
+class _Twice(torch.nn.Module):
+    """One convolution with its BatchNorm at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.BatchNorm2d(64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.block(x).relu()).mean((2, 3))
+
+
+def test_a_batch_norm_behind_weights_that_two_convolutions_share_stays(info: StudentInfo) -> None:
+    network = backbones.build("resnet8", 10, torch.Size((3, 8, 8)))
+    network.head = _Head(_Twice().eval())
+    model = structure.check_structure(onnx.to_onnx(network, info), info)
+    assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 2
 
 
 @pytest.mark.parametrize(
