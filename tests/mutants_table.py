@@ -572,7 +572,7 @@ PARITY = [
          "test_a_logit_that_is_off_in_an_image_that_float64_does_not_get"),
     ),
     *_of("parity", "okdc/bundle/structure.py", "tests/deploy/test_onnx.py",
-        ("any-operator", "operators.check(model)\n    if _unfolded", "pass\n    if _unfolded",
+        ("any-operator", "operators.check(model)\n    _check_valid(model)\n    if", "_check_valid(model)\n    if",
          "test_a_wrong_structure_is_refused_by_name"),
         ("other-labels",
          '    if wrong:\n        raise CheckFailed(\n            "structure",\n            f"metadata {wrong[0]}',

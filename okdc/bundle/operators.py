@@ -148,7 +148,7 @@ def _check_nodes(model: onnx.ModelProto) -> None:
         raise _refused(
             f"no operators of ONNX's opset {version}: "
             f"{', '.join(strange[:NAMED])}{', ...' if len(strange) > NAMED else ''}",
-            "an operator of another domain is another program's code",
+            "an operator of a later opset, or of another program, has no meaning in such a file",
         )
     for node in nodes:
         kinds = {attribute.type for attribute in node.attribute}

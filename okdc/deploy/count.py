@@ -28,11 +28,12 @@ with warnings.catch_warnings():
     from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
-# Operators full of multiply-adds that fvcore takes for nothing: a count with one of them in it is a lower bound.
+# Operators full of multiply-adds that fvcore takes for nothing: a count with one of them in it is a lower bound. Behind
+# lift_fresh stands a tensor that came from outside the trace, such as numpy's, and what made it is not in the trace.
 # fmt: off
 HOLD_MACS = frozenset({
     "aten::_native_multi_head_attention", "aten::_transformer_encoder_layer_fwd", "aten::addbmm", "aten::addmv",
-    "aten::cdist", "aten::chain_matmul", "aten::conv_tbc", "aten::tensordot",
+    "aten::cdist", "aten::chain_matmul", "aten::conv_tbc", "aten::lift_fresh", "aten::tensordot",
 })
 # fmt: on
 

@@ -148,6 +148,12 @@ def test_where_fvcore_sees_a_python_function_alone_torchs_count_stands() -> None
     assert counts.uncounted == ()
 
 
+def test_where_a_forward_leaves_torch_for_numpy_torchs_count_stands() -> None:
+    network = _Called(lambda layer, x: F.avg_pool2d(torch.from_numpy(layer(x).numpy()), 2), layer=nn.Conv2d(3, 4, 1))
+    counts = count(network, IMAGE)
+    assert (counts.macs, counts.uncounted) == (PIXELS * 12, ())
+
+
 def test_what_another_library_computes_makes_the_count_a_lower_bound() -> None:
     network = _Called(lambda _, x, w: torch.ops.okdc_tests.convolve(F.conv2d(x, w)), (4, 3, 1, 1))
     with torch.library._scoped_library("okdc_tests", "DEF") as library:
