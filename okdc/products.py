@@ -69,7 +69,7 @@ class _Operators(TorchDispatchMode):
     """Notes which operators run that hold multiply-adds and have no count."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.uncounted: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -35,7 +35,8 @@ BATCHES = 1, 3  # whose sizes are compared: what they share is constant, what tr
 # its first linear layer 103 million weights. A network of that size holds two or three such tensors at a time.
 LARGEST = 2**27
 LARGEST_IN_ALL = 4 * LARGEST
-MOST_NODES = 20_000  # torchvision's networks have 1,500 and less
+MOST_NAMES = 100_000  # that operators read and give; torchvision's networks have 6,000 and less
+MOST_AXES = 64  # of a tensor, as in numpy
 MOST_VALUES = 1024  # numbers in a vector whose values are followed: shapes, axes, pads, scales
 
 # Of ONNX's operators only these draw numbers; Dropout does where it is told that it is in training.
@@ -79,8 +80,12 @@ def check(model: onnx.ModelProto) -> None:
         raise _refused(f"the file holds {len(model.functions)} local functions; expected plain operators", UNTRUSTED)
     if model.graph.sparse_initializer:
         raise _refused("the file holds sparse tensors; expected plain ones", UNTRUSTED)
-    if len(model.graph.node) > MOST_NODES:
-        raise _refused(f"{len(model.graph.node):,} operators in the graph; expected {MOST_NODES:,} at most", UNTRUSTED)
+    names = sum(1 + len(node.input) + len(node.output) for node in model.graph.node)
+    if names > MOST_NAMES:
+        raise _refused(
+            f"{len(model.graph.node):,} operators that name {names:,} tensors; expected {MOST_NAMES:,} at most",
+            UNTRUSTED,
+        )
     _check_nodes(model)
     one, more = (sizes(model, batch) for batch in BATCHES)
     for name, shape in one.items():
@@ -110,7 +115,7 @@ def sizes(model: onnx.ModelProto, batch: int) -> dict[str, Shape]:
     tensors = _given(model.graph, batch)
     room = _Room(model.graph, batch)
     for place, node in enumerate(model.graph.node):
-        _infer(node, tensors, opsets)
+        _infer(node, tensors, opsets, batch)
         room.take(place, node, tensors)
         _compute(node, tensors, opsets)
     return tensors.shapes
@@ -143,7 +148,7 @@ def _check_nodes(model: onnx.ModelProto) -> None:
         raise _refused(
             f"no operators of ONNX's opset {version}: "
             f"{', '.join(strange[:NAMED])}{', ...' if len(strange) > NAMED else ''}",
-            "an operator of another domain is another program's code",
+            "an operator of a later opset, or of another program, has no meaning in such a file",
         )
     for node in nodes:
         kinds = {attribute.type for attribute in node.attribute}
@@ -201,6 +206,8 @@ def _add(tensors: Tensors, name: str, kind: int, shape: Shape) -> None:
         raise _refused(f"the tensor {quoted(name)} holds strings; expected numbers", UNTRUSTED)
     if any(length < 0 for length in shape):
         raise _refused(f"the tensor {quoted(name)} has a size below nothing, {_size(shape)}", UNTRUSTED)
+    if len(shape) > MOST_AXES:
+        raise _refused(f"the tensor {quoted(name)} has {len(shape):,} axes; expected {MOST_AXES} at most", UNTRUSTED)
     tensors.kinds[name], tensors.shapes[name] = kind, shape
 
 
@@ -217,7 +224,7 @@ def _alone(node: NodeProto, tensors: Tensors, opsets: list[onnx.OperatorSetIdPro
     return helper.make_model(helper.make_graph([node], "one", inputs, outputs, weights), opset_imports=opsets)
 
 
-def _infer(node: NodeProto, tensors: Tensors, opsets: list[onnx.OperatorSetIdProto]) -> None:
+def _infer(node: NodeProto, tensors: Tensors, opsets: list[onnx.OperatorSetIdProto], batch: int) -> None:
     """Add the types and sizes of a node's outputs."""
     for name in node.input:
         if name and name not in tensors.shapes:
@@ -230,7 +237,9 @@ def _infer(node: NodeProto, tensors: Tensors, opsets: list[onnx.OperatorSetIdPro
         inferred = onnx.shape_inference.infer_shapes(_alone(node, tensors, opsets), strict_mode=True)
     except Exception as error:  # of onnx's own kinds, and protobuf's
         raise _refused(
-            f"onnx cannot infer what {node.op_type} gives, {quoted(list(node.output))}: {first_line(error)}", UNTRUSTED
+            f"for a batch of {batch}, the inputs of {node.op_type} do not fit, which gives "
+            f"{quoted(list(node.output))}: {first_line(error)}",
+            "squeeze() without an axis takes a batch of one away as well; a file from somebody else may be damaged",
         ) from None
     types = {value.name: value.type for value in inferred.graph.output}
     for name in node.output:

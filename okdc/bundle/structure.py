@@ -54,10 +54,10 @@ def check_structure(blob: bytes, info: StudentInfo) -> onnx.ModelProto:
         model = onnx.load_model_from_string(blob)
     except Exception as error:  # protobuf raises kinds of its own
         raise CheckFailed("structure", f"the file is no valid ONNX model: {first_line(error)}") from None
-    _check_valid(model)
     _check_opset(model, OPSET)
     _check_interface(model.graph, info.preprocessing.size, len(info.classes))
     operators.check(model)
+    _check_valid(model)
     if _unfolded(model.graph):
         raise CheckFailed(
             "structure", "a BatchNormalization follows a Conv: it was not folded", hint="export in eval mode"
@@ -151,10 +151,12 @@ def _unfolded(graph: onnx.GraphProto) -> bool:
     """Whether a BatchNormalization follows a Conv that it could be folded into.
 
     Where something else reads the Conv too (a shortcut or a concatenation behind the stem of a pre-activation network),
-    folding would change what that gets: there it has to stay.
+    folding would change what that gets: there it has to stay. So it has behind a Conv that shares its weights with
+    another, or computes them.
     """
-    convolved = {node.output[0] for node in graph.node if node.op_type == "Conv"}
     readers = Counter(name for node in graph.node for name in node.input)
+    own = {weight.name for weight in graph.initializer if readers[weight.name] == 1}
+    convolved = {node.output[0] for node in graph.node if node.op_type == "Conv" and node.input[1] in own}
     return any(
         node.op_type == "BatchNormalization" and node.input[0] in convolved and readers[node.input[0]] == 1
         for node in graph.node

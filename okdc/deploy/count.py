@@ -28,11 +28,12 @@ with warnings.catch_warnings():
     from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
     from fvcore.nn.jit_handles import get_shape
 
-# Operators full of multiply-adds that fvcore takes for nothing: a count with one of them in it is a lower bound.
+# Operators full of multiply-adds that fvcore takes for nothing: a count with one of them in it is a lower bound. Behind
+# lift_fresh stands a tensor that came from outside the trace, such as numpy's, and what made it is not in the trace.
 # fmt: off
 HOLD_MACS = frozenset({
     "aten::_native_multi_head_attention", "aten::_transformer_encoder_layer_fwd", "aten::addbmm", "aten::addmv",
-    "aten::cdist", "aten::chain_matmul", "aten::conv_tbc", "aten::tensordot",
+    "aten::cdist", "aten::chain_matmul", "aten::conv_tbc", "aten::lift_fresh", "aten::tensordot",
 })
 # fmt: on
 
@@ -168,20 +169,24 @@ def _quiet(analysis: Any) -> Any:
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(map(int, get_shape(value)))
+
+
 def _numbers(inputs: Any, outputs: Any) -> int:
     """The length of an operator's first output."""
     del inputs
-    return math.prod(get_shape(outputs[0]))
+    return math.prod(_shape(outputs[0]))
 
 
 def _padded(inputs: Any, outputs: Any) -> int:
     """A convolution with padding="same" or "valid"."""
-    return math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])
+    return math.prod(_shape(outputs[0])) * math.prod(_shape(inputs[1])[1:])
 
 
 def _matmul(inputs: Any, outputs: Any) -> int:
     """matmul, of vectors too: every number that it gives sums over the first factor's last axis."""
-    return math.prod(get_shape(outputs[0])) * int(get_shape(inputs[0])[-1])
+    return math.prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
 
 
 def _baddbmm(inputs: Any, outputs: Any) -> int:
@@ -190,22 +195,22 @@ def _baddbmm(inputs: Any, outputs: Any) -> int:
 
 def _attention(inputs: Any, outputs: Any) -> int:
     del outputs
-    q, k, v = (get_shape(value) for value in inputs[:3])
-    return math.prod(q[:-1]) * int(k[-2]) * int(q[-1] + v[-1])
+    q, k, v = (_shape(value) for value in inputs[:3])
+    return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
 
 def _bilinear(inputs: Any, outputs: Any) -> int:
     """The product of the first input and the weight, O×I×J, and then that with the second."""
     del outputs
-    x, _, weight = (get_shape(value) for value in inputs[:3])
+    x, _, weight = (_shape(value) for value in inputs[:3])
     return math.prod(x[:-1]) * (math.prod(weight) + weight[0] * weight[2])
 
 
 def _recurrent(inputs: Any, outputs: Any) -> int:
     """Every matrix of an RNN, LSTM or GRU once a step. Of a packed sequence fvcore knows no steps: TypeError."""
     del outputs
-    weights = [get_shape(value) for value in next(v for v in inputs[2:] if _is_list(v)).node().inputs()]
-    return math.prod(get_shape(inputs[0])[:2]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
+    weights = [_shape(value) for value in next(v for v in inputs[2:] if _is_list(v)).node().inputs()]
+    return math.prod(_shape(inputs[0])[:2]) * sum(math.prod(shape) for shape in weights if len(shape) == 2)
 
 
 def _is_list(value: Any) -> bool:
@@ -215,7 +220,7 @@ def _is_list(value: Any) -> bool:
 def _einsum(inputs: Any, outputs: Any) -> int:
     """An einsum of three operands raises ValueError, which leaves the count to torch."""
     del outputs
-    shapes = [get_shape(value) for value in inputs[1].node().inputs()]
+    shapes = [_shape(value) for value in inputs[1].node().inputs()]
     return contraction(inputs[0].toIValue(), shapes)
 
 

@@ -60,17 +60,23 @@ def constants(mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tens
 def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
     """The ONNX file of a student as student.json describes it. `network` itself is left as it is.
 
-    Raises CheckFailed ("structure") where the exporter cannot trace it; `check_structure` looks at what came out.
+    Raises CheckFailed ("structure") where torch cannot copy, run or trace it; `check_structure` looks at what came out.
     """
     rule = info.preprocessing
-    # A copy, plain in every respect that the exporter is known to trip over.
-    network = in_float32(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
-    network = network.to(memory_format=torch.contiguous_format)
-    deploy = Deploy(plain(network), rule.mean, rule.std).eval()
+    if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+        raise CheckFailed(
+            "structure",
+            f"{info.architecture} cannot be exported: a part of it is compiled by torch.jit.script",
+            hint="build the network without torch.jit.script: the exporter reads its Python",
+        )
     example = torch.zeros(2, rule.size, rule.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), quiet(), _unprinted():
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         try:
+            # A copy, plain in every respect that the exporter is known to trip over.
+            network = in_float32(copy.deepcopy(network).cpu()).eval().requires_grad_(False)
+            network = network.to(memory_format=torch.contiguous_format)
+            deploy = Deploy(plain(network), rule.mean, rule.std).eval()
             with (rewritten := Rewritten()), torch.no_grad():
                 deploy(example)
             with rewritten:

@@ -78,7 +78,12 @@ class Torch:
         """The network with float64 in place of float32. Its numbers of other types are its author's choice."""
         with _unable():
             network = copy.deepcopy(self.network)
-            return network._apply(lambda tensor: tensor.double() if tensor.dtype == torch.float32 else tensor)
+            for module in network.modules():
+                for tensors in (module._parameters, module._buffers):
+                    for tensor in tensors.values():
+                        if tensor is not None and tensor.dtype == torch.float32:
+                            tensor.data = tensor.data.double()
+            return network
 
 
 @contextmanager

@@ -16,12 +16,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 from asking import Answer, ask, picture
 from bundles import bomb, edit, edit_model, of_digits, put_model, seal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
 from PIL import Image
 
 import okdc
@@ -379,7 +381,44 @@ def nameless(model: onnx.ModelProto) -> None:
     del model.metadata_props[:]
 
 
-@pytest.mark.parametrize("change", [external, loop, foreign, fixed, larger, endless, nameless, wordy, of_many])
+def added(operator: str, inputs: list[str], **attributes: Any) -> Callable[[onnx.ModelProto], None]:
+    """One more operator, which nothing reads, and the weights that it may ask for."""
+
+    def change(model: onnx.ModelProto) -> None:
+        weights: dict[str, Any] = {"size": [2**20, 2**20], "ratio": 0.5, "on": True}
+        for name in set(inputs) & set(weights):
+            array = np.array(weights[name], np.float32 if name == "ratio" else None)
+            model.graph.initializer.append(numpy_helper.from_array(array, name))
+        model.graph.node.append(onnx.helper.make_node(operator, inputs, ["x"], **attributes))
+
+    return change
+
+
+def doubled(model: onnx.ModelProto) -> None:
+    """A shape with itself, forty times over."""
+    model.graph.node.append(onnx.helper.make_node("Shape", ["image"], ["s0"]))
+    for i in range(40):
+        model.graph.node.append(onnx.helper.make_node("Concat", [f"s{i}"] * 2, [f"s{i + 1}"], axis=0))
+
+
+FORBIDDEN = [
+    added("RandomNormal", [], shape=[2]),
+    added("Bernoulli", ["logits"]),
+    added("Dropout", ["logits", "ratio", "on"]),
+    added("NonZero", ["logits"]),
+    added("Unique", ["logits"]),
+    added("SequenceConstruct", ["logits"]),
+    added("Optional", ["logits"]),
+    added("Cast", ["logits"], to=onnx.TensorProto.STRING),
+    added("ConstantOfShape", ["size"]),
+    added("Expand", ["ratio", "size"]),
+    doubled,
+]
+
+
+@pytest.mark.parametrize(
+    "change", [external, loop, foreign, fixed, larger, endless, nameless, wordy, of_many, *FORBIDDEN]
+)
 def test_a_model_that_is_more_or_less_than_a_classifier_is_refused_though_its_hash_fits(
     capfd: pytest.CaptureFixture[str], bundle: Path, change: Callable[[onnx.ModelProto], None]
 ) -> None:

@@ -176,14 +176,16 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
     ),
     "a batch that loses an image": (
         graph(
-            node("Slice", ["x", "from", "to", "axis"], ["fewer"]), node("Concat", ["fewer", "fewer"], ["y"], axis=0),
-            **{"from": np.array([1]), "to": np.array([2**62]), "axis": np.array([0])},
+            node("Slice", ["x", "first", "last", "axis"], ["fewer"]), node("Concat", ["fewer", "fewer"], ["y"], axis=0),
+            first=np.array([1]),
+            last=np.array([2**62]),
+            axis=np.array([0]),
         ),
         "'fewer'",
     ),
     "a batch of one by itself": (graph(node("Squeeze", ["x"], ["z"]), node("Relu", ["x"], ["y"])), "'z'"),
     "a constant batch": (
-        graph(node("Slice", ["x", "from", "to", "from"], ["y"]), **{"from": np.array([0]), "to": np.array([1])}),
+        graph(node("Slice", ["x", "first", "last", "first"], ["y"]), first=np.array([0]), last=np.array([1])),
         "logits",
     ),
     "a tensor from nowhere": (aside(node("Relu", ["nothing"], ["z"])), "nothing"),
@@ -232,8 +234,13 @@ REFUSED: dict[str, tuple[onnx.ModelProto, str]] = {
         ),
         "'s25', which Concat gives",
     ),
-    "operators without end": (aside(*(node("Relu", ["x"], [f"z{i}"]) for i in range(20_000))), "20,003 operators"),
+    "operators without end": (aside(*(node("Relu", ["x"], [f"z{i}"]) for i in range(34_000))), "34,003 operators"),
+    "an operator that reads without end": (aside(node("Sum", ["x"] * 100_000, ["z"])), "4 operators that name"),
+    "axes without end": (aside(o=np.float32(1)), "65 axes"),
 }  # fmt: skip
+
+
+REFUSED["axes without end"][0].graph.initializer[0].dims.extend([1] * 65)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -33,6 +33,7 @@ MACS = {
 def test_macs_are_the_published_ones(name: str, macs: int) -> None:
     counts = count(backbones.build(name, 10, torch.Size((3, 32, 32))), IMAGE)
     assert (counts.macs, counts.flops) == (macs, 2 * macs)
+    assert counts.fvcore_total is not None
     assert counts.fvcore_total > macs, "fvcore adds BatchNorm and pooling"
     assert not counts.uncounted
 
@@ -70,13 +71,17 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)  # 1×1024×3
 
 
+def _alike(x: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(x, x, x)
+
+
 PIXELS = 32 * 32
 ATTENTION = 2 * PIXELS**2 * 3  # q·kᵀ and the weighted sum of v, of one head
 COUNTED: dict[str, tuple[nn.Module, int]] = {
     "same padding": (nn.Conv2d(3, 4, 3, padding="same"), PIXELS * 4 * 27),
     "valid padding, groups": (nn.Conv2d(3, 6, 3, padding="valid", groups=3), 30 * 30 * 6 * 9),
     "a transposed convolution": (nn.ConvTranspose2d(3, 4, 2, 2), PIXELS * 3 * 4 * 4),
-    "attention": (_Called(lambda _, x: F.scaled_dot_product_attention(*[_tokens(x)[:, None]] * 3)), ATTENTION),
+    "attention": (_Called(lambda _, x: _alike(_tokens(x)[:, None])), ATTENTION),
     "attention by its layer": (
         _Called(lambda layer, x: layer(*[_tokens(x)] * 3)[0], layer=nn.MultiheadAttention(3, 1, batch_first=True)),
         ATTENTION + PIXELS * 4 * 9,
@@ -141,6 +146,12 @@ def test_where_fvcore_sees_a_python_function_alone_torchs_count_stands() -> None
     counts = count(_Called(lambda _, x: _Hidden.apply(x)), IMAGE)
     assert counts.macs == 3 * 32**3
     assert counts.uncounted == ()
+
+
+def test_where_a_forward_leaves_torch_for_numpy_torchs_count_stands() -> None:
+    network = _Called(lambda layer, x: F.avg_pool2d(torch.from_numpy(layer(x).numpy()), 2), layer=nn.Conv2d(3, 4, 1))
+    counts = count(network, IMAGE)
+    assert (counts.macs, counts.uncounted) == (PIXELS * 12, ())
 
 
 def test_what_another_library_computes_makes_the_count_a_lower_bound() -> None:

@@ -29,7 +29,7 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
     "average, not dividing": (lambda x: F.adaptive_avg_pool2d(x, 3), True),
     "average, larger": (nn.AdaptiveAvgPool2d((7, None)), True),
     "average, dividing": (nn.AdaptiveAvgPool2d((2, 4)), False),
-    "average, whole": (lambda x: F.adaptive_avg_pool2d(x, (None, None)), False),  # type: ignore[list-item]
+    "average, whole": (lambda x: F.adaptive_avg_pool2d(x, (None, None)), False),
     "largest, not dividing": (nn.AdaptiveMaxPool2d((3, 5)), True),
     "largest, dividing": (lambda x: F.adaptive_max_pool2d(x, 2), False),
     "distances": (lambda x: torch.cdist(x.flatten(2), x.flatten(2)[:, :5]), True),
@@ -58,7 +58,7 @@ class _Names(TorchDispatchMode):
     """The operators that run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,7 +209,8 @@ class _Head(torch.nn.Module):
         self.linear = torch.nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(self.function(x))
+        logits: torch.Tensor = self.linear(self.function(x))
+        return logits
 
 
 def _decides(x: torch.Tensor) -> torch.Tensor:
@@ -263,6 +265,35 @@ def test_what_cannot_be_exported_is_an_error_with_the_reason_whatever_torch_rais
     assert caught.value.hint
     assert capfd.readouterr() == ("", "")
     assert len(network.state_dict()) == len(copy.deepcopy(network).state_dict())
+
+
+def test_a_scripted_part_is_an_error_with_the_reason(info: StudentInfo) -> None:
+    network = backbones.build("resnet8", 10, torch.Size((3, 8, 8)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        network.head = torch.jit.script(network.head)
+        with pytest.raises(CheckFailed, match=r"torch\.jit\.script") as caught:
+            onnx.to_onnx(network, info)
+    assert caught.value.kind == "structure"
+
+
+class _Twice(torch.nn.Module):
+    """One convolution with its BatchNorm at two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = torch.nn.Sequential(torch.nn.Conv2d(64, 64, 3, padding=1), torch.nn.BatchNorm2d(64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.block(self.block(x).relu())
+        return maps.mean((2, 3))
+
+
+def test_a_batch_norm_behind_weights_that_two_convolutions_share_stays(info: StudentInfo) -> None:
+    network = backbones.build("resnet8", 10, torch.Size((3, 8, 8)))
+    network.head = _Head(_Twice().eval())
+    model = structure.check_structure(onnx.to_onnx(network, info), info)
+    assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 2
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class _Front(nn.Module):
         self.convolution = nn.Conv2d(3, 4, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(self.function(self, x))
+        maps: Tensor = self.convolution(self.function(self, x))
+        return maps
 
 
 def side(function: Callable[[_Front, Tensor], Tensor]) -> Torch:
@@ -49,7 +50,7 @@ FORWARDS: dict[str, Callable[[_Front, Tensor], Tensor]] = {
     "to a type": lambda _, x: x.to(torch.float32),
     "to a type by name": lambda _, x: x.to(dtype=torch.float32),
     "type": lambda _, x: x.type(torch.float32),
-    "type by its old name": lambda _, x: x.type("torch.FloatTensor"),  # type: ignore[dict-item,return-value]
+    "type by its old name": lambda _, x: x.type("torch.FloatTensor"),
     "the type of another tensor": lambda front, x: x.to(front.convolution.weight),
     "made in float32": lambda _, x: x + torch.full((1, 3, 1, 1), 0.1, dtype=torch.float32),
     "made in the usual type": lambda _, x: x + torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1),
