@@ -121,7 +121,8 @@ def tables(network: Network, method: str = "dml") -> dict[str, object]:
     """A recipe of four steps over a few of the digits."""
     return {
         "data": {"name": "networks.images:few_digits", "image_size": network.size, "crop_padding": 1, "flip": False},
-        "cohort": {"students": [network.name, network.name], "share": "none"},
+        "cohort": {"students": [network.name, network.name], "share": "none"}
+        | ({} if network.output is None else {"output": network.output}),
         "method": {"name": method},
         "optim": {"epochs": 1, "batch_size": 16, "lr": 0.01},
         "engine": {"device": "cpu", "dtype": "float32", "threads": 1, "compile": "off"},

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from okdc.backbones import outputs
 from okdc.backbones.behaviour import Fingerprint, behaviour, difference, unchanged
-from okdc.backbones.cutting import Cut, clone_first, cut, out_of_place
+from okdc.backbones.cutting import Cut, clone_first, cut, in_any_layout, out_of_place
 from okdc.backbones.maps import Plan
 from okdc.backbones.naming import Key, split_output
 from okdc.backbones.outside import bare_network, check
@@ -102,7 +102,7 @@ def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
             adapted = Adapted(stages, head, cuts, images)
             if any(type(module).train is not nn.Module.train for module in net.modules()):
                 adapted.keep_modes_of(net)
-            _leave_maps(adapted, net, images)
+            _fit(adapted, net, images)
             _check_same(expected, entry, adapted, classes, images, dropout)
         except CannotCut as error:
             raise RecipeError(f"{name} cannot be cut into stages: {error}", hint=error.hint) from None
@@ -268,8 +268,11 @@ def _without(entry: Entry, prints: Fingerprint) -> Fingerprint:
 
 
 @torch.no_grad()
-def _leave_maps(adapted: Adapted, net: nn.Module, images: torch.Size) -> None:
-    """Make every stage leave its input as it is: methods tap the maps between them. The stages hold parts of `net`."""
+def _fit(adapted: Adapted, net: nn.Module, images: torch.Size) -> None:
+    """Make every stage leave its input as it is, since methods tap the maps between them, and take any memory format.
+
+    The stages hold parts of `net`.
+    """
     parts = [part for part in (*adapted.stages, adapted.head) if isinstance(part, fx.GraphModule)]
     for part in parts:
         out_of_place(part)
@@ -277,11 +280,11 @@ def _leave_maps(adapted: Adapted, net: nn.Module, images: torch.Size) -> None:
     with unchanged(net):
         for training in (False, True):
             adapted.train(training)
-            x = _probe(IMAGES, images)
+            x = _probe(IMAGES, images).contiguous(memory_format=torch.channels_last)
             for part in parts:
                 version = x._version  # counts the writes into a tensor
                 try:
-                    y = part(x)
+                    y = in_any_layout(part, x)
                 except Exception as error:
                     raise CannotCut(f"a stage raised {one_line(error)}", A_MODULE) from error
                 if x._version != version:

@@ -14,7 +14,7 @@ from collections.abc import Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from okdc.backbones.maps import Plan, free, is_batch_size
 from okdc.backbones.tracer import NET
@@ -221,6 +221,38 @@ def _auxiliary(plan: Plan) -> set[str]:
     """The keys that outputs beside the logits alone read: no stage has them."""
     paths = [path.removeprefix(f"{NET}.") for path in plan.entry.auxiliary]
     return {key for key in plan.entry.net.state_dict() if any(_starts(key, path) for path in paths)}
+
+
+def in_any_layout(part: fx.GraphModule, x: Tensor) -> Any:
+    """The output of a part for the map `x`, in channels_last; what asks for contiguous memory gets it from now on.
+
+    `Tensor.view` is the usual case. Training lays maps out as the device likes; authors try contiguous ones.
+    """
+    asked = set[fx.Node]()
+    while True:
+        runner = _Stopping(part)
+        try:
+            return runner.run(x)
+        except RuntimeError:
+            node = runner.last
+            if node is None or node in asked or not node.all_input_nodes:
+                raise
+            asked.add(node)
+            for before in node.all_input_nodes:
+                if isinstance(value := runner.env.get(before), Tensor) and value.ndim > 1:
+                    with part.graph.inserting_before(node):
+                        node.replace_input_with(before, part.graph.call_method("contiguous", (before,)))
+            part.recompile()
+
+
+class _Stopping(fx.Interpreter):
+    """Remembers the node that it runs."""
+
+    last: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.last = n
+        return super().run_node(n)
 
 
 def _unread(plan: Plan, graphs: Sequence[fx.Graph]) -> list[str]:

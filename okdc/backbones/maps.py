@@ -24,6 +24,7 @@ from okdc.backbones.tracer import NET
 from okdc.backbones.tracing import FLAG, Entry, owners, value
 
 WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows, and a multiple of most strides
+LAYERS = 4  # with weights, in a plain nn.Sequential that is one block: an inverted residual has three
 _DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout)
 
 
@@ -151,7 +152,8 @@ class Plan:
         """The module calls that are one block, each with the index of its last node.
 
         A call holds several blocks if it is the network itself, passes through three resolutions or more, or is a plain
-        nn.Sequential of modules that have modules themselves (resnet18 layer1, but not a conv-bn-relu).
+        nn.Sequential of modules that have modules themselves (resnet18 layer1, but not a conv-bn-relu), or of many
+        layers.
         """
         first: dict[str, int] = {}
         last: dict[str, int] = {}
@@ -215,5 +217,8 @@ def _is_images(argument: object) -> bool:
 
 
 def _is_chain(module: nn.Module) -> bool:
-    """A plain sequence of blocks (resnet18 layer1), where a conv-bn-relu is one block."""
-    return type(module) is nn.Sequential and any(next(m.children(), None) is not None for m in module.children())
+    """A plain sequence of blocks (resnet18 layer1), or of more layers with weights than a block has."""
+    if type(module) is not nn.Sequential:
+        return False
+    layers = [m for m in module.children() if any(p.ndim > 1 for p in m.parameters())]
+    return len(layers) > LAYERS or any(next(m.children(), None) is not None for m in module.children())

@@ -142,6 +142,11 @@ class Tracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.Tensor) and a.grad_fn is not None:
+            raise Untraceable(
+                "it computes with parameters that it does not read as attributes of a module",
+                "read them by their names, as self.fc.weight: what parameters() gives is frozen in a trace",
+            )
         argument = super().create_arg(a)
         if isinstance(a, fx.Proxy) and torch.is_grad_enabled() and NO_GRAD in a.node.meta:
             if a.node not in self.detached:

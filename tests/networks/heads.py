@@ -19,7 +19,7 @@ class _Cosine(Trunk):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = F.normalize(self.pool(self.features(x)), dim=1)
-        prototypes = F.normalize(next(self.fc.parameters()), dim=1)
+        prototypes = F.normalize(self.fc.weight, dim=1)
         return self.scale * F.linear(pooled, prototypes)
 
 

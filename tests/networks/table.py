@@ -11,6 +11,7 @@ class Network(NamedTuple):
     name: str
     size: int = 32
     reason: str = ""
+    output: str | int | None = None  # `cohort.output`
 
     @property
     def expected(self) -> str:
@@ -42,8 +43,8 @@ CARRIED = {
         spatial_transformer
     """,
     "mixing": """
-        squeeze_excite channel_attention conditional_convolution einsum channel_shuffle layer_scale large_kernel dilated
-        sliced fourier conv3d one_resolution pyramid two_streams
+        squeeze_excite channel_attention einsum channel_shuffle layer_scale large_kernel dilated sliced fourier conv3d
+        one_resolution
     """,
     "heads": "cosine bilinear hidden_layer convolution_as_head lenet",
     "weights": """
@@ -51,25 +52,27 @@ CARRIED = {
         frozen_but_head lazy data_in_forward
     """,
     "modes": """
-        dropout2d alpha_dropout dropout_by_flag noise_in_training frozen_front frozen_submodule
-        frozen_batchnorm_in_submodule hook_keeps hook_changes hook_before hook_backward
-        counting_buffer features_on_self in_evaluation
+        dropout2d alpha_dropout dropout_by_flag frozen_front frozen_submodule frozen_batchnorm_in_submodule hook_keeps
+        hook_changes hook_before hook_backward features_on_self in_evaluation
     """,
-    "dtypes": "float_of_images double_buffer half_and_back autocast channels_last",
+    "dtypes": "float_of_images double_buffer half_and_back channels_last",
     "shapes": """
-        view_of_map view_of_images view_minus_one reshape_by_first_batch int_of_batch batch_of_middle branch_on_size
-        branch_on_batch asserted_size squeeze_by_axis grey_made doubled_batch lists_of_modules python_keywords
-        optional_arguments star_arguments keyword_only named_argument
+        view_of_map view_of_images view_minus_one reshape_by_first_batch batch_of_middle branch_on_size asserted_size
+        squeeze_by_axis grey_made lists_of_modules python_keywords optional_arguments star_arguments keyword_only
+        named_argument
     """,
     "operators": "many_operators",
-    "outputs": "auxiliary_head two_auxiliary_heads softmax log_softmax first_logits",
+    "outputs": "auxiliary_head two_auxiliary_heads softmax log_softmax first_logits tuple_with_map dict_of_logits",
 }
 REFUSED = {
     "norms": {"batchnorm_without_statistics": "an answer depends on the other images of the batch"},
     "activations": {"rrelu": "the exporter has no translation"},
     "pooling": {"adaptive_max_uneven": "the exporter has no translation", "fractional": "random in evaluation"},
     "mixing": {
+        "conditional_convolution": "the exporter takes no number of groups that is that of images",
         "masked_in_place": "the number of masked values depends on values",
+        "pyramid": "no one map for all that follows",
+        "two_streams": "no one map for all that follows",
         "slice_in_place": "raises in training without okdc too",
     },
     "weights": {
@@ -80,15 +83,16 @@ REFUSED = {
     "modes": {
         "dropout_always": "random in evaluation",
         "activation_checkpoint": "batch statistics would be taken twice",
+        "counting_buffer": "its outermost forward changes a buffer",
+        "noise_in_training": "its outermost forward does other things in training",
     },
-    "dtypes": {"double_network": "takes no float32 images"},
+    "dtypes": {"autocast": "a precision of its own", "double_network": "takes no float32 images"},
     "shapes": {
+        "branch_on_batch": "what is computed depends on the number of images",
         "branch_on_values": "what is computed depends on values",
+        "doubled_batch": "its maps are of other images than its input",
+        "int_of_batch": "the number of images as a Python number",
         "squeeze_all": "one image alone loses its batch axis",
-    },
-    "outputs": {
-        "tuple_with_map": "returns a tuple in evaluation",
-        "dict_of_logits": "returns a dict",
     },
     "wrong": {
         "coupled_by_shift": "an answer depends on the other images of the batch",
@@ -111,8 +115,14 @@ REFUSED = {
     },
 }
 
+OUTPUTS: dict[str, str | int] = {"tuple_with_map": 0, "dict_of_logits": "logits"}
+
 FACTORIES = tuple(
-    [Network(f"networks.{module}:{name}") for module, names in CARRIED.items() for name in names.split()]
+    [
+        Network(f"networks.{module}:{name}", output=OUTPUTS.get(name))
+        for module, names in CARRIED.items()
+        for name in names.split()
+    ]
     + [
         Network(f"networks.{module}:{name}", reason=reason)
         for module, reasons in REFUSED.items()
