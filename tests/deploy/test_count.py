@@ -71,6 +71,10 @@ def _tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)  # 1×1024×3
 
 
+def _fours(x: Tensor) -> Tensor:
+    return x.reshape(1, 768, 4)
+
+
 def _alike(x: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(x, x, x)
 
@@ -82,13 +86,13 @@ COUNTED: dict[str, tuple[nn.Module, int]] = {
     "valid padding, groups": (nn.Conv2d(3, 6, 3, padding="valid", groups=3), 30 * 30 * 6 * 9),
     "a transposed convolution": (nn.ConvTranspose2d(3, 4, 2, 2), PIXELS * 3 * 4 * 4),
     "attention": (_Called(lambda _, x: _alike(_tokens(x)[:, None])), ATTENTION),
-    "attention by its layer": (
-        _Called(lambda layer, x: layer(*[_tokens(x)] * 3)[0], layer=nn.MultiheadAttention(3, 1, batch_first=True)),
-        ATTENTION + PIXELS * 4 * 9,
+    "attention by its layer": (  # an even number of heads, without which it has no fast path
+        _Called(lambda layer, x: layer(*[_fours(x)] * 3)[0], layer=nn.MultiheadAttention(4, 2, batch_first=True)),
+        2 * 768**2 * 4 + 768 * 4 * 16,
     ),
     "a transformer's layer": (
-        _Called(lambda layer, x: layer(_tokens(x)), layer=nn.TransformerEncoderLayer(3, 1, 5, batch_first=True)),
-        ATTENTION + PIXELS * (4 * 9 + 2 * 15),
+        _Called(lambda layer, x: layer(_fours(x)), layer=nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)),
+        2 * 768**2 * 4 + 768 * (4 * 16 + 2 * 24),
     ),
     "bilinear": (
         _Called(lambda layer, x: layer(_tokens(x), _tokens(x)), layer=nn.Bilinear(3, 3, 7)),
