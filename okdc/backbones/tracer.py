@@ -56,6 +56,11 @@ class Traced(fx.Proxy):
         axes = self._axes()
         return self.tracer.create_proxy("call_method", "dim", (self,), {}) if axes is None else len(axes)
 
+    @property
+    def data(self) -> fx.Proxy:
+        """Without its gradient. The exporter has no form of `.data` itself."""
+        return self.tracer.create_proxy("call_method", "detach", (self,), {})
+
     ndim = property(dim)
     ndimension = dim
 

@@ -180,6 +180,7 @@ class StudentReport(Report):
     flips: Tuple[Index]  # images whose prediction differs, the first hundred
     unexplained_flips: Tuple[Index]
     onnx_reference_max_abs: Number
+    onnx_reference_refused: str | None = None  # why that engine could not run the file, which then has no number
 
 
 class Gates(Artefact):

@@ -197,7 +197,11 @@ def _checked(story: Story) -> str:
         f"- Flat, striped and single-coloured images, against float64: {_tiny(largest['extreme_images'])} (allowed "
         f"{_tiny(allowed['extreme_images'])}).",
         f"- Batches of 1 to 135 and two threads: {_tiny(coupling)}; a second engine, "
-        f"onnx.reference: {_tiny(report.onnx_reference_max_abs)} (allowed {_tiny(allowed['images'])}).",
+        + (
+            f"onnx.reference: {_tiny(report.onnx_reference_max_abs)} (allowed {_tiny(allowed['images'])})."
+            if report.onnx_reference_refused is None
+            else "onnx.reference, lacks an operator of this file and could not run it."
+        ),
     ]
     for precision in REDUCED:
         if reduced := story.parity.reduced(precision):

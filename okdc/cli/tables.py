@@ -280,7 +280,11 @@ def parity(reports: dict[str, Any]) -> None:
                 f"{max(report['invariance_max_abs'].values()):.1e}",
                 f"{allowed['images']:.1e}",
             ],
-            ["second engine (onnx.reference)", f"{report['onnx_reference_max_abs']:.1e}", f"{allowed['images']:.1e}"],
+            [
+                "second engine (onnx.reference)",
+                "cannot run it" if report.get("onnx_reference_refused") else f"{report['onnx_reference_max_abs']:.1e}",
+                f"{allowed['images']:.1e}",
+            ],
         ],
     )
     _warn_of_one_answer("", top1["onnx"], report["images"], report["largest_class_pct"])

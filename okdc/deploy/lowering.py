@@ -1,8 +1,9 @@
 """A network rewritten for export into operators that ONNX has, with the same outputs.
 
 Some things in a foreign network would become arithmetic on sizes, or have no form in ONNX: adaptive pooling to a size
-that does not divide the map's (vgg at 64 pixels: 2×2 -> 7×7), distances, the mean slope of RReLU, and a head whose
-pooling leaves the memory format of its input behind (convnext). Sizes are known, since the file is for one image size.
+that does not divide the map's (vgg at 64 pixels: 2×2 -> 7×7), distances, the mean slope of RReLU, writes under a mask,
+`.data`, and a head whose pooling leaves the memory format of its input behind (convnext). Sizes are known, since the
+file is for one image size.
 """
 
 from __future__ import annotations
@@ -97,12 +98,25 @@ class Rewritten(TorchFunctionMode):
         del inplace
         return NotImplemented if training else F.leaky_relu(x, (lower + upper) / 2)
 
+    def masked(self, x: Tensor, key: Any, value: Any) -> Any:
+        """`x[x < 0] = 0`: written into the places of a mask, not into as many places as values are."""
+        if not isinstance(key, Tensor) or key.dtype != torch.bool or not isinstance(value, int | float):
+            return NotImplemented
+        x.masked_fill_(key[(..., *[None] * (x.ndim - key.ndim))], value)
+        return None
+
+    def without_gradient(self, x: Tensor) -> Tensor:
+        """`x.data`, which the exporter takes for a constant."""
+        return x.detach()
+
 
 REWRITES: dict[Any, Callable[..., Any]] = {
     F.adaptive_avg_pool2d: Rewritten.average,
     F.adaptive_max_pool2d: Rewritten.largest,
     F.rrelu: Rewritten.mean_slope,
     torch.cdist: Rewritten.distances,
+    Tensor.__setitem__: Rewritten.masked,
+    Tensor.data.__get__: Rewritten.without_gradient,  # type: ignore[attr-defined]
 }
 
 

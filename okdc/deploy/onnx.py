@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import keyword
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.fx import graph
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from okdc.bundle.structure import INPUT, LOGITS, OPSET, PROBABILITIES, properties
@@ -70,7 +72,7 @@ def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
             hint="build the network without torch.jit.script: the exporter reads its Python",
         )
     example = torch.zeros(2, rule.size, rule.size, 3, dtype=torch.uint8)
-    with warnings.catch_warnings(), quiet(), _unprinted():
+    with warnings.catch_warnings(), quiet(), _unprinted(), _any_name():
         warnings.simplefilter("ignore")  # the exporter's own, about itself
         try:
             # A copy, plain in every respect that the exporter is known to trip over.
@@ -99,6 +101,25 @@ def to_onnx(network: Backbone, info: StudentInfo) -> bytes:
         except Exception as error:  # the exporter raises kinds of its own, and those of every part of torch
             reason, hint = _reason(error)
             raise CheckFailed("structure", f"{info.architecture} cannot be exported: {reason}", hint=hint) from error
+
+
+@contextmanager
+def _any_name() -> Iterator[None]:
+    """torch.fx writes graphs as Python, in which a module called `class` or `in` would be no syntax."""
+    written = graph._format_target
+
+    def format_target(base: str, target: str) -> str:
+        if not any(map(keyword.iskeyword, target.split("."))):
+            return written(base, target)
+        for name in target.split("."):
+            base = f"getattr({base}, {name!r})"
+        return base
+
+    graph._format_target = format_target
+    try:
+        yield
+    finally:
+        graph._format_target = written
 
 
 @contextmanager

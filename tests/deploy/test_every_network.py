@@ -10,6 +10,7 @@ import torch
 from making import student_info
 
 from okdc import backbones
+from okdc.backbones.naming import MSFE
 from okdc.bundle import structure
 from okdc.bundle.checks import FLOOR, largest
 from okdc.bundle.macs import macs
@@ -28,8 +29,8 @@ FOREIGN = (
     "resnet18", "mobilenet_v2", "efficientnet_b0", "densenet121", "vgg11_bn", "shufflenet_v2_x1_0", "regnet_y_400mf",
     "convnext_tiny",
 )  # fmt: skip
-MSFE = tuple(f"resnet8{suffix}" for suffix in backbones.MSFE.values())
-SIZES = dict.fromkeys((*backbones.NETWORKS.own, *MSFE), 32) | {f"torchvision:{name}": 64 for name in FOREIGN}
+EXTRACTING = tuple(f"resnet8{suffix}" for suffix in MSFE.values())
+SIZES = dict.fromkeys((*backbones.NETWORKS.own, *EXTRACTING), 32) | {f"torchvision:{name}": 64 for name in FOREIGN}
 # BatchNormalizations that no Conv can take in: those behind a sum or a concatenation, and one behind a stem that a
 # shortcut or a concatenation reads as well. Everywhere else all of them are folded.
 LEFT = {"wrn16_1": 7, "wrn16_2": 6, "wrn40_2": 18, "densenet40_12": 21, "densenet40_12_vanilla": 39}
@@ -92,7 +93,7 @@ def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_sam
 def test_a_training_takes_as_proven_what_is_proven_here_and_no_other_network() -> None:
     """`okdc.training.exportable` tries the export of all others before their first step."""
     own = [name for name in SIZES if backbones.is_proven(name)]
-    assert set(own) == {*backbones.NETWORKS.own, *MSFE}
-    assert all(backbones.is_proven(name + suffix) for name in own[:1] for suffix in backbones.MSFE.values())
+    assert set(own) == {*backbones.NETWORKS.own, *EXTRACTING}
+    assert all(backbones.is_proven(name + suffix) for name in own[:1] for suffix in MSFE.values())
     for other in ("torchvision:resnet18", "timm:resnet8", "mine:resnet8", "resnet8:resnet8", "petalnet", "resnet"):
-        assert not any(backbones.is_proven(other + suffix) for suffix in ("", *backbones.MSFE.values()))
+        assert not any(backbones.is_proven(other + suffix) for suffix in ("", *MSFE.values()))

@@ -74,6 +74,26 @@ def test_the_largest_of_a_window_keeps_its_places_where_they_are_asked_for() -> 
     assert torch.equal(x.flatten(2).gather(2, places.flatten(2)), values.flatten(2))
 
 
+def test_a_write_under_a_mask_reaches_the_same_places() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    expected, actual, row = x.clone(), x.clone(), torch.tensor([True, False])
+    expected[expected < 0.1], expected[row], expected[:, :1] = 0, 2.0, 3
+    with Rewritten(), _Names() as names:
+        actual[actual < 0.1], actual[row], actual[:, :1] = 0, 2.0, 3
+    assert torch.equal(actual, expected)
+    assert not any("index_put" in name or "nonzero" in name for name in names.seen)
+
+
+def test_the_data_of_a_parameter_is_its_values_without_a_gradient() -> None:
+    parameter = nn.Parameter(torch.randn(3))
+    with Rewritten():
+        assert torch.equal(parameter.data, parameter)
+        assert not parameter.data.requires_grad
+        (parameter.data * 2 + parameter).sum().backward()
+    assert parameter.grad is not None
+    assert torch.equal(parameter.grad, torch.ones(3))
+
+
 def test_a_forward_under_autocast_is_refused_and_one_that_switches_it_off_is_not() -> None:
     x = torch.randn(1, 3)
     with Rewritten():

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from okdc.bundle.checks import FLOOR
 from okdc.bundle.session import Floats, Session
 from okdc.cohort import Backbone
-from okdc.deploy import onnx, trial
+from okdc.deploy import onnx, second_engine, trial
 from okdc.errors import CheckFailed
 from okdc.seeds import seeded
 
@@ -206,15 +206,29 @@ def test_a_file_that_answers_otherwise_to_a_batch_is_refused(monkeypatch: pytest
     assert f"{trial.IMAGES} at a time" in error.message
 
 
-def test_a_file_that_one_engine_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_the_second_engine_cannot_run_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def __init__(self, model: object) -> None:
             raise NotImplementedError("an operator")
 
-    monkeypatch.setattr(trial, "ReferenceEvaluator", Broken)
+    monkeypatch.setattr(second_engine, "ReferenceEvaluator", Broken)
+    (warning,) = trial.attempt(network(), SIZE, CLASSES)
+    assert "NotImplementedError" in warning
+
+
+def test_a_file_that_the_second_engine_reads_differently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other:
+        def __init__(self, model: object) -> None:
+            pass
+
+        def run(self, outputs: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            assert outputs == ["logits"]
+            return [np.full((len(inputs["image"]), CLASSES), 7.0, np.float32)]
+
+    monkeypatch.setattr(second_engine, "ReferenceEvaluator", Other)
     error = refused(network())
     assert error.kind == "parity"
-    assert "NotImplementedError" in error.message
+    assert "onnx.reference" in error.message
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ class _Cosine(Trunk):
 
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
-        self.fc = nn.Linear(CHANNELS, classes, bias=False)
+        self.fc: nn.Linear = nn.Linear(CHANNELS, classes, bias=False)
         self.scale = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class Network(NamedTuple):
 CARRIED = {
     "trunk": "plain",
     "activations": """
-        silu hardswish hardsigmoid mish gelu gelu_tanh elu celu selu prelu relu6 hardtanh softplus leaky threshold
+        silu hardswish hardsigmoid mish gelu gelu_tanh elu celu selu prelu rrelu relu6 hardtanh softplus leaky threshold
         tanhshrink binary
     """,
     "norms": """
@@ -34,7 +34,7 @@ CARRIED = {
         multihead multihead_with_weights encoder_layer scaled_dot_product bottleneck_transformer gru lstm
     """,
     "pooling": """
-        adaptive_uneven adaptive_larger adaptive_one_side ceil_mode average_with_padding lp_pool gem
+        adaptive_uneven adaptive_larger adaptive_max_uneven adaptive_one_side ceil_mode average_with_padding lp_pool gem
         topk standard_deviation soft_places
     """,
     "resizing": """
@@ -44,12 +44,12 @@ CARRIED = {
     """,
     "mixing": """
         squeeze_excite channel_attention einsum channel_shuffle layer_scale large_kernel dilated sliced fourier conv3d
-        one_resolution
+        masked_in_place one_resolution
     """,
-    "heads": "cosine bilinear hidden_layer convolution_as_head lenet",
+    "heads": "cosine distances bilinear hidden_layer convolution_as_head lenet",
     "weights": """
-        applied_thrice tied weight_norm weight_norm_by_hook spectral_norm weight_standardisation pruned frozen_stem
-        frozen_but_head lazy data_in_forward
+        applied_thrice in_two_stages tied weight_norm weight_norm_by_hook spectral_norm weight_standardisation pruned
+        frozen_stem frozen_but_head lazy data_in_forward
     """,
     "modes": """
         dropout2d alpha_dropout dropout_by_flag frozen_front frozen_submodule frozen_batchnorm_in_submodule hook_keeps
@@ -66,20 +66,14 @@ CARRIED = {
 }
 REFUSED = {
     "norms": {"batchnorm_without_statistics": "an answer depends on the other images of the batch"},
-    "activations": {"rrelu": "the exporter has no translation"},
-    "pooling": {"adaptive_max_uneven": "the exporter has no translation", "fractional": "random in evaluation"},
+    "pooling": {"fractional": "random in evaluation"},
     "mixing": {
         "conditional_convolution": "the exporter takes no number of groups that is that of images",
-        "masked_in_place": "the number of masked values depends on values",
         "pyramid": "no one map for all that follows",
         "two_streams": "no one map for all that follows",
         "slice_in_place": "raises in training without okdc too",
     },
-    "weights": {
-        "in_two_stages": "two stages share weights",
-        "unused_head": "a parameter takes no part in the forward",
-    },
-    "heads": {"distances": "the exporter has no translation of torch.cdist"},
+    "weights": {"unused_head": "a parameter takes no part in the forward"},
     "modes": {
         "dropout_always": "random in evaluation",
         "activation_checkpoint": "batch statistics would be taken twice",
