@@ -6,6 +6,7 @@ steps and an evaluation on a few images check that its stages do what it does.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -21,6 +22,7 @@ from okdc.backbones.tracer import A_MODULE, NET
 from okdc.backbones.tracing import CannotCut, Entry, trace
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, by, one_line
+from okdc.kernels import lay_out
 from okdc.plugins import no_exit
 
 IMAGES = 2  # of each training step that is compared: a layer of batch statistics needs two
@@ -277,10 +279,12 @@ def _fit(adapted: Adapted, net: nn.Module, images: torch.Size) -> None:
     for part in parts:
         out_of_place(part)
     writing = set()
-    with unchanged(net):
-        for training in (False, True):
-            adapted.train(training)
-            x = _probe(IMAGES, images).contiguous(memory_format=torch.channels_last)
+    # In channels_last first: a copy that is made there may be none in contiguous memory, where the writes then show.
+    for layout, training in itertools.product((torch.channels_last, torch.contiguous_format), (False, True)):
+        lay_out(adapted, layout)
+        adapted.train(training)
+        x = _probe(IMAGES, images).contiguous(memory_format=layout)
+        with unchanged(net):
             for part in parts:
                 version = x._version  # counts the writes into a tensor
                 try:

@@ -224,7 +224,7 @@ def _auxiliary(plan: Plan) -> set[str]:
 
 
 def in_any_layout(part: fx.GraphModule, x: Tensor) -> Any:
-    """The output of a part for the map `x`, in channels_last; what asks for contiguous memory gets it from now on.
+    """The output of a part for the map `x` in any memory format; what asks for contiguous memory gets it from now on.
 
     `Tensor.view` is the usual case. Training lays maps out as the device likes; authors try contiguous ones.
     """

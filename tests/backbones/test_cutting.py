@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from okdc import kernels
 from okdc.backbones import adapters, outside
 from okdc.backbones.adapters import Adapted
 from okdc.backbones.outside import bare_network
@@ -473,6 +474,34 @@ def test_sizes_and_a_layer_that_runs_twice_in_a_stage_are_no_obstacle(forward: s
     for count in (1, 2, 5):
         assert network(pictures(count)).shape == (count, CLASSES)
         assert program.module()(pictures(count)).shape == (count, CLASSES)
+
+
+@pytest.mark.parametrize("layer", ["nn.Identity()", "Flat()"])
+def test_a_view_takes_maps_of_any_memory_format(layer: str) -> None:
+    """`x.view(n, -1)` of a map is the commonest of heads, and raises for a map in channels_last."""
+    network = adapt(
+        """
+        class Flat(nn.Module):
+            def forward(self, x):
+                return x.view(x.size(0), -1).view(x.shape)
+
+        class Net(nn.Module):
+            def __init__(self, k):
+                super().__init__()
+                self.body = nn.Sequential(cbr(3, 8), Block(8, 16, 2), {layer}, Block(16, 32, 2))
+                self.fc = nn.Linear(32 * 8 * 8, k)
+
+            def forward(self, x):
+                return self.fc(self.body(x).view(x.size(0), -1))
+
+        net = Net
+    """.replace("{layer}", layer)
+    )
+    assert_same_in_both_modes(network)
+    expected = network.eval()(pictures())
+    kernels.lay_out(network, torch.channels_last)
+    actual = network(pictures().contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -376,6 +376,15 @@ REFUSED = {
         """,
         "hook",
     ),
+    "parameters read by no name": (
+        """
+        class Mine(Net):
+            def forward(self, x):
+                pooled = self.maps(x).mean((2, 3))
+                return F.linear(pooled, F.normalize(next(self.fc.parameters()))) + self.fc.bias
+        """,
+        "self.fc.weight",
+    ),
     "half precision": ("def Mine(classes):\n    return Net(classes).half()", "float16"),
     "double precision": ("def Mine(classes):\n    return Net(classes).double()", "float64"),
     "one parameter in double precision": (
