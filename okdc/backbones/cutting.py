@@ -35,6 +35,9 @@ class _Name(str):
         return super().isidentifier() and not keyword.iskeyword(self)
 
 
+A_BACKBONE = "return an okdc.Backbone, which says where its stages end"
+
+
 class Cut(NamedTuple):
     """The end of a stage."""
 
@@ -58,10 +61,20 @@ def choose(plan: Plan) -> list[int]:
             break
         cuts = sorted({*cuts, between[len(between) // 2]})
     if cuts and (later := _spatial(plan, cuts[-1])):
-        raise CannotCut(f"its last map, after {name(plan, cuts[-1])}, lies before another convolution, {later}")
+        raise CannotCut(_too_early(plan, cuts[-1], later), A_BACKBONE)
     if len(cuts) < 2:
         raise CannotCut(_too_few(plan, cuts))
     return cuts
+
+
+def _too_early(plan: Plan, last: int, later: str) -> str:
+    """Why no cut after `last` can be made, though the convolution `later` follows."""
+    reason = f"its last map, after {name(plan, last)}, lies before another convolution, {later}"
+    if plan.stop is not None and last < plan.index.get(plan.stop, -1):
+        place = plan.stop.target if plan.stop.op == "call_module" else plan.stop.name
+        where = str(place).removeprefix(f"{NET}.")
+        reason += f": from {where} on it takes images of one size alone, and its maps look like other tensors"
+    return reason
 
 
 def _too_few(plan: Plan, cuts: list[int]) -> str:

@@ -63,6 +63,7 @@ class Plan:
         """
         self.entry = entry
         self.fixed: tuple[str, ...] = ()  # the modules around the first operation that takes one size of images alone
+        self.stop: fx.Node | None = None  # that operation: no map behind it can be told from other tensors
         self.other_batch = False  # whether there are maps of another number of images
         self.sizes: dict[fx.Node, torch.Size] = {}
         with unchanged(entry):
@@ -93,6 +94,7 @@ class Plan:
         if len(wider) < len(normal):  # a window or a linear layer has a fixed size; two windows may fit side by side
             wider = max(wider, _sizes(self.entry, graph, torch.zeros(1, c, h, 2 * w)), key=len)
             first = next((node for node in graph.nodes if node in normal and node not in wider), None)
+            self.stop = first
             self.fixed = () if first is None else tuple(call.split("@")[0] for call in owners(first))
         self.sizes = normal
         maps = {}

@@ -561,7 +561,8 @@ def test_a_fixed_window_that_hides_the_later_maps_is_refused() -> None:
         def net(k):
             return nn.Sequential(cbr(3, 8), cbr(8, 16, 2), Windows(), Pool(32, k))
     """)
-    assert "its last map, after 1, lies before another convolution, 2.conv" in said
+    assert "its last map, after 1, lies before another convolution, 2.conv: from 2" in said
+    assert "okdc.Backbone" in said
 
 
 def test_a_name_that_leads_nowhere_says_which_part_is_missing() -> None:

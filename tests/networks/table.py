@@ -141,12 +141,11 @@ _TIMM = {
         levit_128s
     """,
 }
-_TOKENS = {
-    f"timm:{name}": "tokens, no second map"
-    for name in ("vit_tiny_patch16_224", "test_vit", "levit_128s")
-}  # fmt: skip
+_NOT_CUT = {f"timm:{name}": "tokens, no second map" for name in ("vit_tiny_patch16_224", "test_vit")}
+_NOT_CUT |= {"timm:mambaout_femto": "NHWC maps"}
+_NOT_CUT |= {f"timm:{name}": "takes one size of images" for name in ("efficientformerv2_s0", "visformer_tiny")}
 TIMM = tuple(
-    Network(f"timm:{name}", size, _TOKENS.get(f"timm:{name}", ""))
+    Network(f"timm:{name}", size, _NOT_CUT.get(f"timm:{name}", ""))
     for size, names in _TIMM.items()
     for name in names.split()
 )
