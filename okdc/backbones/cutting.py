@@ -71,8 +71,8 @@ def _too_early(plan: Plan, last: int, later: str) -> str:
     """Why no cut after `last` can be made, though the convolution `later` follows."""
     reason = f"its last map, after {name(plan, last)}, lies before another convolution, {later}"
     if plan.stop is not None and last < plan.index.get(plan.stop, -1):
-        place = plan.stop.target if plan.stop.op == "call_module" else plan.stop.name
-        where = str(place).removeprefix(f"{NET}.")
+        calls = [call.split("@")[0].removeprefix(f"{NET}.") for call in owners(plan.stop)]
+        where = calls[-1] if calls and calls[-1] != NET else plan.stop.name
         reason += f": from {where} on it takes images of one size alone, and its maps look like other tensors"
     return reason
 
