@@ -72,7 +72,8 @@ def bare_network(name: str, classes: int) -> nn.Module:
     except RecipeError:
         raise
     except Exception as error:
-        raise RecipeError(f"{name}, called with {classes} classes, raised {one_line(error)}", hint=CALLED) from error
+        hint = CALLED if isinstance(error, TypeError) else "it raises that without okdc as well"
+        raise RecipeError(f"{name}, called with {classes} classes, raised {one_line(error)}", hint=hint) from error
     if not isinstance(net, nn.Module):
         raise RecipeError(f"{name}({classes}): expected a torch.nn.Module, found {type(net).__name__}", hint=CALLED)
     return net
