@@ -7,21 +7,23 @@ steps and an evaluation on a few images check that its stages do what it does.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, fx, nn
 
+from okdc import torch_errors
 from okdc.backbones import outputs
-from okdc.backbones.behaviour import Fingerprint, behaviour, difference, unchanged
-from okdc.backbones.cutting import Cut, clone_first, cut, in_any_layout, out_of_place
+from okdc.backbones.behaviour import Fingerprint, WithoutDropout, behaviour, difference, unchanged
+from okdc.backbones.cutting import A_BACKBONE, Cut, clone_first, cut, in_any_layout, out_of_place
 from okdc.backbones.maps import Plan
 from okdc.backbones.naming import Key, split_output
 from okdc.backbones.outside import bare_network, check
 from okdc.backbones.tracer import A_MODULE, NET
 from okdc.backbones.tracing import CannotCut, Entry, trace
 from okdc.cohort import Backbone
-from okdc.errors import RecipeError, by, one_line
+from okdc.errors import OkdcError, RecipeError, by, one_line
 from okdc.kernels import lay_out
 from okdc.plugins import no_exit
 
@@ -48,9 +50,13 @@ class Adapted(Backbone):
 
     def train(self, mode: bool = True) -> Adapted:
         """The author's own train() has the last word."""
+        modes = [(module, module.training) for net in self._author for module in net.modules()]
         super().train(mode)
+        for module, training in modes:
+            module.training = training
         for net in self._author:
-            modules = dict(net.train(mode).named_modules())
+            net.train(mode)
+            modules = dict(net.named_modules())
             for part in (*self.stages, self.head):
                 for path, module in part.named_modules():
                     if path in modules and path:  # by path: synchronised batch norms are other modules
@@ -93,7 +99,8 @@ def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
         _check_kind(base, net)
         _check_output(base, key, net, classes, images)
         if isinstance(net, Backbone):
-            return net.train()
+            net.train()
+            return net
         try:
             _check_weights(net)
             entry, plan = _traced(net, images, key)
@@ -102,7 +109,7 @@ def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
             dropout = not entry.auxiliary
             expected = _behaviour(entry, classes, images, dropout)
             adapted = Adapted(stages, head, cuts, images)
-            if any(type(module).train is not nn.Module.train for module in net.modules()):
+            if any(type(m).train is not nn.Module.train or "train" in vars(m) for m in net.modules()):
                 adapted.keep_modes_of(net)
             _fit(adapted, net, images)
             _check_same(expected, entry, adapted, classes, images, dropout)
@@ -110,6 +117,13 @@ def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
             raise RecipeError(f"{name} cannot be cut into stages: {error}", hint=error.hint) from None
         except outputs.NoLogits as error:
             raise RecipeError(f"{name}: expected logits, and in training {error}", hint=error.hint) from None
+        except (OkdcError, MemoryError):
+            raise
+        except Exception as error:  # torch.fx and a network may meet in ways that nobody has thought of
+            if torch_errors.out_of_memory(error):
+                raise
+            reason = f"{name} cannot be cut into stages: {one_line(error)}"
+            raise RecipeError(reason, hint=f"{A_BACKBONE}; --debug shows where this is raised") from error
     if auxiliary := sorted({path.split(".")[1] for path in entry.auxiliary}):
         adapted.description += (
             f"; its logits are one of several outputs, the others are left out: {', '.join(auxiliary)}"
@@ -160,18 +174,35 @@ def _check_weights(net: nn.Module) -> None:
     for key, parameter in net.named_parameters():
         if parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
-            raise CannotCut(f"its parameter {key} is {kind}, expected float32", "return it by .float()")
+            hint = "return it by .float()" if parameter.is_floating_point() else "register it as a buffer"
+            raise CannotCut(f"its parameter {key} is {kind}, expected float32", hint)
+    own = {key for key, _ in (*net.named_parameters(remove_duplicate=False), *_saved_buffers(net))}
+    state = net.state_dict()
+    if strange := sorted(own ^ state.keys()) or [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise CannotCut(
+            f"its state_dict() is not that of its parameters and buffers: {strange[0]}",
+            "leave state_dict(), its hooks and get_extra_state() as torch.nn has them",
+        )
     if net._backward_hooks or net._backward_pre_hooks:
         raise CannotCut("a hook on its own gradient has no place in stages", "register the hook on a module inside it")
     if not any(parameter.requires_grad for parameter in net.parameters()):
         raise CannotCut("none of its parameters learns: requires_grad is False for all", "let some of them learn")
 
 
+def _saved_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The buffers that a state_dict holds, by key."""
+    for path, module in net.named_modules(remove_duplicate=False):
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}".removeprefix("."), buffer
+
+
 @torch.no_grad()
 def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, images: torch.Size) -> None:
     """One image gives 1×K logits. Its pass also gives lazy layers their sizes. Raises RecipeError otherwise."""
     try:
-        output = net.eval()(_probe(1, images))
+        net.eval()
+        output = net(_probe(1, images))
     except Exception as error:
         raise RecipeError(
             f"{name} does not take an image of {by(images)}: {one_line(error)}", hint=_what_it_takes(net, images)
@@ -189,6 +220,9 @@ def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, imag
             if logits.shape == (classes,)
             else "the callable gets the number of classes, and its network returns one tensor of logits",
         )
+    if logits.dtype != torch.float32:
+        kind = str(logits.dtype).removeprefix("torch.")
+        raise RecipeError(f"{name}: expected logits in float32, found {kind}", hint="return them by .float()")
 
 
 def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = ONE_TENSOR) -> str:
@@ -212,7 +246,8 @@ def _takes(net: nn.Module, images: torch.Size) -> bool:
     try:
         with unchanged(net):
             for training in (False, True):
-                net.train(training)(_probe(IMAGES, images))
+                net.train(training)
+                net(_probe(IMAGES, images))
     except Exception:
         return False
     return True
@@ -225,7 +260,8 @@ def _takes(net: nn.Module, images: torch.Size) -> bool:
 def _behaviour(entry: Entry, classes: int, images: torch.Size, dropout: bool) -> Fingerprint:
     """What the network does by itself. Raises CannotCut where it cannot be trained, NoLogits without logits."""
     try:
-        return behaviour(entry.net, entry, _modes(entry, dropout), _probe(IMAGES, images), classes)
+        with nullcontext() if dropout else WithoutDropout():
+            return behaviour(entry.net, entry, entry.train, _probe(IMAGES, images), classes)
     except outputs.NoLogits:
         raise
     except Exception as error:
@@ -234,24 +270,13 @@ def _behaviour(entry: Entry, classes: int, images: torch.Size, dropout: bool) ->
         raise CannotCut(f"in training it raised {one_line(error)}", hint) from error
 
 
-def _modes(network: nn.Module, dropout: bool) -> Callable[[bool], object]:
-    """train() of a network, with dropout as in evaluation where `dropout` is false."""
-
-    def train(mode: bool) -> None:
-        network.train(mode)
-        for module in network.modules():
-            if isinstance(module, nn.modules.dropout._DropoutNd) and not dropout:
-                module.eval()
-
-    return train
-
-
 def _check_same(
     expected: Fingerprint, entry: Entry, adapted: Adapted, classes: int, images: torch.Size, dropout: bool
 ) -> None:
     """Raises CannotCut where the stages train or evaluate otherwise than the network."""
     try:
-        actual = behaviour(entry.net, adapted, _modes(adapted, dropout), _probe(IMAGES, images), classes)
+        with nullcontext() if dropout else WithoutDropout():
+            actual = behaviour(entry.net, adapted, adapted.train, _probe(IMAGES, images), classes)
     except Exception as error:
         raise CannotCut(f"its stages raised {one_line(error)}, the network itself did not", A_MODULE) from error
     own, theirs = (_without(entry, prints) for prints in (actual, expected))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from okdc.seeds import seeded
 
@@ -84,6 +86,19 @@ def behaviour(
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
             prints[name] = fingerprint(tensor)
     return prints
+
+
+class WithoutDropout(TorchFunctionMode):
+    """Dropout gives its input, as in evaluation: what is compared draws other random numbers, or fewer."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        return args[0] if func in DROPOUTS else func(*args, **(kwargs or {}))
+
+
+DROPOUTS = (
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, torch.dropout,
+)  # fmt: skip
 
 
 def _optimizer(net: nn.Module) -> torch.optim.Optimizer | None:

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from okdc.backbones.maps import Plan, free, is_batch_size
-from okdc.backbones.tracer import NET
-from okdc.backbones.tracing import FLAG, CannotCut, Training, owners, value
+from okdc.backbones.maps import Plan, free, is_batch_size, is_device, is_spatial
+from okdc.backbones.tracer import NET, attribute
+from okdc.backbones.tracing import FLAG, CannotCut, Training, owners
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
@@ -63,7 +63,7 @@ def choose(plan: Plan) -> list[int]:
     if cuts and (later := _spatial(plan, cuts[-1])):
         raise CannotCut(_too_early(plan, cuts[-1], later), A_BACKBONE)
     if len(cuts) < 2:
-        raise CannotCut(_too_few(plan, cuts))
+        raise _too_few(plan, cuts)
     return cuts
 
 
@@ -77,19 +77,24 @@ def _too_early(plan: Plan, last: int, later: str) -> str:
     return reason
 
 
-def _too_few(plan: Plan, cuts: list[int]) -> str:
+def _too_few(plan: Plan, cuts: list[int]) -> CannotCut:
     """Why a network has fewer than two maps to cut after."""
     if plan.other_batch and not any(plan.weighted[plan.index[node]] for node in plan.maps):
-        return "its maps are of another number of images than it takes: it repeats or splits them"
+        return CannotCut(
+            "its maps are of another number of images than it takes: it repeats or splits them", A_BACKBONE
+        )
     if not any(plan.weighted[plan.index[node]] for node in plan.maps):
-        return "it has no convolution that gives an NCHW map"
-    shared = next((key for i in plan.single if (key := plan.shared_across(i))), "")
+        return CannotCut("it has no convolution that gives an NCHW map")
+    shared = next((key for i in plan.single if (key := plan.shared_across(i))), "").removeprefix(f"{NET}.")
     if not cuts and shared:
-        return f"{shared.removeprefix(f'{NET}.')} is used from its start to its end, and two stages would share it"
-    if not plan.single:
-        return "it runs branches side by side: after no block there is one map that all later layers read alone"
+        return CannotCut(f"{shared} is used from its start to its end, and two stages would share it", A_BACKBONE)
+    first: int = min(plan.index[node] for node in plan.maps)
+    late = [node for node in plan.nodes[0].users if not free(node) and plan.index[node] > first]
+    if late or not plan.single:
+        reason = f"it reads its images again at {late[-1].name}" if late else "it runs branches side by side"
+        return CannotCut(f"{reason}: nowhere is one map all that later layers read", A_BACKBONE)
     maps = f"one NCHW map, after {name(plan, cuts[0])}" if cuts else "no NCHW map"
-    return f"its blocks hand on {maps}; expected two or more (tokens and NHWC maps do not count)"
+    return CannotCut(f"its blocks hand on {maps}; expected two or more (tokens and NHWC maps do not count)")
 
 
 def _with_weights(plan: Plan, wanted: set[int]) -> list[int]:
@@ -109,7 +114,7 @@ def _without_expansion(plan: Plan, cuts: list[int]) -> list[int]:
         modules = [j for j in range(i + 1, last + 1) if plan.weighted[j]]
         if modules:
             node = plan.nodes[modules[0]]
-            conv = value(plan.entry, str(node.target))
+            conv = attribute(plan.entry, str(node.target))
             pointwise = isinstance(conv, nn.Conv2d) and conv.kernel_size == (1, 1) and conv.groups == 1
             if len(modules) == 1 and pointwise and plan.has_weights(before, i):
                 return [*others, i]
@@ -119,17 +124,8 @@ def _without_expansion(plan: Plan, cuts: list[int]) -> list[int]:
 
 def _spatial(plan: Plan, i: int) -> str:
     """The first convolution of neighbouring pixels after node i, or nothing: the head would be most of the network."""
-    for node in plan.nodes[i + 1 :]:
-        module = value(plan.entry, str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1) and not _whole_map(plan, node):
-            return str(node.target).removeprefix(f"{NET}.")
-    return ""
-
-
-def _whole_map(plan: Plan, node: fx.Node) -> bool:
-    """Whether a convolution makes one pixel of a map: it is a linear layer."""
-    before, after = plan.sizes.get(node.all_input_nodes[0], ()), plan.sizes.get(node, ())
-    return tuple(after[2:]) == (1, 1) and tuple(before[2:]) != (1, 1)
+    spatial = (node for node in plan.nodes[i + 1 :] if is_spatial(plan.entry, node, plan.sizes))
+    return next((str(node.target).removeprefix(f"{NET}.") for node in spatial), "")
 
 
 def name(plan: Plan, i: int) -> str:
@@ -149,8 +145,11 @@ def cut(plan: Plan) -> tuple[list[fx.GraphModule], fx.GraphModule, list[Cut]]:
     """The network as stages and a head over its own modules, each key of the logits in one. Raises CannotCut."""
     ends = choose(plan)
     bounds = itertools.pairwise([0, *ends, len(plan.nodes) - 1])  # node 0 is the placeholder, the last the output
+    _check_names(plan.entry.net)
     graphs = [_part(plan, before + 1, end + 1) for before, end in bounds]
     auxiliary = _auxiliary(plan)
+    for key, graph in _aliases(plan, graphs):
+        graph.create_node("get_attr", ModulePath(key))
     for key in _unread(plan, graphs):
         if key not in auxiliary:  # buffers: the head keeps them, so that the keys are those of the network
             graphs[-1].create_node("get_attr", key)
@@ -159,7 +158,7 @@ def cut(plan: Plan) -> tuple[list[fx.GraphModule], fx.GraphModule, list[Cut]]:
     cuts = []
     for i in ends:
         node = plan.nodes[i]
-        readers = [value(plan.entry, str(n.target)) for n in node.users if n.op == "call_module"]
+        readers = [attribute(plan.entry, str(n.target)) for n in node.users if n.op == "call_module"]
         cuts.append(Cut(name(plan, i), plan.maps[node], any(isinstance(m, _NORMS) for m in readers)))
     return parts[:-1], parts[-1], cuts
 
@@ -189,7 +188,12 @@ def _part(plan: Plan, start: int, stop: int) -> fx.Graph:
     def argument(node: fx.Node) -> fx.Node:
         if node not in copies:
             assert free(node), node
-            copies[node] = graph.call_method("size", (x, 0)) if is_batch_size(node) else copied(node)
+            if is_batch_size(node):
+                copies[node] = graph.call_method("size", (x, 0))
+            elif is_device(node):
+                copies[node] = graph.call_function(getattr, (x, "device"))
+            else:
+                copies[node] = copied(node)
         return copies[node]
 
     def copied(node: fx.Node) -> fx.Node:
@@ -212,7 +216,7 @@ def out_of_place(part: fx.GraphModule) -> None:
     """Make the first operations of a part leave its input alone: it is a map that methods tap."""
     x = next(iter(part.graph.nodes))
     for node in list(x.users):
-        module = value(part, str(node.target)) if node.op == "call_module" else None
+        module = attribute(part, str(node.target)) if node.op == "call_module" else None
         if getattr(module, "inplace", False):
             assert isinstance(module, nn.Module)
             setattr(module, "inplace", False)  # noqa: B010  (typed as a tensor or a module otherwise)
@@ -228,6 +232,27 @@ def clone_first(part: fx.GraphModule) -> None:
         clone = part.graph.call_method("clone", (x,))
     x.replace_all_uses_with(clone, delete_user_cb=lambda user: user is not clone)
     part.recompile()
+
+
+def _check_names(net: nn.Module) -> None:
+    """Raises CannotCut for a module or a tensor whose name a stage, a torch.fx.GraphModule, needs for itself."""
+    own = {*net._modules, *net._parameters, *net._buffers}
+    if taken := sorted(own & (set(dir(fx.GraphModule)) - set(dir(nn.Module)) | {FLAG, "graph", "meta"})):
+        raise CannotCut(f"it has a part called {taken[0]}, as torch.fx calls a part of every graph", "rename that part")
+
+
+def _aliases(plan: Plan, graphs: Sequence[fx.Graph]) -> list[tuple[str, fx.Graph]]:
+    """Parameters that the network has under a second name: each with the graph that reads them under the first."""
+    tensors = dict(plan.entry.net.named_parameters(remove_duplicate=False))
+    read = [{str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")} for graph in graphs]
+    places = {key: [any(_starts(key, path) for path in paths) for paths in read] for key in tensors}
+    pairs = []
+    for key, tensor in tensors.items():
+        if any(places[key]):
+            continue
+        others = [other for other, same in tensors.items() if same is tensor and any(places[other])]
+        pairs += [(key, graphs[places[others[0]].index(True)])] if others else []
+    return pairs
 
 
 def _auxiliary(plan: Plan) -> set[str]:

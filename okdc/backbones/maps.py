@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ from torch import Tensor, fx, nn
 
 from okdc.backbones.behaviour import unchanged
 from okdc.backbones.sizes import fix
-from okdc.backbones.tracer import NET
-from okdc.backbones.tracing import FLAG, Entry, owners, value
+from okdc.backbones.tracer import NET, attribute
+from okdc.backbones.tracing import FLAG, Entry, owners
 
 WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows, and a multiple of most strides
 LAYERS = 4  # with weights, in a plain nn.Sequential that is one block: an inverted residual has three
@@ -31,22 +32,24 @@ _DROPOUTS = (F.dropout, F.dropout2d, F.dropout3d, F.alpha_dropout)
 class _Recorder(fx.Interpreter):
     """Runs a graph and keeps the size of every tensor."""
 
-    def __init__(self, entry: nn.Module, graph: fx.Graph, widened: fx.Node | None) -> None:
+    def __init__(self, entry: nn.Module, graph: fx.Graph, widened: Collection[fx.Node]) -> None:
         super().__init__(entry, graph=graph)
         self.sizes: dict[fx.Node, torch.Size] = {}
         self.widened = widened
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n is self.widened:
+        if n in self.widened:
             result = F.pad(result, (0, WIDER))
         if isinstance(result, Tensor):
             self.sizes[n] = result.shape
         return result
 
 
-def _sizes(entry: Entry, graph: fx.Graph, images: Tensor, widened: fx.Node | None = None) -> dict[fx.Node, torch.Size]:
-    """The size of every tensor up to the first node that raises for such images; the result of `widened` is wider."""
+def _sizes(
+    entry: Entry, graph: fx.Graph, images: Tensor, widened: Collection[fx.Node] = ()
+) -> dict[fx.Node, torch.Size]:
+    """The size of every tensor up to the first node that raises for such images; the results of `widened` are wider."""
     recorder = _Recorder(entry, graph, widened)
     with contextlib.suppress(Exception):  # `adapters` has run the network on its own image size before
         recorder.run(images)
@@ -69,7 +72,7 @@ class Plan:
         with unchanged(entry):
             self.maps = self._maps(graph, images)
         fix(graph)
-        self.nodes = list(graph.nodes)
+        self.nodes: list[fx.Node] = list(graph.nodes)
         self.index = {node: i for i, node in enumerate(self.nodes)}
         self.maps = {node: size for node, size in self.maps.items() if node in self.index}
         self.weighted = [self._is_weighted(node) for node in self.nodes]
@@ -88,9 +91,10 @@ class Plan:
         self.entry.eval()
         c, h, w = images
         normal = _sizes(self.entry, graph, torch.zeros(1, c, h, w))
-        wider = _sizes(self.entry, graph, torch.zeros(1, c, h, w + WIDER))
-        if resized := self._resized(graph, normal, wider):
-            wider = _sizes(self.entry, graph, torch.zeros(1, c, h, w), resized)
+        wider, widened = _sizes(self.entry, graph, torch.zeros(1, c, h, w + WIDER)), set[fx.Node]()
+        while resized := self._resized(graph, normal, wider, widened):
+            widened.add(resized)
+            wider = _sizes(self.entry, graph, torch.zeros(1, c, h, w + WIDER), widened)
         if len(wider) < len(normal):  # a window or a linear layer has a fixed size; two windows may fit side by side
             wider = max(wider, _sizes(self.entry, graph, torch.zeros(1, c, h, 2 * w)), key=len)
             first = next((node for node in graph.nodes if node in normal and node not in wider), None)
@@ -107,17 +111,25 @@ class Plan:
         return {node: size for node, size in maps.items() if node.op != "placeholder"}
 
     def _resized(
-        self, graph: fx.Graph, normal: dict[fx.Node, torch.Size], wider: dict[fx.Node, torch.Size]
+        self,
+        graph: fx.Graph,
+        normal: dict[fx.Node, torch.Size],
+        wider: dict[fx.Node, torch.Size],
+        widened: Collection[fx.Node],
     ) -> fx.Node | None:
-        """The node before all weights that brings images of any size to one size, if there is one."""
+        """The first node that brings maps of any size to one size, though a convolution of neighbours follows.
+
+        The convolutions behind it would not be seen to grow. A pooling before linear layers is not meant.
+        """
         nodes: list[fx.Node] = list(graph.nodes)
-        for node in nodes:
-            if self._is_weighted(node):
-                return None
-            size = normal.get(node)
-            grows = any(normal.get(before) != wider.get(before) for before in node.all_input_nodes)
-            if size is not None and len(size) == 4 and min(size[2:]) > 1 and wider.get(node) == size and grows:
-                return node
+        fixed = [i for i, n in enumerate(nodes) if n in normal and wider.get(n) == normal[n]]
+        convolutions = [i for i in fixed if is_spatial(self.entry, nodes[i], normal)]
+        for i in fixed:
+            size = normal[nodes[i]]
+            grows = any(normal.get(before) != wider.get(before) for before in nodes[i].all_input_nodes)
+            is_map = len(size) == 4 and min(size[2:]) > 1
+            if is_map and grows and nodes[i] not in widened and any(i < conv for conv in convolutions):
+                return nodes[i]
         return None
 
     def _spans(self) -> dict[str, tuple[int, int]]:
@@ -167,7 +179,7 @@ class Plan:
         for call, end in last.items():
             before = [self.resolution(i) for i in single if i < first[call]][-1:] or [torch.Size(images[1:])]
             passes = {*before, *(self.resolution(i) for i in single if first[call] <= i <= end)}
-            if call != NET and len(passes) < 3 and not _is_chain(value(self.entry, call.split("@")[0])):
+            if call != NET and len(passes) < 3 and not _is_chain(attribute(self.entry, call.split("@")[0])):
                 blocks[call] = end
         return blocks
 
@@ -175,7 +187,7 @@ class Plan:
         """A convolution or a linear layer: it has a weight of more than one axis, which norms have not."""
         if node.op not in ("call_module", "get_attr"):
             return False
-        target = value(self.entry, str(node.target))
+        target = attribute(self.entry, str(node.target))
         parameters = list(target.parameters()) if isinstance(target, nn.Module) else [target]
         return any(isinstance(p, nn.Parameter) and p.ndim > 1 for p in parameters)
 
@@ -197,12 +209,28 @@ class Plan:
             return False
         if node.op != "call_module":
             return node.target in _DROPOUTS
-        return isinstance(value(self.entry, str(node.target)), nn.modules.dropout._DropoutNd | nn.Identity)
+        return isinstance(attribute(self.entry, str(node.target)), nn.modules.dropout._DropoutNd | nn.Identity)
+
+
+def is_spatial(entry: Entry, node: fx.Node, sizes: Mapping[fx.Node, torch.Size]) -> bool:
+    """Whether a node is a convolution of neighbouring pixels; one that makes a single pixel of a map is linear."""
+    module = attribute(entry, str(node.target)) if node.op == "call_module" else None
+    if not isinstance(module, nn.Conv2d) or module.kernel_size == (1, 1):
+        return False
+    before, after = sizes.get(node.all_input_nodes[0], ()), sizes.get(node, ())
+    return tuple(after[2:]) != (1, 1) or tuple(before[2:]) == (1, 1)
 
 
 def free(node: fx.Node) -> bool:
-    """A node that every stage can compute for itself: a parameter, the training flag, the number of images."""
-    return node.op in ("get_attr", "output") or node.target == FLAG or is_batch_size(node)
+    """A node that every stage can compute for itself: a parameter, the training flag, what all maps have in common."""
+    return node.op in ("get_attr", "output") or node.target == FLAG or is_batch_size(node) or is_device(node)
+
+
+def is_device(node: fx.Node) -> bool:
+    """`images.device`: every map lies there."""
+    return (
+        node.op == "call_function" and node.target is getattr and node.args[1] == "device" and _is_images(node.args[0])
+    )
 
 
 def is_batch_size(node: fx.Node) -> bool:

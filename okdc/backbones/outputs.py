@@ -6,6 +6,7 @@ inception_v3) the first is taken; any other tuple, dict or object needs a key, `
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ class NoLogits(ValueError):  # noqa: N818  (it reads as what it is)
         super().__init__(
             f"it returns {described(output)}" + (f", in which there is no {key!r}" if key is not None else "")
         )
-        choices = " or ".join(f"cohort.output={choice!r}" for choice in keys(output))
+        choices = " or ".join(f"cohort.output={choice!r}" for choice in keys(output) if tensor_at(output, choice))
         self.hint = f"{choices} says which are the logits" if choices else "return one tensor of logits"
 
 
@@ -46,13 +47,19 @@ def select(output: Any, key: Key | None, training: bool = False) -> Any:
     return logits
 
 
+def tensor_at(output: Any, key: Key) -> bool:
+    """Whether a key leads to a tensor, or to its stand-in."""
+    value = output[key] if isinstance(output, Mapping) or isinstance(key, int) else getattr(output, key)
+    return isinstance(value, Tensor | fx.Proxy)
+
+
 def keys(output: Any) -> list[Key]:
     """What leads to the tensors of an output, in order: the keys of a dict, the names or places in a tuple."""
     if isinstance(output, Mapping):
-        return [key for key in output if isinstance(key, str)]
+        return [key for key in output if isinstance(key, str | int)]
     if isinstance(output, tuple | list):
         return list(getattr(output, "_fields", None) or range(len(output)))
-    return []
+    return [field.name for field in dataclasses.fields(output)] if dataclasses.is_dataclass(output) else []
 
 
 def described(output: Any) -> str:

@@ -8,6 +8,7 @@ still holds for wider images. A size that grows with the batch is the number of 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,16 @@ class Size(int):
         return self._with(operator.mod, self, other)
 
 
+class Axes(tuple[Any, ...]):
+    """The sizes of a tensor, as torch.Size: each a Size, or the stand-in for a number that grows with the batch."""
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+    def __getitem__(self, key: Any) -> Any:
+        return Axes(super().__getitem__(key)) if isinstance(key, slice) else super().__getitem__(key)
+
+
 class _Runner(fx.Interpreter):
     """Runs a graph that is still being traced as far as a node, each node once."""
 
@@ -117,6 +128,15 @@ class Sizes:
             else:
                 return None
         return tuple(axes)
+
+    @torch.no_grad()
+    def length(self, node: fx.Node) -> int | None:
+        """The length of a tuple, or of a tensor whose first axis is not that of the images; None otherwise."""
+        try:
+            lengths = {len(runner.value(node)) for runner in self.runners}
+        except Exception:
+            return None
+        return lengths.pop() if len(lengths) == 1 else None
 
 
 def read_axis(node: fx.Node, axis: int) -> Callable[[fx.Tracer], fx.Node]:

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
-from okdc.backbones.sizes import Size, Sizes, read_axis
+from okdc.backbones.sizes import Axes, Size, Sizes, read_axis
 
 NET = "net"  # the path of the network below the root of the graph, and so the start of every path in it
 NO_GRAD = "okdc_no_grad"  # in the meta of a node that a forward computes under torch.no_grad()
@@ -38,7 +39,7 @@ class Traced(fx.Proxy):
 
     tracer: Tracer
 
-    def _axes(self) -> tuple[Any, ...] | None:
+    def _axes(self) -> Axes | None:
         return self.tracer.axes(self.node)
 
     @property
@@ -64,11 +65,29 @@ class Traced(fx.Proxy):
     ndim = property(dim)
     ndimension = dim
 
-    def __len__(self) -> int:
+    def numel(self) -> Any:
         axes = self._axes()
-        if axes is None or not axes or not isinstance(axes[0], Size):
+        return self.tracer.create_proxy("call_method", "numel", (self,), {}) if axes is None else axes.numel()
+
+    nelement = numel
+
+    @property
+    def device(self) -> fx.Proxy:
+        """That of the images: a network lies on one device, and every stage gets its input there."""
+        return self.tracer.device()
+
+    @property
+    def dtype(self) -> Any:
+        """Of a parameter or a buffer itself: in a stage, reading it would ask for the weights."""
+        if self.node.op == "get_attr":
+            return self.tracer.tensor(self.node).dtype
+        return fx.proxy.Attribute(self, "dtype")
+
+    def __len__(self) -> int:
+        length = self.tracer.length(self.node)
+        if length is None:
             raise Untraceable("it takes the number of images by len()", "x.shape[0] is the same, and no Python number")
-        return int(axes[0])
+        return length
 
     def __setitem__(self, key: Any, item: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, item), {})
@@ -106,6 +125,7 @@ class Tracer(fx.Tracer):
         self.sizes: Sizes | None = None
         self.running = False  # the graph runs to tell sizes: nothing is traced
         self.count: Count | None = None
+        self.placed: Traced | None = None
         self.detached: dict[fx.Node, fx.Node] = {}
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -121,9 +141,12 @@ class Tracer(fx.Tracer):
         if self.running:
             return forward(*args, **kwargs)
         try:
+            path = self.path_of_module(m)
+        except NameError:  # a slice of a Sequential, which the forward made; its layers have paths
+            return forward(*args, **kwargs)
+        try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            path = self.path_of_module(m)
             if not self.is_leaf_module(m, path):  # that a call of one cannot be traced lies with its caller
                 self.failed = self.failed or path
             raise
@@ -147,6 +170,10 @@ class Tracer(fx.Tracer):
         return node
 
     def create_arg(self, a: Any) -> Any:
+        if isinstance(a, torch.device):  # of a parameter, say: the one that the network is traced on
+            return self.device().node
+        if isinstance(a, np.integer):
+            return int(a)
         if isinstance(a, torch.Tensor) and a.grad_fn is not None:
             raise Untraceable(
                 "it computes with parameters that it does not read as attributes of a module",
@@ -163,32 +190,69 @@ class Tracer(fx.Tracer):
         by = "the number of images" if _counts_images(obj.node) else "a tensor: its values, its type or its gradient"
         raise Untraceable(f"it decides (if, while or assert) by {by}")
 
-    def iter(self, obj: fx.Proxy) -> Any:  # noqa: ARG002
-        raise Untraceable("it loops over a tensor")
+    def iter(self, obj: Any) -> Any:
+        length = self.length(obj.node)
+        if length is None:
+            raise Untraceable("it loops over the images, or over what is no tensor")
+        return iter([obj[i] for i in range(length)])
 
-    def axes(self, node: fx.Node) -> tuple[Any, ...] | None:
-        """The sizes of a tensor, with stand-ins for those that grow with the batch. None where they are unknown."""
+    @contextmanager
+    def _asking(self) -> Iterator[Sizes]:
+        """The graph so far may run in the block."""
         self.sizes = self.sizes or Sizes(self.root, self.graph, self.images)
         self.running = True
         try:
-            axes = self.sizes.of(node)
+            yield self.sizes
         finally:
             self.running = False
+
+    def tensor(self, node: fx.Node) -> torch.Tensor:
+        """The parameter or buffer that a node reads."""
+        with self._asking():  # otherwise a stand-in for it
+            tensor: torch.Tensor = attribute(self.root, str(node.target))
+        return tensor
+
+    def axes(self, node: fx.Node) -> Axes | None:
+        """The sizes of a tensor, with stand-ins for those that grow with the batch. None where they are unknown."""
+        with self._asking() as sizes:
+            axes = sizes.of(node)
         if axes is None:
             return None
-        return tuple(
+        return Axes(
             self._images(number) if of_batch else Size(number, read_axis(node, axis))
             for axis, (number, of_batch) in enumerate(axes)
         )
 
+    def length(self, node: fx.Node) -> int | None:
+        """The length of a tensor or a tuple; None where that is the number of images, or is unknown."""
+        with self._asking() as sizes:
+            return sizes.length(node)
+
+    def device(self) -> fx.Proxy:
+        """The device of the images, read before anything else."""
+        if self.placed is None:
+            self.placed = Traced(self._first("call_function", getattr, "device"), self)
+        return self.placed
+
     def _images(self, times: int) -> Any:
         """The number of images, `times` that: read from the images, before anything else."""
         if self.count is None:
-            images = next(iter(self.graph.nodes))
-            with self.graph.inserting_after(images):
-                node = self.graph.create_node("call_method", "size", (images, 0), {})
-            self.count = Count(node, self)
+            self.count = Count(self._first("call_method", "size", 0), self)
         return self.count if times == 1 else operator.mul(self.count, times)
+
+    def _first(self, kind: str, target: Any, what: Any) -> fx.Node:
+        """A node of the images, outside of all modules and in front of all other nodes."""
+        images = next(iter(self.graph.nodes))
+        with self.graph.inserting_after(images):
+            return self.graph.create_node(kind, target, (images, what), {})
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """The module, parameter, buffer or constant at a dotted path."""
+    target: Any = root
+    for name in path.split("."):
+        target = getattr(target, name)
+    return target
 
 
 def _counts_images(node: fx.Node) -> bool:

@@ -24,7 +24,7 @@ from okdc.backbones.behaviour import unchanged
 from okdc.backbones.dead import drop_dead, paths
 from okdc.backbones.naming import Key
 from okdc.backbones.outputs import NoLogits
-from okdc.backbones.tracer import A_MODULE, NET, Tracer, Untraceable, intercepting
+from okdc.backbones.tracer import A_MODULE, NET, Tracer, Untraceable, attribute, intercepting
 from okdc.errors import one_line
 
 FLAG = "_in_training"  # the path of the graph's Training module
@@ -159,7 +159,7 @@ def _join(entry: nn.Module, training: fx.Graph, evaluation: fx.Graph) -> str | N
 def _same_target(entry: nn.Module, a: fx.Node, b: fx.Node) -> bool:
     """Whether two nodes call or read the same. A constant tensor of a forward gets a new name at each tracing."""
     if a.op == "get_attr" and a.target != b.target:
-        x, y = (value(entry, str(node.target)) for node in (a, b))
+        x, y = (attribute(entry, str(node.target)) for node in (a, b))
         return isinstance(x, Tensor) and isinstance(y, Tensor) and torch.equal(x, y)
     return a.target == b.target
 
@@ -170,7 +170,7 @@ def _own_tensors(entry: Entry, graph: fx.Graph) -> None:
         if node.op != "get_attr":
             continue
         path, _, name = str(node.target).rpartition(".")
-        holder = value(entry, path) if path else entry
+        holder = attribute(entry, path) if path else entry
         tensor = getattr(holder, name)
         if not path:  # a constant of a forward
             node.target, holder, name = f"{NET}._constant{k}", entry.net, f"_constant{k}"
@@ -181,14 +181,6 @@ def _own_tensors(entry: Entry, graph: fx.Graph) -> None:
         else:
             delattr(holder, name)
         holder.register_buffer(name, tensor, persistent=False)
-
-
-def value(root: nn.Module, path: str) -> Any:
-    """The module, parameter, buffer or constant at a dotted path."""
-    target: Any = root
-    for name in path.split("."):
-        target = getattr(target, name)
-    return target
 
 
 def _owner(node: fx.Node) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from okdc import backbones
 from okdc.backbones import adapters
@@ -96,7 +96,8 @@ def three_steps(network: nn.Module) -> tuple[list[Tensor], dict[str, Tensor | No
         logits.append(z.detach())
     gradients = {adapters._bare(name): p.grad for name, p in network.named_parameters()}
     with torch.no_grad():
-        logits.append(network.eval()(pictures()))
+        network.eval()
+        logits.append(network(pictures()))
     return logits, gradients
 
 
@@ -160,6 +161,32 @@ KEPT = {
             def __init__(self, classes):
                 super().__init__(classes)
                 self.a = Front(*self.a)
+    """,
+    "a sub-module whose train() was put out of action": """
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.b.eval()
+                self.b.train = lambda mode=True: self.b
+    """,
+    "a train() that returns nothing": """
+        class Mine(Net):
+            def train(self, mode=True):
+                super().train(mode)
+                self.a.eval()
+    """,
+    "a layer under two names": """
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.again = self.b
+                self.heads = nn.ModuleList([self.fc])
+    """,
+    "type and device of its weights": """
+        class Mine(Net):
+            def forward(self, x):
+                x = x.to(self.fc.weight.dtype).to(self.fc.weight.device).to(next(self.parameters()).device)
+                return super().forward(x + torch.linspace(-1, 1, 3, device=x.device).view(1, 3, 1, 1))
     """,
     "parameters that do not learn": """
         class Mine(Net):
@@ -335,6 +362,15 @@ def test_frozen_statistics_stay_when_batch_norms_are_replaced() -> None:
     assert [m.training for m in network.modules() if isinstance(m, nn.SyncBatchNorm)] == [False, True, True]
 
 
+def test_no_stage_names_the_device_that_it_was_traced_on() -> None:
+    """A network that asks a parameter for its device would otherwise send its images back to the CPU."""
+    network = adapt(KEPT["type and device of its weights"])
+    code = "".join(part.code for part in (*network.stages, network.head) if isinstance(part, fx.GraphModule))
+    assert code.count(".device") + code.count("'device'") >= 2
+    assert "torch.device" not in code
+    assert "device(type" not in code
+
+
 REFUSED = {
     "a buffer that the network itself changes": (
         """
@@ -375,6 +411,71 @@ REFUSED = {
                 self.register_full_backward_hook(lambda module, inputs, outputs: None)
         """,
         "hook",
+    ),
+    "more in its state than tensors": (
+        """
+        class Counting(nn.Identity):
+            def get_extra_state(self):
+                return {"calls": 3}
+
+            def set_extra_state(self, state):
+                pass
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.a.append(Counting())
+        """,
+        "a.3._extra_state",
+    ),
+    "a state without some of its tensors": (
+        """
+        class Mine(Net):
+            def state_dict(self, *args, **kwargs):
+                return {k: v for k, v in super().state_dict(*args, **kwargs).items() if "running_mean" not in k}
+        """,
+        "a.1.running_mean",
+    ),
+    "a module called as a part of torch.fx": (
+        """
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.graph = self.c
+
+            def maps(self, x):
+                return self.graph(self.b(self.a(x)))
+        """,
+        "rename",
+    ),
+    "logits in double precision": (
+        """
+        class Mine(Net):
+            def forward(self, x):
+                return super().forward(x).double()
+        """,
+        "return them by .float()",
+    ),
+    "a parameter that is no number": (
+        """
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.places = nn.Parameter(torch.arange(3), requires_grad=False)
+        """,
+        "buffer",
+    ),
+    "images that are read again": (
+        """
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.late = layer(3, 32, 4)
+
+            def maps(self, x):
+                return super().maps(x) + self.late(x)
+        """,
+        "reads its images again",
     ),
     "parameters read by no name": (
         """
@@ -474,7 +575,13 @@ def test_what_cannot_be_kept_is_refused_with_the_reason_and_a_way_out(what: str)
 
 SEVERAL = """
     from collections import namedtuple
+    from dataclasses import dataclass
     Out = namedtuple("Out", "logits features")
+
+    @dataclass
+    class Data:
+        logits: object
+        features: object
 
     class Mine(Net):
         def forward(self, x):
@@ -492,6 +599,8 @@ SEVERAL = """
         ("[z, y]", 0),
         ("Out(z, y)", "logits"),
         ("Out(z, y)", 0),
+        ("Data(z, y)", "logits"),
+        ("{0: z, 1: y}", 0),
         ("{'logits': z, 'map': y} if self.training else z", "logits"),
         ("(z, y) if self.training else z", None),
     ],
@@ -517,6 +626,9 @@ def test_the_key_of_the_name_says_which_output_are_the_logits(output: str, key: 
         ("(y, z)", None, "cohort.output=0 or cohort.output=1"),
         ("(y, z)", 2, "cohort.output=0 or cohort.output=1"),
         ("Out(z, y)", None, "cohort.output='logits'"),
+        ("Data(z, y)", None, "cohort.output='logits'"),
+        ("{0: z, 1: y}", None, "cohort.output=0 or cohort.output=1"),
+        ("{'out': {'logits': z}, 'map': y}", "out", "cohort.output='map'"),
         ("{'logits': z, 'map': y} if self.training else z", None, "cohort.output='logits'"),
         ("3", None, "one tensor"),
     ],
@@ -526,6 +638,24 @@ def test_outputs_without_the_key_of_the_logits_are_named(output: str, key: Key |
     with pytest.raises(RecipeError) as caught:
         backbones.build(backbones.with_output("kept:Mine", key), CLASSES, IMAGES)
     assert hint in caught.value.hint
+
+
+def test_dropout_by_function_in_a_head_that_is_left_out_is_no_obstacle() -> None:
+    """It draws from the same stream as the dropout that stays, which then has other draws."""
+    network = adapt("""
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.aux = nn.Linear(16, classes)
+
+            def forward(self, x):
+                y = self.b(self.a(x))
+                early = self.aux(F.dropout(y, 0.5, self.training).mean((2, 3)))
+                z = self.fc(F.dropout(self.c(y).mean((2, 3)), 0.5, self.training))
+                return (z, early) if self.training else z
+    """)
+    assert "aux" in network.description
+    assert not torch.equal(network.train()(pictures()), network(pictures()))
 
 
 def test_parameters_of_the_other_outputs_are_in_no_file() -> None:
