@@ -228,9 +228,7 @@ def free(node: fx.Node) -> bool:
 
 def is_device(node: fx.Node) -> bool:
     """`images.device`: every map lies there."""
-    return (
-        node.op == "call_function" and node.target is getattr and node.args[1] == "device" and _is_images(node.args[0])
-    )
+    return node.target is getattr and node.args[1:] == ("device",) and _is_images(node.args[0])
 
 
 def is_batch_size(node: fx.Node) -> bool:

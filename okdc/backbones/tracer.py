@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils.checkpoint import CheckpointFunction
 
 from okdc.backbones.sizes import Axes, Size, Sizes, read_axis
 
@@ -21,6 +22,7 @@ NET = "net"  # the path of the network below the root of the graph, and so the s
 NO_GRAD = "okdc_no_grad"  # in the meta of a node that a forward computes under torch.no_grad()
 A_MODULE = "put that part into an nn.Module of its own, without children: it is kept as its author wrote it"
 
+CHECKPOINT = "it uses torch.utils.checkpoint", "leave it out: it runs a part twice, batch statistics too"
 AUTOCAST = "it uses torch.autocast", "leave it out: engine.dtype says what a training computes in"
 
 _CONTAINERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -161,9 +163,7 @@ class Tracer(fx.Tracer):
         if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
             raise Untraceable(*AUTOCAST)
         if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
-            raise Untraceable(
-                "it uses torch.utils.checkpoint", "leave it out: it runs a part twice, batch statistics too"
-            )
+            raise Untraceable(*CHECKPOINT)
         node = super().create_node(kind, *args, **kwargs)
         if kind not in ("get_attr", "placeholder", "output") and not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
@@ -281,6 +281,8 @@ def intercepting(tracer: Tracer) -> Iterator[None]:
     def traced(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
         if tracer.running or not any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
             return apply.__func__(cls, *args, **kwargs)
+        if issubclass(cls, CheckpointFunction):
+            raise Untraceable(*CHECKPOINT)
         return tracer.create_proxy("call_function", _applied(cls), args, kwargs)
 
     def refused(self: torch.autocast, device_type: Any, *args: Any, **kwargs: Any) -> None:

@@ -275,6 +275,20 @@ KEPT = {
                 super().__init__(classes)
                 self.b = Saving()
     """,
+    "a part that is computed twice in the older way": """
+        class Saving(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body = layer(8, 16, 2)
+
+            def forward(self, x):
+                return checkpoint(self.body, x, use_reentrant=True)
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.b = Saving()
+    """,
     "what is computed of a buffer": """
         class Mine(Net):
             def __init__(self, classes):
@@ -332,6 +346,7 @@ KEPT = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # the older checkpoint, in evaluation
 @pytest.mark.parametrize("what", KEPT)
 def test_it_learns_as_the_bare_network_does(what: str) -> None:
     assert_learns_as_written(adapt(KEPT[what]))
@@ -391,6 +406,14 @@ REFUSED = {
         class Mine(Net):
             def maps(self, x):
                 return self.c(checkpoint(self.b, self.a(x), use_reentrant=False))
+        """,
+        "torch.utils.checkpoint",
+    ),
+    "checkpointing in the network itself, in the older way": (
+        """
+        class Mine(Net):
+            def maps(self, x):
+                return self.c(checkpoint(self.b, self.a(x), use_reentrant=True))
         """,
         "torch.utils.checkpoint",
     ),
@@ -559,6 +582,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_kept_is_refused_with_the_reason_and_a_way_out(what: str) -> None:
     code, says = REFUSED[what]
