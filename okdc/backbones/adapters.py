@@ -12,15 +12,26 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 
 from okdc import torch_errors
 from okdc.backbones import outputs
-from okdc.backbones.behaviour import Fingerprint, WithoutDropout, behaviour, difference, unchanged
+from okdc.backbones.behaviour import (
+    EVALUATION,
+    FROM_FILE,
+    Fingerprint,
+    WithoutDropout,
+    behaviour,
+    chance,
+    difference,
+    preserved,
+    same,
+)
 from okdc.backbones.cutting import A_BACKBONE, Cut, clone_first, cut, in_any_layout, out_of_place
 from okdc.backbones.maps import Plan
 from okdc.backbones.naming import Key, split_output
 from okdc.backbones.outside import bare_network, check
-from okdc.backbones.tracer import A_MODULE, NET
+from okdc.backbones.tracer import NET
 from okdc.backbones.tracing import CannotCut, Entry, trace
 from okdc.cohort import Backbone
 from okdc.errors import OkdcError, RecipeError, by, one_line
@@ -43,6 +54,10 @@ class Adapted(Backbone):
         self.cuts = tuple(cuts)
         self.description = ", ".join(f"{cut.after} {'×'.join(map(str, cut.size))}" for cut in cuts)
         self._author: tuple[nn.Module, ...] = ()  # in a tuple, so that its modules are not registered twice
+
+    def graphs(self) -> list[fx.GraphModule]:
+        """The stages and the head."""
+        return [part for part in (*self.stages, self.head) if isinstance(part, fx.GraphModule)]
 
     def keep_modes_of(self, net: nn.Module) -> None:
         """Let `net`, the bare network, say what train() and eval() mean for each module: it may keep some frozen."""
@@ -103,16 +118,10 @@ def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
             return net
         try:
             _check_weights(net)
-            entry, plan = _traced(net, images, key)
-            stages, head, cuts = cut(plan)
-            # Outputs beside the logits would draw random numbers from the same stream.
-            dropout = not entry.auxiliary
-            expected = _behaviour(entry, classes, images, dropout)
-            adapted = Adapted(stages, head, cuts, images)
-            if any(type(m).train is not nn.Module.train or "train" in vars(m) for m in net.modules()):
-                adapted.keep_modes_of(net)
-            _fit(adapted, net, images)
-            _check_same(expected, entry, adapted, classes, images, dropout)
+            with preserved(net, tensors=False), chance():  # modes, hooks, numbers in Python: the blocks keep tensors
+                adapted, entry = _stages(net, key, classes, images)
+            for part in adapted.graphs():
+                out_of_place(part)
         except CannotCut as error:
             raise RecipeError(f"{name} cannot be cut into stages: {error}", hint=error.hint) from None
         except outputs.NoLogits as error:
@@ -129,6 +138,21 @@ def _adapt(name: str, classes: int, images: torch.Size) -> Backbone:
             f"; its logits are one of several outputs, the others are left out: {', '.join(auxiliary)}"
         )
     return adapted.train()
+
+
+def _stages(net: nn.Module, key: Key | None, classes: int, images: torch.Size) -> tuple[Adapted, Entry]:
+    """The network in stages that do what it does. Raises CannotCut, and NoLogits where training gives none."""
+    entry, plan = _traced(net, images, key)
+    stages, head, cuts = cut(plan)
+    # Outputs beside the logits would draw random numbers from the same stream.
+    dropout = not entry.auxiliary
+    expected = _behaviour(entry, classes, images, dropout)
+    adapted = Adapted(stages, head, cuts, images)
+    if any(type(m).train is not nn.Module.train or "train" in vars(m) for m in net.modules()):
+        adapted.keep_modes_of(net)
+    _fit(adapted, net, images)
+    _check_same(expected, entry, adapted, classes, images, dropout)
+    return adapted, entry
 
 
 def _traced(net: nn.Module, images: torch.Size, key: Key | None) -> tuple[Entry, Plan]:
@@ -164,6 +188,8 @@ def _check_kind(name: str, net: nn.Module) -> None:
         nn.DataParallel: "wrapped in nn.DataParallel; torchrun trains on several devices",
         nn.parallel.DistributedDataParallel: "wrapped in DistributedDataParallel; torchrun trains on several devices",
     }
+    if any(isinstance(module, torch.jit.ScriptModule) for module in net.modules() if module is not net):
+        raise RecipeError(f"{name} has a part that is TorchScript", hint="build it without torch.jit.script")
     for kind, words in wrappers.items():
         if isinstance(net, kind):
             raise RecipeError(f"{name} returns a network that is {words}", hint="return the bare torch.nn.Module")
@@ -175,6 +201,8 @@ def _check_weights(net: nn.Module) -> None:
         if parameter.dtype != torch.float32:
             kind = str(parameter.dtype).removeprefix("torch.")
             hint = "return it by .float()" if parameter.is_floating_point() else "register it as a buffer"
+            if parameter.is_complex():
+                hint = "hold two real numbers for each: torch.view_as_complex makes them complex in the forward"
             raise CannotCut(f"its parameter {key} is {kind}, expected float32", hint)
     own = {key for key, _ in (*net.named_parameters(remove_duplicate=False), *_saved_buffers(net))}
     state = net.state_dict()
@@ -200,9 +228,11 @@ def _saved_buffers(net: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, images: torch.Size) -> None:
     """One image gives 1×K logits. Its pass also gives lazy layers their sizes. Raises RecipeError otherwise."""
+    lazy = any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers()))
     try:
-        net.eval()
-        output = net(_probe(1, images))
+        with nullcontext() if lazy else preserved(net), chance():
+            net.eval()
+            output = net(_probe(1, images))
     except Exception as error:
         raise RecipeError(
             f"{name} does not take an image of {by(images)}: {one_line(error)}", hint=_what_it_takes(net, images)
@@ -244,7 +274,7 @@ def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = ONE_TENS
 def _takes(net: nn.Module, images: torch.Size) -> bool:
     """Whether images of this size go through, in evaluation and in training."""
     try:
-        with unchanged(net):
+        with preserved(net):
             for training in (False, True):
                 net.train(training)
                 net(_probe(IMAGES, images))
@@ -278,13 +308,18 @@ def _check_same(
         with nullcontext() if dropout else WithoutDropout():
             actual = behaviour(entry.net, adapted, adapted.train, _probe(IMAGES, images), classes)
     except Exception as error:
-        raise CannotCut(f"its stages raised {one_line(error)}, the network itself did not", A_MODULE) from error
+        raise CannotCut(f"its stages raised {one_line(error)}, the network itself did not", A_BACKBONE) from error
+    if not same(expected[EVALUATION], expected[FROM_FILE]):
+        raise CannotCut(
+            "training changes what no file of its weights holds, and its answers depend on that",
+            "hold it in a buffer (register_buffer), not in an attribute or in a buffer with persistent=False",
+        )
     own, theirs = (_without(entry, prints) for prints in (actual, expected))
     if first := difference(theirs, own):
         raise CannotCut(
             f"its stages do something else than the network, the first difference is in {first}: its forward keeps "
             "state, or does what tracing does not show",
-            A_MODULE,
+            A_BACKBONE,
         )
 
 
@@ -300,22 +335,22 @@ def _fit(adapted: Adapted, net: nn.Module, images: torch.Size) -> None:
 
     The stages hold parts of `net`.
     """
-    parts = [part for part in (*adapted.stages, adapted.head) if isinstance(part, fx.GraphModule)]
+    parts = adapted.graphs()
     for part in parts:
         out_of_place(part)
     writing = set()
     # In channels_last first: a copy that is made there may be none in contiguous memory, where the writes then show.
     for layout, training in itertools.product((torch.channels_last, torch.contiguous_format), (False, True)):
         lay_out(adapted, layout)
-        adapted.train(training)
         x = _probe(IMAGES, images).contiguous(memory_format=layout)
-        with unchanged(net):
+        with preserved(net):
+            adapted.train(training)
             for part in parts:
                 version = x._version  # counts the writes into a tensor
                 try:
                     y = in_any_layout(part, x)
                 except Exception as error:
-                    raise CannotCut(f"a stage raised {one_line(error)}", A_MODULE) from error
+                    raise CannotCut(f"a stage raised {one_line(error)}", A_BACKBONE) from error
                 if x._version != version:
                     writing.add(part)
                 x = y

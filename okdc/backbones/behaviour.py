@@ -7,10 +7,14 @@ gives in one forward what a network gives that trains them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,38 +27,76 @@ RATE = 0.01
 MOST = 2048  # numbers of a tensor that are compared one by one, beside its sum and size
 
 Fingerprint = dict[str, Tensor]  # by what it is of
+EVALUATION, FROM_FILE = "the logits in evaluation", "the logits of the weights that it learned"
 
 
-@contextmanager
-def unchanged(net: nn.Module) -> Iterator[None]:
-    """Attributes and buffers of all modules of `net` are what they were when the block ends, whatever a forward did."""
-    attributes = [(module, dict(vars(module)), dict(module._buffers)) for module in net.modules()]
-    copies = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
-    try:
-        yield
-    finally:
-        for module, own, buffers in attributes:
+class State:
+    """What a forward may change in a network: attributes of modules, modes and hooks among them, and tensors."""
+
+    def __init__(self, net: nn.Module, tensors: bool = True) -> None:
+        """`tensors=False` leaves out the values of parameters and buffers, which may be half a gigabyte."""
+        self.attributes = [
+            (module, {name: (value, _content(value)) for name, value in vars(module).items()})
+            for module in net.modules()
+        ]
+        self.learning = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+        copied = (*net.parameters(), *net.buffers()) if tensors else ()
+        self.tensors = [(tensor, tensor.detach().clone()) for tensor in copied]
+
+    def restore(self) -> None:
+        """Everything is what it was; gradients are gone."""
+        for module, attributes in self.attributes:
             vars(module).clear()
-            vars(module).update(own)
-            module._buffers.clear()
-            module._buffers.update(buffers)
+            for name, (value, content) in attributes.items():
+                vars(module)[name] = value
+                if content is not None:
+                    value.clear()
+                    (value.update if isinstance(value, dict | set) else value.extend)(content)
         with torch.no_grad():
-            for buffer, copy in copies:
-                buffer.copy_(copy)
+            for tensor, copied in self.tensors:
+                tensor.copy_(copied)
+        for parameter, learns in self.learning:
+            parameter.grad = None
+            parameter.requires_grad_(learns)
+
+    def changed_number(self, modules: Collection[nn.Module]) -> tuple[nn.Module, str] | None:
+        """The first of some modules that has another number or flag than before, and the name of the attribute."""
+        for module, attributes in self.attributes:
+            for name, after in vars(module).items() if module in modules else ():
+                before = attributes[name][0] if name in attributes else getattr(type(module), name, None)
+                plain = isinstance(before, int | float | str) and type(after) in (int, float, bool, str)
+                if plain and after != before and name != "training":
+                    return module, name
+        return None
+
+
+def _content(value: Any) -> Any:
+    """A copy of what a container holds; None for anything else."""
+    return copy.copy(value) if isinstance(value, dict | list | set | deque) else None
 
 
 @contextmanager
-def preserved(net: nn.Module) -> Iterator[None]:
-    """`unchanged`, and the parameters as well; gradients are gone."""
-    copies = [(parameter, parameter.detach().clone()) for parameter in net.parameters()]
+def preserved(net: nn.Module, tensors: bool = True) -> Iterator[State]:
+    """The network is what it was when the block ends, whatever a forward did; it yields the state before."""
+    state = State(net, tensors)
     try:
-        with unchanged(net):
+        yield state
+    finally:
+        state.restore()
+
+
+@contextmanager
+def chance() -> Iterator[None]:
+    """Draws of the block come from fixed states, of torch, Python and numpy; theirs are then as before."""
+    before: Any = random.getstate(), np.random.get_state()
+    try:
+        with seeded(0, "behaviour"):
+            random.seed(0)
+            np.random.seed(0)
             yield
     finally:
-        with torch.no_grad():
-            for parameter, copy in copies:
-                parameter.copy_(copy)
-                parameter.grad = None
+        random.setstate(before[0])
+        np.random.set_state(before[1])
 
 
 def behaviour(
@@ -62,11 +104,12 @@ def behaviour(
 ) -> Fingerprint:
     """Logits, gradients, parameters and buffers of STEPS steps of SGD on the images `x` (NCHW), then of an evaluation.
 
-    `net` owns the tensors, `forward` gives the NK logits, `train` sets the mode. Raises what `forward` raises.
+    Then once more the evaluation, with the weights learned and all else as it was: as a file of the weights would give
+    it. `net` owns the tensors, `forward` gives the NK logits, `train` sets the mode. Raises what `forward` raises.
     """
     labels = torch.arange(len(x)) % classes
     prints: Fingerprint = {}
-    with preserved(net), seeded(0, "behaviour"), torch.enable_grad():
+    with preserved(net) as start, chance(), torch.enable_grad():
         optimizer = _optimizer(net)
         train(True)
         for step in range(1, STEPS + 1):
@@ -82,9 +125,15 @@ def behaviour(
                 optimizer.zero_grad()
         train(False)
         with torch.no_grad():
-            prints["the logits in evaluation"] = forward(x[:1].clone()).clone()
+            prints[EVALUATION] = forward(x[:1].clone()).clone()
         for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
             prints[name] = fingerprint(tensor)
+        weights = {key: tensor.clone() for key, tensor in net.state_dict().items()}
+        start.restore()
+        net.load_state_dict(weights)
+        train(False)
+        with torch.no_grad():
+            prints[FROM_FILE] = forward(x[:1].clone()).clone()
     return prints
 
 
@@ -109,6 +158,8 @@ def _optimizer(net: nn.Module) -> torch.optim.Optimizer | None:
 def fingerprint(tensor: Tensor) -> Tensor:
     """Some numbers of a tensor and its sum and size: a network of 500 MB is not kept three times."""
     numbers = tensor.detach()
+    if numbers.layout != torch.strided:
+        numbers = numbers.to_dense()
     if numbers.is_complex():
         numbers = torch.view_as_real(numbers)
     numbers = numbers.flatten()
@@ -121,11 +172,11 @@ def difference(expected: Fingerprint, actual: Fingerprint) -> str:
     """The first thing in which two behaviours differ, or nothing."""
     for name in sorted(expected.keys() ^ actual.keys()):
         return f"{name}, which {'the network' if name in expected else 'a stage'} alone has"
-    for name, a in expected.items():
-        b = actual[name]
-        scale = a.double().abs().nan_to_num(0, 0, 0).amax().item() if a.numel() else 0
-        if a.shape != b.shape or not torch.allclose(
-            a.double(), b.double(), rtol=1e-4, atol=1e-5 * max(scale, 1e-3), equal_nan=True
-        ):
-            return name
-    return ""
+    return next((name for name, a in expected.items() if not same(a, actual[name])), "")
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two fingerprints, or two tensors of logits, are equal but for rounding."""
+    scale = a.double().abs().nan_to_num(0, 0, 0).amax().item() if a.numel() else 0
+    tolerance = 1e-5 * max(scale, 1e-3)
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol=1e-4, atol=tolerance, equal_nan=True)

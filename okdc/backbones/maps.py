@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from okdc.backbones.behaviour import unchanged
+from okdc.backbones.behaviour import preserved
 from okdc.backbones.sizes import fix
-from okdc.backbones.tracer import NET, attribute
+from okdc.backbones.tracer import NET, NO_GRAD, attribute
 from okdc.backbones.tracing import FLAG, Entry, owners
 
 WIDER = 64  # pixels: more than the stride of any classifier, so that every map grows, and a multiple of most strides
@@ -69,7 +69,7 @@ class Plan:
         self.stop: fx.Node | None = None  # that operation: no map behind it can be told from other tensors
         self.other_batch = False  # whether there are maps of another number of images
         self.sizes: dict[fx.Node, torch.Size] = {}
-        with unchanged(entry):
+        with preserved(entry.net):
             self.maps = self._maps(graph, images)
         fix(graph)
         self.nodes: list[fx.Node] = list(graph.nodes)
@@ -82,7 +82,9 @@ class Plan:
         self.legal = [
             i
             for i in self.single
-            if all(self.blocks.get(call, i) == i for call in owners(self.nodes[i])) and not self.shared_across(i)
+            if all(self.blocks.get(call, i) == i for call in owners(self.nodes[i]))
+            and not self.shared_across(i)
+            and NO_GRAD not in self.nodes[i].meta  # a loss on that map would train what has no gradient
         ]
 
     @torch.no_grad()

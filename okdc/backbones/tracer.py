@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import operator
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ import torch
 from torch import fx, nn
 from torch.utils.checkpoint import CheckpointFunction
 
+from okdc.backbones.behaviour import chance
 from okdc.backbones.sizes import Axes, Size, Sizes, read_axis
 
 NET = "net"  # the path of the network below the root of the graph, and so the start of every path in it
@@ -60,9 +62,13 @@ class Traced(fx.Proxy):
         return self.tracer.create_proxy("call_method", "dim", (self,), {}) if axes is None else len(axes)
 
     @property
-    def data(self) -> fx.Proxy:
+    def data(self) -> Any:
         """Without its gradient. The exporter has no form of `.data` itself."""
         return self.tracer.create_proxy("call_method", "detach", (self,), {})
+
+    @data.setter
+    def data(self, value: object) -> None:  # noqa: ARG002
+        raise Untraceable("it assigns to the data of a tensor")
 
     ndim = property(dim)
     ndimension = dim
@@ -123,6 +129,7 @@ class Tracer(fx.Tracer):
         super().__init__()
         self.whole = whole
         self.images = images
+        self.entered: set[nn.Module] = set()  # the modules whose forward was traced
         self.failed: str | None = None  # the innermost module whose forward could not be traced
         self.sizes: Sizes | None = None
         self.running = False  # the graph runs to tell sizes: nothing is traced
@@ -146,10 +153,16 @@ class Tracer(fx.Tracer):
             path = self.path_of_module(m)
         except NameError:  # a slice of a Sequential, which the forward made; its layers have paths
             return forward(*args, **kwargs)
+        entered = not self.is_leaf_module(m, path)
         try:
-            return super().call_module(m, forward, args, kwargs)
+            draws = _draws()
+            output = super().call_module(m, forward, args, kwargs)
+            if entered and _draws() != draws:
+                raise Untraceable("it draws random numbers in Python, or for tensors of its own")
+            self.entered |= {m} if entered else set()
+            return output
         except Exception:
-            if not self.is_leaf_module(m, path):  # that a call of one cannot be traced lies with its caller
+            if entered:  # that the call of another cannot be traced lies with its caller
                 self.failed = self.failed or path
             raise
 
@@ -182,7 +195,9 @@ class Tracer(fx.Tracer):
         argument = super().create_arg(a)
         if isinstance(a, fx.Proxy) and torch.is_grad_enabled() and NO_GRAD in a.node.meta:
             if a.node not in self.detached:
-                self.detached[a.node] = self.create_node("call_method", "detach", (a.node,), {})
+                detached = self.create_node("call_method", "detach", (a.node,), {})
+                detached.meta = {}  # it ends the part before it, whichever module reads it
+                self.detached[a.node] = detached
             return self.detached[a.node]
         return argument
 
@@ -202,7 +217,8 @@ class Tracer(fx.Tracer):
         self.sizes = self.sizes or Sizes(self.root, self.graph, self.images)
         self.running = True
         try:
-            yield self.sizes
+            with chance():
+                yield self.sizes
         finally:
             self.running = False
 
@@ -245,6 +261,12 @@ class Tracer(fx.Tracer):
         images = next(iter(self.graph.nodes))
         with self.graph.inserting_after(images):
             return self.graph.create_node(kind, target, (images, what), {})
+
+
+def _draws() -> tuple[Any, ...]:
+    """The states of the generators that a forward may draw from in Python."""
+    of_numpy: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), of_numpy[1].tobytes(), of_numpy[2]
 
 
 def attribute(root: nn.Module, path: str) -> Any:

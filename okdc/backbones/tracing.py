@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from okdc.backbones import outputs
-from okdc.backbones.behaviour import unchanged
+from okdc.backbones.behaviour import State, preserved
 from okdc.backbones.dead import drop_dead, paths
 from okdc.backbones.naming import Key
 from okdc.backbones.outputs import NoLogits
@@ -78,9 +78,9 @@ def trace(
         for training in (True, False):
             tracer = Tracer(whole, images)
             try:
-                with intercepting(tracer), unchanged(net):
+                with intercepting(tracer), preserved(net) as before:
                     graphs.append(tracer.trace(entry.train(training)))
-                    _refuse_assigned(tracer, net)
+                    _refuse_changes(tracer, net, before)
             except NoLogits:
                 raise
             except Exception as error:  # a forward may do anything with a stand-in that is no tensor
@@ -100,13 +100,17 @@ def trace(
         whole.add(culprit)
 
 
-def _refuse_assigned(tracer: Tracer, net: nn.Module) -> None:
-    """Raises Untraceable where a forward assigned what it traced to a buffer: no graph would do that again."""
-    for path, module in net.named_modules(prefix=NET):
+def _refuse_changes(tracer: Tracer, net: nn.Module, before: State) -> None:
+    """Raises Untraceable where a forward changed its module in a way that no graph would do again."""
+    paths = {module: path for path, module in net.named_modules(prefix=NET)}
+    for module, path in paths.items():
         for name, buffer in module._buffers.items():
             if isinstance(buffer, fx.Proxy):
                 tracer.failed = path
                 raise Untraceable(f"it changes its buffer {path}.{name}".replace(f" {NET}.", " "))
+    if changed := before.changed_number(tracer.entered):
+        tracer.failed = path = paths[changed[0]]
+        raise Untraceable(f"it changes {path}.{changed[1]}, a number in Python".replace(f" {NET}.", " "))
 
 
 def owners(node: fx.Node) -> list[str]:

@@ -431,7 +431,8 @@ NET = """
         ("0", "return self.pool(self.body(x)).view(int(x.shape[0]), -1)", "write x.shape[0] without int()"),
         ("0", "return self.pool(self.body(x)) * float(x.max())", "Python number"),
         ("0", "for y in x: z = y\n            return self.pool(self.body(x))", "loops over the images"),
-        ("0", "return self.pool(self.body(x)) * torch.rand(1)", "in training than in evaluation"),
+        ("0", "return self.pool(self.body(x)) * torch.rand(1)", "draws random numbers"),
+        ("0", "return self.pool(self.body(x * torch.rand_like(x) if self.training else x))", "in training than"),
         (
             "nn.BatchNorm1d(1)",
             "self.more.running_var = self.more.running_var + 1; return self.pool(self.body(x))",
@@ -520,7 +521,7 @@ def test_a_view_takes_maps_of_any_memory_format(layer: str) -> None:
 def test_a_forward_of_which_tracing_freezes_something_is_refused(forward: str) -> None:
     said = refused(NET.replace("{more}", "0").replace("{forward}", forward))
     assert "cannot be cut into stages" in said
-    assert "do something else than the network" in said
+    assert "do something else than the network" in said or "it changes k" in said
 
 
 def test_a_layer_of_ones_own_without_children_runs_as_python() -> None:
@@ -537,9 +538,8 @@ def test_a_layer_of_ones_own_without_children_runs_as_python() -> None:
             return nn.Sequential(cbr(3, 8), Block(8, 16, 2), Counting(), Block(16, 32, 2), Pool(32, k))
     """)
     (counting,) = (module for module in network.modules() if type(module).__name__ == "Counting")
-    before = int(counting.__dict__["calls"])
     network(pictures())
-    assert counting.__dict__["calls"] == before + 1
+    assert counting.__dict__["calls"] == 1
 
 
 def test_a_convolution_after_the_global_pooling_is_a_part_of_the_head() -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 from okdc import backbones
 from okdc.backbones import adapters
 from okdc.backbones.adapters import Adapted
-from okdc.backbones.behaviour import behaviour, difference, unchanged
+from okdc.backbones.behaviour import behaviour, difference, preserved
 from okdc.backbones.naming import Key, split_output
 from okdc.backbones.outside import bare_network
 from okdc.errors import RecipeError
@@ -352,6 +352,76 @@ def test_it_learns_as_the_bare_network_does(what: str) -> None:
     assert_learns_as_written(adapt(KEPT[what]))
 
 
+@pytest.mark.parametrize("what", ["a front without gradients", "a sub-module without gradients"])
+def test_a_loss_on_any_map_trains_nothing_that_has_no_gradient(what: str) -> None:
+    """Methods of online distillation take losses on the maps between stages."""
+    network = adapt(KEPT[what]).train()
+    x, loss = pictures(), torch.zeros(())
+    for stage in network.stages:
+        x = stage(x)
+        loss = loss + x.mean()
+    loss.backward()
+    gradients = {adapters._bare(name): p.grad for name, p in network.named_parameters()}
+    assert [name for name, gradient in gradients.items() if name.startswith("a.") and gradient is not None] == []
+    assert gradients["b.0.weight"] is not None
+
+
+STOCHASTIC = """
+    import random
+
+    class Block(nn.Module):
+        def __init__(self, i, o, stride):
+            super().__init__()
+            self.body, self.shortcut = layer(i, o, stride), nn.Conv2d(i, o, 1, stride)
+
+        def forward(self, x):
+            if self.training and {draw} < 0.02:
+                return self.shortcut(x)
+            return self.shortcut(x) + self.body(x)
+
+    class Mine(Net):
+        def __init__(self, classes):
+            super().__init__(classes)
+            self.b, self.c = Block(8, 16, 2), Block(16, 32, 2)
+"""
+
+
+@pytest.mark.parametrize("draw", ["torch.rand(1).item()", "random.random()", "np.random.rand()"])
+def test_stochastic_depth_in_blocks_of_ones_own_stays_random(draw: str) -> None:
+    """A draw of Python's that tracing met once would otherwise hold for the whole training."""
+    network = adapt("import numpy as np\n" + textwrap.dedent(STOCHASTIC.replace("{draw}", draw)))
+    paths = {str(n.target) for part in network.graphs() for n in part.graph.nodes if n.op == "call_module"}
+    assert {"b", "c"} <= paths, "each block is called as it is"
+
+
+def test_okdcs_own_passes_leave_a_network_as_it_was() -> None:
+    """Numbers in Python, hooks and requires_grad: the first pass of the training is the first."""
+    network = adapt("""
+        class Counting(nn.Module):
+            calls = 0
+
+            def forward(self, x):
+                self.calls += 1
+                return x
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.a.append(Counting())
+                handle = self.a[0].register_forward_hook(lambda m, i, o: handle.remove())
+
+            def train(self, mode=True):
+                super().train(mode)
+                if not mode:
+                    self.a.requires_grad_(False)
+                return self
+    """)
+    (counting,) = (module for module in network.modules() if type(module).__name__ == "Counting")
+    assert vars(counting).get("calls", 0) == 0
+    assert sum(len(vars(module)["_forward_hooks"]) for module in network.modules()) == 1
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
 def test_what_is_computed_of_a_buffer_follows_the_weights_that_are_loaded() -> None:
     network = adapt(KEPT["what is computed of a buffer"]).eval()
     before = network(pictures())
@@ -434,6 +504,100 @@ REFUSED = {
                 self.register_full_backward_hook(lambda module, inputs, outputs: None)
         """,
         "hook",
+    ),
+    "a number in Python that decides": (
+        """
+        class Late(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.body, self.calls = layer(8, 16, 2), 0
+
+            def forward(self, x):
+                if self.training:
+                    self.calls += 1
+                return self.body(x) if self.calls < 500 else self.body(x) * 2
+
+        class Mine(Net):
+            def forward(self, x):
+                self.steps = getattr(self, "steps", 0) + 1
+                return super().forward(x)
+
+            steps = 0
+        """,
+        "it changes steps",
+    ),
+    "statistics that no file holds": (
+        """
+        class Norm(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("mean", torch.zeros(8), persistent=False)
+
+            def forward(self, x):
+                if self.training:
+                    self.mean.lerp_(x.detach().mean((0, 2, 3)), 0.1)
+                return x - self.mean.view(1, -1, 1, 1)
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.a.append(Norm())
+        """,
+        "register_buffer",
+    ),
+    "a number that training counts and evaluation reads": (
+        """
+        class Scaled(nn.Module):
+            calls = 0
+
+            def forward(self, x):
+                self.calls += self.training
+                return x * (1 + 0.1 * self.calls)
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.a.append(Scaled())
+        """,
+        "register_buffer",
+    ),
+    "a start that depends on the first images": (
+        """
+        class Once(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.done, self.shift = False, nn.Parameter(torch.zeros(8))
+
+            def forward(self, x):
+                if not self.done:
+                    self.shift.data.copy_(-x.mean((0, 2, 3)))
+                    self.done = True
+                return x + self.shift.view(1, -1, 1, 1)
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.a.append(Once())
+        """,
+        "register_buffer",
+    ),
+    "a part in TorchScript": (
+        """
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.b = torch.jit.script(self.b)
+        """,
+        "TorchScript",
+    ),
+    "complex weights": (
+        """
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.spectrum = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+        """,
+        "view_as_complex",
     ),
     "more in its state than tensors": (
         """
@@ -768,7 +932,7 @@ def test_two_behaviours_differ_where_the_networks_do(change: object, names: str)
 def test_what_a_forward_leaves_on_its_modules_is_gone() -> None:
     net = small()
     buffer = net[1].running_mean
-    with unchanged(net):
+    with preserved(net):
         net.left = 3
         net[1].running_mean = torch.ones(4)
         net[1].running_var.fill_(7)
