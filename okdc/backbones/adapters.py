@@ -39,6 +39,7 @@ from okdc.kernels import lay_out
 from okdc.plugins import no_exit
 
 IMAGES = 2  # of each training step that is compared: a layer of batch statistics needs two
+NO_GRADIENTS = "evaluation is under torch.inference_mode(), where nothing has a gradient: keep torch.autograd out of it"
 ONE_TENSOR = "okdc calls its forward with one tensor of images, N×3×H×W, and with nothing else"
 SIZES = (32, 64, 96, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 512)  # that a network is tried with for a hint
 
@@ -230,13 +231,12 @@ def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, imag
     """One image gives 1×K logits. Its pass also gives lazy layers their sizes. Raises RecipeError otherwise."""
     lazy = any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers()))
     try:
-        with nullcontext() if lazy else preserved(net), chance():
+        with nullcontext() if lazy else preserved(net), chance(), torch.inference_mode(not lazy):
             net.eval()
             output = net(_probe(1, images))
     except Exception as error:
-        raise RecipeError(
-            f"{name} does not take an image of {by(images)}: {one_line(error)}", hint=_what_it_takes(net, images)
-        ) from error
+        hint = NO_GRADIENTS if not lazy and _takes(net, images, 1) else _what_it_takes(net, images)
+        raise RecipeError(f"{name} does not take an image of {by(images)}: {one_line(error)}", hint=hint) from error
     try:
         logits = outputs.select(output, key)
     except outputs.NoLogits as error:
@@ -257,6 +257,10 @@ def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, imag
 
 def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = ONE_TENSOR) -> str:
     """A hint for a network that refuses images of CHW size `images`: the images that it takes, if they can be had."""
+    if _takes(net, images, 1):
+        return (
+            "okdc evaluates under torch.inference_mode(), where nothing has a gradient: keep torch.autograd out of it"
+        )
     if _takes(net, images):
         return f"it takes {IMAGES} images at once; a student has to take one as well"
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in net.parameters()}
@@ -271,13 +275,13 @@ def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = ONE_TENS
 
 
 @torch.no_grad()
-def _takes(net: nn.Module, images: torch.Size) -> bool:
-    """Whether images of this size go through, in evaluation and in training."""
+def _takes(net: nn.Module, images: torch.Size, count: int = IMAGES) -> bool:
+    """Whether so many images of this size go through: in evaluation, and if there are several in training."""
     try:
         with preserved(net):
-            for training in (False, True):
+            for training in (False, True)[:count]:
                 net.train(training)
-                net(_probe(IMAGES, images))
+                net(_probe(count, images))
     except Exception:
         return False
     return True

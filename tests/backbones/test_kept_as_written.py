@@ -581,6 +581,17 @@ REFUSED = {
         """,
         "register_buffer",
     ),
+    "gradients in evaluation": (
+        """
+        class Mine(Net):
+            def forward(self, x):
+                with torch.enable_grad():
+                    z = x.detach().requires_grad_()
+                    (g,) = torch.autograd.grad(z.pow(2).sum(), z)
+                return super().forward(x + g)
+        """,
+        "inference_mode",
+    ),
     "a part in TorchScript": (
         """
         class Mine(Net):
