@@ -257,10 +257,6 @@ def _check_output(name: str, key: Key | None, net: nn.Module, classes: int, imag
 
 def _what_it_takes(net: nn.Module, images: torch.Size, otherwise: str = ONE_TENSOR) -> str:
     """A hint for a network that refuses images of CHW size `images`: the images that it takes, if they can be had."""
-    if _takes(net, images, 1):
-        return (
-            "okdc evaluates under torch.inference_mode(), where nothing has a gradient: keep torch.autograd out of it"
-        )
     if _takes(net, images):
         return f"it takes {IMAGES} images at once; a student has to take one as well"
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in net.parameters()}
