@@ -121,6 +121,14 @@ class _Console(Console):
         file: Any = _Stream(stream)
         super().__init__(file=file, highlight=False, emoji=False, _environ=environment, **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except DiskError:
+            with contextlib.suppress(DiskError), self.capture():
+                pass  # takes out what was not written, which rich keeps and would print before the next line
+            raise
+
 
 def _plain(text: str) -> str:
     """Text on one line whose markup and control characters do nothing: it may come out of a stranger's file."""

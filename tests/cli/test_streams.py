@@ -15,6 +15,7 @@ import pytest
 
 from okdc.__main__ import main
 from okdc.cli import console
+from okdc.errors import DiskError
 from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
@@ -75,6 +76,18 @@ def test_output_that_is_lost_is_an_error_once_the_work_is_saved(
     assert main([*SHORT, *more]) == 2
     assert RunDir.open(Path("run")).state() == "complete"
     assert "error[disk]: stdout cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [full, closed])
+def test_output_that_was_lost_is_not_printed_with_the_next(
+    put: Callable[..., io.StringIO], kind: Callable[[], TextIO]
+) -> None:
+    put("stdout", kind)
+    with pytest.raises(DiskError):
+        console.table(["a"], [["b"]])
+    stream = put("stdout", io.StringIO)
+    console.out("c")
+    assert stream.getvalue() == "c\n"
 
 
 @pytest.mark.parametrize("more", [(), ("--json",)])
