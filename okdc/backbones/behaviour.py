@@ -71,7 +71,7 @@ class State:
 
 
 def _without_history(value: Any) -> Any:
-    """A tensor that was computed (a weight norm's hook leaves one) without its graph: copy.deepcopy refuses the graph."""
+    """A computed tensor, such as a weight norm's hook leaves, without its graph, which copy.deepcopy refuses."""
     return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
 
 
