@@ -48,7 +48,7 @@ class State:
         for module, attributes in self.attributes:
             vars(module).clear()
             for name, (value, content) in attributes.items():
-                vars(module)[name] = value
+                vars(module)[name] = _without_history(value)
                 if content is not None:
                     value.clear()
                     (value.update if isinstance(value, dict | set) else value.extend)(content)
@@ -68,6 +68,11 @@ class State:
                 if plain and after != before and name != "training":
                     return module, name
         return None
+
+
+def _without_history(value: Any) -> Any:
+    """A computed tensor, such as a weight norm's hook leaves, without its graph, which copy.deepcopy refuses."""
+    return value.detach() if isinstance(value, Tensor) and not value.is_leaf else value
 
 
 def _content(value: Any) -> Any:

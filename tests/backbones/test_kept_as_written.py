@@ -952,3 +952,21 @@ def test_what_a_forward_leaves_on_its_modules_is_gone() -> None:
     assert net[1].running_mean is buffer
     assert torch.equal(net[1].running_var, torch.ones(4))
     assert not net[2].inplace
+
+
+@pytest.mark.parametrize("hook", ["weight_norm(nn.Linear(32, classes))", "prune_half(nn.Linear(32, classes))"])
+def test_a_network_whose_hook_computes_a_weight_can_be_copied(hook: str) -> None:
+    """As the export does: copy.deepcopy refuses a tensor that has a graph."""
+    network = adapt(f"""
+        from torch.nn.utils import prune, weight_norm
+
+        def prune_half(layer):
+            return prune.l1_unstructured(layer, "weight", 0.5)
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.fc = {hook}
+    """)
+    x = pictures()
+    assert torch.equal(copy.deepcopy(network.eval())(x), network.eval()(x))
