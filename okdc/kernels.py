@@ -2,7 +2,8 @@
 
 The equations elsewhere call `global_average` and plain nn.Conv2d. What is faster in bfloat16 alone is put in by
 `for_bfloat16` when a training step is prepared; networks that are exported or profiled never see it. Measured with
-torch 2.14 on a processor with avx512_bf16, in channels_last; times are those of output and gradients.
+torch 2.14 on a processor with avx512_bf16, in channels_last; times are those of output and gradients. A GPU's part is
+`okdc.launches`.
 
 Shapes: N images, C channels, H×W pixels.
 """

@@ -26,7 +26,7 @@ from okdc.runs.artefacts import ExportCheck, Provenance, RunSettings
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 from okdc.runs.series import SeriesDir
-from okdc.training import checkpoint, compiling, device, loop
+from okdc.training import checkpoint, device, loop
 from okdc.training import series as training
 from okdc.training import start as starts
 from okdc.training.checkpoint import Position
@@ -125,7 +125,7 @@ def resume(path: Path, tell: Quiet | None = None) -> RunDir:
 
 def train(job: Job, tell: Quiet | None = None, name: str = "held") -> RunDir:
     """Train a job that the test holds in its hands: its method can be watched and looked at afterwards."""
-    settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size), job)
+    settings = starts.decided(device.choose(job.recipe.engine, job.recipe.data.image_size), job)
     info = run_info(
         recipe=job.recipe.tables(),
         classes=job.dataset.classes,

@@ -28,6 +28,7 @@ SETTINGS = {
     "threads": 1,
     "workers": 0,
     "compile": "off",
+    "cuda_graph": "off",
     "sync_batchnorm": False,
 }
 IMAGES = 10_000  # an accuracy of two decimals is then a whole number of images

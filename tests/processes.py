@@ -230,7 +230,7 @@ def traced(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
 
 def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
     job = built(recipe(*words))
-    settings = compiling.decide(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job)
+    settings = starts.decided(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job, ranks)
     step = TrainStep(job.method, job.recipe.optim, settings, ranks)
     normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
     source = TrainBatches(job.dataset, job.recipe.optim.batch_size, Augmentation(1, True), normalise, 0, ranks)

@@ -23,6 +23,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "onnx")
 def settings_of(engine: Engine, size: int) -> Settings:
     """The settings of a training on images of `size` pixels. Only `compile` may differ. Raises DeviceError."""
     settings = device.choose(engine, size)
+    settings = replace(settings, cuda_graph="on" if settings.cuda and engine.cuda_graph != "off" else "off")
     if settings.compile == "on":
         if missing := compiling.without_compiler(settings.device):
             raise DeviceError(f"--compile on, and nothing can be compiled here: {missing}", hint="--compile off")
@@ -37,7 +38,7 @@ def settings_of(engine: Engine, size: int) -> Settings:
 
 def facts(settings: Settings) -> dict[str, Any]:
     """What a bench was measured on and with."""
-    cuda = settings.device == "cuda"
+    cuda = settings.cuda
     versions = {"okdc": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in PACKAGES}
     if cuda:

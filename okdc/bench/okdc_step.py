@@ -27,11 +27,12 @@ from okdc.data.augmentation import Augmentation
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, in_order
 from okdc.data.datasets import Dataset
 from okdc.deploy import onnx
-from okdc.methods.base import Batch, Method
+from okdc.methods.base import Method
 from okdc.recipe.schema import Recipe
 from okdc.training.compiling import forward_macs
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, count
+from okdc.training.recording import CountedStep
 from okdc.training.step import TrainStep
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -70,6 +71,22 @@ def export(network: Backbone, architecture: str, size: int, classes: int) -> byt
 
 
 @dataclass(frozen=True)
+class Ready:
+    """Batches that are on the device already: images NCHW and labels N."""
+
+    batches: Iterator[tuple[Tensor, Tensor]]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+        return self.batches
+
+    drawn = epoch
+
+    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = drawn
+        return images, labels
+
+
+@dataclass(frozen=True)
 class Work:
     """A recipe's training step on random images. Each side has weights of its own, equal at the start."""
 
@@ -105,13 +122,12 @@ class Work:
     def trained(self, name: str) -> tuple[Side, Method]:
         """okdc's step with what the loop counts of it, and the method that it trains."""
         method = self.method()
-        step = TrainStep(method, self.recipe.optim, self.settings)
-        totals = Totals(self.settings.torch_device)
-        batches = self._batches(self.settings)
+        batches, totals = Ready(self._batches(self.settings)), Totals(self.settings.torch_device)
+        step = CountedStep(TrainStep(method, self.recipe.optim, self.settings), batches, print)
+        inputs = step.inputs(0, 0)
 
         def run() -> None:
-            images, labels = next(batches)
-            totals.add(step(Batch(images, labels), 0.0), labels, 0)
+            step(next(inputs), 0.0, totals, 0)
 
         return Side(name, run, self.batch_size, prepare=method.train), method
 

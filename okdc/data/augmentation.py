@@ -29,16 +29,37 @@ SCALE, RATIO = [0.08, 1.0], [3 / 4, 4 / 3]  # of a file's crop: share of the are
 class Draws:
     """The draws of one epoch, or of a batch of it: the order of the images, and the shift and mirroring of each."""
 
-    rows: Tensor  # N indices into the data set
-    top: Tensor  # N, 0 .. 2·padding: the crop's corner in the padded image
-    left: Tensor
-    flip: Tensor  # N bool
+    table: Tensor  # N×4 int64, in one tensor: one transfer an epoch, one copy a batch
+
+    @classmethod
+    def of(cls, rows: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Draws:
+        return cls(torch.stack([rows, top, left, flip.long()], 1))
+
+    @property
+    def rows(self) -> Tensor:
+        """N indices into the data set."""
+        return self.table[:, 0]
+
+    @property
+    def top(self) -> Tensor:
+        """N, 0 .. 2·padding: where the crop begins in the padded image."""
+        return self.table[:, 1]
+
+    @property
+    def left(self) -> Tensor:
+        """N, 0 .. 2·padding."""
+        return self.table[:, 2]
+
+    @property
+    def flip(self) -> Tensor:
+        """N bool: whether the image is mirrored."""
+        return self.table[:, 3].bool()
 
     def to(self, device: torch.device) -> Draws:
-        return Draws(*(t.to(device, non_blocking=True) for t in (self.rows, self.top, self.left, self.flip)))
+        return Draws(self.table.to(device, non_blocking=True))
 
     def __getitem__(self, part: slice) -> Draws:
-        return Draws(self.rows[part], self.top[part], self.left[part], self.flip[part])
+        return Draws(self.table[part])
 
 
 def order(rows: Tensor, epoch: int, seed: int) -> Tensor:
@@ -62,7 +83,7 @@ class Augmentation:
         n = len(rows)
         corner = generator(seed, "epoch", epoch, "crop")
         mirrored = torch.rand(n, generator=generator(seed, "epoch", epoch, "flip")) < 0.5
-        return Draws(
+        return Draws.of(
             rows=order(rows, epoch, seed),
             top=torch.randint(2 * self.padding + 1, (n,), generator=corner),
             left=torch.randint(2 * self.padding + 1, (n,), generator=corner),

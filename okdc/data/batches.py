@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from okdc.data.augmentation import Augmentation
+from okdc.data.augmentation import Augmentation, Draws
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 
@@ -25,8 +25,14 @@ def eval_batch(height: int, width: int) -> int:
     return max(1, min(EVAL_BATCH, EVAL_PIXELS // (height * width)))
 
 
+Drawn = tuple[Tensor, ...]  # what a batch is made of
+
+
 class Batches(Protocol):
-    """Training batches as the loop reads them, of resident images or of files."""
+    """Training batches as the loop reads them, of resident images or of files.
+
+    What is drawn on the host and what the device makes of it are two functions: a CUDA graph holds the second.
+    """
 
     @property
     def dataset(self) -> Dataset: ...
@@ -36,6 +42,8 @@ class Batches(Protocol):
     def normalise(self) -> Normalise: ...
     @property
     def steps(self) -> int: ...
+    def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]: ...
+    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]: ...
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
     def close(self) -> None: ...
 
@@ -88,15 +96,21 @@ class TrainBatches:
     def steps(self) -> int:
         return len(self.dataset.train) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images NCHW float32, labels N) from step `start` of the epoch on."""
+    def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]:
+        """The draws of each batch from step `start` of the epoch on, B×4, on the device of the images."""
         draws = self.augmentation.draw(self.dataset.train, epoch, self.seed).to(self.dataset.images.device)
         for step in range(start, self.steps):
-            batch = draws[part_of_batch(step, self.batch_size, self.ranks)]
-            yield (
-                self.normalise(self.augmentation.of_batch(self.dataset.images, batch)),
-                self.dataset.labels[batch.rows],
-            )
+            yield (draws[part_of_batch(step, self.batch_size, self.ranks)].table,)
+
+    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """(images NCHW float32, labels N) of what `drawn` gave. Without a host read."""
+        (table,) = drawn
+        batch = Draws(table)
+        return self.normalise(self.augmentation.of_batch(self.dataset.images, batch)), self.dataset.labels[batch.rows]
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images NCHW float32, labels N) from step `start` of the epoch on."""
+        return (self.made(*drawn) for drawn in self.drawn(epoch, start))
 
     def close(self) -> None:
         """Nothing is open."""

@@ -19,7 +19,7 @@ from torch.utils import data as loading
 
 from okdc.data import workers
 from okdc.data.augmentation import Augmentation, order
-from okdc.data.batches import Batches, Normalise, TrainBatches, part_of_batch
+from okdc.data.batches import Batches, Drawn, Normalise, TrainBatches, part_of_batch
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, unreadable, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
@@ -73,8 +73,8 @@ class StreamBatches:
     def steps(self) -> int:
         return len(self.dataset.train) // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images NCHW float32, labels N) from step `start` of the epoch on, on the device of the labels.
+    def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]:
+        """(pixels B×H×W×3 uint8, labels B) from step `start` of the epoch on.
 
         Raises a DataError that names every damaged image of a batch, instead of that batch.
         """
@@ -87,7 +87,16 @@ class StreamBatches:
             pixels = next(batches)
             if isinstance(pixels, list):  # a worker's exception would arrive as the text of its traceback
                 raise unreadable(pixels, len(rows[part]))
-            yield self.normalise(pixels), labels[part]
+            yield pixels, labels[part]
+
+    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """(images NCHW float32, labels N) of what `drawn` gave, on the device of the labels."""
+        pixels, labels = drawn
+        return self.normalise(pixels), labels
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images NCHW float32, labels N) from step `start` of the epoch on, on the device of the labels."""
+        return (self.made(*drawn) for drawn in self.drawn(epoch, start))
 
     def _planned(self) -> Iterator[Tensor | list[str]]:
         """The batches of the plan. Starts the workers where none run yet."""

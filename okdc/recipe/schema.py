@@ -230,6 +230,13 @@ class Engine(Table):
         Literal["auto", "on", "off"],
         Field(description="Whether torch.compile compiles the training step; auto: where that pays within the run."),
     ] = "auto"
+    cuda_graph: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="Whether one GPU records the training step once and replays it, which costs the host one launch a "
+            "step; auto: where no code but okdc's own decides anything in Python at each step."
+        ),
+    ] = "auto"
     sync_batchnorm: Annotated[
         bool,
         Field(

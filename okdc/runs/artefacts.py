@@ -168,6 +168,7 @@ class RunSettings(Settings):
 
     workers: Index
     compile: Literal["on", "off"]
+    cuda_graph: Literal["on", "off"]
     sync_batchnorm: bool
 
 

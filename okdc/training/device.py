@@ -32,6 +32,7 @@ class Settings:
     threads: int
     workers: int = 0
     compile: str = "off"  # "auto" until `okdc.training.compiling` has decided
+    cuda_graph: str = "off"  # "auto" until `okdc.training.recording` has decided
     sync_batchnorm: bool = False
     reasons: tuple[str, ...] = ()
 
@@ -42,6 +43,16 @@ class Settings:
     @property
     def torch_device(self) -> torch.device:
         return torch.device(self.device)
+
+    @property
+    def cuda(self) -> bool:
+        return self.torch_device.type == "cuda"
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """Of the maps: the type that autocast takes."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
 
     @property
     def torch_memory_format(self) -> torch.memory_format:
@@ -105,7 +116,17 @@ def choose(
     if not ranks.alone:
         batchnorm = "all processes" if engine.sync_batchnorm else "each process's own images"
         reasons.append(f"{ranks.count} processes, batch normalisation over {batchnorm}")
-    return Settings(device, dtype, layout, threads, workers, engine.compile, engine.sync_batchnorm, tuple(reasons))
+    return Settings(
+        device=device,
+        dtype=dtype,
+        memory_format=layout,
+        threads=threads,
+        workers=workers,
+        compile=engine.compile,
+        cuda_graph=engine.cuda_graph,
+        sync_batchnorm=engine.sync_batchnorm,
+        reasons=tuple(reasons),
+    )
 
 
 def apply(settings: Settings, deterministic: bool) -> None:

@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
-from torch import Tensor
-
 from okdc import signals, torch_errors
+from okdc.data.batches import Drawn
 from okdc.distributed import ALONE, LOST, Ranks
 from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError, first_line
 from okdc.plugins import no_exit
@@ -22,7 +21,6 @@ from okdc.runs.run import RunDir
 from okdc.training.checkpoint import Position
 from okdc.training.metrics import Summary
 
-Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
 UNREADABLE = 1000  # larger than any signal: where both come, the unreadable image is reported
 
@@ -72,19 +70,19 @@ class Stops:
         """The signal that came to any of the processes, or 0: the same number in all of them."""
         return self.ranks.largest(self.received.signal or 0)
 
-    def between_steps(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches. A signal that came while one was drawn ends them: the state is saved, Interrupted is raised.
+    def between_steps(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
+        """The inputs of each step. A signal that came while one was drawn ends them: the state is saved, Interrupted is raised.
 
         A signal that comes after the last batch is left to the end of the epoch.
         """
         while True:
-            batch, number = self.attempt(lambda: next(batches, None))
-            if batch is None:
+            drawn, number = self.attempt(lambda: next(inputs, None))
+            if drawn is None:
                 return
             if number:
                 self.save()
                 self.leave(number)
-            yield batch
+            yield drawn
 
     def attempt(self, work: Callable[[], T]) -> tuple[T, int]:
         """What `work` returns, and the signal that came to any process by then, or 0.

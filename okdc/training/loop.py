@@ -12,7 +12,7 @@ the host's: a GPU works behind it, and where the host waits for it at the end of
 
 The loop calls `Method.forward` and knows no method by name. start.py says how a training begins, interrupts.py how it
 ends early, checkpoint.py what has to be saved, selection.py which epoch and which student are kept, result.py what the
-test split is read for. step.py has the step itself, which `okdc bench` times.
+test split is read for. step.py has the step itself, recording.py how the loop takes it, which `okdc bench` times.
 """
 
 from __future__ import annotations
@@ -25,17 +25,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from okdc import signals
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
-from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
+from okdc.data.batches import EVAL_BATCH, Drawn, Normalise, eval_batches
 from okdc.data.streaming import batches_of
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
-from okdc.methods.base import Batch
 from okdc.progress import Progress
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint, device, optim, result, selection
@@ -43,6 +41,7 @@ from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
+from okdc.training.recording import CountedStep
 from okdc.training.step import TrainStep
 
 
@@ -100,6 +99,7 @@ class Training:
             settings.workers,
             ranks,
         )
+        self.step = CountedStep(self.train_step, self.batches, progress.note)
         self.steps, self.epochs = self.batches.steps, recipe.optim.epochs
         self._counted = time.perf_counter()  # when `position.seconds` was brought up to date
 
@@ -118,15 +118,15 @@ class Training:
                 self.method.train()
                 position.totals = totals = position.totals or Totals(self.settings.torch_device)
                 self._counted = time.perf_counter()
-                batches = self._timed(self.batches.epoch(position.epoch, position.step))
-                for images, labels in stops.between_steps(batches):
+                inputs = self._timed(self.step.inputs(position.epoch, position.step))
+                for drawn in stops.between_steps(inputs):
                     done = position.epoch * self.steps + position.step
                     try:
-                        step = self.train_step(Batch(images, labels), done / whole)
+                        # The losses are counted on the device: nothing is read before the epoch is over.
+                        self.step(drawn, done / whole, totals, done)
                     except DeviceError:
                         received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
                         raise
-                    totals.add(step, labels, done)  # on the device: nothing is read before the epoch is over
                     position.step += 1
                     show(done + 1, whole, text)
 
@@ -220,17 +220,17 @@ class Training:
         self.position.seconds_epoch += now - self._counted
         self._counted = now
 
-    def _timed(self, batches: Iterator[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches; the time that each is waited for is added to the seconds of data."""
+    def _timed(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
+        """The inputs of each step; the time that each is waited for is added to the seconds of data."""
         while True:
             began = time.perf_counter()
             try:
-                batch = next(batches, None)
+                drawn = next(inputs, None)
             finally:
                 self.position.seconds_data += time.perf_counter() - began
-            if batch is None:
+            if drawn is None:
                 return
-            yield batch
+            yield drawn
 
     def _say_signal(self, number: signal.Signals) -> None:
         """Answer a signal at once: a step that is being compiled takes a minute."""

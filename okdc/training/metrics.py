@@ -33,21 +33,31 @@ class Totals:
         self.steps = self.images = 0  # the host knows them
         self.bad = torch.tensor([-1, -1], device=device)  # step, term
 
-    @torch.no_grad()
     def add(self, step: Step, labels: Tensor, number: int) -> None:
         """Count one step; `number` is its place in the whole run. Of mixed images `labels` are the first of the two."""
         if not self.terms:
-            self.terms, self.heads = tuple(step.losses), tuple(step.logits)
-            self.sums = torch.zeros(len(self.terms) + len(self.heads), dtype=torch.float64, device=self.device)
-        losses = torch.stack([loss.detach() for loss in step.losses.values()]).double()
-        correct = torch.stack([(z.argmax(1) == labels).sum() for z in step.logits.values()]).double()
-        self.sums += torch.cat([losses, correct])
-        self.steps, self.images = self.steps + 1, self.images + len(labels)
-        # The first bad step is kept by a choice between two tensors: an `if` would wait for the device at every step.
-        bad_terms = ~torch.isfinite(losses)
-        is_first = (self.bad[0] < 0) & bad_terms.any()
-        place = torch.stack([torch.full((), number, device=self.device), bad_terms.int().argmax()])
-        self.bad = torch.where(is_first, place, self.bad)
+            self.begin(tuple(step.losses), tuple(step.logits))
+        accumulate(step, labels, torch.full((), number, device=self.device), self.sums, self.bad)
+        self.took(len(labels))
+
+    def begin(self, terms: tuple[str, ...], heads: tuple[str, ...]) -> None:
+        """Start the sums of loss terms and heads by these names."""
+        self.terms, self.heads = terms, heads
+        self.sums = torch.zeros(len(terms) + len(heads), dtype=torch.float64, device=self.device)
+
+    def move(self, to: Totals) -> None:
+        """Keep the sums in the tensors of `to`, which has the same terms and heads."""
+        if self.terms:
+            to.sums.copy_(self.sums)
+        else:
+            self.terms, self.heads = to.terms, to.heads
+            to.sums.zero_()
+        to.bad.copy_(self.bad)
+        self.sums, self.bad = to.sums, to.bad
+
+    def took(self, images: int) -> None:
+        """What the host counts of a step."""
+        self.steps, self.images = self.steps + 1, self.images + images
 
     def read(self, ranks: Ranks = ALONE) -> Summary:
         """Wait for the device and read everything once: of all processes together, and the same in each of them."""
@@ -93,6 +103,21 @@ class Totals:
         if len(states) == ranks.count:
             return cls.restore(states[ranks.rank], device)
         return cls.restore(cls.together(states).state(), device) if ranks.first else cls(device)
+
+
+@torch.no_grad()
+def accumulate(step: Step, labels: Tensor, number: Tensor, sums: Tensor, bad: Tensor) -> None:
+    """Add a step to `sums` and note it in `bad` if it is the first with a loss that is not finite, in place.
+
+    `number`, 0-d, is the step's place in the run. Everything stays on the device.
+    """
+    losses = torch.stack([loss.detach() for loss in step.losses.values()]).double()
+    guesses = torch.stack([z.argmax(1) for z in step.logits.values()])  # H×N, of H heads
+    sums += torch.cat([losses, (guesses == labels).sum(1).double()])
+    # The first bad step is kept by a choice between two tensors: an `if` would wait for the device at every step.
+    bad_terms = ~torch.isfinite(losses)
+    is_first = (bad[0] < 0) & bad_terms.any()
+    bad.copy_(torch.where(is_first, torch.stack([number, bad_terms.int().argmax()]), bad))
 
 
 @torch.inference_mode()

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from okdc.assembly import job as assembly
 from okdc.assembly import reopen
+from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.cohort import Cohort
 from okdc.data.datasets import Dataset
@@ -30,7 +31,7 @@ from okdc.runs import trust
 from okdc.runs.artefacts import ExportCheck, Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences
 from okdc.runs.run import RunDir, log_bytes, refuse_taken
-from okdc.training import checkpoint, compiling, device, exportable, loop
+from okdc.training import checkpoint, compiling, device, exportable, loop, recording
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import continuable
@@ -74,8 +75,10 @@ def start(
         assert export_check is not None
         for note in job.notes:
             tell.note(note)
-        settings = ranks.first_does(partial(compiling.decide, settings, job))
-        tell.note(settings.reasons[-1])
+        chosen = len(settings.reasons)
+        settings = decided(settings, job, ranks)
+        for reason in settings.reasons[chosen:]:
+            tell.note(reason)
         info = RunInfo(
             schema=1,
             recipe=job.recipe.tables(),
@@ -132,7 +135,7 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
             now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
             ranks.first_does(lambda: run.note(**now))
         job = assembly.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, resolved, tell)))
-        settings = ranks.first_does(partial(compiling.decide, settings, job))
+        settings = decided(settings, job, ranks)
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
         for note in notes:
             tell.note(note)
@@ -160,6 +163,11 @@ def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) 
             f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
         )
     return device.choose(chosen, recipe.data.image_size, recipe.deterministic, resolved.source.streamed, ranks)
+
+
+def decided(settings: Settings, job: Job, ranks: Ranks = ALONE) -> Settings:
+    """The settings with what follows from the whole training: whether its step is compiled, and replayed."""
+    return recording.decide(ranks.first_does(partial(compiling.decide, settings, job)), job, ranks)
 
 
 def _restore_log(run: RunDir) -> bool:

@@ -6,13 +6,14 @@ torch's DistributedDataParallel; what is saved and judged is always the method, 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from okdc import kernels, torch_errors
+from okdc import kernels, launches, torch_errors
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, OkdcError, TrainingError, one_line
 from okdc.methods import METHODS
@@ -42,12 +43,20 @@ class TrainStep:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.recipe, self.settings, self.ranks = recipe, settings, ranks
         self.progress = torch.zeros((), device=settings.torch_device)
+        # A GPU reads the rate from its memory: a number would be fixed in a CUDA graph.
+        self.rate, self.rate_on_device = 0.0, torch.zeros_like(self.progress) if self.progress.is_cuda else None
+        fewer = self.progress.is_cuda and ranks.alone and not settings.compiled  # a compiler fuses these, DDP has hooks
+        self.casts = launches.Casts(method, settings.torch_dtype) if fewer and settings.dtype != "float32" else None
+        self.counts = launches.BatchCounts(method) if fewer else None
         self._run: nn.Module | None = None
         self._taken = 0
 
     def state(self) -> dict[str, Any]:
         """Every tensor that the next step depends on."""
-        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = self.rate  # a GPU's own is a tensor there
+        return {"method": self.method.state_dict(), "optimizer": optimizer}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave, before the first step."""
@@ -91,15 +100,25 @@ class TrainStep:
         return TrainingError(f"method.name={name}: forward raised {one_line(error)}", hint="--debug shows where")
 
     def _learn(self, batch: Batch, done: float) -> Step:
+        self.set_time(done)
+        return self.compute(batch)
+
+    def set_time(self, done: float) -> None:
+        """Set what of a step follows from the fraction `done` of the training: ramp and learning rate."""
         self.progress.fill_(done)  # one tensor for all steps: a number would be compiled anew at each
-        rate = optim.rate(self.recipe, done)
+        self.rate = optim.rate(self.recipe, done)
+        if self.rate_on_device is not None:
+            self.rate_on_device.fill_(self.rate)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if self.settings.compiled and self.settings.device == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()
+            group["lr"] = self.rate if self.rate_on_device is None else self.rate_on_device
+
+    def compute(self, batch: Batch) -> Step:
+        """Everything that the device does in a step."""
         self.optimizer.zero_grad(set_to_none=True)  # here, and their memory is free for the maps
-        with self.settings.autocast():
+        with self.settings.autocast(), self.casts.applied() if self.casts else nullcontext():
             step: Step = self._runner()(batch, self.progress)
+        if self.counts:
+            self.counts.add()
         if not self._taken:
             self.method.check_step(step)
         loss = torch.stack(list(step.losses.values())).sum()
@@ -111,6 +130,12 @@ class TrainStep:
         self.optimizer.step()
         self._taken += 1
         return step
+
+    def forget(self) -> None:
+        """Drop what a step has left behind that was recorded and did not come to its end."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.counts:
+            self.counts.forget()
 
     def _runner(self) -> nn.Module:
         """The module that a step calls, built when all weights are in place: DDP sends rank 0's to all ranks."""
@@ -134,7 +159,5 @@ class TrainStep:
 def compiled(method: Method, settings: Settings, ranks: Ranks) -> nn.Module:
     """The method through torch.compile, for batches of one shape. The method itself stays as it is."""
     compiling.quiet()
-    # Graphs of CUDA launches want gradients where they lie; the wrapper of several processes moves them.
-    mode = "reduce-overhead" if settings.device == "cuda" and ranks.alone else None
-    run: nn.Module = torch.compile(method, dynamic=False, mode=mode)  # type: ignore[assignment]
+    run: nn.Module = torch.compile(method, dynamic=False)  # type: ignore[assignment]
     return run

@@ -65,7 +65,7 @@ def test_crops_by_slices_and_by_gather_are_the_same_pixels(height: int, width: i
     row, corner = st.integers(0, 6), st.integers(0, 2 * padding)
     drawn = data.draw(st.lists(st.tuples(row, corner, corner, st.booleans()), min_size=1, max_size=9))
     rows, top, left, flip = (torch.tensor(values) for values in zip(*drawn, strict=True))
-    batch = Draws(rows, top, left, flip)
+    batch = Draws.of(rows, top, left, flip)
     expected = by_definition(images, batch, padding)
     assert np.array_equal(augmentation._crop_by_slices(images, batch, padding).numpy(), expected)
     assert np.array_equal(augmentation._crop_by_gather(images, batch, padding).numpy(), expected)

@@ -1,0 +1,156 @@
+"""Training steps as the loop takes them: a batch is made, the method learns from it, the losses are counted.
+
+On one GPU all of that is recorded as a CUDA graph and replayed, so that a step costs the host one launch and not a
+thousand. The first steps run as they are: kernels are chosen, the optimiser makes its momenta, a compiler compiles. The
+next one is recorded, which runs nothing, and replayed at once; so is every one after it. The kernels are the same ones.
+
+Outside the graph remain a copy of what was drawn, the ramp, the learning rate and the number of the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from okdc import torch_errors
+from okdc.assembly.job import Job
+from okdc.data.batches import Drawn
+from okdc.distributed import Ranks
+from okdc.errors import DeviceError, one_line
+from okdc.methods import METHODS
+from okdc.methods.base import Batch
+from okdc.training.device import Settings
+from okdc.training.metrics import Totals, accumulate
+from okdc.training.step import TrainStep
+
+WARM = 3  # steps before the one that is recorded
+
+
+def decide(settings: Settings, job: Job, ranks: Ranks) -> Settings:
+    """The settings with `cuda_graph` on or off, and the reason at the end of the reasons, on a GPU alone.
+
+    Raises DeviceError where it was asked for and cannot be.
+    """
+    chosen, reason = _choose(settings, job, ranks)
+    if settings.cuda_graph == "on" and chosen == "off":
+        raise DeviceError(f"engine.cuda_graph=on: {reason}", hint="leave engine.cuda_graph to auto")
+    reasons = (*settings.reasons, f"CUDA graph {chosen} ({reason})") if settings.cuda else settings.reasons
+    return replace(settings, cuda_graph=chosen, reasons=reasons)
+
+
+def _choose(settings: Settings, job: Job, ranks: Ranks) -> tuple[str, str]:
+    if not settings.cuda:
+        return "off", "a GPU has them"
+    if not ranks.alone:
+        return "off", "the processes exchange gradients within a step"
+    if settings.cuda_graph != "auto":
+        return settings.cuda_graph, "as asked"
+    if foreign := _foreign(job):
+        return "off", f"{foreign} may decide anew in Python at each step"
+    return "on", "one launch a step"
+
+
+def _foreign(job: Job) -> str:
+    """The first part of a job whose code is not okdc's. A network that okdc has traced is: it holds no Python."""
+    if (name := job.recipe.method["name"]) not in METHODS.own:
+        return f"method.name={name}"
+    for network in job.method.cohort.backbones():
+        if not type(network).__module__.startswith("okdc."):
+            return network.architecture
+    return ""
+
+
+class Source(Protocol):
+    """Where the batches of a training come from (`okdc.data.batches.Batches`)."""
+
+    def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]: ...
+    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class CountedStep:
+    """The step of a training, with the batches that it is made of and the sums that it is counted in."""
+
+    def __init__(self, step: TrainStep, batches: Source, say: Callable[[str], object]) -> None:
+        """`say` is given the reason where a GPU's steps are not recorded after all."""
+        self.step, self.batches, self.say = step, batches, say
+        self.recorded = step.settings.cuda_graph == "on"
+        self._taken = 0
+        self._recording: Recording | None = None
+        self._names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of terms and heads
+
+    def inputs(self, epoch: int, start: int) -> Iterator[Drawn]:
+        """What each step of an epoch takes, from step `start` on: images and labels, or what they are made of."""
+        return (self.batches.drawn if self.recorded else self.batches.epoch)(epoch, start)
+
+    def __call__(self, inputs: Drawn, done: float, totals: Totals, number: int) -> None:
+        """Take one step, when the fraction `done` of the training is over. `number` is its place in the whole run.
+
+        Raises as TrainStep does.
+        """
+        if self.recorded and self._taken == WARM:
+            self._recording = self._try_to_record(inputs)
+        self._taken += 1
+        if self._recording is not None:
+            self.step.set_time(done)
+            self._recording.replay(inputs, totals, number)
+            return
+        images, labels = self.batches.made(*inputs) if self.recorded else inputs
+        totals.add(self.step(Batch(images, labels), done), labels, number)
+        self._names = totals.terms, totals.heads
+
+    def _try_to_record(self, inputs: Drawn) -> Recording | None:
+        """A recording of the step. None where it cannot be recorded: nothing has run then, and nothing changed."""
+        try:
+            return Recording.of(self.step, self.batches, inputs, *self._names)
+        except RuntimeError as error:
+            self.step.forget()
+            if torch_errors.out_of_memory(error):
+                reason = "the GPU's memory does not hold it"
+            elif torch_errors.not_compilable(error):
+                reason = one_line(error)
+            else:
+                raise
+        self.say(f"the step is not replayed as a CUDA graph: {reason}")
+        return None
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded step: the graph, and the tensors that it reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: Drawn
+    number: Tensor  # 0-d int64
+    totals: Totals
+    images: int  # of a step
+
+    @classmethod
+    def of(
+        cls, step: TrainStep, batches: Source, inputs: Drawn, terms: tuple[str, ...], heads: tuple[str, ...]
+    ) -> Recording:
+        """Record a step from what one takes. Its kernels do not run."""
+        device = step.settings.torch_device
+        own = tuple(torch.empty_like(tensor, device=device) for tensor in inputs)
+        number, sums = torch.zeros((), dtype=torch.int64, device=device), Totals(device)
+        sums.begin(terms, heads)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, such as one that pins what was decoded, may call CUDA meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            images, labels = batches.made(*own)
+            accumulate(step.compute(Batch(images, labels)), labels, number, sums.sums, sums.bad)
+        return cls(graph, own, number, sums, len(labels))
+
+    def replay(self, inputs: Drawn, totals: Totals, number: int) -> None:
+        """Take a step and count it in `totals`, which from then on share the recording's tensors."""
+        if totals.sums is not self.totals.sums:  # of another epoch than the step before
+            totals.move(self.totals)
+        for own, tensor in zip(self.inputs, inputs, strict=True):
+            own.copy_(tensor, non_blocking=True)
+        self.number.fill_(number)
+        self.graph.replay()
+        totals.took(self.images)
