@@ -1,7 +1,9 @@
 """A CUDA device that is not there: a library preloaded under torch's CUDA build, for tests on a machine without a GPU.
 
-    environ(CC=75, NAME="Tesla T4")    the environment of a process that finds such a device; None where none can be built
-    missing()                          why none can be built here, or nothing
+environ(CC=75, NAME="Tesla T4")    the environment of a process that finds such a device
+missing()                          why none can be built here, or nothing
+present()                          whether this process runs on it
+reset(); counts()                  launches, captures, copies and waits of this process
 """
 
 from __future__ import annotations
@@ -15,6 +17,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from fakegpu.counting import Counts, counts, present, reset
+
+__all__ = ["Counts", "counts", "environ", "missing", "present", "reset"]
 
 HERE = Path(__file__).parent
 SOURCES = ("device.cpp", "stubs.py", "include/nv/target")
