@@ -52,9 +52,9 @@ class ByOperation(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = fakegpu.counts().eager
+        before = fakegpu.counts().launches.total()
         result = func(*args, **(kwargs or {}))
-        if launches := fakegpu.counts().eager - before:
+        if launches := fakegpu.counts().launches.total() - before:
             self.launches[str(func)] += launches
             self.calls[str(func)] += 1
         return result
@@ -76,7 +76,7 @@ class Launches(NamedTuple):
     @property
     def eager(self) -> int:
         """Launches one by one, of all parts."""
-        return sum(part.eager for part in self.parts.values())
+        return sum(part.launches.total() for part in self.parts.values())
 
     @property
     def copies(self) -> Counter[str]:
@@ -130,11 +130,10 @@ def lines(launches: Launches, top: int) -> list[str]:
     for name, part in launches.parts.items():
         copies = [f"{number} {kind} ({part.bytes[kind]:,} bytes)" for kind, number in part.copies.most_common()]
         waits = [f"{number} WAITS in {call}" for call, number in part.waits.most_common()]
-        rows.append(
-            f"{name:10}{part.eager:8,}{part.graphs:8,}{part.replayed:11,}  {', '.join(copies + waits) or 'none'}"
-        )
-    graphs, replayed = (sum(getattr(p, key) for p in launches.parts.values()) for key in ("graphs", "replayed"))
-    rows.append(f"{'total':10}{launches.eager:8,}{graphs:8,}{replayed:11,}  {launches.copies.total()} copies")
+        graphs = f"{part.graphs['launches']:8,}{part.graphs['nodes']:11,}"
+        rows.append(f"{name:10}{part.launches.total():8,}{graphs}  {', '.join(copies + waits) or 'none'}")
+    launched, nodes = (sum(part.graphs[key] for part in launches.parts.values()) for key in ("launches", "nodes"))
+    rows.append(f"{'total':10}{launches.eager:8,}{launched:8,}{nodes:11,}  {launches.copies.total()} copies")
     rows.append(f"most memory held: {launches.memory_mib:,} MiB")
     if operations := launches.operations:
         rows += ["", f"{'launches':>8}{'calls':>8}  operation"]

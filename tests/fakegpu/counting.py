@@ -1,8 +1,8 @@
-"""What this process did on the device: read from the library that is preloaded, without torch.
+"""What this process asked of the device, read from the library that is preloaded; torch is not needed.
 
 fakegpu.reset()
 step()
-fakegpu.counts().eager     launches one by one, graphs and memsets included
+fakegpu.counts().launches.total()
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ from dataclasses import dataclass, field
 class Counts:
     """What was asked of the device since `reset`, each by name."""
 
-    launches: Counter[str] = field(default_factory=Counter)  # by kernel, outside graphs
-    captured: Counter[str] = field(default_factory=Counter)  # by kernel, recorded into graphs
-    copies: Counter[str] = field(default_factory=Counter)  # by kind: "pinned>device"
-    bytes: Counter[str] = field(default_factory=Counter)  # of the copies, by kind
-    waits: Counter[str] = field(default_factory=Counter)  # the host waited: by call
-    refused: Counter[str] = field(default_factory=Counter)  # what CUDA forbids: by call and reason
-    graphs: int = 0  # launches of graphs
-    replayed: int = 0  # kernels in the graphs that were launched
+    launches: Counter[str] = field(default_factory=Counter)  # one by one: by kernel, memsets included
+    captured: Counter[str] = field(default_factory=Counter)  # nodes recorded into graphs: by kernel or copy
+    graphs: Counter[str] = field(default_factory=Counter)  # "captures", "launches", "nodes" of the graphs launched
+    copies: Counter[str] = field(default_factory=Counter)  # one by one, by kind: "pinned>device"
+    bytes: Counter[str] = field(default_factory=Counter)  # of these copies
+    waits: Counter[str] = field(default_factory=Counter)  # of the host for the device: by call
+    refused: Counter[str] = field(default_factory=Counter)  # by call and reason
+    calls: Counter[str] = field(default_factory=Counter)  # "cudaMalloc" and the like
 
-    @property
-    def eager(self) -> int:
-        """Launches that the host pays for one by one, graphs not included."""
-        return self.launches.total()
+
+KINDS = {
+    "launch": "launches", "captured": "captured", "graph": "graphs", "copy": "copies", "bytes": "bytes",
+    "wait": "waits", "refused": "refused", "call": "calls",
+}  # fmt: skip
 
 
 @functools.cache
@@ -47,34 +48,17 @@ def present() -> bool:
 
 
 def reset() -> None:
-    """Begin to count. RuntimeError where the device is not preloaded."""
+    """Begin to count. Raises RuntimeError where the device is not preloaded."""
     _preloaded().fake_reset()
 
 
 def counts() -> Counts:
-    """All since `reset`, or since the process began. RuntimeError where the device is not preloaded."""
+    """All since `reset`, or since the process began. Raises RuntimeError where the device is not preloaded."""
     read = Counts()
-    graphs = replayed = 0
     for line in _preloaded().fake_report().decode().splitlines():
         kind, number, name = line.split("\t")
-        word, _, rest = name.partition(" ")
-        if kind == "C":
-            read.captured[_plain(name)] += int(number)
-        elif kind == "L" and name == "<graph launch>":
-            graphs += int(number)
-        elif kind == "L":
-            read.launches[_plain(name)] += int(number)
-        elif word in ("memcpy", "memcpyAsync"):
-            read.copies[rest] += int(number)
-        elif word == "bytes":
-            read.bytes[rest] += int(number)
-        elif name.startswith("wait:"):
-            read.waits[name.removeprefix("wait:")] += int(number)
-        elif word == "ILLEGAL":
-            read.refused[rest] += int(number)
-        elif name == "kernels replayed by graphs":
-            replayed += int(number)
-    return Counts(read.launches, read.captured, read.copies, read.bytes, read.waits, read.refused, graphs, replayed)
+        getattr(read, KINDS[kind])[name] += int(number)  # kernels that differ in a namespace alone have one name
+    return read
 
 
 def _preloaded() -> ctypes.CDLL:
@@ -82,15 +66,3 @@ def _preloaded() -> ctypes.CDLL:
     if library is None:
         raise RuntimeError("the device is not preloaded: python tests/fakegpu COMMAND")
     return library
-
-
-@functools.cache
-def _plain(name: str) -> str:
-    """A kernel's name as C++ writes it, without the namespaces that all of torch's have."""
-    demangle = ctypes.CDLL("libstdc++.so.6").__cxa_demangle
-    demangle.restype = ctypes.c_char_p  # one string a kernel: not freed
-    if name.startswith("_Z") and (readable := demangle(name.encode(), None, None, None)):
-        name = readable.decode()
-    for part in ("void ", "at::native::", "(anonymous namespace)::"):
-        name = name.replace(part, "")
-    return name
