@@ -50,7 +50,7 @@ def _no_gpu(item: pytest.Item) -> str:
     if not torch.cuda.is_available():
         return "no CUDA device"
     if (card := item.get_closest_marker("card")) and fakegpu.present():
-        return f"only a real GPU can judge: {card.args[0]}"
+        return f"not on tests/fakegpu: {card.args[0]}"
     if item.get_closest_marker("fakegpu") and not fakegpu.present():
         return "only on the device that is not there: python tests/fakegpu pytest -m gpu"
     return ""
@@ -58,10 +58,10 @@ def _no_gpu(item: pytest.Item) -> str:
 
 @pytest.fixture(autouse=True)
 def _numbers(request: pytest.FixtureRequest) -> Iterator[None]:
-    """On the device that is not there the CPU computes for its kernels, but under a compiler, which would see it."""
+    """On the device that is not there the CPU computes for its kernels, but where a compiler would see that."""
     if not fakegpu.present():
         yield
-    elif "compiled" in request.keywords:
+    elif "unmirrored" in request.keywords:
         # How much is printed of a tensor depends on its numbers, and anything may stand there.
         request.getfixturevalue("monkeypatch").setattr(torch.Tensor, "__repr__", lambda t: f"<{t.dtype} {t.shape}>")
         yield
