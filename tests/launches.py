@@ -47,7 +47,7 @@ class ByOperation(TorchDispatchMode):
     """Counts the launches of each operation that torch dispatches, forward and backward."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
 
@@ -121,7 +121,8 @@ def of_step(
             taken = step(Batch(images, labels), WARM / steps)
         with part():
             totals.add(taken, labels, WARM)
-    return Launches(*counted, by_operation, torch.cuda.max_memory_allocated() >> 20)
+    batch, taken_by_step, taken_by_totals = counted
+    return Launches(batch, taken_by_step, taken_by_totals, by_operation, torch.cuda.max_memory_allocated() >> 20)
 
 
 def lines(launches: Launches, top: int) -> list[str]:
@@ -130,8 +131,8 @@ def lines(launches: Launches, top: int) -> list[str]:
     for name, part in launches.parts.items():
         copies = [f"{number} {kind} ({part.bytes[kind]:,} bytes)" for kind, number in part.copies.most_common()]
         waits = [f"{number} WAITS in {call}" for call, number in part.waits.most_common()]
-        graphs = f"{part.graphs['launches']:8,}{part.graphs['nodes']:11,}"
-        rows.append(f"{name:10}{part.launches.total():8,}{graphs}  {', '.join(copies + waits) or 'none'}")
+        of_graphs = f"{part.graphs['launches']:8,}{part.graphs['nodes']:11,}"
+        rows.append(f"{name:10}{part.launches.total():8,}{of_graphs}  {', '.join(copies + waits) or 'none'}")
     launched, nodes = (sum(part.graphs[key] for part in launches.parts.values()) for key in ("launches", "nodes"))
     rows.append(f"{'total':10}{launches.eager:8,}{launched:8,}{nodes:11,}  {launches.copies.total()} copies")
     rows.append(f"most memory held: {launches.memory_mib:,} MiB")
@@ -139,10 +140,10 @@ def lines(launches: Launches, top: int) -> list[str]:
         rows += ["", f"{'launches':>8}{'calls':>8}  operation"]
         rows += [f"{n:8,}{operations.calls[name]:8,}  {name}" for name, n in operations.launches.most_common(top)]
         return rows
-    for part in ("batch", "step", "totals"):
-        names = launches.parts[part].launches
-        rows += ["", f"{part}: {names.total():,} launches of {len(names)} kernels"]
-        rows += [f"{number:8,}  {name[:WIDTH]}" for name, number in names.most_common(top)]
+    for name, part in launches.parts.items():
+        names = part.launches
+        rows += ["", f"{name}: {names.total():,} launches of {len(names)} kernels"]
+        rows += [f"{number:8,}  {kernel[:WIDTH]}" for kernel, number in names.most_common(top)]
     return rows
 
 
