@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fakegpu
 import pytest
 import torch
 
@@ -39,12 +40,36 @@ LATE = ("test_every_method.py", "test_every_pair.py")  # whether it runs at all:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LATE.index(item.path.name) + 1 if item.path.name in LATE else 0)
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="no CUDA device")
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        if "gpu" in item.keywords and (reason := _no_gpu(item)):
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _no_gpu(item: pytest.Item) -> str:
+    """Why a test of a GPU cannot be run on what there is, or nothing."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    if (card := item.get_closest_marker("card")) and fakegpu.present():
+        return f"not on tests/fakegpu: {card.args[0]}"
+    if item.get_closest_marker("fakegpu") and not fakegpu.present():
+        return "only on the device that is not there: python tests/fakegpu pytest -m gpu"
+    return ""
+
+
+@pytest.fixture(autouse=True)
+def _numbers(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On the device that is not there the CPU computes for its kernels, but where a compiler would see that."""
+    if not fakegpu.present():
+        yield
+    elif "unmirrored" in request.keywords:
+        # How much is printed of a tensor depends on its numbers, and anything may stand there.
+        request.getfixturevalue("monkeypatch").setattr(torch.Tensor, "__repr__", lambda t: f"<{t.dtype} {t.shape}>")
+        yield
+    else:
+        from fakegpu.mirror import mirrored
+
+        with mirrored():
+            yield
 
 
 # One short real run and one export of it, for all tests of what comes after training.

@@ -394,6 +394,7 @@ def test_a_signal_to_the_group_ends_it_with_its_workers(number: signal.Signals, 
 
 
 @pytest.mark.gpu
+@pytest.mark.card("times")
 def test_a_gpu_is_measured_by_the_same_command(capsys: Captured) -> None:
     answer = ask(capsys, "bench", "--device", "cuda", "--only", "data,ffl,eval", "--seconds", "120", "--json")
     assert answer.code == 0, answer.err

@@ -1,4 +1,9 @@
-"""`python tests/fakegpu COMMAND…`: the command, where torch finds the device (settings: FAKE_CC=75 and others)."""
+"""Runs a command where torch finds the device: `python tests/fakegpu COMMAND…`, with settings such as FAKE_CC=75.
+
+Without a command it only builds the device, and says what is missing (exit code 1) where it cannot.
+"""
+
+from __future__ import annotations
 
 import os
 import sys
@@ -10,4 +15,6 @@ import fakegpu
 
 if reason := fakegpu.missing():
     sys.exit(f"no fake GPU: {reason}")
-os.execvpe(sys.argv[1], sys.argv[1:], fakegpu.environ())
+environment = fakegpu.environ()
+if len(sys.argv) > 1:
+    os.execvpe(sys.argv[1], sys.argv[1:], environment)

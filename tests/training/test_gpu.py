@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
+import fakegpu
 import pytest
 import torch
 from harness import Quiet, built, no_waiting, outcome, recipe, rows
@@ -40,6 +41,9 @@ CASES = {
     **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one")},
     **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl")},
 }
+# An okddip of two students has one peer, which is its own teacher.
+ZERO = {"okddip": {"kl_peers_student0"}}
+FEW = ("fefr, clipped", "kdcl", "okddip", "one")  # that are compiled for the device that is not there
 WARM = 4  # steps: kernels are chosen, graphs of launches recorded; the first one is compiled
 
 
@@ -98,8 +102,13 @@ def test_maps_have_the_chosen_type_and_layout_and_weights_and_losses_stay_float3
     assert not any("forward" in vars(conv) for conv in convolutions)  # that detour is a CPU's
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
-@pytest.mark.parametrize("case", CASES)
+def with_and_without_compiler(case: str) -> Iterator[object]:
+    few = pytest.mark.unmirrored if case in FEW else pytest.mark.card(f"compiling takes long; {len(FEW)} methods are")
+    yield pytest.param(case, "off", id=f"{case}-off")
+    yield pytest.param(case, "on", id=f"{case}-on", marks=few)
+
+
+@pytest.mark.parametrize(("case", "compile"), [one for case in CASES for one in with_and_without_compiler(case)])
 def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: str, case: str) -> None:
     step, batches, _ = made(settings("auto", compile), *CASES[case])
     totals = Totals(torch.device(GPU))
@@ -110,10 +119,16 @@ def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: st
     with no_waiting():
         for number, (images, labels) in enumerate(drawn, WARM):
             totals.add(step(Batch(images, labels), number / batches.steps), labels, number)
-    read = totals.read()
     assert totals.steps == batches.steps
-    assert read.bad is None
-    assert all(value > 0 for value in read.losses.values())
+    if has_numbers(compile):
+        read = totals.read()
+        assert read.bad is None
+        assert {name for name, value in read.losses.items() if not value > 0} == ZERO.get(case, set())
+
+
+def has_numbers(compile: str) -> bool:
+    """Whether anything computes what was compiled: a device that is not there does not."""
+    return compile == "off" or not fakegpu.present()
 
 
 class Watched(Quiet):
@@ -137,18 +152,19 @@ class Watched(Quiet):
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=pytest.mark.card("numbers of compiled graphs"))])
 def test_the_whole_loop_never_waits_within_an_epoch_and_learns(compile: str) -> None:
     tell = Watched(25, WARM)
-    words = ("engine.device=cuda", "engine.dtype=auto", f"engine.compile={compile}", "optim.epochs=4", "optim.clip=1.0")
+    words = ("engine.device=cuda", "engine.dtype=auto", f"engine.compile={compile}", "optim.epochs=3", "optim.clip=1.0")
     run = starts.start(replace(recipe(*MORE, *words), stem="watched"), None, Provenance(), tell)
     assert run.state() == "complete"
-    assert tell.watched == 4 * (24 - WARM)
+    assert tell.watched == 3 * (24 - WARM)
     losses = [row["loss"] for row in rows(run)]
     assert losses[-1] < losses[0]
     assert not [name for name in outcome(run)["state"]["method"] if "_orig_mod" in name]
 
 
+@pytest.mark.card("numbers of a compiled step")
 def test_a_compiled_step_is_the_eager_one_within_rounding_for_several_steps() -> None:
     """In float32 without TF32. Recorded launches write their results to one place: what is counted is read in time."""
     one, other = made(settings("float32"), "optim.lr=0.01"), made(settings("float32", "on"), "optim.lr=0.01")
@@ -167,6 +183,7 @@ def test_a_compiled_step_is_the_eager_one_within_rounding_for_several_steps() ->
         torch.testing.assert_close(q, p, rtol=2e-2, atol=2e-3)
 
 
+@pytest.mark.unmirrored
 def test_evaluation_between_compiled_steps_compiles_nothing_and_spoils_nothing() -> None:
     """In one large batch, then in batches of several sizes."""
     found = settings("float32", "on")
@@ -177,16 +194,19 @@ def test_evaluation_between_compiled_steps_compiles_nothing_and_spoils_nothing()
         step.method.train()
         for _ in range(n):
             images, labels = next(drawn)
-            assert all(torch.isfinite(loss) for loss in step(Batch(images, labels), 0.5).losses.values())
+            losses = step(Batch(images, labels), 0.5).losses
+            assert not has_numbers("on") or all(torch.isfinite(loss) for loss in losses.values())
 
     steps(WARM)
     graphs = counters["stats"]["unique_graphs"]
-    results = []
+    totals = []
     for size in (EVAL_BATCH, 7, 16):
         reading = eval_batches(batches.dataset, job.dataset.val, batches.normalise, size)
-        results.append(count(step.method, reading, found.torch_device).read().top1_pct)
-    assert results[0] == pytest.approx(results[1], abs=5)
-    assert results[0] == pytest.approx(results[2], abs=5)
+        totals.append(count(step.method, reading, found.torch_device))
+    if has_numbers("on"):
+        large, small, middle = (of_size.read().top1_pct for of_size in totals)
+        assert large == pytest.approx(small, abs=5)
+        assert large == pytest.approx(middle, abs=5)
     steps(WARM)
     assert counters["stats"]["unique_graphs"] == graphs == 1
     assert not counters["graph_break"]
