@@ -11,7 +11,7 @@ FEFR with two ResNet-32 in bfloat16, batch 128, has 170 parameters: 1,123 launch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,8 @@ class _CastConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.cast or (self.weight, self.bias)
-        return self._conv_forward(input, weight, bias)
+        y: Tensor = self._conv_forward(input, weight, bias)
+        return y
 
 
 class _CastLinear(nn.Linear):
@@ -37,6 +38,9 @@ class _CastLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         weight, bias = self.cast or (self.weight, self.bias)
         return F.linear(input, weight, bias)
+
+
+CASTING: dict[type[nn.Module], Any] = {nn.Conv2d: _CastConv2d, nn.Linear: _CastLinear}
 
 
 class _CastAll(torch.autograd.Function):
@@ -57,7 +61,7 @@ class _CastAll(torch.autograd.Function):
         return None, *(None if g is None else next(left) for g in gradients)
 
 
-def _copies(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+def _copies(tensors: tuple[Tensor, ...] | list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     if copies:
         torch._foreach_copy_(copies, tensors)
@@ -73,12 +77,12 @@ class Casts:
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.layers: list[_CastConv2d | _CastLinear] = []
+        self.layers: list[Any] = []
         for layer in network.modules():
-            cast = {nn.Conv2d: _CastConv2d, nn.Linear: _CastLinear}.get(type(layer))  # type: ignore[call-overload]
+            cast = CASTING.get(type(layer))
             if cast and isinstance(layer._parameters.get("weight"), nn.Parameter) and not _hooked(layer):
                 layer.__class__ = cast
-                self.layers.append(layer)  # type: ignore[arg-type]
+                self.layers.append(layer)
         named = [p for layer in self.layers for p in (layer.weight, layer.bias) if p is not None]
         self.parameters = list({id(p): p for p in named}.values())  # once each, where layers share one
 
@@ -86,9 +90,7 @@ class Casts:
     def applied(self) -> Iterator[None]:
         """The layers take the copies of this step, inside the block alone."""
         trained = [p for p in self.parameters if p.requires_grad]
-        frozen = [
-            p for p in self.parameters if not p.requires_grad
-        ]  # a copy with a gradient would compute one for them
+        frozen = [p for p in self.parameters if not p.requires_grad]  # whose copies want no gradient either
         copies = [*(_CastAll.apply(self.dtype, *trained) if trained else ()), *_copies(frozen, self.dtype)]
         by_id = dict(zip(map(id, (*trained, *frozen)), copies, strict=True))
         for layer in self.layers:
@@ -137,7 +139,11 @@ class _BatchNorm3d(_CountedLater, nn.BatchNorm3d):
     pass
 
 
-LATER = {nn.BatchNorm1d: _BatchNorm1d, nn.BatchNorm2d: _BatchNorm2d, nn.BatchNorm3d: _BatchNorm3d}
+LATER: dict[type[nn.Module], Any] = {
+    nn.BatchNorm1d: _BatchNorm1d,
+    nn.BatchNorm2d: _BatchNorm2d,
+    nn.BatchNorm3d: _BatchNorm3d,
+}
 
 
 class BatchCounts:
@@ -150,7 +156,7 @@ class BatchCounts:
     def __init__(self, network: nn.Module) -> None:
         self.layers: list[Any] = []
         for layer in network.modules():
-            later: Any = LATER.get(type(layer))  # type: ignore[call-overload]
+            later = LATER.get(type(layer))
             if later and layer.num_batches_tracked is not None and layer.momentum is not None:
                 layer.__class__ = later
                 self.layers.append(layer)
@@ -158,7 +164,7 @@ class BatchCounts:
     def add(self) -> None:
         """Count what the layers have normalised since the last call."""
         called = [layer for layer in self.layers if layer.calls]
-        counts: Sequence[Tensor] = [layer.num_batches_tracked for layer in called]
+        counts = [layer.num_batches_tracked for layer in called]
         if counts:
             torch._foreach_add_(counts, [layer.calls for layer in called])
         self.forget()

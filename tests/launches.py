@@ -3,7 +3,7 @@
 python tests/fakegpu python tests/launches.py                                      # the default recipe, eager
 python tests/fakegpu python tests/launches.py cifar10_resnet20 method.name=fefr \\
     'cohort.students=["resnet32","resnet32"]' --batch 128 --dtype bfloat16 --compile off
-python tests/fakegpu python tests/launches.py cifar10_resnet20 --compile on --top 30
+python tests/fakegpu python tests/launches.py cifar10_resnet20 --compile on --graph on --top 30
 python tests/fakegpu python tests/launches.py cifar10_resnet20 --by operation          # the operations that launch them
 
 No data set is needed: images are random. The step counted is the fifth; kernels are chosen, compiled and recorded in
@@ -37,6 +37,7 @@ from okdc.recipe.draft import load
 from okdc.recipe.schema import Engine
 from okdc.training import device
 from okdc.training.metrics import Totals
+from okdc.training.recording import CountedStep
 from okdc.training.step import TrainStep
 
 WARM = 4  # steps before the one that is counted
@@ -63,15 +64,9 @@ class ByOperation(TorchDispatchMode):
 class Launches(NamedTuple):
     """The counts of one step, by its parts."""
 
-    batch: Counts
-    step: Counts
-    totals: Counts
+    parts: dict[str, Counts]
     operations: ByOperation | None  # of the whole step, where they were asked for
     memory_mib: int  # the most that torch held
-
-    @property
-    def parts(self) -> dict[str, Counts]:
-        return {"batch": self.batch, "step": self.step, "totals": self.totals}
 
     @property
     def eager(self) -> int:
@@ -101,28 +96,33 @@ def of_step(
     step = TrainStep(method, recipe.optim, settings)
     step.method.train()
     totals = Totals(where)
-    drawn = TrainBatches(dataset, batch_size, Augmentation.of(recipe.data), normalise, recipe.seed).epoch(0)
+    batches = TrainBatches(dataset, batch_size, Augmentation.of(recipe.data), normalise, recipe.seed)
+    whole = CountedStep(step, batches, print)
+    drawn = whole.inputs(0, 0)
     for number in range(WARM):
-        images, labels = next(drawn)
-        totals.add(step(Batch(images, labels), number / steps), labels, number)
-    counted: list[Counts] = []
+        whole(next(drawn), number / steps, totals, number)
+    parts: dict[str, Counts] = {}
 
     @contextmanager
-    def part() -> Iterator[None]:
+    def part(name: str) -> Iterator[None]:
         fakegpu.reset()
         yield
-        counted.append(fakegpu.counts())
+        parts[name] = fakegpu.counts()
 
     by_operation = ByOperation() if operations else None
     with no_waiting(), by_operation or nullcontext():
-        with part():
-            images, labels = next(drawn)
-        with part():
-            taken = step(Batch(images, labels), WARM / steps)
-        with part():
-            totals.add(taken, labels, WARM)
-    batch, taken_by_step, taken_by_totals = counted
-    return Launches(batch, taken_by_step, taken_by_totals, by_operation, torch.cuda.max_memory_allocated() >> 20)
+        with part("batch"):
+            inputs = next(drawn)
+        if whole.recorded:  # batch and totals are in the graph, too
+            with part("step"):
+                whole(inputs, WARM / steps, totals, WARM)
+        else:
+            images, labels = inputs
+            with part("step"):
+                taken = step(Batch(images, labels), WARM / steps)
+            with part("totals"):
+                totals.add(taken, labels, WARM)
+    return Launches(parts, by_operation, torch.cuda.max_memory_allocated() >> 20)
 
 
 def lines(launches: Launches, top: int) -> list[str]:
@@ -154,6 +154,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
     parser.add_argument("--memory-format", default="auto", help="auto, contiguous, channels_last")
     parser.add_argument("--compile", default="off", choices=("on", "off"))
+    parser.add_argument("--graph", default="off", choices=("on", "off"), help="whether the step is one CUDA graph")
     parser.add_argument("--by", default="kernel", choices=("kernel", "operation"), help="what is listed; eager only")
     parser.add_argument("--top", type=int, default=14, metavar="N", help="rows of each list")
     options = parser.parse_args(words)
@@ -162,12 +163,16 @@ def main(words: Sequence[str]) -> int:
         return 2
     overrides = [f"optim.batch_size={options.batch}"] if options.batch else []
     resolved = resolve(load([*options.recipe, *overrides]), needs_data=False)
-    engine = Engine(device="cuda", dtype=options.dtype, memory_format=options.memory_format, compile=options.compile)
+    engine = Engine(
+        device="cuda", dtype=options.dtype, memory_format=options.memory_format,
+        compile=options.compile, cuda_graph=options.graph,
+    )  # fmt: skip
     settings = device.choose(engine, resolved.recipe.data.image_size)
     recipe = resolved.recipe
     print(
         recipe.method["name"], *resolved.architectures, f"batch {recipe.optim.batch_size}", settings.dtype,
-        settings.memory_format, f"compile {settings.compile}", torch.cuda.get_device_name(), sep=", ",
+        settings.memory_format, f"compile {settings.compile}", f"graph {settings.cuda_graph}",
+        torch.cuda.get_device_name(), sep=", ",
     )  # fmt: skip
     warnings.filterwarnings("ignore", "Synchronization debug mode")  # torch says so once: it misses some waits
     print(*lines(of_step(resolved, settings, operations=options.by == "operation"), options.top), sep="\n")

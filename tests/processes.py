@@ -223,7 +223,7 @@ def traced(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
     """The same, compiled by the tracer alone."""
     from okdc.training import step
 
-    step.compiled = compilers.traced  # type: ignore[assignment]
+    step.compiled = compilers.traced
     compiling.without_compiler = lambda device: ""  # noqa: ARG005
     return stepped({name: (*words, "engine.compile=on") for name, words in cases.items()})
 

@@ -233,8 +233,8 @@ class Engine(Table):
     cuda_graph: Annotated[
         Literal["auto", "on", "off"],
         Field(
-            description="Whether one GPU records the training step once and replays it, which costs the host one launch a "
-            "step; auto: where no code but okdc's own decides anything in Python at each step."
+            description="Whether a single GPU records the training step once and replays it, which costs the host one "
+            "launch a step; auto: where no code but okdc's own may decide in Python at each step."
         ),
     ] = "auto"
     sync_batchnorm: Annotated[

@@ -71,9 +71,10 @@ class Stops:
         return self.ranks.largest(self.received.signal or 0)
 
     def between_steps(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
-        """The inputs of each step. A signal that came while one was drawn ends them: the state is saved, Interrupted is raised.
+        """The inputs of each step. A signal that came while one was drawn ends them.
 
-        A signal that comes after the last batch is left to the end of the epoch.
+        The state is saved then, and Interrupted is raised. A signal that comes after the last batch is left to the end
+        of the epoch.
         """
         while True:
             drawn, number = self.attempt(lambda: next(inputs, None))

@@ -140,7 +140,7 @@ class TrainStep:
     def _runner(self) -> nn.Module:
         """The module that a step calls, built when all weights are in place: DDP sends rank 0's to all ranks."""
         if self._run is None:
-            self._run = compiled(self.method, self.settings, self.ranks) if self.settings.compiled else self.method
+            self._run = compiled(self.method) if self.settings.compiled else self.method
             if not self.ranks.alone:
                 gpu = [self.ranks.local] if self.settings.device == "cuda" else None
                 self._run = DistributedDataParallel(self._run, device_ids=gpu)
@@ -156,7 +156,7 @@ class TrainStep:
                 torch.distributed.broadcast(buffer, 0)
 
 
-def compiled(method: Method, settings: Settings, ranks: Ranks) -> nn.Module:
+def compiled(method: Method) -> nn.Module:
     """The method through torch.compile, for batches of one shape. The method itself stays as it is."""
     compiling.quiet()
     run: nn.Module = torch.compile(method, dynamic=False)  # type: ignore[assignment]
