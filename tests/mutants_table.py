@@ -507,6 +507,18 @@ DATA = [
         ("students-of-one-stream", '"init", "student", k)', '"init", "student")',
          "test_no_two_students_start_from_the_same_weights"),
     ),
+    *_of("data", "okdc/data/placement.py", "tests/data/test_placement.py",
+        ("images-fill-the-gpu", "return 2 * size <= free", "return size <= free",
+         "test_images_may_take_half_of_the_free_memory_and_no_byte_more"),
+    ),
+    *_of("data", "okdc/data/batches.py", "tests/data/test_placement.py",
+        ("sent-the-same-batch", "self.dataset.pixels(draws.rows[part])",
+         "self.dataset.pixels(draws.rows[: len(places)])", "test_batches_that_are_sent_are_those_of_resident_images"),
+    ),
+    *_of("data", "okdc/data/datasets.py", "tests/data/test_placement.py",
+        ("sent-without-decoding", "            self.files.read(rows.numpy(), out.numpy())\n", "            pass\n",
+         "test_files_are_decoded_into_what_is_sent"),
+    ),
 ]
 
 PARITY = [

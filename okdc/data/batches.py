@@ -6,7 +6,7 @@ Shapes: B images of a batch, HWC pixels; `rows` are indices into the data set.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -90,13 +90,16 @@ class TrainBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(images NCHW float32, labels N) from step `start` of the epoch on."""
-        draws = self.augmentation.draw(self.dataset.train, epoch, self.seed).to(self.dataset.images.device)
+        draws = self.augmentation.draw(self.dataset.train, epoch, self.seed)
+        on_device = draws.to(self.dataset.labels.device)
+        places = torch.arange(self.batch_size // self.ranks.count, device=self.dataset.labels.device)
         for step in range(start, self.steps):
-            batch = draws[part_of_batch(step, self.batch_size, self.ranks)]
-            yield (
-                self.normalise(self.augmentation.of_batch(self.dataset.images, batch)),
-                self.dataset.labels[batch.rows],
-            )
+            part = part_of_batch(step, self.batch_size, self.ranks)
+            images, batch = self.dataset.images, on_device[part]
+            labels = self.dataset.labels[batch.rows]
+            if self.dataset.sender is not None:  # the batch alone is on the device: its images are rows 0 to B - 1
+                images, batch = self.dataset.pixels(draws.rows[part]), replace(batch, rows=places)
+            yield self.normalise(self.augmentation.of_batch(images, batch)), labels
 
     def close(self) -> None:
         """Nothing is open."""

@@ -31,6 +31,7 @@ from okdc import signals
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
 from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
+from okdc.data.placement import place
 from okdc.data.streaming import batches_of
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
@@ -88,8 +89,11 @@ class Training:
             self.train_step.load(state)
         self.method = self.train_step.method
 
-        # All images move to the device once, as uint8. Those too large for that stay in files, and their labels move.
-        self.dataset = job.dataset.to(settings.torch_device)
+        # All images move to the device once, as uint8. Those too large for that stay in memory or in files, and their
+        # labels move. The networks are there already: what is free is for the images and the steps.
+        self.dataset, where = place(job.dataset, settings.torch_device)
+        if where:
+            progress.note(where)
         self.normalise = Normalise(*job.normalisation, settings.torch_device, settings.torch_memory_format)
         self.batches = batches_of(
             self.dataset,
