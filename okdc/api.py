@@ -259,7 +259,8 @@ def distill(
     `raise_interrupts` it raises Interrupted, as SIGTERM always does. Several processes are started by torchrun: each
     calls this function.
 
-    Raises RecipeError, DataError, DeviceError, RunError, DiskError; TrainingError where a loss is not finite.
+    Raises RecipeError, DataError, DeviceError, OutOfMemoryError, RunError, DiskError; TrainingError where a loss is not
+    finite.
     """
     from okdc.training import start
 

@@ -412,6 +412,15 @@ RESUME = [
         ("other-images", "if dataset.fingerprint != info.data_sha256:", "if False:",
          "test_images_that_changed_since_a_run_was_started_are_noticed"),
     ),
+    *_of("resume", "okdc/training/interrupts.py", "tests/training/test_full_memory.py",
+        ("a-full-memory-is-anything", "if full := torch_errors.shortage(error):", "if full := None:",
+         "test_a_full_gpu_is_one_error_and_the_run_goes_on_from_its_checkpoint"),
+        ("the-error-keeps-the-tensors", "            traceback.clear_frames(error.__traceback__)\n", "",
+         "test_the_error_keeps_no_tensor_of_the_training"),
+    ),
+    *_of("resume", "okdc/torch_errors.py", "tests/test_torch_errors.py",
+        ("free-for-total", "asked, free, total)\n", "asked, total, free)\n", "test_memory_that_is_full"),
+    ),
 ]
 
 DATA = [

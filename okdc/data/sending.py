@@ -29,7 +29,7 @@ def buffer(count: int) -> Tensor:
 
 @dataclass
 class _Slot:
-    """A buffer, and the place in the work of the device after which nothing reads it."""
+    """A buffer, and the place in the work of the device at which it has been read."""
 
     bytes: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
     read: torch.cuda.Event = field(default_factory=torch.cuda.Event)
@@ -46,24 +46,30 @@ class Sender:
 
     def filled(self, shape: tuple[int, ...], fill: Callable[[Tensor], object]) -> Tensor:
         """The uint8 pixels that `fill` writes into a tensor of this shape on the host: on the device."""
-        slot = self._slots[self._next]
-        self._next = (self._next + 1) % AHEAD
-        if not slot.read.query():
-            slot.read.synchronize()  # the device has AHEAD batches before it: it does not run dry meanwhile
-        count = torch.Size(shape).numel()
+        slot, count = self._free(), torch.Size(shape).numel()
         if len(slot.bytes) < count:
             slot.bytes = buffer(count)
         pixels = slot.bytes[:count].view(shape)
         fill(pixels)
-        sent = self.send(pixels)
-        slot.read.record(torch.cuda.current_stream(self.device))
-        return sent
+        return self._copied(pixels, slot)
 
     def send(self, pixels: Tensor) -> Tensor:
-        """A copy on the device. `pixels` is pinned memory of torch's own or is not written before the copy is done."""
+        """A copy on the device of pixels that torch's DataLoader has pinned. Nobody writes into them again."""
+        return self._copied(pixels, self._free())
+
+    def _free(self) -> _Slot:
+        """The next slot, which the device has read."""
+        slot = self._slots[self._next]
+        self._next = (self._next + 1) % AHEAD
+        if not slot.read.query():
+            slot.read.synchronize()  # the device has AHEAD batches before it: it does not run dry meanwhile
+        return slot
+
+    def _copied(self, pixels: Tensor, slot: _Slot) -> Tensor:
         steps = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copies):
             sent = pixels.to(self.device, non_blocking=True)
         steps.wait_stream(self._copies)
         sent.record_stream(steps)  # its memory is the copies' again after what the steps do with it
+        slot.read.record(steps)
         return sent
