@@ -104,7 +104,9 @@ class Run:
 
     @property
     def students(self) -> tuple[Judged, ...]:
-        """A complete run's students: architecture, epoch, accuracies in %, params, macs, hashes. Raises as `result`."""
+        """A complete run's students: architecture, epoch, accuracies in % and the device that they were judged on,
+        params, macs, hashes. Raises as `result`.
+        """
         return self.result.cohort
 
     def student(self, index: int | None = None) -> Backbone:

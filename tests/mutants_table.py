@@ -666,6 +666,16 @@ PARITY = [
         ("any-number-of-operators", "    if names > MOST_NAMES:", "    if False:",
          "test_what_breaks_the_rule_is_named_and_takes_no_memory"),
     ),
+    *_of("parity", "okdc/deploy/parity.py", "tests/deploy/test_judged_on_a_gpu.py",
+        ("any-number-of-a-gpu", 'by_rounding = recorded_device != "cpu" and', 'by_rounding = recorded_device != "cpu" or',
+         "test_a_difference_that_is_no_rounding_makes_no_bundle"),
+        ("a-gpus-number-as-the-cpus", "    if off_pct > SAME_PCT and not by_rounding:\n", "    if off_pct > SAME_PCT:\n",
+         "test_an_export_has_the_cpus_number_says_so_and_leaves_the_run_as_it_is"),
+    ),
+    *_of("parity", "okdc/runs/artefacts.py", "tests/deploy/test_judged_on_a_gpu.py",
+        ("kept-judged-anywhere", '        if row.judged_device != "cpu":\n', "        if False:\n",
+         "test_the_kept_student_of_a_run_is_always_the_cpus"),
+    ),
 ]
 
 TRIAL = [

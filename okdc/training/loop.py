@@ -59,8 +59,8 @@ def train(
     """Train from `position` to the last epoch, then read the test split and write the result.
 
     `state`: the checkpoint that `position` comes from, or None for a new run. Each of several processes calls this with
-    its rank; the first one writes. Raises Interrupted, TrainingError, DataError, DiskError, DeviceError and the errors of a
-    full memory.
+    its rank; the first one writes. Raises Interrupted, TrainingError, DataError, DiskError, DeviceError and
+    OutOfMemoryError.
     """
     Training(job, run, settings, position, state, progress, ranks).train()
 
