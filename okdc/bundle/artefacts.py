@@ -186,7 +186,7 @@ class StudentLogits(Artefact):
 class StudentReport(Report):
     """The float32 model against the student in PyTorch."""
 
-    recorded_device: JudgedDevice  # on which the run judged the student
+    recorded_device: JudgedDevice = "cpu"  # on which the run judged the student
     cause: str | None  # the likely one, of a file that did not pass
     images_sha256: Sha256
     logits: StudentLogits

@@ -257,7 +257,8 @@ def parity(reports: dict[str, Any]) -> None:
     """What parity measured and allows: the float32 file against the student, then reduced files against float32."""
     report = reports["float32"]
     logits, top1, allowed = report["logits"], report["top1_pct"], report["logits"]["allowed"]
-    on = "" if report["recorded_device"] == "cpu" else f" on {report['recorded_device']}"
+    device = report.get("recorded_device", "cpu")
+    on = "" if device == "cpu" else f" on {device}"
     console.table(
         ["parity", "measured", "allowed"],
         [
