@@ -46,4 +46,5 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
+    value, unit = (count / 1e6, "MB") if count < 1e9 else (count / 1e9, "GB")
+    return f"{value:,.0f} {unit}" if value >= 100 else f"{value:,.1f} {unit}"

@@ -250,8 +250,9 @@ class Training:
         selection.write_all(run, job, position.best)
         run.restore_rows(position.rows)  # the result records the log's hash
         split, rows = job.dataset.final_split
-        self.progress.note(f"judging on the {len(rows):,} {split} images, in float32")
         kept = selection.chosen(job, position.best)["student"]
+        where = f", student{kept} on the CPU" if self.settings.torch_device.type == "cuda" else ""
+        self.progress.note(f"judging on the {len(rows):,} {split} images, in float32{where}")
         result.judge(job, run, self.batches, kept, position.seconds)
 
 

@@ -85,6 +85,13 @@ def test_images_may_take_half_of_the_free_memory_and_no_byte_more() -> None:
     assert not placement.fits(51, 100)
 
 
+@pytest.mark.parametrize(
+    ("count", "words"), [(344_000, "0.3 MB"), (153_600_000, "154 MB"), (15e9, "15.0 GB"), (85.4e9, "85.4 GB")]
+)
+def test_sizes_are_said_in_three_digits(count: float, words: str) -> None:
+    assert placement._size(int(count)) == words
+
+
 @pytest.mark.parametrize("ranks", [Ranks(), Ranks(rank=1, count=2, local=1, here=2)])
 def test_batches_that_are_sent_are_those_of_resident_images(ranks: Ranks) -> None:
     dataset = made()
