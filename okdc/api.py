@@ -104,7 +104,9 @@ class Run:
 
     @property
     def students(self) -> tuple[Judged, ...]:
-        """A complete run's students: architecture, epoch, accuracies in %, params, macs, hashes. Raises as `result`."""
+        """A complete run's students: architecture, epoch, accuracies in % and the device that they were judged on,
+        params, macs, hashes. Raises as `result`.
+        """
         return self.result.cohort
 
     def student(self, index: int | None = None) -> Backbone:
@@ -259,7 +261,8 @@ def distill(
     `raise_interrupts` it raises Interrupted, as SIGTERM always does. Several processes are started by torchrun: each
     calls this function.
 
-    Raises RecipeError, DataError, DeviceError, RunError, DiskError; TrainingError where a loss is not finite.
+    Raises RecipeError, DataError, DeviceError, OutOfMemoryError, RunError, DiskError; TrainingError where a loss is not
+    finite.
     """
     from okdc.training import start
 

@@ -6,6 +6,7 @@
     ├── DataError             data     images, folders, classes
     ├── RunError              run      a run that is missing, unfinished or damaged
     ├── DeviceError           device   a device, dtype or setting this machine lacks
+    ├── OutOfMemoryError      memory   the memory of the machine or of its GPU is full
     ├── TrainingError         training the optimisation itself (a loss that is not finite), a method from outside okdc
     ├── DiskError             disk     a full disk, a read-only folder
     ├── CheckFailed           exit 1   a check that was asked for did not hold
@@ -53,6 +54,10 @@ class RunError(OkdcError):
 
 class DeviceError(OkdcError):
     kind = "device"
+
+
+class OutOfMemoryError(OkdcError):
+    kind = "memory"
 
 
 class TrainingError(OkdcError):

@@ -15,7 +15,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from okdc.errors import quoted
-from okdc.runs.artefacts import Artefact, Colour, Count, File, Finite, Index, NotNegative, Percent, Teacher, Tuple
+from okdc.runs.artefacts import (
+    Artefact,
+    Colour,
+    Count,
+    File,
+    Finite,
+    Index,
+    JudgedDevice,
+    NotNegative,
+    Percent,
+    Teacher,
+    Tuple,
+)
 
 LARGEST = 4096  # sides of a model's input, and of an image before its centre is cut out
 MOST_FILES = 1000  # each is hashed
@@ -174,6 +186,7 @@ class StudentLogits(Artefact):
 class StudentReport(Report):
     """The float32 model against the student in PyTorch."""
 
+    recorded_device: JudgedDevice = "cpu"  # on which the run judged the student
     cause: str | None  # the likely one, of a file that did not pass
     images_sha256: Sha256
     logits: StudentLogits

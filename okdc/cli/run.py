@@ -14,7 +14,7 @@ import typer
 from okdc import signals, torch_errors
 from okdc.cli import console
 from okdc.distributed import ALONE, Ranks
-from okdc.errors import DiskError, OkdcError, ToldElsewhere, UsageError
+from okdc.errors import DiskError, OkdcError, OutOfMemoryError, ToldElsewhere, UsageError
 
 COMPLETION = "_OKDC_COMPLETE"  # set by a shell that asks for completions
 
@@ -105,10 +105,9 @@ def _in_words(error: Exception | SystemExit) -> OkdcError:
         return UnforeseenError("usage", error.format_message(), f"{context.command_path if context else 'okdc'} --help")
     if isinstance(error, SystemExit):
         return UnforeseenError("code", f"code outside okdc called sys.exit({error.code!r})", "--debug shows where")
-    if torch_errors.out_of_memory(error):
-        return UnforeseenError(
-            "memory", "out of memory", "a smaller optim.batch_size or data.image_size; or --device cpu"
-        )
+    if full := torch_errors.shortage(error):
+        another = "" if full.device == "cpu" else "; or --device cpu"
+        return OutOfMemoryError(full.words, hint=f"a smaller optim.batch_size or data.image_size{another}")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return UnforeseenError("file", f"{where}{error.strerror or error}", "--debug shows where")

@@ -219,6 +219,8 @@ def profile(report: dict[str, Any]) -> None:
     latency = report["latency"]
     splits = {(row["judged_on"], row["images"]) for row in rows if row["judged_on"]}
     accuracies = "".join(f"{split} %: 95 % interval, {n:,} images. " for split, n in sorted(splits))
+    if elsewhere := [row["name"] for row in rows if row["judged_device"] not in (None, "cpu")]:
+        accuracies += f"Judged on the GPU: {', '.join(dict.fromkeys(elsewhere))}; an export judges again on the CPU. "
     console.note(
         f"{accuracies}MACs: of convolutions and linear layers, equal to torch's FlopCounterMode; FLOPs: 2 × MACs. "
         "ms: median time of one image in torch and in onnxruntime (ORT), "
@@ -255,11 +257,13 @@ def parity(reports: dict[str, Any]) -> None:
     """What parity measured and allows: the float32 file against the student, then reduced files against float32."""
     report = reports["float32"]
     logits, top1, allowed = report["logits"], report["top1_pct"], report["logits"]["allowed"]
+    device = report.get("recorded_device", "cpu")
+    on = "" if device == "cpu" else f" on {device}"
     console.table(
         ["parity", "measured", "allowed"],
         [
             [f"images of the {report['split']} split", f"{report['images']:,}", ""],
-            ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded"],
+            ["top-1 %, torch", f"{top1['torch']:.2f}", f"{top1['recorded']:.2f} recorded{on}"],
             ["top-1 %, onnxruntime", f"{top1['onnx']:.2f}", f"{top1['torch']:.2f}"],
             *(
                 [["balanced accuracy %", f"{report['balanced_accuracy_pct']['onnx']:.2f}", ""]]

@@ -97,16 +97,26 @@ class TrainBatches:
         return len(self.dataset.train) // self.batch_size
 
     def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]:
-        """The draws of each batch from step `start` of the epoch on, B×4, on the device of the images."""
-        draws = self.augmentation.draw(self.dataset.train, epoch, self.seed).to(self.dataset.images.device)
+        """The draws of each batch from step `start` of the epoch on, B×4, on the device of the labels.
+
+        Images that are not there come before them: B×H×W×3 uint8.
+        """
+        draws = self.augmentation.draw(self.dataset.train, epoch, self.seed)
+        on_device = draws.to(self.dataset.labels.device)
         for step in range(start, self.steps):
-            yield (draws[part_of_batch(step, self.batch_size, self.ranks)].table,)
+            part = part_of_batch(step, self.batch_size, self.ranks)
+            sent = () if self.dataset.sender is None else (self.dataset.pixels(draws.rows[part]),)
+            yield (*sent, on_device.table[part])
 
     def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """(images NCHW float32, labels N) of what `drawn` gave. Without a host read."""
-        (table,) = drawn
-        batch = Draws(table)
-        return self.normalise(self.augmentation.of_batch(self.dataset.images, batch)), self.dataset.labels[batch.rows]
+        *sent, table = drawn
+        batch, images = Draws(table), self.dataset.images
+        labels = self.dataset.labels[batch.rows]
+        if sent:  # the batch alone is on the device: its images are rows 0 to B - 1
+            (images,) = sent
+            batch = Draws.of(torch.arange(len(images), device=images.device), batch.top, batch.left, batch.flip)
+        return self.normalise(self.augmentation.of_batch(images, batch)), labels
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """(images NCHW float32, labels N) from step `start` of the epoch on."""

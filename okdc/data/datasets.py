@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from okdc.data.ondemand import OnDemand
+from okdc.data.sending import Sender
 from okdc.data.source import Colour, Content, Request, Source
 from okdc.errors import DataError
 from okdc.plugins import no_exit
@@ -26,7 +27,10 @@ TEST_SHARE = 0.2  # of a data set without splits
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled uint8 images on one device, or in files; the splits are indices into them."""
+    """Labelled uint8 images in memory, or in files; the splits are indices into them.
+
+    Images and labels are on one device, unless a `sender` brings batches of the images to the device of the labels.
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -41,6 +45,7 @@ class Dataset:
     files: OnDemand | None = None
     parts: Mapping[str, range] = field(default_factory=dict)  # rows of each part that the data brings
     skipped: tuple[str, ...] = ()  # a line `file: reason` for each damaged image that was left out
+    sender: Sender | None = None  # of images that are not on the device of the labels (`okdc.data.placement`)
 
     @property
     def size(self) -> torch.Size:
@@ -49,10 +54,23 @@ class Dataset:
         return torch.Size((channels, height, width))
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """The images of `rows`, B×H×W×C uint8. Raises DataError for a file that cannot be read."""
+        """The images of `rows`, B×H×W×C uint8, on the device of the labels.
+
+        Raises DataError for a file that cannot be read.
+        """
+        if self.sender is not None:
+            shape = (len(rows), *self.images.shape[1:])
+            return self.sender.filled(shape, lambda out: self._read(rows.cpu(), out))
         if self.files is not None:
             return torch.from_numpy(self.files[rows.cpu().numpy()])
         return self.images[rows.to(self.images.device)]
+
+    def _read(self, rows: Tensor, out: Tensor) -> None:
+        """Write the images of `rows` into `out`, on the CPU."""
+        if self.files is not None:
+            self.files.read(rows.numpy(), out.numpy())
+        else:
+            torch.index_select(self.images, 0, rows, out=out)
 
     @property
     def final_split(self) -> tuple[str, Tensor]:

@@ -47,12 +47,18 @@ class OnDemand:
         return self.paths[row]
 
     def __getitem__(self, rows: Rows) -> Pixels:
-        """The images of `rows` in their order: B×size×size×3 uint8. Threads: Pillow lets go of the lock.
+        """The images of `rows` in their order: B×size×size×3 uint8. Raises as `read`."""
+        numbers = np.arange(len(self))[rows]
+        pixels = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
+        self.read(numbers, pixels)
+        return pixels
+
+    def read(self, rows: npt.NDArray[np.int64], pixels: Pixels) -> None:
+        """Decode the images of `rows` into `pixels`, B×size×size×3. Threads: Pillow lets go of the lock.
 
         Raises DataError that lists every file which is not a whole image.
         """
-        numbers = np.arange(len(self))[rows].tolist()
-        pixels = np.empty((len(numbers), self.size, self.size, 3), np.uint8)
+        numbers = rows.tolist()
 
         def decode_into(i: int) -> str | None:
             try:
@@ -65,7 +71,6 @@ class OnDemand:
             bad = [line for line in pool.map(decode_into, range(len(numbers))) if line]
         if bad:
             raise unreadable(bad, len(numbers))
-        return pixels
 
     def take(self, rows: Sequence[int]) -> OnDemand:
         """These files alone, in this order."""

@@ -23,6 +23,7 @@ from okdc.data.batches import Batches, Drawn, Normalise, TrainBatches, part_of_b
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, unreadable, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
+from okdc.data.sending import buffer
 from okdc.distributed import ALONE, Ranks
 from okdc.seeds import generator
 
@@ -87,7 +88,8 @@ class StreamBatches:
             pixels = next(batches)
             if isinstance(pixels, list):  # a worker's exception would arrive as the text of its traceback
                 raise unreadable(pixels, len(rows[part]))
-            yield pixels, labels[part]
+            sender = self.dataset.sender
+            yield sender.send(pixels) if sender else pixels, labels[part]
 
     def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """(images NCHW float32, labels N) of what `drawn` gave, on the device of the labels."""
@@ -117,12 +119,17 @@ class StreamBatches:
                     batch_size=None,  # an index is a whole batch
                     sampler=self._plan,
                     num_workers=self.workers,
-                    pin_memory=self.normalise.mean.device.type == "cuda",
+                    pin_memory=self._pins(),
                     generator=generator(self.seed, "workers"),  # the default reads the global generator
                     **options,
                 )
         with workers.forking():
             return iter(self._loader)
+
+    def _pins(self) -> bool:
+        """Whether decoded batches go to a GPU through pinned memory."""
+        to_gpu, (channels, height, width) = self.normalise.mean.device.type == "cuda", self.dataset.size
+        return to_gpu and buffer(self.batch_size // self.ranks.count * height * width * channels).is_pinned()
 
     def close(self) -> None:
         """End the workers and wait for them. Another epoch starts new ones."""

@@ -200,8 +200,19 @@ def _float32(
     blob = path.read_bytes()
     check_structure(blob, student.info)
     tell.note(f"checking parity on {len(judges.images):,} {judges.split} images")
+    record = student.result
+    if record.judged_device != "cpu":
+        before = f"{record.top1_pct:.2f} % on {record.judged_device}"
+        tell.note(f"student{record.student} was judged with {before}: it is judged again on the CPU, for the bundle")
     report, logits = parity.check(
-        path, student.network, student.info, judges.images, judges.labels, student.result.top1_pct, judges.split
+        path,
+        student.network,
+        student.info,
+        judges.images,
+        judges.labels,
+        record.top1_pct,
+        judges.split,
+        record.judged_device,
     )
     if not report.passed:
         artefacts.write(folder / layout.PARITY, Parity(schema=1, float32=report))

@@ -167,6 +167,7 @@ def _row(subject: Subject, measured: Measured) -> dict[str, Any]:
         "front": None,  # true or false among the students of a complete run
         **{key: result.get(key) for key in ("epoch", "val_top1_pct", "top1_pct")},
         "judged_on": trained.record.judged_on if trained else None,
+        "judged_device": result.get("judged_device"),
         "images": trained.record.images if trained else None,
         "input": [3, subject.size, subject.size],
         "classes": subject.classes,

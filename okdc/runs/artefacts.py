@@ -31,6 +31,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Colour = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
 
+JudgedDevice = Literal["cpu", "cuda"]
+
 MOST_PROBLEMS = 10  # that an error names
 
 
@@ -237,7 +239,8 @@ class StudentInfo(File):
     dataset: str
     recipe_sha256: str
     weights_sha256: str
-    judged_on: str | None = None  # this and the next two: from the end of the training on
+    judged_on: str | None = None  # the split; this and the next three: from the end of the training on
+    judged_device: JudgedDevice | None = None
     images: Count | None = None
     top1_pct: Percent | None = None
 
@@ -258,7 +261,7 @@ class Teacher(Artefact):
 
 
 class Kept(Artefact):
-    """The student that the run kept, as it was judged."""
+    """The student that the run kept, as it was judged: on the CPU, by which every export is held to it."""
 
     student: Index
     architecture: str
@@ -277,6 +280,7 @@ class Kept(Artefact):
 class Judged(Kept):
     """Any student of the cohort, with the hashes of its two files."""
 
+    judged_device: JudgedDevice  # of its accuracies; in float32 on either
     weights_sha256: str
     student_sha256: str  # of student.json
 
@@ -325,6 +329,8 @@ class Result(File):
         row = self.cohort[self.kept.student]
         if dict(self.kept).items() - dict(row).items() or self.weights_sha256 != row.weights_sha256:
             raise ValueError(f"kept, weights_sha256: expected those of cohort[{row.student}], found others")
+        if row.judged_device != "cpu":
+            raise ValueError(f"cohort[{row.student}].judged_device: expected cpu of the kept student")
         if self.leading_head not in self.heads_last_epoch_top1_pct:
             raise ValueError(f"heads_last_epoch_top1_pct.{self.leading_head}: missing")
         return self

@@ -1,4 +1,4 @@
-"""How a training ends before its last epoch: a signal, a loss that is not finite, an unreadable image, a full disk.
+"""How a training ends before its last epoch: a signal, a bad loss, an unreadable image, a full memory, a full disk.
 
 In each case the state is saved or the last checkpoint stands, and the error names the command that continues. Of
 several processes none ends alone: what one of them meets is passed to all before the next step, and all end there.
@@ -6,7 +6,9 @@ several processes none ends alone: what one of them meets is passed to all befor
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +17,16 @@ from typing import NoReturn, TypeVar
 from okdc import signals, torch_errors
 from okdc.data.batches import Drawn
 from okdc.distributed import ALONE, LOST, Ranks
-from okdc.errors import DataError, DiskError, Interrupted, RunError, ToldElsewhere, TrainingError, first_line
+from okdc.errors import (
+    DataError,
+    DiskError,
+    Interrupted,
+    OutOfMemoryError,
+    RunError,
+    ToldElsewhere,
+    TrainingError,
+    first_line,
+)
 from okdc.plugins import no_exit
 from okdc.runs.run import RunDir
 from okdc.training.checkpoint import Position
@@ -43,7 +54,11 @@ def continuable(run: RunDir) -> Iterator[None]:
             hint=run.resume_command(),
             run=run.path,
         ) from None
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if full := torch_errors.shortage(error):
+            # The frames of the training hold its tensors: a notebook that shows the error would keep the memory full.
+            traceback.clear_frames(error.__traceback__)
+            raise OutOfMemoryError(full.words, hint=_with_less_memory(run, full.device)) from error
         if torch_errors.peer_lost(error):
             raise RunError(LOST, hint=f"torchrun's report names it; then: {run.resume_command()}") from None
         if not torch_errors.worker_died(error):
@@ -54,6 +69,19 @@ def continuable(run: RunDir) -> Iterator[None]:
         ) from None
     except DiskError as error:
         raise DiskError(error.message, hint=f"free some space, then: {run.resume_command()}") from error
+
+
+def _with_less_memory(run: RunDir, device: str) -> str:
+    """What helps a run that found too little memory on `device`."""
+    stands = "the last checkpoint stands" if run.checkpoint.exists() else "no epoch was finished"
+    new = ["a smaller optim.batch_size or data.image_size"]
+    with contextlib.suppress(RunError):
+        settings = run.read_info().settings
+        if device == "cpu":
+            new += ["fewer engine.workers"] * (settings.workers > 0)
+        else:
+            new += ["--dtype bfloat16 or float16"] * (settings.dtype == "float32") + ["--device cpu"]
+    return f"{stands}: {run.resume_command()} where more memory is free; or a new run with {', or with '.join(new)}"
 
 
 @dataclass(frozen=True)

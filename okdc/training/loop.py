@@ -30,6 +30,7 @@ from okdc import signals
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
 from okdc.data.batches import EVAL_BATCH, Drawn, Normalise, eval_batches
+from okdc.data.placement import place
 from okdc.data.streaming import batches_of
 from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
@@ -57,7 +58,8 @@ def train(
     """Train from `position` to the last epoch, then read the test split and write the result.
 
     `state`: the checkpoint that `position` comes from, or None for a new run. Each of several processes calls this with
-    its rank; the first one writes. Raises Interrupted, TrainingError, DataError, DiskError and DeviceError.
+    its rank; the first one writes. Raises Interrupted, TrainingError, DataError, DiskError, DeviceError and
+    OutOfMemoryError.
     """
     Training(job, run, settings, position, state, progress, ranks).train()
 
@@ -87,8 +89,11 @@ class Training:
             self.train_step.load(state)
         self.method = self.train_step.method
 
-        # All images move to the device once, as uint8. Those too large for that stay in files, and their labels move.
-        self.dataset = job.dataset.to(settings.torch_device)
+        # All images move to the device once, as uint8. Those too large for that stay in memory or in files, and their
+        # labels move. The networks are there already: what is free is for the images and the steps.
+        self.dataset, where = place(job.dataset, settings.torch_device)
+        if where:
+            progress.note(where)
         self.normalise = Normalise(*job.normalisation, settings.torch_device, settings.torch_memory_format)
         self.batches = batches_of(
             self.dataset,
@@ -245,8 +250,9 @@ class Training:
         selection.write_all(run, job, position.best)
         run.restore_rows(position.rows)  # the result records the log's hash
         split, rows = job.dataset.final_split
-        self.progress.note(f"judging on the {len(rows):,} {split} images, in float32")
         kept = selection.chosen(job, position.best)["student"]
+        where = f", student{kept} on the CPU" if self.settings.torch_device.type == "cuda" else ""
+        self.progress.note(f"judging on the {len(rows):,} {split} images, in float32{where}")
         result.judge(job, run, self.batches, kept, position.seconds)
 
 

@@ -1,9 +1,14 @@
-"""The end of a training: the images that judge it, read once, and every answer to them kept."""
+"""The end of a training: the images that judge it, read once, and every answer to them kept.
+
+The kept student is judged on the CPU, whose float32 every later command repeats. The others are judged on the device of
+the training, which on a GPU saves minutes for each of them; their record names it, and an export judges again.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,6 +28,7 @@ from okdc.training.interrupts import fail
 from okdc.training.metrics import Totals
 
 Written = Sequence[tuple[Backbone, StudentInfo]]  # each student as its file has it
+CPU = torch.device("cpu")
 
 
 def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) -> None:
@@ -34,15 +40,17 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
     """
     (split, rows), recipe, cohort = job.dataset.final_split, job.recipe, job.method.cohort
     written = [students.open_written(run, k, kept) for k in range(len(cohort.students))]
-    answered = _answers(job, run, batches, written, kept)
+    devices = [CPU if k == kept else batches.dataset.labels.device for k in range(len(written))]
+    answered = _answers(job, run, batches, written, kept, devices)
     predictions_sha256 = predictions.write(run.predictions, answered)
     labels, classes = answered.judging.labels, len(job.dataset.classes)
     counted = [by_class(labels, right, classes) for right in answered.students]
     judged = []
-    for (network, info), count in zip(written, counted, strict=True):
-        update = {"judged_on": split, "images": len(rows), "top1_pct": count.top1_pct}
+    for (network, info), count, device in zip(written, counted, devices, strict=True):
+        judgement = {"judged_on": split, "judged_device": device.type, "images": len(rows), "top1_pct": count.top1_pct}
         _, path = students.files(run, info.student, kept)
-        artefacts.write(path, info.model_copy(update=update))
+        info = info.model_copy(update=judgement)
+        artefacts.write(path, info)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         judged.append(_row(network, info, count, sha256, job.dataset.size))
     epochs = recipe.optim.epochs
@@ -83,11 +91,14 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
 # Answers
 
 
-def _answers(job: Job, run: RunDir, batches: Batches, written: Written, kept: int) -> Predictions:
+def _answers(
+    job: Job, run: RunDir, batches: Batches, written: Written, kept: int, devices: Sequence[torch.device]
+) -> Predictions:
     """The answers of every network to the images that judge, and of the kept student to the validation images.
 
-    Each image is decoded once for all of them. The heads answer on the device of the training; the students on the CPU
-    in plain memory format, by one batch size: the same numbers as `students.answers` gives in every command.
+    Each image is decoded once for all of them. The heads answer on the device of the training, each student on its
+    own of `devices`. Those on the CPU answer in plain memory format, by one batch size: the same numbers as
+    `students.answers` gives in every command. A GPU works on a batch while the CPU does.
     """
     split, rows = job.dataset.final_split
     device, plain = batches.dataset.labels.device, students.normalise(written[0][1].preprocessing)
@@ -96,30 +107,57 @@ def _answers(job: Job, run: RunDir, batches: Batches, written: Written, kept: in
     logits: list[Tensor] = []
     job.method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
     totals, done = Totals(device), torch.ones((), device=device)
-    with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):  # float32 on a GPU, too
+    on_gpu = [k for k, place in enumerate(devices) if place.type != "cpu"]
+    for k in on_gpu:
+        written[k][0].to(device)
+    with _exact():
         with torch.inference_mode():
             for pixels, labels in eval_batches(job.dataset, rows, _pixels, EVAL_BATCH):
-                step = job.method(Batch(batches.normalise(pixels), labels.to(device)), done)
-                totals.add(step, labels.to(device), 0)
+                images, targets = batches.normalise(pixels), labels.to(device)
+                step = job.method(Batch(images, targets), done)
+                totals.add(step, targets, 0)
                 for name, z in step.logits.items():
-                    heads.setdefault(name, []).append(z.argmax(1).cpu() == labels.cpu())
+                    heads.setdefault(name, []).append(z.argmax(1) == targets)
+                for k in on_gpu:
+                    right[k].append(_logits(written[k][0], images).argmax(1) == targets)
                 images = plain(pixels)
                 for k, (network, _) in enumerate(written):
-                    z = network(images).float()
-                    right[k].append(z.argmax(1) == labels.cpu())
-                    if k == kept:
-                        logits.append(z)
+                    if k not in on_gpu:
+                        z = _logits(network, images)
+                        right[k].append(z.argmax(1) == labels)
+                        if k == kept:
+                            logits.append(z)
         if bad := totals.read().bad:  # weights that the last step ruined, where no validation saw them
             fail(run, f"{split} images after the last epoch: {bad[1]} is not finite")
         judging = _of_kept(job, run, split, rows, torch.cat(logits))
         validation = judging if split == "validation" else _validation(job, run, batches, written[kept][0])
+    for k in on_gpu:
+        written[k][0].cpu()  # as it came
     nothing = torch.empty(0, len(job.dataset.classes))
     return Predictions(
         validation=validation,
         test=judging if split == "test" else _of_kept(job, run, "test", job.dataset.test, nothing),
-        heads={name: torch.cat(bits).numpy() for name, bits in heads.items()},
-        students=[torch.cat(bits).numpy() for bits in right],
+        heads={name: torch.cat(bits).cpu().numpy() for name, bits in heads.items()},
+        students=[torch.cat(bits).cpu().numpy() for bits in right],
     )
+
+
+@contextmanager
+def _exact() -> Iterator[None]:
+    """float32 with all of its 24 bits on a GPU, too, and the same numbers each time."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _logits(network: Backbone, images: Tensor) -> Tensor:
+    """NK, float32, on the device of the images."""
+    logits: Tensor = network(images)
+    return logits.float()
 
 
 def _validation(job: Job, run: RunDir, batches: Batches, network: Backbone) -> Answers:
@@ -147,6 +185,7 @@ def _pixels(pixels: Tensor) -> Tensor:
 
 
 def _row(network: Backbone, info: StudentInfo, count: ByClass, sha256: str, size: torch.Size) -> Judged:
+    assert info.judged_device is not None
     return Judged(
         student=info.student,
         architecture=info.architecture,
@@ -154,6 +193,7 @@ def _row(network: Backbone, info: StudentInfo, count: ByClass, sha256: str, size
         val_top1_pct=info.val_top1_pct,
         top1_pct=count.top1_pct,
         balanced_accuracy_pct=count.balanced_pct,
+        judged_device=info.judged_device,
         params=count_params(network),
         macs=count_macs(network, torch.zeros(1, *size)),
         weights_sha256=info.weights_sha256,

@@ -278,13 +278,13 @@ def failing(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
         (Interrupted("saved", exit_code=130, hint="go on"), 130, "interrupted: saved\n\nhint: go on\n"),
         (Interrupted("saved", exit_code=143), 143, "interrupted: saved\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
-        (MemoryError(), 2, "error[memory]: out of memory\n"),
+        (MemoryError(), 2, "error[memory]: out of memory on cpu\n\nhint: a smaller optim.batch_size"),
         (OSError(28, "No space left on device", "/x/y"), 2, "error[file]: /x/y: No space left on device\n"),
         (RuntimeError("boom"), 2, "error[bug]: RuntimeError: boom\n"),
         (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes."),
             2,
-            "error[memory]: out of memory\n",
+            "error[memory]: out of memory on cpu: 4.00 GiB asked for\n",
         ),
     ],
 )

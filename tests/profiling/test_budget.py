@@ -96,6 +96,7 @@ def cohort(*students: tuple[str, float | None, float, int, int]) -> RunDir:
         {
             "student": k, "architecture": name, "epoch": 3, "val_top1_pct": val, "top1_pct": top1, "params": params,
             "macs": macs, "weights_sha256": "0" * 64, "student_sha256": "0" * 64,
+            "judged_device": "cpu",
         }
         for k, (name, val, top1, params, macs) in enumerate(students)
     ]  # fmt: skip

@@ -343,6 +343,7 @@ def test_no_number_is_cut_on_a_narrow_terminal(
     row: dict[str, Any] = {
         "name": "student0", "kind": "student", "architecture": "resnet110", "run": "x", "student": 0, "kept": True,
         "front": True, "epoch": 3, "val_top1_pct": 93.14, "top1_pct": 92.61, "judged_on": "test", "images": 10_000,
+        "judged_device": "cpu",
         "input": [3, 32, 32], "params": 1_730_714, "macs": 253_146_752, "lower_bound": False, "onnx_bytes": 7_100_000,
         "latency_ms_p50_torch": 31.25, "latency_ms_p50_onnxruntime": 12.5, "uncounted": [],
     }  # fmt: skip
