@@ -6,7 +6,8 @@
     python tests/mutants.py -j 2                 two at a time
 
 First every test that is named runs on the copy as it is. Exit code 0: every mutant was killed; 1: one survived, broke
-what it should not, or has a test that fails without it; 2: nothing was run.
+what it should not, or has a test that fails without it; 2: nothing was run. The mutants gpu/* are tried on
+tests/fakegpu, and left out where it cannot be built.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
+import fakegpu
 from mutants_table import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,10 +108,11 @@ class Copy:
         )
         assert Path(imported.stdout.strip()).is_relative_to(folder), imported.stdout
 
-    def run(self, tests: Sequence[str], *options: str, seconds: float = SECONDS) -> tuple[int, str]:
-        """pytest's exit code and output. Raises TimeoutExpired."""
+    def run(self, tests: Sequence[str], *options: str, gpu: bool = False, seconds: float = SECONDS) -> tuple[int, str]:
+        """pytest's exit code and output, where `gpu` on the device that is not there. Raises TimeoutExpired."""
         own = f"--basetemp={self.folder}-tmp"  # pytest would tidy up after other processes otherwise
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", own, *options, *tests]
+        device = [sys.executable, "tests/fakegpu"] if gpu else []
+        command = [*device, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", own, *options, *tests]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=seconds
         )
@@ -121,7 +124,7 @@ class Copy:
         source = path.read_text(encoding="utf-8")
         try:
             self._write(path, mutant.planted(source))
-            code, said = self.run(mutant.tests, "-x")
+            code, said = self.run(mutant.tests, "-x", gpu=mutant.gpu)
             word, reason = _judged(code, said)
         except subprocess.TimeoutExpired:
             word, reason = KILLED, f"its tests did not end within {SECONDS} s"
@@ -150,14 +153,14 @@ def _is_of(case: str, test: str) -> bool:
     return case == test or case.startswith((f"{test}[", f"{test}::"))
 
 
-def failing(copy: Copy, tests: Sequence[str]) -> list[str]:
+def failing(copy: Copy, tests: Sequence[str], gpu: bool = False) -> list[str]:
     """The tests that fail without any mutant; each runs once, whatever the number of its mutants.
 
     Raises RuntimeError where pytest runs none of them.
     """
     if not tests:
         return []
-    code, said = copy.run(tests, seconds=3600)
+    code, said = copy.run(tests, gpu=gpu, seconds=3600)
     failed = sorted({match["test"] for match in FAILED.finditer(said)})
     if code and not failed:
         raise RuntimeError(f"pytest ended with {code} without any mutant: {said[-2000:]}")
@@ -166,16 +169,17 @@ def failing(copy: Copy, tests: Sequence[str]) -> list[str]:
 
 def run(mutants: Sequence[Mutant], at_once: int) -> list[Outcome]:
     """Every mutant in turn, each line printed when it is known. Raises RuntimeError as `failing`."""
-    tests = sorted({test for mutant in mutants for test in mutant.tests})
+    tests = sorted({test for mutant in mutants if not mutant.gpu for test in mutant.tests})
+    gpu_tests = sorted({test for mutant in mutants if mutant.gpu for test in mutant.tests})
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(at_once) as pool:
         copies = [Copy(Path(folder, str(i))) for i in range(at_once)]
         parts = [tests[i::at_once] for i in range(at_once)]
         failed = [test for part in pool.map(failing, copies, parts) for test in part]
+        failed += failing(copies[0], gpu_tests, gpu=True)
         seconds = time.perf_counter() - began
-        print(
-            f"without a mutant: {len(tests)} tests named, {len(failed)} cases of them fail  {seconds:.0f} s", flush=True
-        )
+        named = len(tests) + len(gpu_tests)
+        print(f"without a mutant: {named} tests named, {len(failed)} cases of them fail  {seconds:.0f} s", flush=True)
         free: SimpleQueue[Copy] = SimpleQueue()
         for copy in copies:
             free.put(copy)
@@ -210,6 +214,9 @@ def main(words: Sequence[str]) -> int:
         for mutant in mutants:
             print(mutant.name, mutant.file, *mutant.tests)
         return 0
+    if (reason := fakegpu.missing()) and any(mutant.gpu for mutant in mutants):
+        print(f"not tried: {', '.join(mutant.name for mutant in mutants if mutant.gpu)} ({reason})")
+        mutants = [mutant for mutant in mutants if not mutant.gpu]
     # A shell's background job ignores Ctrl-C, and so would its children: tests that send it would wait for ever.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.perf_counter()

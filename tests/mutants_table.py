@@ -17,6 +17,11 @@ class Mutant:
     new: str
     tests: tuple[str, ...]  # test files, or test functions in them
 
+    @property
+    def gpu(self) -> bool:
+        """Whether only tests of a GPU notice it."""
+        return self.name.startswith("gpu/")
+
     def planted(self, source: str) -> str:
         """The file's text with the fault in it."""
         return source.replace(self.old, self.new)
@@ -1078,8 +1083,20 @@ HASHES = [
     ),
 ]
 
+GPU = [
+    *_of("gpu", "okdc/data/augmentation.py", "tests/training/test_loop.py",
+        ("columns-on-the-cpu", "across = torch.arange(width, device=images.device)", "across = torch.arange(width)",
+         "test_drawing_batches_on_the_gpu_never_waits_for_it"),
+    ),
+    *_of("gpu", "okdc/training/metrics.py", "tests/training/test_metrics.py",
+        ("bad-losses-read-at-each-step", "        is_first = (self.bad[0] < 0) & bad_terms.any()\n",
+         "        is_first = (self.bad[0] < 0) & bool(bad_terms.any())\n",
+         "test_counting_on_a_gpu_never_waits_for_it"),
+    ),
+]
+
 MUTANTS = (
     *METHODS, *BLOCKS, *COHORT, *LOOP, *SELECTION, *RESUME, *DATA,
-    *PARITY, *TRIAL, *PRECISION, *STATISTICS, *PROFILE, *BACKBONES, *VERIFY, *HASHES,
+    *PARITY, *TRIAL, *PRECISION, *STATISTICS, *PROFILE, *BACKBONES, *VERIFY, *HASHES, *GPU,
 )
 # fmt: on

@@ -43,7 +43,7 @@ CASES = {
 }
 # An okddip of two students has one peer, which is its own teacher.
 ZERO = {"okddip": {"kl_peers_student0"}}
-FEW = ("fefr, clipped", "kdcl", "okddip", "one")  # that are compiled for the device that is not there
+FEW = ("fefr, clipped", "kdcl", "okddip")  # that are compiled for the device that is not there
 WARM = 4  # steps: kernels are chosen, graphs of launches recorded; the first one is compiled
 
 
@@ -84,6 +84,8 @@ def test_images_live_on_the_gpu_as_bytes_and_labels_beside_them() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_maps_have_the_chosen_type_and_layout_and_weights_and_losses_stay_float32(dtype: str) -> None:
+    if dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        pytest.skip("the GPU has no bfloat16: cuDNN does not take it, and torch's own convolution keeps no layout")
     found = settings(dtype)
     step, batches, _ = made(found)
     seen: list[Tensor] = []
