@@ -1,0 +1,224 @@
+"""A step that is replayed as a CUDA graph: when it is, what it costs, and that nothing of the training changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import fakegpu
+import pytest
+import torch
+from harness import Quiet, built, no_waiting, outcome, recipe, rows
+from torch import Tensor, nn
+
+from okdc.assembly.job import Job
+from okdc.data.augmentation import Augmentation
+from okdc.data.batches import Normalise, TrainBatches
+from okdc.data.placement import place
+from okdc.distributed import ALONE, Ranks
+from okdc.errors import DeviceError
+from okdc.methods.base import Step
+from okdc.recipe.schema import Engine
+from okdc.runs.artefacts import Provenance
+from okdc.training import device, recording
+from okdc.training import start as starts
+from okdc.training.device import Settings
+from okdc.training.metrics import Totals
+from okdc.training.recording import WARM, CountedStep
+from okdc.training.step import TrainStep
+
+GPU = Settings("cuda", "bfloat16", "channels_last", 1, cuda_graph="auto", reasons=("device cuda",))
+MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whether
+
+
+@pytest.mark.parametrize("asked", ["auto", "on", "off"])
+def test_one_gpu_records_unless_it_is_told_not_to(asked: str) -> None:
+    settings = recording.decide(replace(GPU, cuda_graph=asked), built(recipe()), ALONE)
+    assert settings.cuda_graph == ("off" if asked == "off" else "on")
+    assert len(settings.reasons) == 2
+    assert settings.reasons[0] == "device cuda"
+
+
+def test_a_cpu_has_no_graph_and_says_nothing_of_it() -> None:
+    cpu = Settings("cpu", "float32", "contiguous", 1, cuda_graph="auto", reasons=("device cpu",))
+    settings = recording.decide(cpu, built(recipe()), ALONE)
+    assert (settings.cuda_graph, settings.reasons) == ("off", ("device cpu",))
+    with pytest.raises(DeviceError, match=r"engine\.cuda_graph=on"):
+        recording.decide(replace(cpu, cuda_graph="on"), built(recipe()), ALONE)
+
+
+def test_several_processes_record_nothing() -> None:
+    job, two = built(recipe()), Ranks(0, 2, 0, 2)
+    assert recording.decide(GPU, job, two).cuda_graph == "off"
+    with pytest.raises(DeviceError, match=r"engine\.cuda_graph=on"):
+        recording.decide(replace(GPU, cuda_graph="on"), job, two)
+
+
+def test_code_that_is_not_okdcs_is_recorded_only_when_asked() -> None:
+    job = built(recipe())
+    own = replace(job, recipe=job.recipe.model_copy(update={"method": {"name": "mine:Method"}}))
+    assert recording.decide(GPU, own, ALONE).cuda_graph == "off"
+    assert recording.decide(replace(GPU, cuda_graph="on"), own, ALONE).cuda_graph == "on"
+
+    network = job.method.cohort.backbone(0)
+    network.__class__ = type("Mine", (type(network),), {"__module__": "mine"})
+    assert recording.decide(GPU, job, ALONE).cuda_graph == "off"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The step
+
+
+def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "off") -> tuple[CountedStep, Job]:
+    """A step of a small training, its method in training mode."""
+    job = built(recipe(*MORE, *words))
+    engine = Engine(device="cuda", dtype=dtype, compile=compile, cuda_graph=cuda_graph)  # type: ignore[arg-type]
+    settings = device.choose(engine, 8)
+    device.apply(settings, deterministic=False)
+    dataset, _ = place(job.dataset, settings.torch_device)
+    normalise = Normalise((0.5,) * 3, (0.5,) * 3, settings.torch_device, settings.torch_memory_format)
+    step = TrainStep(job.method, job.recipe.optim, settings)
+    step.method.train()
+    said: list[str] = []
+    counted = CountedStep(step, TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0), said.append)
+    counted.said = said  # type: ignore[attr-defined]
+    return counted, job
+
+
+def taken(step: CountedStep, epochs: int = 1, steps: int = 25) -> Iterator[Totals]:
+    """The sums of each epoch."""
+    for epoch in range(epochs):
+        totals = Totals(step.step.settings.torch_device)
+        inputs = step.inputs(epoch, 0)
+        for number in range(steps):
+            step(next(inputs), (epoch * steps + number) / (epochs * steps), totals, epoch * steps + number)
+        yield totals
+
+
+@pytest.mark.gpu
+@pytest.mark.fakegpu
+@pytest.mark.unmirrored
+@pytest.mark.parametrize("compile", ["off", "on"])
+@pytest.mark.parametrize("more", [(), ("optim.clip=1.0",)])
+def test_a_recorded_step_is_one_launch_and_a_copy_of_what_was_drawn(compile: str, more: tuple[str, ...]) -> None:
+    torch._dynamo.reset()
+    step, _ = made("on", *more, dtype="bfloat16", compile=compile)
+    totals, inputs = Totals(torch.device("cuda")), step.inputs(0, 0)
+    for number in range(WARM + 1):
+        step(next(inputs), 0.0, totals, number)
+    drawn = next(inputs)
+    fakegpu.reset()
+    with no_waiting():
+        step(drawn, 0.5, totals, WARM + 1)
+    counts = fakegpu.counts()
+    assert counts.graphs["launches"] == 1
+    assert counts.graphs["nodes"] > 100
+    assert counts.launches.total() == 3  # ramp, learning rate, number of the step
+    assert counts.copies.total() == 1
+    assert sum(counts.bytes.values()) == 16 * 4 * 8
+    assert totals.steps == WARM + 2
+    assert totals.images == 16 * (WARM + 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.fakegpu
+@pytest.mark.unmirrored
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
+    """Casts and counts are a few launches, whatever the number of layers."""
+    step, job = made("off", dtype=dtype)
+    totals, inputs = Totals(torch.device("cuda")), step.inputs(0, 0)
+    for number in range(WARM):
+        step(next(inputs), 0.0, totals, number)
+    drawn = next(inputs)
+    fakegpu.reset()
+    step(drawn, 0.0, totals, WARM)
+    launches = fakegpu.counts().launches
+    norms = sum(isinstance(module, nn.BatchNorm2d) for module in job.method.modules())
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in job.method.modules())
+    increments = sum(number for kernel, number in launches.items() if "CUDAFunctorOnSelf_add<long>" in kernel)
+    casts = sum(number for kernel, number in launches.items() if "bfloat16_copy_kernel" in kernel)
+    assert norms > 15
+    assert increments < 3
+    assert casts < convolutions // 2
+
+
+@pytest.mark.gpu
+@pytest.mark.card("numbers of a replayed graph")
+@pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_recorded_training_is_the_eager_one(dtype: str, more: tuple[str, ...]) -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        recorded, eager = (made(graph, *more, dtype=dtype)[0] for graph in ("on", "off"))
+        for a, b in zip(taken(recorded, 2), taken(eager, 2), strict=True):
+            assert a.read() == b.read()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, tensor in eager.step.method.state_dict().items():
+        assert torch.equal(tensor, recorded.step.method.state_dict()[name]), name
+
+
+@pytest.mark.gpu
+@pytest.mark.unmirrored
+def test_an_epoch_that_begins_with_the_recorded_step_is_counted_from_nothing() -> None:
+    step, _ = made("on")
+    first, second = taken(step, epochs=2, steps=WARM)
+    assert (first.steps, second.steps) == (WARM, WARM)
+    assert second.terms == first.terms
+    assert len(second.sums) == len(second.terms) + len(second.heads)
+    assert second.sums is not first.sums
+    third = Totals.restore(second.state(), torch.device("cuda"))  # as a resumed epoch brings it
+    before = third.sums.clone()
+    replayed = step._recording
+    assert replayed is not None
+    third.move(replayed.totals)
+    assert torch.equal(third.sums, before)
+    assert third.sums is replayed.totals.sums
+
+
+class Reading(nn.Module):
+    """Reads a number on the host, which no recording allows, once there are as many steps as are taken before it."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method, self.calls = method, 0
+
+    def forward(self, *args: Tensor) -> Step:
+        self.calls += 1
+        step: Step = self.method(*args)
+        if self.calls == WARM + 1:
+            float(next(iter(step.losses.values())))
+        return step
+
+
+@pytest.mark.gpu
+def test_a_step_that_cannot_be_recorded_goes_on_as_it_was_and_says_so() -> None:
+    eager, _ = made("off", "optim.lr=0.01")
+    fails, _ = made("on", "optim.lr=0.01")
+    fails.step._run = Reading(fails.step.method)
+    expected, actual = next(taken(eager)), next(taken(fails))
+    said: list[str] = fails.said  # type: ignore[attr-defined]
+    assert len(said) == 1
+    assert "not replayed as a CUDA graph" in said[0]
+    assert fails._recording is None
+    assert actual.steps == expected.steps == 25
+    assert actual.read().losses == pytest.approx(expected.read().losses, rel=1e-3)
+    for name, tensor in eager.step.method.state_dict().items():
+        torch.testing.assert_close(fails.step.method.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.card("numbers of a replayed graph")
+def test_the_whole_loop_with_a_recorded_step_learns_and_resumes() -> None:
+    words = ("engine.device=cuda", "engine.cuda_graph=on", "optim.epochs=3")
+    run = starts.start(replace(recipe(*MORE, *words), stem="recorded"), None, Provenance(), Quiet())
+    assert run.state() == "complete"
+    losses = [row["loss"] for row in rows(run)]
+    assert losses[-1] < losses[0]
+    tracked = [t for name, t in outcome(run)["state"]["method"].items() if name.endswith("num_batches_tracked")]
+    assert {int(t) for t in tracked} == {75}
