@@ -79,7 +79,7 @@ def test_outside_the_block_layers_have_their_own_weights() -> None:
         assert network.twice.cast is not None
     with torch.no_grad():
         network.twice.weight.zero_()
-        network.biased.bias.fill_(3)
+        nn.init.constant_(network.get_parameter("biased.bias"), 3)
     assert torch.equal(network.biased(network.twice(x)), torch.full((2, 4, 6, 6), 3.0))
 
 
@@ -120,11 +120,11 @@ def test_batches_counted_together_are_the_same_numbers(frozen: int | None) -> No
         counts.add()  # nothing was normalised in training
     for (name, a), b in zip(plain.named_buffers(), together.buffers(), strict=True):
         assert torch.equal(a, b), name
-    assert int(together[3].num_batches_tracked) == 6
+    assert int(together.get_buffer("3.num_batches_tracked")) == 6
     together.train()(x)
     counts.forget()
     counts.add()
-    assert int(together[3].num_batches_tracked) == 6
+    assert int(together.get_buffer("3.num_batches_tracked")) == 6
 
 
 def test_a_batch_of_one_value_a_channel_is_still_refused() -> None:
