@@ -45,7 +45,7 @@ def _choose(settings: Settings, job: Job) -> tuple[str, str]:
         return settings.compile, "as asked"
     batch, epochs = job.recipe.optim.batch_size, job.recipe.optim.epochs
     steps = len(job.dataset.train) // batch * epochs
-    if settings.device == "cuda":
+    if settings.cuda:
         return _above(steps, ENOUGH_STEPS_ON_CUDA, f"{steps:,} steps")
     if settings.dtype == "bfloat16" or settings.memory_format == "channels_last":
         return "off", f"gains too little over {settings.dtype} in {settings.memory_format} on a CPU"

@@ -95,7 +95,7 @@ class TrainStep:
         rate = optim.rate(self.recipe, done)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self.settings.compiled and self.settings.device == "cuda":
+        if self.settings.compiled and self.settings.cuda:
             torch.compiler.cudagraph_mark_step_begin()
         self.optimizer.zero_grad(set_to_none=True)  # here, and their memory is free for the maps
         with self.settings.autocast():
@@ -117,7 +117,7 @@ class TrainStep:
         if self._run is None:
             self._run = compiled(self.method, self.settings, self.ranks) if self.settings.compiled else self.method
             if not self.ranks.alone:
-                gpu = [self.ranks.local] if self.settings.device == "cuda" else None
+                gpu = [self.ranks.local] if self.settings.cuda else None
                 self._run = DistributedDataParallel(self._run, device_ids=gpu)
                 if gpu is None and self.ranks.count > 2:  # two numbers have one sum
                     # By a lambda: the wrapper reads annotations, and would take these for text.
@@ -135,6 +135,6 @@ def compiled(method: Method, settings: Settings, ranks: Ranks) -> nn.Module:
     """The method through torch.compile, for batches of one shape. The method itself stays as it is."""
     compiling.quiet()
     # Graphs of CUDA launches want gradients where they lie; the wrapper of several processes moves them.
-    mode = "reduce-overhead" if settings.device == "cuda" and ranks.alone else None
+    mode = "reduce-overhead" if settings.cuda and ranks.alone else None
     run: nn.Module = torch.compile(method, dynamic=False, mode=mode)  # type: ignore[assignment]
     return run
