@@ -129,9 +129,9 @@ def stop_if_bad(summary: Summary, run: RunDir, steps: int, ranks: Ranks = ALONE)
         fail(run, f"the loss term {term} is not finite at step {step + 1} (epoch {step // steps + 1})", ranks)
 
 
-def fail(run: RunDir, reason: str, ranks: Ranks = ALONE) -> NoReturn:
+def fail(run: RunDir, reason: str, ranks: Ranks = ALONE, hint: str = "a lower optim.lr, or optim.clip=1.0") -> NoReturn:
     """Mark the run as failed and raise TrainingError. Every process calls this, having found the same."""
     if ranks.first:
         run.note(failed=reason)
     kept = "the checkpoint before it is kept" if run.checkpoint.exists() else "no epoch was finished before it"
-    ranks.all_raise(TrainingError(f"{reason}; {kept} in {run.path}", hint="a lower optim.lr, or optim.clip=1.0"))
+    ranks.all_raise(TrainingError(f"{reason}; {kept} in {run.path}", hint=hint))

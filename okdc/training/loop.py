@@ -45,6 +45,8 @@ from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
 from okdc.training.step import TrainStep
 
+SKIPPED = "skipped_steps"  # a key of the log
+
 
 def train(
     job: Job,
@@ -137,6 +139,9 @@ class Training:
                 stop_if_bad(trained, self.run, self.steps, ranks)
                 if not torch.stack([p.isfinite().all() for p in self.train_step.parameters]).all():
                     fail(self.run, f"a weight is not finite after epoch {position.epoch + 1}", ranks)
+                if (scaler := self.train_step.scaler) and (reason := scaler.stuck(whole)):
+                    why = f"gradients are not finite in float16 after epoch {position.epoch + 1}: {reason}"
+                    fail(self.run, why, ranks, hint="a new run with engine.dtype=float32, or a lower optim.lr")
 
                 # Validation chooses epoch and student. It teaches nothing, not even batch statistics.
                 began = time.perf_counter()
@@ -194,10 +199,17 @@ class Training:
                 "val_top1_pct": validated.top1_pct if validated else {},
                 "seconds": round(sum(seconds.values()), 3),
                 **{name: round(value, 3) for name, value in seconds.items()},
+                **self._skipped_steps(),
             }
         )
         self.run.append(position.rows[-1])
         checkpoint.save(self.run, position.state([]) | self.train_step.state())
+
+    def _skipped_steps(self) -> dict[str, int]:
+        """For the log: the steps of an epoch whose gradients overflowed. Nothing where nothing is scaled."""
+        if not (scaler := self.train_step.scaler):
+            return {}
+        return {SKIPPED: scaler.skipped - sum(row[SKIPPED] for row in self.position.rows)}
 
     def _save_steps(self) -> None:
         """Write a checkpoint within an epoch. Every process calls this, since each has counted other images.
@@ -240,6 +252,9 @@ class Training:
     def _write_result(self) -> None:
         """Write every student, read the test split once, and write the result."""
         job, run, position = self.job, self.run, self.position
+        if skipped := sum(row.get(SKIPPED, 0) for row in position.rows):
+            whole = self.steps * self.epochs
+            self.progress.note(f"{skipped:,} of {whole:,} steps were skipped, whose gradients overflowed in float16")
         if not position.best:  # no validation images: every student is kept as the last epoch left it
             position.best = selection.best(job, position.epoch, None, ())
         selection.write_all(run, job, position.best)

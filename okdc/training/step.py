@@ -21,6 +21,7 @@ from okdc.recipe.schema import Optim
 from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
 from okdc.training.device import Settings
+from okdc.training.scaling import Scaler
 
 FIRST = 3  # steps that may fail to compile: the first is compiled, a GPU records its launches in the next ones
 
@@ -39,6 +40,7 @@ class TrainStep:
         self.method = method.to(settings.torch_device)
         kernels.lay_out(self.method, settings.torch_memory_format)
         self.optimizer = optim.build_optimizer(method, recipe)
+        self.scaler = Scaler(self.optimizer, settings.torch_device) if settings.dtype == "float16" else None
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.recipe, self.settings, self.ranks = recipe, settings, ranks
         self.progress = torch.zeros((), device=settings.torch_device)
@@ -47,12 +49,15 @@ class TrainStep:
 
     def state(self) -> dict[str, Any]:
         """Every tensor that the next step depends on."""
-        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()}
+        scaler = {"scaler": self.scaler.state()} if self.scaler else {}
+        return {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(), **scaler}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave, before the first step."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load(state["scaler"])
         optim.assert_same_strides(self.optimizer)
 
     def __call__(self, batch: Batch, done: float) -> Step:
@@ -103,12 +108,16 @@ class TrainStep:
         if not self._taken:
             self.method.check_step(step)
         loss = torch.stack(list(step.losses.values())).sum()
+        if self.scaler:
+            loss = self.scaler.scale(loss)
         loss.backward()  # one for all students: detached teachers keep each gradient where it belongs
         if self.recipe.clip:
+            if self.scaler:
+                self.scaler.unscale()
             nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)  # one norm over all: parts keep their ratio
         if not self._taken:
             optim.assert_same_strides(self.optimizer)
-        self.optimizer.step()
+        (self.scaler or self.optimizer).step()
         self._taken += 1
         return step
 
