@@ -34,12 +34,13 @@ class Settings:
     threads: int
     workers: int = 0
     compile: str = "off"  # "auto" until `okdc.training.compiling` has decided
+    may_fall_back: bool = False  # whether a step that cannot be compiled goes on without: nobody asked for it
     sync_batchnorm: bool = False
     reasons: tuple[str, ...] = ()
 
     def saved(self) -> dict[str, str | int]:
-        """The fields of [engine] in run.json: all but the reasons."""
-        return {name: value for name, value in asdict(self).items() if name != "reasons"}
+        """The fields of [engine] in run.json."""
+        return {name: value for name, value in asdict(self).items() if name not in ("may_fall_back", "reasons")}
 
     @property
     def torch_device(self) -> torch.device:
@@ -107,7 +108,9 @@ def choose(
     if not ranks.alone:
         batchnorm = "all processes" if engine.sync_batchnorm else "each process's own images"
         reasons.append(f"{ranks.count} processes, batch normalisation over {batchnorm}")
-    return Settings(device, dtype, layout, threads, workers, engine.compile, engine.sync_batchnorm, tuple(reasons))
+    return Settings(
+        device, dtype, layout, threads, workers, engine.compile, engine.sync_batchnorm, reasons=tuple(reasons)
+    )
 
 
 def continued(recorded: RunSettings, ranks: Ranks = ALONE) -> Engine:

@@ -37,6 +37,7 @@ from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.methods.base import Batch
 from okdc.progress import Progress
+from okdc.runs.artefacts import RunSettings
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint, device, optim, result, selection
 from okdc.training.checkpoint import Position
@@ -113,6 +114,7 @@ class Training:
             self.progress.training() as show,
             closing(self.batches),
         ):
+            self.train_step.without_compiler = partial(self._go_on_without_compiler, received)
             stops = Stops(self.run, position, ranks, received, self._save_steps)
             while position.epoch < self.epochs:
                 # Steps. Training mode is set in each epoch, since validation leaves the method in evaluation mode. A
@@ -243,6 +245,14 @@ class Training:
             if batch is None:
                 return
             yield batch
+
+    def _go_on_without_compiler(self, received: signals.Received, settings: Settings) -> None:
+        """Say and record that the compiler failed, before the first step is taken without it."""
+        received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
+        self.settings = settings
+        self.progress.note(settings.reasons[-1])
+        recorded = RunSettings.model_validate(settings.saved())
+        self.ranks.first_does(lambda: self.run.note(settings=recorded, reasons=settings.reasons))
 
     def _say_signal(self, number: signal.Signals) -> None:
         """Answer a signal at once: a step that is being compiled takes a minute."""
