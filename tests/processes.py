@@ -39,7 +39,7 @@ from okdc.errors import DiskError, OkdcError
 from okdc.methods.base import Batch, Step
 from okdc.runs.artefacts import Provenance
 from okdc.runs.run import RunDir
-from okdc.training import checkpoint, compiling, device
+from okdc.training import checkpoint, compiling, device, interrupts
 from okdc.training import start as starts
 from okdc.training.metrics import Totals
 from okdc.training.step import TrainStep
@@ -126,9 +126,16 @@ class Told:
 
 
 def training(
-    out: Path, words: tuple[str, ...] = (), signals: dict[int, tuple[int, signal.Signals]] | None = None
+    out: Path,
+    words: tuple[str, ...] = (),
+    signals: dict[int, tuple[int, signal.Signals]] | None = None,
+    asking_every: int = 1,
 ) -> Told:
-    """Start the tiny recipe at `out`, or go on with it. `signals`: rank -> at which call of its bar it gets which."""
+    """Start the tiny recipe at `out`, or go on with it. `signals`: rank -> at which call of its bar it gets which.
+
+    The processes ask each other for signals after so many steps.
+    """
+    interrupts.STEPS_OF_SIGNAL = asking_every
     ranks = Ranks.of_environment()
     tell = signalled(*signals[ranks.rank]) if signals and ranks.rank in signals else Quiet()
     error: OkdcError | None = None
@@ -281,6 +288,7 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, **changes: Any) -
 def _hold() -> None:
     """Before each step of the second epoch, wait for a signal, if there is a file that says so."""
     step, count = TrainStep.__call__, 0
+    interrupts.STEPS_OF_SIGNAL = 1
 
     def held(self: TrainStep, batch: Batch, done: float) -> Step:
         nonlocal count

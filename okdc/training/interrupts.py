@@ -1,7 +1,9 @@
 """How a training ends before its last epoch: a signal, a loss that is not finite, an unreadable image, a full disk.
 
 In each case the state is saved or the last checkpoint stands, and the error names the command that continues. Of
-several processes none ends alone: what one of them meets is passed to all before the next step, and all end there.
+several processes none ends alone: what one of them meets is passed to all, and all end at the same step. An image that
+one of them cannot read is passed on before the step that it belongs to. A signal may wait: eight steps and the end of an
+epoch are its bound.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from okdc.training.metrics import Summary
 
 Batch = tuple[Tensor, Tensor]
 T = TypeVar("T")
+STEPS_OF_SIGNAL = 8  # after so many of an epoch all processes ask for signals; each time all of them wait for the last
 UNREADABLE = 1000  # larger than any signal: where both come, the unreadable image is reported
 
 
@@ -67,6 +70,7 @@ class Stops:
     ranks: Ranks
     received: signals.Received  # by this process
     save: Callable[[], None]  # writes a checkpoint of all steps taken so far
+    unreadable: bool = False  # whether a batch may hold an image that its process cannot read
 
     def requested(self) -> int:
         """The signal that came to any of the processes, or 0: the same number in all of them."""
@@ -75,10 +79,14 @@ class Stops:
     def between_steps(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches. A signal that came while one was drawn ends them: the state is saved, Interrupted is raised.
 
-        A signal that comes after the last batch is left to the end of the epoch.
+        Several processes ask each other before each step only where an image may be unreadable. Otherwise a signal
+        waits until the next time; after the last batch it is left to the end of the epoch.
         """
         while True:
-            batch, number = self.attempt(lambda: next(batches, None))
+            if self.ranks.alone or self.unreadable or self.position.step % STEPS_OF_SIGNAL == 0:
+                batch, number = self.attempt(lambda: next(batches, None))
+            else:  # `position.step` is the same in all processes: all of them come here
+                batch, number = next(batches, None), 0
             if batch is None:
                 return
             if number:
@@ -98,7 +106,7 @@ class Stops:
             result = work()
         except DataError as caught:
             error = caught
-        # One exchange for both: each costs several processes the time of a message before every step.
+        # One exchange for both: each costs several processes the time of a message.
         number = self.ranks.largest(UNREADABLE if error else self.received.signal or 0)
         if number == UNREADABLE:
             self.save()

@@ -115,7 +115,9 @@ class Training:
             closing(self.batches),
         ):
             self.train_step.without_compiler = partial(self._go_on_without_compiler, received)
-            stops = Stops(self.run, position, ranks, received, self._save_steps)
+            stops = Stops(
+                self.run, position, ranks, received, self._save_steps, unreadable=self.dataset.files is not None
+            )
             while position.epoch < self.epochs:
                 # Steps. Training mode is set in each epoch, since validation leaves the method in evaluation mode. A
                 # resumed epoch continues with the counts and at the step where it was interrupted.
