@@ -34,9 +34,9 @@ class Settings:
     threads: int
     workers: int = 0
     compile: str = "off"  # "auto" until `okdc.training.compiling` has decided
-    may_fall_back: bool = False  # whether a step that cannot be compiled goes on without: nobody asked for it
     sync_batchnorm: bool = False
     reasons: tuple[str, ...] = ()
+    may_fall_back: bool = False  # whether a step that cannot be compiled goes on without: nobody asked for it
 
     def saved(self) -> dict[str, str | int]:
         """The fields of [engine] in run.json."""
@@ -108,9 +108,7 @@ def choose(
     if not ranks.alone:
         batchnorm = "all processes" if engine.sync_batchnorm else "each process's own images"
         reasons.append(f"{ranks.count} processes, batch normalisation over {batchnorm}")
-    return Settings(
-        device, dtype, layout, threads, workers, engine.compile, engine.sync_batchnorm, reasons=tuple(reasons)
-    )
+    return Settings(device, dtype, layout, threads, workers, engine.compile, engine.sync_batchnorm, tuple(reasons))
 
 
 def continued(recorded: RunSettings, ranks: Ranks = ALONE) -> Engine:

@@ -2,8 +2,7 @@
 
 In each case the state is saved or the last checkpoint stands, and the error names the command that continues. Of
 several processes none ends alone: what one of them meets is passed to all, and all end at the same step. An image that
-one of them cannot read is passed on before the step that it belongs to. A signal may wait: eight steps and the end of an
-epoch are its bound.
+one of them cannot read is passed on before the step that it belongs to; a signal within eight steps.
 """
 
 from __future__ import annotations
