@@ -39,7 +39,7 @@ from okdc.errors import DiskError, OkdcError
 from okdc.methods.base import Batch, Step
 from okdc.runs.artefacts import Provenance
 from okdc.runs.run import RunDir
-from okdc.training import checkpoint, compiling, device
+from okdc.training import checkpoint, compiling, device, interrupts
 from okdc.training import start as starts
 from okdc.training.metrics import Totals
 from okdc.training.step import TrainStep
@@ -126,9 +126,16 @@ class Told:
 
 
 def training(
-    out: Path, words: tuple[str, ...] = (), signals: dict[int, tuple[int, signal.Signals]] | None = None
+    out: Path,
+    words: tuple[str, ...] = (),
+    signals: dict[int, tuple[int, signal.Signals]] | None = None,
+    asking_every: int = 1,
 ) -> Told:
-    """Start the tiny recipe at `out`, or go on with it. `signals`: rank -> at which call of its bar it gets which."""
+    """Start the tiny recipe at `out`, or go on with it. `signals`: rank -> at which call of its bar it gets which.
+
+    The processes ask each other for signals after so many steps.
+    """
+    interrupts.STEPS_OF_SIGNAL = asking_every
     ranks = Ranks.of_environment()
     tell = signalled(*signals[ranks.rank]) if signals and ranks.rank in signals else Quiet()
     error: OkdcError | None = None
@@ -210,6 +217,7 @@ class Learned:
     momenta: list[npt.NDArray[Any]]
     losses: dict[str, float]  # means over all processes
     layouts: set[tuple[int, ...]]  # strides of the momenta of 3×3 convolutions, sorted
+    compile: str  # on or off, in the end
 
 
 def stepped(cases: dict[str, tuple[str, ...]], steps: int = 3) -> dict[str, Learned]:
@@ -228,9 +236,32 @@ def traced(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
     return stepped({name: (*words, "engine.compile=on") for name, words in cases.items()})
 
 
-def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
+FALLEN = {
+    "the first process": (0, 1, "forward"),
+    "the second process": (1, 1, "backward"),
+    "the second process, at its second step": (1, 3, "backward"),  # two calls a step, while it is tried
+    "both": (None, 1, "forward"),
+}
+
+
+def fallen_back(words: tuple[str, ...]) -> dict[str, Learned]:
+    """What steps come to for which the compiler fails in some process, and without one."""
+    from okdc.training import step
+
+    ranks = Ranks.of_environment()
+    with ranks.joined("cpu"):
+        found = {"eager": _learned(words, 3, ranks)}
+        for name, (rank, call, where) in FALLEN.items():
+            fails = rank in (None, ranks.rank)
+            step.compiled = compilers.failing_at(call, where) if fails else lambda method, *_: method
+            found[name] = _learned(words, 3, ranks, compile="on", may_fall_back=True)
+    return found
+
+
+def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, **changes: Any) -> Learned:
     job = built(recipe(*words))
     settings = starts.decided(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job, ranks)
+    settings = replace(settings, **changes)
     step = TrainStep(job.method, job.recipe.optim, settings, ranks)
     normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
     source = TrainBatches(job.dataset, job.recipe.optim.batch_size, Augmentation(1, True), normalise, 0, ranks)
@@ -246,6 +277,7 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
         [m.numpy() for m in momenta],
         totals.read(ranks).losses,
         {tuple(sorted(m.stride())) for m in momenta if m.shape[2:] == (3, 3)},
+        step.settings.compile,
     )
 
 
@@ -256,6 +288,7 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks) -> Learned:
 def _hold() -> None:
     """Before each step of the second epoch, wait for a signal, if there is a file that says so."""
     step, count = TrainStep.__call__, 0
+    interrupts.STEPS_OF_SIGNAL = 1
 
     def held(self: TrainStep, batch: Batch, done: float) -> Step:
         nonlocal count

@@ -32,7 +32,10 @@ from okdc.distributed import ALONE, HERE, Ranks
 from okdc.errors import RecipeError, UsageError
 from okdc.methods.base import Step
 from okdc.runs.run import RunDir
+from okdc.signals import Received
 from okdc.training import start as starts
+from okdc.training.checkpoint import Position
+from okdc.training.interrupts import Stops
 from okdc.training.metrics import Totals
 
 CPU = torch.device("cpu")
@@ -158,6 +161,34 @@ def test_counts_that_were_saved_go_on_in_any_number_of_processes(now: int) -> No
     if now == 2:
         assert [part.steps for part in parts] == [3, 2]
     assert Totals.together([part.state() for part in parts]).read() == counted(range(5)).read()
+
+
+# --- signals
+
+
+@pytest.mark.parametrize(("unreadable", "expected"), [(False, [0, 8, 16]), (True, list(range(18)))])
+def test_processes_ask_each_other_every_eighth_step_or_before_every_image_that_may_be_damaged(
+    monkeypatch: pytest.MonkeyPatch, unreadable: bool, expected: list[int]
+) -> None:
+    """17 steps from the first on; the last question finds no batch."""
+    position, asked = Position(), list[int]()
+
+    def largest(_: Ranks, number: int) -> int:
+        asked.append(position.step)
+        return number
+
+    def failed() -> None:
+        raise AssertionError("nothing is to be saved")
+
+    monkeypatch.setattr(Ranks, "largest", largest)
+    run = RunDir.create("x", run_info(), Path("run"))
+    for count in (2, 1):
+        position.step, asked[:] = 0, []
+        stops = Stops(run, position, group(count)[0], Received(), failed, unreadable)
+        for _ in stops.between_steps(iter([(torch.ones(1), torch.ones(1))] * 17)):
+            position.step += 1
+        assert position.step == 17
+        assert asked == (expected if count > 1 else list(range(18)))
 
 
 # --- who is who

@@ -38,17 +38,16 @@ def settings_of(engine: Engine, size: int) -> Settings:
 
 def facts(settings: Settings) -> dict[str, Any]:
     """What a bench was measured on and with."""
-    cuda = settings.cuda
     versions = {"okdc": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in PACKAGES}
-    if cuda:
+    if settings.cuda:
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     return {
         "processor": provenance.processor()[0],
         "flags": list(provenance.kernel_flags()),
         "cores": cores(),
         "device": settings.device,
-        "device_name": torch.cuda.get_device_name() if cuda else None,
+        "device_name": torch.cuda.get_device_name(settings.torch_device) if settings.cuda else None,
         "threads": settings.threads,
         "versions": versions,
     }

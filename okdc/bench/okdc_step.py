@@ -145,7 +145,7 @@ class Work:
     def evaluation(self, method: Method) -> Side:
         """Accuracy and losses of every head in one pass, as a validation counts them."""
         settings = self.settings
-        images = EVALUATED if settings.device == "cuda" else eval_batch(self.size, self.size)
+        images = EVALUATED if settings.cuda else eval_batch(self.size, self.size)
         dataset = random_images(images, self.size, self.classes).to(settings.torch_device)
         normalise = _normalise(settings)
 
@@ -169,4 +169,4 @@ def _normalise(settings: Settings) -> Normalise:
 
 def waiting(settings: Settings) -> Callable[[], object]:
     """What waits until the device has done all that it was given."""
-    return torch.cuda.synchronize if settings.device == "cuda" else lambda: None
+    return torch.cuda.synchronize if settings.cuda else lambda: None

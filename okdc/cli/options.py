@@ -23,11 +23,13 @@ RunPath = Annotated[
     ),
 ]
 Device = Annotated[
-    str | None, typer.Option(metavar="auto|cpu|cuda", help="Where to compute; short for engine.device=.")
+    str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where to compute; short for engine.device=.")
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(metavar="auto|float32|bfloat16", help="Precision of the training step; short for engine.dtype=."),
+    typer.Option(
+        metavar="auto|float32|bfloat16|float16", help="Precision of the training step; short for engine.dtype=."
+    ),
 ]
 Threads = Annotated[str | None, typer.Option(metavar="auto|N", help="CPU threads; short for engine.threads=.")]
 Compile = Annotated[

@@ -141,6 +141,7 @@ class Method(nn.Module, Generic[C]):
     views: ClassVar[int] = 0  # further augmentations of each image that a batch brings; none are drawn yet
 
     notes: tuple[str, ...] = ()  # what was chosen when it was built, for the run to print
+    unrolled: bool = False  # whether `forward` repeats small operations so often that compiling it takes many minutes
     leader: int | None = None  # the student that is made to be kept, where a method has one
     label_smoothing: float = 0.0  # of `cross_entropy` and `targets`, 0..1
     class_weights: Tensor | None  # K, of `cross_entropy`; a buffer, so that it is where the logits are

@@ -92,7 +92,7 @@ def _convex_weights(z: Tensor, q: Tensor) -> Tensor:
     interior-point method that got within 1e-6 took three times as long and thirty lines, for a target that the students
     follow by one step of the optimiser.
 
-    torch.compile unrolls the steps: a hundred of them take it minutes on a CPU, where it is seldom chosen.
+    torch.compile unrolls the steps: a hundred of them take it minutes, so compile=auto leaves the method eager.
     """
     d = z - (z * q).sum(2, keepdim=True)  # nNK
     log_alpha = torch.zeros_like(d[..., 0])  # nN
@@ -112,6 +112,9 @@ class KDCL(Method[KDCLConfig]):
     title = "KDCL"
     summary = "Trained with peers, taught by a target that is made of all their logits (KDCL; Guo et al., CVPR 2020)."
     least_students = 2
+
+    def setup(self) -> None:
+        self.unrolled = self.config.target == "linear" and len(self.cohort.students) > 2
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         z = self.cohort.logits(self.cohort(batch.images))  # n of NK

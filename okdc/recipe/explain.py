@@ -30,6 +30,7 @@ EXPECTED = {
     "int_from_float": "an integer",
     "bool_type": "true or false",
     "string_type": "text",
+    "string_pattern_mismatch": "text that matches {pattern}",
     "string_too_short": "at least {min_length} character{s}",
     "tuple_type": "a list",
     "list_type": "a list",

@@ -120,6 +120,8 @@ def _takes(schema: Mapping[str, Any]) -> str:
         return " or ".join(filter(None, map(_takes, schema["anyOf"])))
     if "enum" in schema or "const" in schema:
         return ", ".join(map(str, schema.get("enum", [schema.get("const")])))
+    if "examples" in schema:  # of text that follows a pattern
+        return ", ".join(schema["examples"])
     kind = schema.get("type")
     if kind == "array":
         fixed = schema.get("prefixItems", [])

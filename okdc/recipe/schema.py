@@ -18,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 TEACHER_PLACES = ("teacher", "weights")
 TEACHER = "teacher_sha256"
 
+NUMBERED = r"^cuda:(0|[1-9][0-9]?)$"  # a GPU by its number
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -205,11 +207,15 @@ class Optim(Table):
 
 class Engine(Table):
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], Field(description="Where the training runs; auto: a GPU where there is one.")
+        Literal["auto", "cpu", "cuda"] | Annotated[str, Field(pattern=NUMBERED, examples=["cuda:1"])],
+        Field(description="Where the training runs, `cuda:1` on the second GPU; auto: a GPU where one can be used."),
     ] = "auto"
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        Field(description="Type of the forward pass; auto: bfloat16 where the processor gains by it."),
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(
+            description="Type of the forward pass; auto: bfloat16 where the processor gains by it, float16 on a GPU "
+            "without bfloat16."
+        ),
     ] = "auto"
     memory_format: Annotated[
         Literal["auto", "contiguous", "channels_last"],

@@ -154,13 +154,14 @@ class Provenance(Artefact):
     versions: dict[str, str] = {}
     platform: str = ""
     processor: str = ""
+    gpu: str = ""  # its name, where one trained
 
 
 class Settings(Artefact):
     """The choices of a training that bear on its weights."""
 
-    device: Literal["cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
+    device: Annotated[str, Field(pattern="^(cpu|cuda|cuda:[0-9]{1,2})$")]
+    dtype: Literal["float32", "bfloat16", "float16"]
     memory_format: Literal["contiguous", "channels_last"]
     threads: Count
 

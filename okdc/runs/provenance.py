@@ -12,6 +12,7 @@ from okdc.runs.artefacts import Provenance
 from okdc.version import __version__
 
 PACKAGES = ("torch", "numpy", "pillow", "scikit-learn")
+COMPUTING = ("torch", "cuda", "cudnn")  # whose versions change a sum; the last two are recorded where a GPU trains
 # Processor flags by which torch and onnxruntime choose their kernels.
 KERNEL_FLAGS = (
     "avx2", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16",
@@ -28,13 +29,17 @@ def provenance(command: Sequence[str]) -> Provenance:
     )
 
 
-def differences(then: Provenance) -> list[str]:
-    """How this machine computes otherwise than the one of `then`: a continuation is then not exact to the bit."""
-    now, lines = provenance([]), []
-    if then.versions.get("torch") != now.versions["torch"]:
-        lines.append(f"torch {then.versions.get('torch')} then, {now.versions['torch']} now")
+def differences(then: Provenance, now: Provenance) -> list[str]:
+    """How the machine of `now` computes otherwise than that of `then`: a continuation is then not exact to the bit."""
+    lines = [
+        f"{name} {then.versions.get(name, 'none')} then, {now.versions.get(name, 'none')} now"
+        for name in COMPUTING
+        if then.versions.get(name) != now.versions.get(name)
+    ]
     if then.processor != now.processor:
         lines.append(f"processor {then.processor} then, {now.processor} now")
+    if then.gpu != now.gpu:
+        lines.append(f"GPU {then.gpu or 'none'} then, {now.gpu or 'none'} now")
     return lines
 
 

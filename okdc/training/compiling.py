@@ -37,15 +37,42 @@ def decide(settings: Settings, job: Job) -> Settings:
                 hint="a C++ compiler and Python's headers (Debian: g++ and python3-dev); a new run: --compile off",
             )
         chosen, reason = "off", f"it would pay, and nothing can be compiled here: {missing}"
-    return replace(settings, compile=chosen, reasons=(*settings.reasons, f"compile {chosen} ({reason})"))
+    may_fall_back = settings.compile == "auto" and chosen == "on"
+    reasons = (*settings.reasons, f"compile {chosen} ({reason})")
+    return replace(settings, compile=chosen, may_fall_back=may_fall_back, reasons=reasons)
+
+
+def without(settings: Settings, failure: str) -> Settings:
+    """The settings of a training that goes on without the compiler, which failed at its first steps."""
+    reasons = (*settings.reasons, f"compile off (it was tried and failed: {failure})")
+    return replace(settings, compile="off", may_fall_back=False, reasons=reasons)
+
+
+class Before:
+    """What a forward pass changes, as it is now: the buffers of a method, and the place in the random numbers."""
+
+    def __init__(self, method: Method) -> None:
+        self._buffers = [(buffer, buffer.clone()) for buffer in method.buffers()]
+        self._random = torch.get_rng_state()
+        self._cuda_random = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for buffer, kept in self._buffers:
+            buffer.copy_(kept)
+        torch.set_rng_state(self._random)
+        if self._cuda_random is not None:
+            torch.cuda.set_rng_state(self._cuda_random)
 
 
 def _choose(settings: Settings, job: Job) -> tuple[str, str]:
     if settings.compile != "auto":
         return settings.compile, "as asked"
+    if job.method.unrolled:
+        return "off", "the method repeats small operations, which compiling unrolls: minutes, and little gained"
     batch, epochs = job.recipe.optim.batch_size, job.recipe.optim.epochs
     steps = len(job.dataset.train) // batch * epochs
-    if settings.device == "cuda":
+    if settings.cuda:
         return _above(steps, ENOUGH_STEPS_ON_CUDA, f"{steps:,} steps")
     if settings.dtype == "bfloat16" or settings.memory_format == "channels_last":
         return "off", f"gains too little over {settings.dtype} in {settings.memory_format} on a CPU"

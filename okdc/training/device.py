@@ -17,7 +17,9 @@ from okdc.data.workers import cores, refuse_too_many
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.recipe.schema import Engine
+from okdc.runs.artefacts import RunSettings
 from okdc.runs.provenance import processor
+from okdc.training import cards
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -26,7 +28,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 class Settings:
     """The choices taken. `saved()` goes into run.json; `Engine(**saved)` takes them again."""
 
-    device: str
+    device: str  # cpu, cuda or cuda:1
     dtype: str
     memory_format: str
     threads: int
@@ -35,10 +37,11 @@ class Settings:
     cuda_graph: str = "off"  # "auto" until `okdc.training.recording` has decided
     sync_batchnorm: bool = False
     reasons: tuple[str, ...] = ()
+    may_fall_back: bool = False  # whether a step that cannot be compiled goes on without: nobody asked for it
 
     def saved(self) -> dict[str, str | int]:
-        """The fields of [engine] in run.json: all but the reasons."""
-        return {name: value for name, value in asdict(self).items() if name != "reasons"}
+        """The fields of [engine] in run.json."""
+        return {name: value for name, value in asdict(self).items() if name not in ("may_fall_back", "reasons")}
 
     @property
     def torch_device(self) -> torch.device:
@@ -64,8 +67,9 @@ class Settings:
         return self.compile == "on"
 
     def autocast(self) -> AbstractContextManager[None]:
-        """bfloat16 for the networks where it was chosen; weights, losses and optimiser stay float32."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        """The chosen type for the networks; weights, losses and optimiser stay float32."""
+        half = torch.float16 if self.dtype == "float16" else torch.bfloat16
+        return torch.autocast(self.torch_device.type, half, enabled=self.dtype != "float32")
 
 
 def choose(
@@ -77,22 +81,17 @@ def choose(
     `streamed` images are decoded by worker processes while the loop trains; resident ones need none. Whether to compile
     is decided later, when the length of the training is known.
     """
-    cuda = torch.cuda.is_available()
-    reasons = []
-    if engine.device == "cuda" and not cuda:
+    device, reason = _device(engine.device, ranks)
+    reasons = [f"device {device} ({reason})"]
+    if device == "cpu" and engine.dtype == "float16":
         raise DeviceError(
-            "device cuda was asked for and torch finds no CUDA device", hint="leave the device to auto, or take cpu"
+            f"engine.dtype=float16 needs a GPU, and the device is cpu ({reason})",
+            hint="leave the dtype to auto, or take bfloat16 or float32",
         )
-    if ranks.here > (devices := torch.cuda.device_count() if cuda else ranks.here) and engine.device != "cpu":
-        raise DeviceError(
-            f"{ranks.here} processes were started here, torch finds {devices} CUDA device{'s' if devices > 1 else ''}",
-            hint=f"torchrun --nproc-per-node={devices}, or --device cpu",
-        )
-    device = engine.device if engine.device != "auto" else ("cuda" if cuda else "cpu")
-    reason = "as asked" if engine.device != "auto" else (torch.cuda.get_device_name() if cuda else "no CUDA device")
-    reasons.append(f"device {device} ({reason})")
 
     dtype, reason = _dtype(device, image_size) if engine.dtype == "auto" else (engine.dtype, "as asked")
+    if emulates(device, dtype):
+        reason += "; the GPU emulates it and is slow: float16 is what it has"
     reasons.append(f"dtype {dtype} ({reason})")
     if device == "cpu" and dtype == "bfloat16":  # okdc.kernels decides for each by the map that it gets
         reasons.append("depthwise convolutions in float32 (those that are slow in bfloat16)")
@@ -111,7 +110,7 @@ def choose(
     refuse_too_many("engine.workers", workers, processes=True)
     if streamed:
         reasons.append(f"workers {workers} ({reason})")
-    if deterministic and device == "cuda":
+    if deterministic and device != "cpu":
         reasons.append("deterministic CUDA kernels (slower)")
     if not ranks.alone:
         batchnorm = "all processes" if engine.sync_batchnorm else "each process's own images"
@@ -129,12 +128,28 @@ def choose(
     )
 
 
+def continued(recorded: RunSettings, ranks: Ranks = ALONE) -> Engine:
+    """The choices that a run was started with. Any GPU will do where this machine has none of the recorded number.
+
+    Several processes replay nothing, whoever began the run.
+    """
+    engine = Engine(**dict(recorded))
+    if not ranks.alone:
+        engine = engine.model_copy(update={"cuda_graph": "off"})
+    number = torch.device(engine.device).index
+    if number is None or (ranks.alone and number < cards.count()):
+        return engine
+    return engine.model_copy(update={"device": "cuda"})
+
+
 def apply(settings: Settings, deterministic: bool) -> None:
     """Set the process up as chosen. The loop calls this once, before the first tensor of the training."""
     torch.set_num_threads(settings.threads)
     if settings.device == "cpu":
         keep_memory()
-    if settings.device == "cuda":
+    if settings.cuda:
+        if settings.torch_device.index is not None:
+            torch.cuda.set_device(settings.torch_device)  # for its streams, and for code that names no GPU
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.allow_tf32 = settings.dtype != "float32"  # float32 keeps its 24 bits where it was chosen
         if deterministic:
@@ -156,21 +171,68 @@ def keep_memory() -> bool:
     return bool(threshold and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
+def emulates(device: str, dtype: str) -> bool:
+    """Whether a GPU computes bfloat16 in float32, with casts around each operation."""
+    return device != "cpu" and dtype == "bfloat16" and not cards.has_bfloat16(torch.device(device))
+
+
+def _device(asked: str, ranks: Ranks) -> tuple[str, str]:
+    """The device and the reason. Raises DeviceError for a GPU that was asked for and that no kernel runs on."""
+    if asked == "cpu":
+        return "cpu", "as asked"
+    if ":" in asked and not ranks.alone:
+        raise DeviceError(
+            f"device {asked} was asked for: each of {ranks.count} processes takes the GPU of its own number",
+            hint="--device cuda; CUDA_VISIBLE_DEVICES says which GPUs are counted",
+        )
+    devices = cards.count()
+    plural = "s" if devices > 1 else ""
+    if ranks.here > (devices or ranks.here):
+        raise DeviceError(
+            f"{ranks.here} processes were started here, torch finds {devices} CUDA device{plural}",
+            hint=f"torchrun --nproc-per-node={devices}, or --device cpu",
+        )
+    if not devices:
+        if asked == "auto":
+            return "cpu", cards.missing()
+        raise DeviceError(
+            f"device {asked} was asked for: {cards.missing()}", hint="leave the device to auto, or take cpu"
+        )
+    device = "cuda" if asked == "auto" else asked
+    card = torch.device(device) if ranks.alone else torch.device("cuda", ranks.local)
+    if (card.index or 0) >= devices:
+        raise DeviceError(
+            f"device {asked} was asked for and torch finds {devices} CUDA device{plural}, numbered from 0",
+            hint=f"--device cuda:{devices - 1}, or --device auto",
+        )
+    if reason := cards.unusable(card):
+        if asked == "auto" and ranks.alone:  # of several processes the others may have taken theirs
+            return "cpu", reason
+        raise DeviceError(
+            f"device {device} cannot be used: {reason}",
+            hint="--device cpu, a GPU that is free, or a build of torch that has kernels for this one",
+        )
+    return device, "as asked" if asked != "auto" else torch.cuda.get_device_name(card)
+
+
 def _layout(device: str, dtype: str) -> tuple[str, str]:
     # Steps in float32 on one thread, channels_last over contiguous: ResNet-20 1.3 times, MobileNetV2 1.9, WRN-16-2 and
     # DenseNet-40-12 1.4, ResNet-8 at 8 pixels 1.2; with AVX2 alone MobileNetV2 1.5, ResNet-8 at 8 pixels 1.2.
     if device == "cpu" and torch.backends.mkldnn.is_available():
         return "channels_last", "what oneDNN's convolutions want"
-    if dtype == "bfloat16":
-        return "channels_last", "what bfloat16 convolutions want"
-    return "contiguous", "no gain without bfloat16" if device == "cuda" else "no oneDNN"
+    if dtype != "float32":
+        return "channels_last", f"what {dtype} convolutions want"
+    return "contiguous", "no gain without bfloat16" if device != "cpu" else "no oneDNN"
 
 
 def _dtype(device: str, image_size: int) -> tuple[str, str]:
-    if device == "cuda":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
+    if device != "cpu":
+        card = torch.device(device)
+        if cards.has_bfloat16(card):
             return "bfloat16", "the GPU has it"
-        return "float32", "the GPU has no bfloat16"
+        if cards.has_float16(card):
+            return "float16", "the GPU has no bfloat16"
+        return "float32", "the GPU has no units for bfloat16 or float16"
     # ResNet-8 at 8 pixels, batch 32, two AVX512-BF16 cores, three runs each: 1,991 to 2,754 images/s in float32, 2,293
     # to 2,800 in bfloat16. A gain that does not show is not worth the digits it costs.
     if image_size < 16:

@@ -1,7 +1,8 @@
 """How a training ends before its last epoch: a signal, a bad loss, an unreadable image, a full memory, a full disk.
 
 In each case the state is saved or the last checkpoint stands, and the error names the command that continues. Of
-several processes none ends alone: what one of them meets is passed to all before the next step, and all end there.
+several processes none ends alone: what one of them meets is passed to all, and all end at the same step. An image that
+one of them cannot read is passed on before the step that it belongs to; a signal within eight steps.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from okdc.training.checkpoint import Position
 from okdc.training.metrics import Summary
 
 T = TypeVar("T")
+STEPS_OF_SIGNAL = 8  # after so many of an epoch all processes ask for signals; each time all of them wait for the last
 UNREADABLE = 1000  # larger than any signal: where both come, the unreadable image is reported
 
 
@@ -93,6 +95,7 @@ class Stops:
     ranks: Ranks
     received: signals.Received  # by this process
     save: Callable[[], None]  # writes a checkpoint of all steps taken so far
+    unreadable: bool = False  # whether a batch may hold an image that its process cannot read
 
     def requested(self) -> int:
         """The signal that came to any of the processes, or 0: the same number in all of them."""
@@ -101,11 +104,15 @@ class Stops:
     def between_steps(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
         """The inputs of each step. A signal that came while one was drawn ends them.
 
-        The state is saved then, and Interrupted is raised. A signal that comes after the last batch is left to the end
-        of the epoch.
+        Several processes ask each other before each step only where an image may be unreadable. Otherwise a signal
+        waits until the next time; after the last batch it is left to the end of the epoch. Then the state is saved, and
+        Interrupted is raised.
         """
         while True:
-            drawn, number = self.attempt(lambda: next(inputs, None))
+            if self.ranks.alone or self.unreadable or self.position.step % STEPS_OF_SIGNAL == 0:
+                drawn, number = self.attempt(lambda: next(inputs, None))
+            else:  # `position.step` is the same in all processes: all of them come here
+                drawn, number = next(inputs, None), 0
             if drawn is None:
                 return
             if number:
@@ -125,7 +132,7 @@ class Stops:
             result = work()
         except DataError as caught:
             error = caught
-        # One exchange for both: each costs several processes the time of a message before every step.
+        # One exchange for both: each costs several processes the time of a message.
         number = self.ranks.largest(UNREADABLE if error else self.received.signal or 0)
         if number == UNREADABLE:
             self.save()
@@ -156,9 +163,9 @@ def stop_if_bad(summary: Summary, run: RunDir, steps: int, ranks: Ranks = ALONE)
         fail(run, f"the loss term {term} is not finite at step {step + 1} (epoch {step // steps + 1})", ranks)
 
 
-def fail(run: RunDir, reason: str, ranks: Ranks = ALONE) -> NoReturn:
+def fail(run: RunDir, reason: str, ranks: Ranks = ALONE, hint: str = "a lower optim.lr, or optim.clip=1.0") -> NoReturn:
     """Mark the run as failed and raise TrainingError. Every process calls this, having found the same."""
     if ranks.first:
         run.note(failed=reason)
     kept = "the checkpoint before it is kept" if run.checkpoint.exists() else "no epoch was finished before it"
-    ranks.all_raise(TrainingError(f"{reason}; {kept} in {run.path}", hint="a lower optim.lr, or optim.clip=1.0"))
+    ranks.all_raise(TrainingError(f"{reason}; {kept} in {run.path}", hint=hint))

@@ -36,6 +36,7 @@ from okdc.data.workers import cores
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.progress import Progress
+from okdc.runs.artefacts import RunSettings
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint, device, optim, result, selection
 from okdc.training.checkpoint import Position
@@ -44,6 +45,8 @@ from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
 from okdc.training.recording import CountedStep
 from okdc.training.step import TrainStep
+
+SKIPPED = "skipped_steps"  # a key of the log
 
 
 def train(
@@ -116,7 +119,10 @@ class Training:
             self.progress.training() as show,
             closing(self.batches),
         ):
-            stops = Stops(self.run, position, ranks, received, self._save_steps)
+            self.train_step.without_compiler = partial(self._go_on_without_compiler, received)
+            stops = Stops(
+                self.run, position, ranks, received, self._save_steps, unreadable=self.dataset.files is not None
+            )
             while position.epoch < self.epochs:
                 # Steps. Training mode is set in each epoch, since validation leaves the method in evaluation mode. A
                 # resumed epoch continues with the counts and at the step where it was interrupted.
@@ -142,6 +148,9 @@ class Training:
                 stop_if_bad(trained, self.run, self.steps, ranks)
                 if not torch.stack([p.isfinite().all() for p in self.train_step.parameters]).all():
                     fail(self.run, f"a weight is not finite after epoch {position.epoch + 1}", ranks)
+                if (scaler := self.train_step.scaler) and (reason := scaler.stuck(whole)):
+                    why = f"gradients are not finite in float16 after epoch {position.epoch + 1}: {reason}"
+                    fail(self.run, why, ranks, hint="a new run with engine.dtype=float32, or a lower optim.lr")
 
                 # Validation chooses epoch and student. It teaches nothing, not even batch statistics.
                 began = time.perf_counter()
@@ -199,10 +208,17 @@ class Training:
                 "val_top1_pct": validated.top1_pct if validated else {},
                 "seconds": round(sum(seconds.values()), 3),
                 **{name: round(value, 3) for name, value in seconds.items()},
+                **self._skipped_steps(),
             }
         )
         self.run.append(position.rows[-1])
         checkpoint.save(self.run, position.state([]) | self.train_step.state())
+
+    def _skipped_steps(self) -> dict[str, int]:
+        """For the log: the steps of an epoch whose gradients overflowed. Nothing where nothing is scaled."""
+        if not (scaler := self.train_step.scaler):
+            return {}
+        return {SKIPPED: scaler.skipped - sum(row[SKIPPED] for row in self.position.rows)}
 
     def _save_steps(self) -> None:
         """Write a checkpoint within an epoch. Every process calls this, since each has counted other images.
@@ -237,6 +253,14 @@ class Training:
                 return
             yield drawn
 
+    def _go_on_without_compiler(self, received: signals.Received, settings: Settings) -> None:
+        """Say and record that the compiler failed, before the first step is taken without it."""
+        received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
+        self.settings = settings
+        self.progress.note(settings.reasons[-1])
+        recorded = RunSettings.model_validate(settings.saved())
+        self.ranks.first_does(lambda: self.run.note(settings=recorded, reasons=settings.reasons))
+
     def _say_signal(self, number: signal.Signals) -> None:
         """Answer a signal at once: a step that is being compiled takes a minute."""
         again = "; another one stops at once" if self.ranks.alone else ""
@@ -245,6 +269,9 @@ class Training:
     def _write_result(self) -> None:
         """Write every student, read the test split once, and write the result."""
         job, run, position = self.job, self.run, self.position
+        if skipped := sum(row.get(SKIPPED, 0) for row in position.rows):
+            whole = self.steps * self.epochs
+            self.progress.note(f"{skipped:,} of {whole:,} steps were skipped, whose gradients overflowed in float16")
         if not position.best:  # no validation images: every student is kept as the last epoch left it
             position.best = selection.best(job, position.epoch, None, ())
         selection.write_all(run, job, position.best)

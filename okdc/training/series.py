@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+import torch
+
 from okdc import signals
 from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
@@ -16,6 +18,7 @@ from okdc.runs.artefacts import ExportCheck, Provenance, Settings
 from okdc.runs.provenance import differences
 from okdc.runs.run import refuse_taken
 from okdc.runs.series import SeriesDir
+from okdc.training import cards
 from okdc.training import start as starts
 
 ENDED = ("complete", "failed")  # what a failed seed would do again
@@ -38,6 +41,7 @@ def start(
     refuse_taken(out)
     tell = EachNoteOnce(tell)
     settings = _settings(resolved)
+    provenance = cards.recorded(provenance, torch.device(settings.device))
     begun = datetime.now(UTC).isoformat(timespec="microseconds")
     series = SeriesDir.create(resolved.stem, resolved.recipe, seeds, begun, settings, provenance, out, export_check)
     if note := trust.record(series.path, begun, trust.code_of(resolved.recipe.tables())):
@@ -73,8 +77,10 @@ def resume(series: SeriesDir, provenance: Provenance, tell: Progress, data_root:
         missing = [seed for seed, state in states.items() if state is None]
         begun = [seed for seed, state in states.items() if state in ("complete", "resumable")]
         if missing:
-            _same_settings(series, resolved)
-            for difference in differences(series.read_info()):
+            settings = _same_settings(series, resolved)
+            for difference in differences(
+                series.read_info(), cards.recorded(provenance, torch.device(settings.device))
+            ):
                 tell.note(f"not exact to the bit: {difference}")
         if missing and begun:  # the seeds to come have to learn from the images of those before
             reopen.data_of(series.run(begun[0]), resolved, tell)
@@ -132,9 +138,10 @@ def _settings(resolved: ResolvedRecipe) -> Settings:
     return Settings.model_validate(starts.settings_of(resolved, resolved.recipe.engine).saved())
 
 
-def _same_settings(series: SeriesDir, resolved: ResolvedRecipe) -> None:
-    """Raises DeviceError if the seeds to come would be trained with other settings: they would be no repetitions."""
-    then, now = dict(series.read_info().settings), dict(_settings(resolved))
+def _same_settings(series: SeriesDir, resolved: ResolvedRecipe) -> Settings:
+    """The settings of the seeds to come. Raises DeviceError where those before had others: no repetitions."""
+    settings = _settings(resolved)
+    then, now = dict(series.read_info().settings), dict(settings)
     other = [f"{name} {now[name]} now, {then[name]} when it began" for name in now if now[name] != then[name]]
     if other:
         threads = f"OMP_NUM_THREADS={then['threads']} " if now["threads"] != then["threads"] else ""
@@ -142,3 +149,4 @@ def _same_settings(series: SeriesDir, resolved: ResolvedRecipe) -> None:
             f"{series.path}: the seeds to come would be trained otherwise: {'; '.join(other)}",
             hint=f"continue it where it began, or as there: {threads}okdc resume {series.path}",
         )
+    return settings

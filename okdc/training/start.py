@@ -29,9 +29,9 @@ from okdc.progress import Progress
 from okdc.recipe.schema import Engine
 from okdc.runs import trust
 from okdc.runs.artefacts import ExportCheck, Provenance, RunInfo, RunSettings
-from okdc.runs.provenance import differences
+from okdc.runs.provenance import differences, provenance
 from okdc.runs.run import RunDir, log_bytes, refuse_taken
-from okdc.training import checkpoint, compiling, device, exportable, loop, recording
+from okdc.training import cards, checkpoint, compiling, device, exportable, loop, recording
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import continuable
@@ -40,7 +40,7 @@ from okdc.training.interrupts import continuable
 def start(
     resolved: ResolvedRecipe,
     out: Path | None,
-    provenance: Provenance,
+    made_by: Provenance,
     tell: Progress,
     ranks: Ranks = ALONE,
     export_check: ExportCheck | None = None,
@@ -92,7 +92,7 @@ def start(
             reasons=settings.reasons,
             processes=ranks.count,
             processes_here=ranks.here,
-            **dict(provenance),
+            **dict(cards.recorded(made_by, settings.torch_device)),
         )
         run = ranks.first_does(lambda: RunDir.create(resolved.stem, info, out))
         tell.note(f"run {run.path}")
@@ -118,7 +118,7 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
         raise RunError(f"{run.path} failed: {info.failed}", hint="it would fail again; start another run")
     resolved = reopen.recipe_of(run, data_root)
     try:
-        settings = settings_of(resolved, Engine(**dict(info.settings)), ranks)
+        settings = settings_of(resolved, device.continued(info.settings, ranks), ranks)
     except DeviceError as error:
         raise DeviceError(f"{run.path}: {error.message}", hint="continue it on a machine like its own") from None
     with ranks.joined(settings.device), _held(run, ranks), continuable(run):
@@ -127,7 +127,7 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
         for note in resolved.notes:
             tell.note(note)
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
-        for difference in differences(info):
+        for difference in _differences(info, settings):
             tell.note(f"not exact to the bit: {difference}")
         if (then := info.processes) != ranks.count:
             tell.note(f"not exact to the bit: {then} process{'es' if then > 1 else ''} then, {ranks.count} now")
@@ -168,6 +168,15 @@ def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) 
 def decided(settings: Settings, job: Job, ranks: Ranks = ALONE) -> Settings:
     """The settings with what follows from the whole training: whether its step is compiled, and replayed."""
     return recording.decide(ranks.first_does(partial(compiling.decide, settings, job)), job, ranks)
+
+
+def _differences(info: RunInfo, settings: Settings) -> list[str]:
+    """What keeps a continuation on this machine from being exact to the bit."""
+    now = cards.recorded(provenance([]), settings.torch_device)
+    lines = differences(info, now)
+    if info.gpu != now.gpu and device.emulates(settings.device, settings.dtype):
+        lines.append(f"bfloat16, which {now.gpu} emulates, slowly; a new run would take float16 there")
+    return lines
 
 
 def _restore_log(run: RunDir) -> bool:

@@ -6,6 +6,7 @@ torch's DistributedDataParallel; what is saved and judged is always the method, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,6 +23,7 @@ from okdc.recipe.schema import Optim
 from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
 from okdc.training.device import Settings
+from okdc.training.scaling import Scaler
 
 FIRST = 3  # steps that may fail to compile: the first is compiled, a GPU records its launches in the next ones
 
@@ -40,6 +42,7 @@ class TrainStep:
         self.method = method.to(settings.torch_device)
         kernels.lay_out(self.method, settings.torch_memory_format)
         self.optimizer = optim.build_optimizer(method, recipe)
+        self.scaler = Scaler(self.optimizer, settings.torch_device) if settings.dtype == "float16" else None
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.recipe, self.settings, self.ranks = recipe, settings, ranks
         self.progress = torch.zeros((), device=settings.torch_device)
@@ -48,6 +51,7 @@ class TrainStep:
         fewer = self.progress.is_cuda and ranks.alone and not settings.compiled  # a compiler fuses these, DDP has hooks
         self.casts = launches.Casts(method, settings.torch_dtype) if fewer and settings.dtype != "float32" else None
         self.counts = launches.BatchCounts(method) if fewer else None
+        self.without_compiler: Callable[[Settings], None] = lambda _: None  # called where it fails and is done without
         self._run: nn.Module | None = None
         self._taken = 0
 
@@ -56,19 +60,23 @@ class TrainStep:
         optimizer = self.optimizer.state_dict()
         for group in optimizer["param_groups"]:
             group["lr"] = self.rate  # a GPU's own is a tensor there
-        return {"method": self.method.state_dict(), "optimizer": optimizer}
+        scaler = {"scaler": self.scaler.state()} if self.scaler else {}
+        return {"method": self.method.state_dict(), "optimizer": optimizer, **scaler}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave, before the first step."""
         self.method.load_state_dict(state["method"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler:
+            self.scaler.load(state["scaler"])
         optim.assert_same_strides(self.optimizer)
 
     def __call__(self, batch: Batch, done: float) -> Step:
         """Learn from a batch, when the fraction `done` of the training is over.
 
-        Raises DeviceError where the first steps show that it cannot be compiled, or lacks a deterministic kernel;
-        TrainingError where they show that a method from outside okdc does not work.
+        Where the first steps show that it cannot be compiled, it goes on without if the settings allow that. Otherwise
+        it raises DeviceError then, or where a deterministic kernel is missing; TrainingError where a method from
+        outside okdc does not work.
         """
         if self._taken >= FIRST:
             return self._learn(batch, done)
@@ -114,6 +122,19 @@ class TrainStep:
 
     def compute(self, batch: Batch) -> Step:
         """Everything that the device does in a step."""
+        step = self._tried(batch) if self._taken < FIRST and self._may_fall_back else self._gradients(batch)
+        if self.recipe.clip:
+            if self.scaler:
+                self.scaler.unscale()
+            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)  # one norm over all: parts keep their ratio
+        if not self._taken:
+            optim.assert_same_strides(self.optimizer)
+        (self.scaler or self.optimizer).step()
+        self._taken += 1
+        return step
+
+    def _gradients(self, batch: Batch) -> Step:
+        """Forward and backward. Weights and momenta stay; buffers and random numbers move on."""
         self.optimizer.zero_grad(set_to_none=True)  # here, and their memory is free for the maps
         with self.settings.autocast(), self.casts.applied() if self.casts else nullcontext():
             step: Step = self._runner()(batch, self.progress)
@@ -122,13 +143,9 @@ class TrainStep:
         if not self._taken:
             self.method.check_step(step)
         loss = torch.stack(list(step.losses.values())).sum()
+        if self.scaler:
+            loss = self.scaler.scale(loss)
         loss.backward()  # one for all students: detached teachers keep each gradient where it belongs
-        if self.recipe.clip:
-            nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)  # one norm over all: parts keep their ratio
-        if not self._taken:
-            optim.assert_same_strides(self.optimizer)
-        self.optimizer.step()
-        self._taken += 1
         return step
 
     def forget(self) -> None:
@@ -136,21 +153,62 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         if self.counts:
             self.counts.forget()
+        if self.scaler:
+            self.scaler.forget()
+
+    @property
+    def _may_fall_back(self) -> bool:
+        """Not where the processes exchange anything in a forward pass: one that fails leaves the others in there."""
+        exchange = self.settings.sync_batchnorm or synced.has_shared_buffers(self.method)
+        return self.settings.may_fall_back and (self.ranks.alone or not exchange)
+
+    def _tried(self, batch: Batch) -> Step:
+        """`_gradients`, by all processes without the compiler from here on where it fails in one of them.
+
+        Several processes try it without any exchange first, in which those that succeed would wait for the others.
+        """
+        before, step, failure = compiling.Before(self.method), None, ""
+        run = self._runner()
+        try:
+            with run.no_sync() if isinstance(run, DistributedDataParallel) else nullcontext():
+                step = self._gradients(batch)
+        except Exception as error:
+            if not torch_errors.not_compilable(error):
+                raise
+            failure = compiling.in_a_line(error)  # the error itself holds every tensor of the attempt
+        failures = self.ranks.gathered(failure)
+        if step is not None and self.ranks.alone:
+            return step
+        before.restore()
+        if reason := next(filter(None, failures), ""):
+            settings = compiling.without(self.settings, reason)
+            self.without_compiler(settings)
+            self.settings = settings
+            if isinstance(run, DistributedDataParallel):
+                run.module = self.method
+            else:
+                self._run = self.method
+        return self._gradients(batch)
 
     def _runner(self) -> nn.Module:
         """The module that a step calls, built when all weights are in place: DDP sends rank 0's to all ranks."""
         if self._run is None:
             self._run = compiled(self.method) if self.settings.compiled else self.method
             if not self.ranks.alone:
-                gpu = [self.ranks.local] if self.settings.device == "cuda" else None
-                self._run = DistributedDataParallel(self._run, device_ids=gpu)
+                gpu = [self.ranks.local] if self.settings.cuda else None
+                self._run = DistributedDataParallel(
+                    self._run,
+                    device_ids=gpu,
+                    forward_sync_buffers=synced.has_shared_buffers(self.method),
+                    gradient_as_bucket_view=True,  # and no gradient lies in memory twice
+                )
                 if gpu is None and self.ranks.count > 2:  # two numbers have one sum
                     # By a lambda: the wrapper reads annotations, and would take these for text.
                     self._run.register_comm_hook(None, lambda _, bucket: synced.mean_in_order(self.ranks, bucket))
         return self._run
 
     def share_statistics(self) -> None:
-        """Give every process the first one's batch statistics, which the wrapper does only before a step."""
+        """Give every process the first one's batch statistics: in training each has those of its own images."""
         if not self.ranks.alone:
             for buffer in self.method.buffers():
                 torch.distributed.broadcast(buffer, 0)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributed, nn
 from torch.futures import Future
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from okdc.distributed import Ranks
 from okdc.errors import DeviceError
@@ -75,6 +75,17 @@ class _Gather(torch.autograd.Function):
 def _gathered(own: Tensor) -> Tensor:
     parts: Tensor = _Gather.apply(own)
     return parts
+
+
+def has_shared_buffers(method: nn.Module) -> bool:
+    """Whether a step may read what an earlier one wrote into a buffer, so that all processes need the first one's.
+
+    No step reads the running statistics of a normalisation, and without those the wrapper need not send any buffer
+    before each step. A checkpoint has the first process's statistics, and every process gets them before a validation.
+    """
+    statistics = {id(b) for m in method.modules() if isinstance(m, _NormBase) for b in m.buffers(recurse=False)}
+    kept = method.state_dict(keep_vars=True).values()  # what no file keeps does not change
+    return any(not isinstance(t, nn.Parameter) and id(t) not in statistics for t in kept)
 
 
 def convert(method: nn.Module) -> None:

@@ -267,8 +267,8 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
         (["digits_resnet"], "recipe", "did you mean 'digits_resnet8'?"),
         (["digits_resnet8", "folder_resnet20"], "usage", "two recipes were given"),
         (["optim.epoch=3"], "recipe", "error[recipe]: what was given as KEY=VALUE: 1 problem\n  optim.epoch: "),
-        (["--device", "gpu"], "usage", "error[usage]: --device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
-        (["--dtype", "int8"], "usage", "error[usage]: --dtype: expected 'auto', 'float32' or 'bfloat16', found 'int8'"),
+        (["--device", "gpu"], "usage", "error[usage]: --device: expected 'auto', 'cpu' or 'cuda'"),
+        (["--dtype", "int8"], "usage", "--dtype: expected 'auto', 'float32', 'bfloat16' or 'float16', found 'int8'"),
         (
             ["--threads", "0"],
             "usage",

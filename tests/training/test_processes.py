@@ -38,6 +38,7 @@ from okdc.errors import Interrupted
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint
+from okdc.training.interrupts import STEPS_OF_SIGNAL
 
 PLAIN = 'cohort.students=["processes:plain", "processes:plain"]'
 SYNC = "engine.sync_batchnorm=true"
@@ -278,6 +279,16 @@ def test_a_signal_to_any_process_stops_all_and_they_continue_to_the_bit(
     assert [one.error for one in told] == ["", ""]
     assert not any("processes then" in note for note in told[0].notes)
     assert outcome(RunDir(out)) == outcome(pair[0])
+
+
+@pytest.mark.parametrize(("call", "step"), [(1, 8), (7, 8), (10, 0)])
+def test_a_signal_waits_for_eight_steps_or_the_end_of_the_epoch_at_most(tmp_path: Path, call: int, step: int) -> None:
+    """Of twelve steps an epoch."""
+    words = ("data.train_images=200", "optim.epochs=2", "method.name=baseline")
+    first, second = together(2, training, tmp_path / "run", words, {1: (call, INT)}, STEPS_OF_SIGNAL)
+    assert first.error == "Interrupted"
+    assert f"after epoch {int(step == 0)}, step {step}: saved in" in first.message
+    assert second == quiet(130)
 
 
 def test_three_processes_continue_to_the_bit_too(tmp_path: Path) -> None:

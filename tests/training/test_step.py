@@ -20,6 +20,7 @@ from okdc.methods.base import Batch
 from okdc.training import step as steps
 from okdc.training.device import Settings, choose
 from okdc.training.step import TrainStep
+from okdc.training.synchronised import has_shared_buffers
 
 PLAIN = Settings("cpu", "float32", "contiguous", 1)
 COMPILED = replace(PLAIN, compile="on")
@@ -216,3 +217,13 @@ def test_depthwise_convolutions_leave_bfloat16_on_a_cpu_and_nowhere_else() -> No
         step = train_step(settings, *words)
         assert sum(isinstance(module, Depthwise) for module in step.method.modules()) == expected
         assert all(loss.isfinite() for loss in step(batch(), 0.0).losses.values())
+
+
+def test_processes_share_buffers_before_a_step_only_where_a_step_reads_them() -> None:
+    """Running statistics of a normalisation are read in evaluation alone; constants do not change."""
+    assert not has_shared_buffers(train_step(PLAIN).method)
+    method = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
+    method.register_buffer("constant", torch.ones(1), persistent=False)
+    assert not has_shared_buffers(method)
+    method.register_buffer("queue", torch.ones(1))
+    assert has_shared_buffers(method)
