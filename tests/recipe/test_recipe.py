@@ -133,6 +133,7 @@ OTHER: dict[str, object] = {
     "engine.threads": 2,
     "engine.workers": 0,
     "engine.compile": "off",
+    "engine.cuda_graph": "off",
     "engine.sync_batchnorm": True,
 }
 
@@ -167,7 +168,7 @@ def test_the_sha256_does_not_tell_where_the_images_lie(monkeypatch: pytest.Monke
 
 
 def test_auto_stays_auto_in_the_sha256() -> None:
-    keys = ("device", "dtype", "memory_format", "threads", "workers", "compile")
+    keys = ("device", "dtype", "memory_format", "threads", "workers", "compile", "cuda_graph")
     assert resolved().portable()["engine"] == dict.fromkeys(keys, "auto") | {"sync_batchnorm": False}
 
 
