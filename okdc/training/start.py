@@ -127,6 +127,8 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
         for note in resolved.notes:
             tell.note(note)
         tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
+        if (named := info.settings.device) != settings.device:
+            tell.note(f"device {settings.device} (it was started on {named}, which cannot be named here)")
         for difference in _differences(info, settings):
             tell.note(f"not exact to the bit: {difference}")
         if (then := info.processes) != ranks.count:

@@ -23,6 +23,7 @@ from okdc.errors import DeviceError, Interrupted
 from okdc.recipe.schema import Engine
 from okdc.runs.artefacts import Provenance, RunSettings
 from okdc.runs.provenance import differences
+from okdc.runs.run import RunDir
 from okdc.training import cards, device
 from okdc.training.device import choose
 
@@ -276,3 +277,17 @@ def test_a_gpu_by_its_number_is_the_one_that_cuda_works_on() -> None:
         ("cuda:0", 0, "float16"),
     ]
     assert "2 CUDA devices" in third["error"]
+
+
+@pytest.mark.gpu
+def test_a_run_of_a_gpu_that_is_not_there_goes_on_with_another_and_says_so() -> None:
+    """It is no other GPU by name, so nothing is said to be inexact of it."""
+    path, tell = Path("run"), Quiet()
+    words = ("engine.device=cuda", "engine.compile=off", "optim.epochs=1")
+    with pytest.raises(Interrupted):
+        start(*words, tell=signalled(2, signal.SIGINT), out=path)
+    run = RunDir(path)
+    run.note(settings=run.read_info().settings.model_copy(update={"device": f"cuda:{torch.cuda.device_count()}"}))
+    resume(path, tell)
+    assert any(note.startswith("device cuda (") and f"cuda:{torch.cuda.device_count()}" in note for note in tell.notes)
+    assert not any("GPU" in note for note in tell.notes)
