@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from okdc.bench import machine, okdc_step, pairings
+from okdc.bench.launches import launches
 from okdc.bench.okdc_step import Work
 from okdc.bench.pairings import Pair, Scale
 from okdc.bench.pairs import Taken, Watch, measure
@@ -29,6 +30,7 @@ from okdc.training import device
 from okdc.training.device import Settings
 
 ALWAYS = ("data_path_ratio", "data_path_share", "ffl_step_ratio", "fefr_step_over_macs", "eval_over_train")
+STEPS = ("ffl", "fefr", "recipe")  # groups whose sides are training steps
 SPARE = 2  # pairs beyond the fewest in the seconds that are advised: one is not counted, and one may be slower
 OPTIONAL = ("step_ratio", "fefr32_step_over_macs", "further_student_over_macs", "export_ratio", "compile_gain")
 
@@ -88,6 +90,7 @@ class Outcome:
     speeds: dict[str, float] = field(default_factory=dict)  # of each side
     compiling_s: float = 0.0  # beside the seconds that were asked for
     needed_s: float = 0.0  # that its share would have to be, if too few pairs fitted in
+    launches: dict[str, int | None] = field(default_factory=dict)  # of each side of a step, on a GPU
 
 
 def run(
@@ -116,7 +119,7 @@ def run(
         def tick(text: str = measurement.what) -> None:
             update(min(int(clock() - began), total - 1), total, text)
 
-        outcome = _measured(measurement, started, share, watch, tick, settings.compiled)
+        outcome = _measured(measurement, started, share, watch, tick, settings)
         if outcome.needed_s:
             # Earlier pairs may use more of a longer budget, so only this pair's own share of it can be promised.
             parts = max(sum(m.needs for m in todo) / measurement.needs, request.seconds / share)
@@ -127,6 +130,7 @@ def run(
         gc.collect()  # methods are full of cycles, and the next ones want their memory
     update(total, total, "")
     speeds = {m.key: outcomes[m.key].speeds for m in todo}
+    counts = {m.key: outcomes[m.key].launches for m in todo if outcomes[m.key].launches}
     return {
         "schema": 1,
         **machine.facts(settings),
@@ -137,6 +141,7 @@ def run(
         "recipe": _own(request, own),
         "what": {m.key: m.what for m in todo},
         "images_per_s": {key: sides for key, sides in speeds.items() if key != "export_ratio"},
+        "launches_a_step": counts if settings.cuda else None,
         "exports_per_s": speeds.get("export_ratio", {}),
         **{key: outcome.ratio for key, outcome in outcomes.items()},
         "reasons": {key: outcome.reason for key, outcome in outcomes.items() if outcome.ratio is None},
@@ -154,13 +159,17 @@ def _without_measurement(settings: Settings, own: Work | None) -> dict[str, Outc
 
 
 def _measured(
-    measurement: Measurement, started: float, share: float, watch: Watch, tick: Callable[[], None], compiled: bool
+    measurement: Measurement, started: float, share: float, watch: Watch, tick: Callable[[], None], settings: Settings
 ) -> Outcome:
     """Build one pair and measure it for `share` seconds from `started` on; what it takes to compile is not counted."""
     tick()
+    compiled = settings.compiled
     with closing(measurement.build()) as pair:
         built_s = watch.clock() - started
         taken = measure(pair.first, pair.second, share - built_s, watch, tick, free=compiled)
+        counts = dict[str, int | None]()
+        if settings.cuda and measurement.group in STEPS:
+            counts = {side.name: launches(side.run) for side in (pair.first, pair.second)}
     compiling_s = taken.warm_up_s if compiled else 0.0
     ratio, reason = judged([pair.ratio(a, b) for a, b in taken.pairs])
     needed_s = 0.0
@@ -170,7 +179,7 @@ def _measured(
         reason += f": one takes {taken.pair_s:.1f} s, {begin_s:.1f} s of {share:.1f} were used to begin"
     if compiled:
         torch.compiler.reset()
-    return Outcome(ratio, reason, _speeds(pair, taken), compiling_s, needed_s)
+    return Outcome(ratio, reason, _speeds(pair, taken), compiling_s, needed_s, counts)
 
 
 def _enough(seconds: float) -> int:

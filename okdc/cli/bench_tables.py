@@ -23,6 +23,9 @@ def show(facts: dict[str, Any]) -> None:
         [_row(facts, key, title) for key, title in facts["what"].items()],
     )
     console.out("")
+    for key, sides in (facts["launches_a_step"] or {}).items():
+        numbers = (f"{side} {'not seen' if count is None else f'{count:,}'}" for side, count in sides.items())
+        console.out(f"{facts['what'][key]}: launches a step: {', '.join(numbers)}")
     for key, title in facts["what"].items():
         if facts[key] is None:
             console.out(f"{title}: no ratio: {facts['reasons'][key]}")
@@ -57,7 +60,8 @@ def _machine(facts: dict[str, Any]) -> list[str]:
 
 def _settings(settings: dict[str, Any]) -> str:
     compiled = "compiled" if settings["compile"] == "on" else "eager"
-    return f"{settings['dtype']} {settings['memory_format']} {compiled}"
+    graph = ", replayed as a CUDA graph" if settings["cuda_graph"] == "on" else ""
+    return f"{settings['dtype']} {settings['memory_format']} {compiled}{graph}"
 
 
 def _row(facts: dict[str, Any], key: str, title: str) -> list[str]:

@@ -48,9 +48,11 @@ class TrainStep:
         self.progress = torch.zeros((), device=settings.torch_device)
         # A GPU reads the rate from its memory: a number would be fixed in a CUDA graph.
         self.rate, self.rate_on_device = 0.0, torch.zeros_like(self.progress) if self.progress.is_cuda else None
-        fewer = self.progress.is_cuda and ranks.alone and not settings.compiled  # a compiler fuses these, DDP has hooks
-        self.casts = launches.Casts(method, settings.torch_dtype) if fewer and settings.dtype != "float32" else None
-        self.counts = launches.BatchCounts(method) if fewer else None
+        eager = self.progress.is_cuda and not settings.compiled  # a compiler does the same in its own way
+        self.counts = launches.BatchCounts(method) if eager else None
+        # Several processes send gradients while the backward pass goes on: casts at its end would leave none to send.
+        cast = eager and ranks.alone and settings.dtype != "float32"
+        self.casts = launches.Casts(method, settings.torch_dtype) if cast else None
         self.without_compiler: Callable[[Settings], None] = lambda _: None  # called where it fails and is done without
         self._run: nn.Module | None = None
         self._taken = 0

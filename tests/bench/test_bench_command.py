@@ -17,7 +17,7 @@ import pytest
 import torch
 from asking import ask
 
-from okdc.bench import GROUPS, machine, pairings, pairs, suite
+from okdc.bench import GROUPS, launches, machine, pairings, pairs, suite
 from okdc.bench.machine import settings_of
 from okdc.bench.pairings import Scale
 from okdc.bench.pairs import STRETCH_S, Taken
@@ -59,6 +59,7 @@ def test_the_schema_of_the_facts(everything: dict[str, Any]) -> None:
     assert facts["cores"] >= 1
     assert facts["threads"] == 1
     assert facts["device_name"] is None
+    assert facts["launches_a_step"] is None
     assert {"okdc", "python", "torch", "torchvision", "numpy", "pillow", "onnx"} == set(facts["versions"])
     assert {"dtype", "memory_format", "compile"} <= set(facts["settings"])
     assert facts["load"] is None or len(facts["load"]) == 3
@@ -227,6 +228,20 @@ def test_a_ratio_that_does_not_tell_is_explained_in_a_line(capsys: Captured, eve
     assert "250 % [240, 260]" in out  # of the one that is a share
 
 
+def test_launches_of_a_gpu_are_a_line_for_each_step(capsys: Captured, everything: dict[str, Any]) -> None:
+    key = "ffl_step_ratio"
+    show(everything | {"launches_a_step": {key: {"okdc": 5, "plain": 2310}}})
+    assert f"{everything['what'][key]}: launches a step: okdc 5, plain 2,310" in capsys.readouterr().out
+    show(everything | {"launches_a_step": {key: {"okdc": None, "plain": None}}})
+    assert "not seen" in capsys.readouterr().out
+
+
+def test_launches_are_counted_by_the_names_of_cudas_calls() -> None:
+    names = ["aten::add", "cudaLaunchKernel", "cudaLaunchKernel", "cudaGraphLaunch", "cudaDeviceSynchronize"]
+    assert launches.counted(names) == 3
+    assert launches.counted(["aten::add"]) is None
+
+
 def test_the_table_fits_80_columns(capsys: Captured) -> None:
     """Of all that is measured by default, with a recipe's own step, where speeds and ratios are long."""
     wanted = request(["cifar100_resnet32"], ["engine.device=cpu"])
@@ -241,6 +256,7 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
         "data_path_share": {key: value / 50 if key != "n" else value for key, value in ratio.items()},
         **machine.facts(settings), "settings": settings.saved(), "load": None, "seconds": 200.0, "data": "random",
         "image_size": 32, "batch_size": 128, "workers": 2, "recipe": None, "what": what, "images_per_s": speeds,
+        "launches_a_step": None,
         "exports_per_s": {"okdc": 0.0812, "torch.onnx": 0.0712},
     }  # fmt: skip
     show(facts)
@@ -404,3 +420,5 @@ def test_a_gpu_is_measured_by_the_same_command(capsys: Captured) -> None:
     assert "cuda" in facts["versions"]
     for key in ("data_path_ratio", "data_path_share", "ffl_step_ratio", "eval_over_train"):
         assert facts["images_per_s"][key], facts["reasons"]
+    seen = facts["launches_a_step"]["ffl_step_ratio"]
+    assert seen["okdc"] is None or seen["okdc"] < 20 < seen["plain"]
