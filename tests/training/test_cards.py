@@ -59,7 +59,7 @@ def test_auto_takes_the_first_gpu_and_a_number_names_another(machine: Machine) -
     settings = choose(Engine(device="cuda:1"), 32)
     assert settings.torch_device == torch.device("cuda", 1)
     assert settings.cuda
-    assert RunSettings.model_validate(settings.saved() | {"compile": "off"}).device == "cuda:1"
+    assert RunSettings.model_validate(settings.saved() | {"compile": "off", "cuda_graph": "off"}).device == "cuda:1"
 
 
 def test_a_number_that_is_not_there_is_refused_with_how_many_are(machine: Machine) -> None:
@@ -115,10 +115,14 @@ def test_a_number_is_no_business_of_several_processes(machine: Machine) -> None:
 @pytest.mark.parametrize(("gpus", "ranks", "expected"), [(2, 1, "cuda:1"), (1, 1, "cuda"), (2, 2, "cuda")])
 def test_a_run_goes_on_with_its_gpu_or_any_other(machine: Machine, gpus: int, ranks: int, expected: str) -> None:
     machine(gpus)
-    recorded = RunSettings.model_validate(choose(Engine(device="cpu"), 32).saved() | {"compile": "off"})
+    recorded = RunSettings.model_validate(
+        choose(Engine(device="cpu"), 32).saved() | {"compile": "off", "cuda_graph": "off"}
+    )
     there = recorded.model_copy(update={"device": "cuda:1"})
     assert device.continued(there, group(ranks)[0]).device == expected
     assert device.continued(recorded).model_dump() == dict(recorded)
+    replayed = recorded.model_copy(update={"cuda_graph": "on"})  # which several processes cannot do
+    assert device.continued(replayed, group(ranks)[0]).cuda_graph == ("on" if ranks == 1 else "off")
 
 
 def test_what_torch_warns_of_when_it_is_asked_for_gpus_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
