@@ -170,6 +170,7 @@ class Training:
                 if number := stops.requested():
                     stops.leave(number)
 
+        self.step.close()
         if ranks.first:  # the other processes end here and leave it their cores
             if not ranks.alone and self.job.recipe.engine.threads == "auto":
                 torch.set_num_threads(max(self.settings.threads, cores()))  # torchrun gives each process one

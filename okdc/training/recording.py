@@ -103,6 +103,11 @@ class CountedStep:
         totals.add(self.step(Batch(images, labels), done), labels, number)
         self._names = totals.terms, totals.heads
 
+    def close(self) -> None:
+        """Give back the memory of the recording, which holds all maps of a step. Steps after that are eager."""
+        self._recording = None
+        self.step.optimizer.zero_grad(set_to_none=True)  # the gradients lie there, too
+
     def _try_to_record(self, inputs: Drawn) -> Recording | None:
         """A recording of the step. None where it cannot be recorded: nothing has run then, and nothing changed."""
         try:

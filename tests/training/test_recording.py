@@ -180,6 +180,18 @@ def test_an_epoch_that_begins_with_the_recorded_step_is_counted_from_nothing() -
     assert third.sums is replayed.totals.sums
 
 
+@pytest.mark.gpu
+@pytest.mark.unmirrored
+def test_the_memory_of_a_recording_is_given_back() -> None:
+    step, _ = made("on")
+    next(taken(step, steps=WARM + 2))
+    held = torch.cuda.memory_allocated()
+    step.close()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() < held
+    next(taken(step, steps=1))
+
+
 class Reading(nn.Module):
     """Reads a number on the host, which no recording allows, once there are as many steps as are taken before it."""
 
