@@ -28,6 +28,7 @@ from okdc.training.metrics import Totals, accumulate
 from okdc.training.step import TrainStep
 
 WARM = 3  # steps before the one that is recorded
+LIBRARIES = ("okdc", "torch", "torchvision", "timm")
 
 
 def decide(settings: Settings, job: Job, ranks: Ranks) -> Settings:
@@ -55,13 +56,29 @@ def _choose(settings: Settings, job: Job, ranks: Ranks) -> tuple[str, str]:
 
 
 def _foreign(job: Job) -> str:
-    """The first part of a job whose code is not okdc's. A network that okdc has traced is: it holds no Python."""
+    """The first part of a job that holds Python of somebody else, as a name.
+
+    A network that okdc has traced still calls the layers that were kept as their author wrote them, and all hooks.
+    """
     if (name := job.recipe.method["name"]) not in METHODS.own:
         return f"method.name={name}"
     for network in job.method.cohort.backbones():
-        if not type(network).__module__.startswith("okdc."):
+        if not _known(type(network)):
             return network.architecture
+        for path, layer in network.named_modules():
+            hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
+            if not _known(type(layer)) or not all(_known(hook) for group in hooks for hook in group.values()):
+                return f"{network.architecture}: {path} ({type(layer).__name__})"
+        for path, parameter in network.named_parameters():
+            if parameter._backward_hooks:
+                return f"{network.architecture}: a hook of {path}"
     return ""
+
+
+def _known(code: object) -> bool:
+    """Whether a class or a hook is of a library whose layers decide nothing in Python from step to step."""
+    module: str = getattr(code, "__module__", None) or type(code).__module__
+    return module.partition(".")[0] in LIBRARIES
 
 
 class Source(Protocol):

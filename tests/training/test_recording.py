@@ -69,6 +69,21 @@ def test_code_that_is_not_okdcs_is_recorded_only_when_asked() -> None:
     assert recording.decide(GPU, job, ALONE).cuda_graph == "off"
 
 
+@pytest.mark.parametrize("kept", ["layer", "forward", "forward_pre", "backward", "backward_pre", "parameter"])
+def test_python_that_a_traced_network_keeps_is_recorded_only_when_asked(kept: str) -> None:
+    job = built(recipe())
+    layer = next(m for m in job.method.cohort.backbone(0).modules() if isinstance(m, nn.Conv2d))
+    if kept == "layer":
+        layer.__class__ = type("Mine", (nn.Conv2d,), {"__module__": "mine"})
+    elif kept == "parameter":
+        layer.weight.register_hook(lambda gradient: gradient)
+    else:
+        name = f"register_{kept}_hook" if "forward" in kept else f"register_full_{kept}_hook"
+        getattr(layer, name)(lambda *_: None)
+    assert recording.decide(GPU, job, ALONE).cuda_graph == "off"
+    assert recording.decide(replace(GPU, cuda_graph="on"), job, ALONE).cuda_graph == "on"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The step
 
