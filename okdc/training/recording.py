@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from okdc import torch_errors
 from okdc.assembly.job import Job
@@ -28,7 +28,7 @@ from okdc.training.metrics import Totals, accumulate
 from okdc.training.step import TrainStep
 
 WARM = 3  # steps before the one that is recorded
-LIBRARIES = ("okdc", "torch", "torchvision", "timm")
+LIBRARIES = ("okdc", "torch", "torchvision", "timm", "_operator", "builtins", "math")
 
 
 def decide(settings: Settings, job: Job, ranks: Ranks) -> Settings:
@@ -69,6 +69,9 @@ def _foreign(job: Job) -> str:
             hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_pre_hooks, layer._backward_hooks)
             if not _known(type(layer)) or not all(_known(hook) for group in hooks for hook in group.values()):
                 return f"{network.architecture}: {path} ({type(layer).__name__})"
+            nodes = layer.graph.nodes if isinstance(layer, fx.GraphModule) else ()
+            if other := [node for node in nodes if node.op == "call_function" and not _known(node.target)]:
+                return f"{network.architecture}: {other[0].name}"
         for path, parameter in network.named_parameters():
             if parameter._backward_hooks:
                 return f"{network.architecture}: a hook of {path}"
@@ -76,7 +79,7 @@ def _foreign(job: Job) -> str:
 
 
 def _known(code: object) -> bool:
-    """Whether a class or a hook is of a library whose layers decide nothing in Python from step to step."""
+    """Whether a class, a hook or a function is of a library whose layers decide nothing in Python from step to step."""
     module: str = getattr(code, "__module__", None) or type(code).__module__
     return module.partition(".")[0] in LIBRARIES
 
@@ -134,7 +137,8 @@ class CountedStep:
             if torch_errors.out_of_memory(error):
                 reason = "the GPU's memory does not hold it"
             elif torch_errors.not_compilable(error):
-                reason = one_line(error)
+                first = error.__context__  # the end of a recording complains of an error within it, and says no more
+                reason = one_line(first if isinstance(first, RuntimeError) else error)
             else:
                 raise
         self.say(f"the step is not replayed as a CUDA graph: {reason}")

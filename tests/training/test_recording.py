@@ -9,7 +9,7 @@ import fakegpu
 import pytest
 import torch
 from harness import Quiet, built, no_waiting, outcome, recipe, rows
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
@@ -69,12 +69,26 @@ def test_code_that_is_not_okdcs_is_recorded_only_when_asked() -> None:
     assert recording.decide(GPU, job, ALONE).cuda_graph == "off"
 
 
-@pytest.mark.parametrize("kept", ["layer", "forward", "forward_pre", "backward", "backward_pre", "parameter"])
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "timm:resnet18", "networks.trunk:plain"])
+def test_a_traced_network_without_python_of_its_own_is_recorded(name: str) -> None:
+    words = (f'cohort.students=["{name}", "resnet8"]', "cohort.share=none", "method.name=dml")
+    assert recording.decide(GPU, built(recipe(*words)), ALONE).cuda_graph == "on"
+
+
+@pytest.mark.parametrize(
+    "kept", ["layer", "function", "forward", "forward_pre", "backward", "backward_pre", "parameter"]
+)
 def test_python_that_a_traced_network_keeps_is_recorded_only_when_asked(kept: str) -> None:
     job = built(recipe())
     layer = next(m for m in job.method.cohort.backbone(0).modules() if isinstance(m, nn.Conv2d))
     if kept == "layer":
         layer.__class__ = type("Mine", (nn.Conv2d,), {"__module__": "mine"})
+    elif kept == "function":
+        network = job.method.cohort.backbone(0)
+        network.traced = fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+        graph = network.traced.graph
+        with graph.inserting_before(list(graph.nodes)[-1]):
+            graph.call_function(lambda: None)
     elif kept == "parameter":
         layer.weight.register_hook(lambda gradient: gradient)
     else:
@@ -231,6 +245,7 @@ def test_a_step_that_cannot_be_recorded_goes_on_as_it_was_and_says_so() -> None:
     said: list[str] = fails.said  # type: ignore[attr-defined]
     assert len(said) == 1
     assert "not replayed as a CUDA graph" in said[0]
+    assert "capturing" in said[0]  # what failed, and not that the end of the recording failed after it
     assert fails._recording is None
     assert actual.steps == expected.steps == 25
     assert actual.read().losses == pytest.approx(expected.read().losses, rel=1e-3)
