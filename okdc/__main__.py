@@ -34,6 +34,7 @@ def program() -> NoReturn:
     """The command of this process, which ends with its exit code."""
     signals.own_process()
     _open_streams()
+    _quieten_torch()
     code = main()
     signals.ignore()  # nothing is left to stop
     from okdc.cli import console
@@ -54,6 +55,11 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _quieten_torch() -> None:
+    """torch's C++ code prints a warning of its own before some errors, a full GPU's twice. okdc says what they say."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import fakegpu
 import pytest
 import torch
 from harness import outcome, resume, start, uninterrupted
@@ -114,3 +117,13 @@ def test_a_batch_that_is_too_large_for_a_gpu() -> None:
     assert "okdc resume run" in caught.value.hint
     free = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     assert free > 24e6  # what the training took is free again
+
+
+@pytest.mark.skipif(bool(fakegpu.missing()), reason=fakegpu.missing())
+@pytest.mark.parametrize(("before", "warned"), [("", True), ("main._quieten_torch()", False)])
+def test_torch_warns_of_nothing_that_okdc_says(before: str, warned: bool) -> None:
+    code = f"from okdc import __main__ as main\n{before}\nimport torch\ntorch.empty(3 << 30, device='cuda')"
+    environment = {name: value for name, value in fakegpu.environ(GB=1).items() if name != "TORCH_CPP_LOG_LEVEL"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "OutOfMemoryError" in done.stderr
+    assert ("CUDACachingAllocator" in done.stderr.partition("Traceback")[0]) == warned
