@@ -1,6 +1,6 @@
 """Where randomness comes from: one stream for each purpose, derived from the recipe's seed and nothing else.
 
-No global generator is ever read, so an extra evaluation, another device or a resumed run cannot shift anything.
+No global generator is read but as `seeded` lends it, so an extra evaluation or a resumed run cannot shift anything.
 """
 
 from __future__ import annotations
@@ -24,8 +24,16 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 @contextmanager
-def seeded(seed: int, *purpose: str | int) -> Iterator[None]:
-    """Module constructors draw from the global generator: lend it to them, seeded, and give it back untouched."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive(seed, *purpose))
+def seeded(seed: int, *purpose: str | int, device: torch.device | None = None) -> Iterator[None]:
+    """Module constructors and dropout draw from the global generators: lend them, seeded, and give them back untouched.
+
+    They are the CPU's and, for a GPU as `device`, its own. No host waits for that.
+    """
+    gpus = []
+    if device is not None and device.type == "cuda":
+        gpus = [torch.cuda.current_device() if device.index is None else device.index]
+    with torch.random.fork_rng(devices=gpus):
+        number = derive(seed, *purpose)
+        for drawing in (torch.default_generator, *(torch.cuda.default_generators[gpu] for gpu in gpus)):
+            drawing.manual_seed(number)
         yield

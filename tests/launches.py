@@ -97,7 +97,7 @@ def of_step(
     step.method.train()
     totals = Totals(where)
     batches = TrainBatches(dataset, batch_size, Augmentation.of(recipe.data), normalise, recipe.seed)
-    whole = CountedStep(step, batches, print)
+    whole = CountedStep(step, batches, recipe.seed, print)
     drawn = whole.inputs(0, 0)
     for number in range(WARM):
         whole(next(drawn), number / steps, totals, number)

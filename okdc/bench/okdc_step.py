@@ -124,7 +124,7 @@ class Work:
         """okdc's step with what the loop counts of it, and the method that it trains."""
         method = self.method()
         batches, totals = Ready(self._batches(self.settings)), Totals(self.settings.torch_device)
-        step = CountedStep(TrainStep(method, self.recipe.optim, self.settings), batches, self.say)
+        step = CountedStep(TrainStep(method, self.recipe.optim, self.settings), batches, self.recipe.seed, self.say)
         inputs = step.inputs(0, 0)
 
         def run() -> None:

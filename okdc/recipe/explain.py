@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from okdc.errors import RecipeError, nearest, quoted
 from okdc.recipe.reference import alternatives
-from okdc.recipe.schema import Recipe
+from okdc.recipe.schema import NUMBERED, Recipe
 
 # type of an error -> what was expected, with parts of its ctx
 EXPECTED = {
@@ -30,7 +30,6 @@ EXPECTED = {
     "int_from_float": "an integer",
     "bool_type": "true or false",
     "string_type": "text",
-    "string_pattern_mismatch": "text that matches {pattern}",
     "string_too_short": "at least {min_length} character{s}",
     "tuple_type": "a list",
     "list_type": "a list",
@@ -89,6 +88,8 @@ def _short(key: str) -> str:
 
 def _expected(problem: ErrorDetails) -> str:
     """What an alternative of a key takes; of a type that is not in the table, what pydantic says."""
+    if problem.get("ctx", {}).get("pattern") == NUMBERED:
+        return "a GPU by its number, as in cuda:1"
     if problem["type"] not in EXPECTED:
         return problem["msg"]
     facts = {key: f"{x:g}" if isinstance(x, float) else x for key, x in problem.get("ctx", {}).items()}

@@ -107,7 +107,7 @@ class Training:
             settings.workers,
             ranks,
         )
-        self.step = CountedStep(self.train_step, self.batches, progress.note)
+        self.step = CountedStep(self.train_step, self.batches, recipe.seed, progress.note)
         self.steps, self.epochs = self.batches.steps, recipe.optim.epochs
         self._counted = time.perf_counter()  # when `position.seconds` was brought up to date
 

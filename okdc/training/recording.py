@@ -23,6 +23,7 @@ from okdc.distributed import Ranks
 from okdc.errors import DeviceError, one_line
 from okdc.methods import METHODS
 from okdc.methods.base import Batch
+from okdc.seeds import seeded
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, accumulate
 from okdc.training.step import TrainStep
@@ -95,9 +96,9 @@ class Source(Protocol):
 class CountedStep:
     """The step of a training, with the batches that it is made of and the sums that it is counted in."""
 
-    def __init__(self, step: TrainStep, batches: Source, say: Callable[[str], object]) -> None:
+    def __init__(self, step: TrainStep, batches: Source, seed: int, say: Callable[[str], object]) -> None:
         """`say` is given the reason where a GPU's steps are not recorded after all."""
-        self.step, self.batches, self.say = step, batches, say
+        self.step, self.batches, self.seed, self.say = step, batches, seed, say
         self.recorded = step.settings.cuda_graph == "on"
         self._taken = 0
         self._recording: Recording | None = None
@@ -110,8 +111,13 @@ class CountedStep:
     def __call__(self, inputs: Drawn, done: float, totals: Totals, number: int) -> None:
         """Take one step, when the fraction `done` of the training is over. `number` is its place in the whole run.
 
-        Raises as TrainStep does.
+        Dropout draws by that number, so that a step can be repeated. Raises as TrainStep does.
         """
+        ranks, device = self.step.ranks, self.step.settings.torch_device
+        with seeded(self.seed, "step", number, ranks.rank, device=device):
+            self._take(inputs, done, totals, number)
+
+    def _take(self, inputs: Drawn, done: float, totals: Totals, number: int) -> None:
         if self.recorded and self._taken == WARM:
             self._recording = self._try_to_record(inputs)
         self._taken += 1

@@ -4,7 +4,7 @@
     resume()  a run's directory becomes the same again, from its last checkpoint, then the loop
 
 Order of a start, on which exactness rests: students (each from its own stream) and method, images, device and memory
-format, optimiser, checkpoint. No global generator is read after the students are initialised.
+format, optimiser, checkpoint. Global generators are seeded anew for each student and for each step (`okdc.seeds`).
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def refused(answer: Answer, kind: str, *said: str) -> None:
             "recipe",
             "no network is called 'resnet80' (did you mean",
         ),
-        (["distill", "--device", "gpu"], "recipe", "engine.device: expected 'auto', 'cpu' or 'cuda', found 'gpu'"),
+        (["distill", "--device", "gpu"], "recipe", "a GPU by its number, as in cuda:1, found 'gpu'"),
         (["distill", "--threads", "many"], "recipe", "engine.threads: expected 'auto' or an integer, found 'many'"),
         (["distill", "cohort.students=['resnet8']"], "recipe", "needs at least 2 students"),
         (["distill", "optim.batch_size=400"], "data", "optim.batch_size is 400, there are 300 training images"),
