@@ -294,4 +294,4 @@ def test_a_run_of_a_gpu_that_is_not_there_goes_on_with_another_and_says_so() -> 
     run.note(settings=run.read_info().settings.model_copy(update={"device": f"cuda:{torch.cuda.device_count()}"}))
     resume(path, tell)
     assert any(note.startswith("device cuda (") and f"cuda:{torch.cuda.device_count()}" in note for note in tell.notes)
-    assert not any("not exact" in note for note in tell.notes)
+    assert not any("not exact to the bit: GPU" in note for note in tell.notes)

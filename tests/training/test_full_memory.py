@@ -112,11 +112,13 @@ def small_gpu() -> Iterator[None]:
 @pytest.mark.usefixtures("small_gpu")
 def test_a_batch_that_is_too_large_for_a_gpu() -> None:
     words = ("engine.device=cuda", "engine.compile=off", "data.train_images=900", "optim.batch_size=900")
+    gc.collect()
+    before = torch.cuda.memory_allocated()
     with pytest.raises(OutOfMemoryError, match=r"cuda:0: .* asked for, .* free") as caught:
         start(*words, out=Path("run"))
     assert "okdc resume run" in caught.value.hint
-    free = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    assert free > 24e6  # what the training took is free again
+    gc.collect()  # methods are full of cycles
+    assert torch.cuda.memory_allocated() < before + 1e6  # what the training took is free again
 
 
 @pytest.mark.skipif(bool(fakegpu.missing()), reason=fakegpu.missing())
