@@ -109,6 +109,7 @@ def small_gpu() -> Iterator[None]:
 
 
 @pytest.mark.gpu
+@pytest.mark.card("beside other tests in one process its memory is not full where it should be")
 @pytest.mark.usefixtures("small_gpu")
 def test_a_batch_that_is_too_large_for_a_gpu() -> None:
     words = ("engine.device=cuda", "engine.compile=off", "data.train_images=900", "optim.batch_size=900")
@@ -119,7 +120,7 @@ def test_a_batch_that_is_too_large_for_a_gpu() -> None:
     assert "okdc resume run" in caught.value.hint
     gc.collect()  # methods are full of cycles
     taken = torch.cuda.memory_allocated() - before
-    assert fakegpu.present() or taken < 1e6  # free again; the fake's process holds what its other tests recorded
+    assert taken < 1e6  # free again
 
 
 @pytest.mark.skipif(bool(fakegpu.missing()), reason=fakegpu.missing())
