@@ -58,7 +58,7 @@ def _open_streams() -> None:
 
 
 def _quieten_torch() -> None:
-    """torch's C++ code prints a warning of its own before some errors, a full GPU's twice. okdc says what they say."""
+    """torch's C++ code prints a warning before some errors, a full GPU's twice; okdc's own error says the same."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 

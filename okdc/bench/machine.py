@@ -13,7 +13,7 @@ from okdc.data.workers import cores
 from okdc.errors import DeviceError
 from okdc.recipe.schema import Engine
 from okdc.runs import provenance
-from okdc.training import compiling, device
+from okdc.training import cards, compiling, device
 from okdc.training.device import Settings
 from okdc.version import __version__
 
@@ -41,7 +41,7 @@ def facts(settings: Settings) -> dict[str, Any]:
     versions = {"okdc": __version__, "python": platform.python_version()}
     versions |= {package: metadata.version(package) for package in PACKAGES}
     if settings.cuda:
-        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        versions |= cards.libraries()
     return {
         "processor": provenance.processor()[0],
         "flags": list(provenance.kernel_flags()),

@@ -24,10 +24,11 @@ from okdc.bench.pairs import Side
 from okdc.bench.plain_step import PlainStep
 from okdc.cohort import Backbone
 from okdc.data.augmentation import Augmentation
-from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches, in_order
+from okdc.data.batches import EVAL_BATCH, Normalise, Source, TrainBatches, eval_batch, eval_batches, in_order
 from okdc.data.datasets import Dataset
 from okdc.deploy import onnx
 from okdc.methods.base import Method
+from okdc.progress import Silent
 from okdc.recipe.schema import Recipe
 from okdc.training.compiling import forward_macs
 from okdc.training.device import Settings
@@ -71,15 +72,13 @@ def export(network: Backbone, architecture: str, size: int, classes: int) -> byt
 
 
 @dataclass(frozen=True)
-class Ready:
+class Ready(Source):
     """Batches that are on the device already: images NCHW and labels N."""
 
     batches: Iterator[tuple[Tensor, Tensor]]
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
+    def drawn(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
         return self.batches
-
-    drawn = epoch
 
     def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = drawn
@@ -93,7 +92,6 @@ class Work:
     resolved: ResolvedRecipe
     classes: int
     settings: Settings
-    say: Callable[[str], object] = lambda _: None
 
     @property
     def recipe(self) -> Recipe:
@@ -124,7 +122,9 @@ class Work:
         """okdc's step with what the loop counts of it, and the method that it trains."""
         method = self.method()
         batches, totals = Ready(self._batches(self.settings)), Totals(self.settings.torch_device)
-        step = CountedStep(TrainStep(method, self.recipe.optim, self.settings), batches, self.recipe.seed, self.say)
+        step = CountedStep(
+            TrainStep(method, self.recipe.optim, self.settings), batches, self.recipe.seed, Silent().note
+        )
         inputs = step.inputs(0, 0)
 
         def run() -> None:

@@ -28,11 +28,19 @@ def eval_batch(height: int, width: int) -> int:
 Drawn = tuple[Tensor, ...]  # what a batch is made of
 
 
-class Batches(Protocol):
-    """Training batches as the loop reads them, of resident images or of files.
+class Source(Protocol):
+    """Where batches come from: what the host draws, and what the device makes of it, which a CUDA graph may hold."""
 
-    What is drawn on the host and what the device makes of it are two functions: a CUDA graph holds the second.
-    """
+    def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]: ...
+    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """(images NCHW float32, labels N), on the device, from step `start` of the epoch on. Raises as `drawn`."""
+        return (self.made(*drawn) for drawn in self.drawn(epoch, start))
+
+
+class Batches(Source, Protocol):
+    """Training batches as the loop reads them, of resident images or of files."""
 
     @property
     def dataset(self) -> Dataset: ...
@@ -42,9 +50,6 @@ class Batches(Protocol):
     def normalise(self) -> Normalise: ...
     @property
     def steps(self) -> int: ...
-    def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]: ...
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]: ...
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
     def close(self) -> None: ...
 
 
@@ -79,7 +84,7 @@ def part_of_batch(step: int, batch_size: int, ranks: Ranks) -> slice:
 
 
 @dataclass(frozen=True)
-class TrainBatches:
+class TrainBatches(Source):
     """Augmented, normalised training batches of one size. A partial last batch is dropped: it might be a single image.
 
     Each of several processes has its part of every batch; all parts together are the batch of a single process.
@@ -117,10 +122,6 @@ class TrainBatches:
             (images,) = sent
             batch = Draws.of(torch.arange(len(images), device=images.device), batch.top, batch.left, batch.flip)
         return self.normalise(self.augmentation.of_batch(images, batch)), labels
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images NCHW float32, labels N) from step `start` of the epoch on."""
-        return (self.made(*drawn) for drawn in self.drawn(epoch, start))
 
     def close(self) -> None:
         """Nothing is open."""

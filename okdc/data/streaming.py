@@ -19,7 +19,7 @@ from torch.utils import data as loading
 
 from okdc.data import workers
 from okdc.data.augmentation import Augmentation, order
-from okdc.data.batches import Batches, Drawn, Normalise, TrainBatches, part_of_batch
+from okdc.data.batches import Batches, Drawn, Normalise, Source, TrainBatches, part_of_batch
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, unreadable, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
@@ -47,7 +47,7 @@ def batches_of(
     return TrainBatches(dataset, batch_size, augmentation, normalise, seed, ranks)
 
 
-class StreamBatches:
+class StreamBatches(Source):
     """Augmented, normalised training batches of one size, as `TrainBatches`. A partial last batch is dropped.
 
     The first epoch starts the workers, and they stay until `close()`. A new epoch ends the one before.
@@ -95,10 +95,6 @@ class StreamBatches:
         """(images NCHW float32, labels N) of what `drawn` gave, on the device of the labels."""
         pixels, labels = drawn
         return self.normalise(pixels), labels
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images NCHW float32, labels N) from step `start` of the epoch on, on the device of the labels."""
-        return (self.made(*drawn) for drawn in self.drawn(epoch, start))
 
     def _planned(self) -> Iterator[Tensor | list[str]]:
         """The batches of the plan. Starts the workers where none run yet."""

@@ -70,6 +70,10 @@ def recorded(provenance: Provenance, device: torch.device) -> Provenance:
     """`provenance` with the GPU that computes, and the libraries that choose its kernels; of a CPU as it is."""
     if device.type != "cuda":
         return provenance
-    libraries = {"cuda": torch.version.cuda or torch.version.hip, "cudnn": torch.backends.cudnn.version()}
-    versions = provenance.versions | {name: str(version) for name, version in libraries.items()}
-    return provenance.model_copy(update={"versions": versions, "gpu": torch.cuda.get_device_name(device)})
+    update = {"versions": provenance.versions | libraries(), "gpu": torch.cuda.get_device_name(device)}
+    return provenance.model_copy(update=update)
+
+
+def libraries() -> dict[str, str]:
+    """The versions of what torch computes with on a GPU."""
+    return {"cuda": str(torch.version.cuda or torch.version.hip), "cudnn": str(torch.backends.cudnn.version())}

@@ -68,8 +68,7 @@ class Settings:
 
     def autocast(self) -> AbstractContextManager[None]:
         """The chosen type for the networks; weights, losses and optimiser stay float32."""
-        half = torch.float16 if self.dtype == "float16" else torch.bfloat16
-        return torch.autocast(self.torch_device.type, half, enabled=self.dtype != "float32")
+        return torch.autocast(self.torch_device.type, self.torch_dtype, enabled=self.dtype != "float32")
 
 
 def choose(

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, fx
 
 from okdc import torch_errors
 from okdc.assembly.job import Job
-from okdc.data.batches import Drawn
+from okdc.data.batches import Drawn, Source
 from okdc.distributed import Ranks
 from okdc.errors import DeviceError, one_line
 from okdc.methods import METHODS
@@ -46,7 +45,7 @@ def decide(settings: Settings, job: Job, ranks: Ranks) -> Settings:
 
 def _choose(settings: Settings, job: Job, ranks: Ranks) -> tuple[str, str]:
     if not settings.cuda:
-        return "off", "a GPU has them"
+        return "off", "only a GPU replays a step"
     if not ranks.alone:
         return "off", "the processes exchange gradients within a step"
     if settings.cuda_graph != "auto":
@@ -83,14 +82,6 @@ def _known(code: object) -> bool:
     """Whether a class, a hook or a function is of a library whose layers decide nothing in Python from step to step."""
     module: str = getattr(code, "__module__", None) or type(code).__module__
     return module.partition(".")[0] in LIBRARIES
-
-
-class Source(Protocol):
-    """Where the batches of a training come from (`okdc.data.batches.Batches`)."""
-
-    def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]: ...
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]: ...
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class CountedStep:

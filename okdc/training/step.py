@@ -25,7 +25,7 @@ from okdc.training import synchronised as synced
 from okdc.training.device import Settings
 from okdc.training.scaling import Scaler
 
-FIRST = 3  # steps that may fail to compile: the first is compiled, a GPU records its launches in the next ones
+FIRST = 3  # steps that may fail to compile, or show what else cannot work
 
 
 class TrainStep:

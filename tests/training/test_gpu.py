@@ -1,7 +1,7 @@
 """The training step and the loop on a GPU: what runs where, in which numbers, and that the host never waits for it.
 
-`pytest -m gpu` runs these and the others that need one. Everything here is small: the first steps warm up, compile and
-record their CUDA graphs, and are left out of what is watched.
+`pytest -m gpu` runs these and the others that need one. Everything here is small: the first steps warm up and compile,
+and are left out of what is watched.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CASES = {
 # An okddip of two students has one peer, which is its own teacher.
 ZERO = {"okddip": {"kl_peers_student0"}}
 FEW = ("fefr, clipped",)  # that are compiled for the device that is not there: a minute each, the first time
-WARM = 4  # steps: kernels are chosen, graphs of launches recorded; the first one is compiled
+WARM = 4  # steps: kernels are chosen; the first one is compiled
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +169,7 @@ def test_the_whole_loop_never_waits_within_an_epoch_and_learns(compile: str) -> 
 
 @pytest.mark.card("numbers of a compiled step")
 def test_a_compiled_step_is_the_eager_one_within_rounding_for_several_steps() -> None:
-    """In float32 without TF32. Recorded launches write their results to one place: what is counted is read in time."""
+    """In float32 without TF32."""
     one, other = made(settings("float32"), "optim.lr=0.01"), made(settings("float32", "on"), "optim.lr=0.01")
     sums = [Totals(torch.device(GPU)), Totals(torch.device(GPU))]
     by_hand = dict.fromkeys(("eager", "compiled"), 0.0)
