@@ -43,7 +43,7 @@ CASES = {
 }
 # An okddip of two students has one peer, which is its own teacher.
 ZERO = {"okddip": {"kl_peers_student0"}}
-FEW = ("fefr, clipped",)  # that are compiled for the device that is not there: a minute each, the first time
+FEW = ("fefr, clipped", "kdcl", "okddip")  # that are compiled for the device that is not there
 WARM = 4  # steps: kernels are chosen; the first one is compiled
 
 
@@ -105,7 +105,7 @@ def test_maps_have_the_chosen_type_and_layout_and_weights_and_losses_stay_float3
 
 
 def with_and_without_compiler(case: str) -> Iterator[object]:
-    few = pytest.mark.unmirrored if case in FEW else pytest.mark.card("compiling takes long; one method is")
+    few = pytest.mark.unmirrored if case in FEW else pytest.mark.card(f"compiling takes long; {len(FEW)} methods are")
     yield pytest.param(case, "off", id=f"{case}-off")
     yield pytest.param(case, "on", id=f"{case}-on", marks=few)
 
