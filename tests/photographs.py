@@ -19,7 +19,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -92,6 +92,16 @@ def carry(trial: Trial) -> tuple[Trial, float]:
         else:
             okdc.distill(okdc.load_recipe(RECIPE, **tables(trial)), out=trial.path)
     return trial, time.perf_counter() - start
+
+
+def carried(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, float]]:
+    """Each trial as it is done, `jobs` of them at once in processes of their own; with one, in this process."""
+    if jobs == 1:
+        yield from map(carry, trials)
+        return
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(carry, trial) for trial in trials]):
+            yield done.result()
 
 
 def plainly(trial: Trial) -> Bits:
@@ -288,10 +298,8 @@ def main(words: Sequence[str] | None = None) -> int:
     trials = EXPERIMENTS[options.experiment](options, classes)
     trials = [trial for trial in trials if options.arms is None or trial.arm.name in options.arms]
     trials.sort(key=lambda trial: trial.seed)  # every arm of a seed, then the next: a stopped call has pairs
-    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(carry, trial) for trial in trials]):
-            trial, seconds = done.result()
-            print(f"{trial.path}: {100 * bits(trial).mean():.2f} % ({seconds:.0f} s)", file=sys.stderr, flush=True)
+    for trial, seconds in carried(trials, options.jobs):
+        print(f"{trial.path}: {100 * bits(trial).mean():.2f} % ({seconds:.0f} s)", file=sys.stderr, flush=True)
     print("\n".join(table(trials) + (recalls(trials) if options.experiment == "unequal" else [])))
     return 0
 

@@ -62,26 +62,25 @@ def train(
 
 def fine_tune(network: nn.Module, dataset: Dataset, epochs: int, batch: int, seed: int, lr: float = 5e-4) -> None:
     """Fine-tune a timm model on the training images, in place. Its mean and deviation are those of its weights."""
-    timm: Any = import_module("timm")  # an optional package, and without types
+    data, loss, optim, scheduler = (import_module(f"timm.{part}") for part in ("data", "loss", "optim", "scheduler"))
 
     torch.manual_seed(seed)
-    config: dict[str, Any] = timm.data.resolve_model_data_config(network)
-    transform = timm.data.create_transform(
+    config: dict[str, Any] = data.resolve_model_data_config(network)
+    transform = data.create_transform(
         dataset.size, is_training=True, mean=config["mean"], std=config["std"], scale=(0.5, 1.0), re_prob=0.1
     )
     loader = _loader(dataset, transform, batch)
-    optimizer = timm.optim.create_optimizer_v2(network, "adamw", lr=lr, weight_decay=0.05)
-    schedule = timm.scheduler.CosineLRScheduler(
+    optimizer = optim.create_optimizer_v2(network, "adamw", lr=lr, weight_decay=0.05)
+    schedule = scheduler.CosineLRScheduler(
         optimizer, epochs * len(loader), warmup_t=len(loader), warmup_lr_init=lr / 100, t_in_epochs=False
     )
-    loss_of, step = timm.loss.LabelSmoothingCrossEntropy(SMOOTHING), 0
+    measure, step = loss.LabelSmoothingCrossEntropy(SMOOTHING), 0
     network.train()
     for _ in range(epochs):
         for images, labels in loader:
             schedule.step_update(step)
-            loss = loss_of(network(images), labels)
             optimizer.zero_grad()
-            loss.backward()
+            measure(network(images), labels).backward()
             optimizer.step()
             step += 1
 
