@@ -14,9 +14,14 @@ from okdc.data import find
 from okdc.data.source import Source
 from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Config, Method, TaughtConfig
+from okdc.progress import WARNING
 from okdc.recipe.draft import Draft, check
 from okdc.recipe.explain import explain, refusal, salvage
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Recipe
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Optim, Recipe
+
+LARGE_FOR_ADAMW = (
+    0.02  # a rate from which on its steps, which the gradient's size does not shorten, are SGD's by mistake
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,8 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
     place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
     if recipe is None or kind is None or config is None or source is None or problems:
         raise refusal(place, list(dict.fromkeys(problems)))
+    if recipe.optim.optimizer == "adamw" and recipe.optim.lr >= LARGE_FOR_ADAMW:
+        notes.append(f"{WARNING}optim.lr={recipe.optim.lr:g} is a rate for sgd: adamw usually learns with about 0.001")
     return ResolvedRecipe(recipe, kind, config, source, place, draft.stem, tuple(notes))
 
 
@@ -159,8 +166,21 @@ def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: boo
         problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
     if source is not None:
         problems += source.problems(data, needs_data)
+    problems += _rules_of_optim(recipe.optim)
     if data.crop_padding >= data.image_size:  # a crop could lie wholly outside its image
         problems.append(
             f"data.crop_padding: expected less than data.image_size ({data.image_size}), found {data.crop_padding}"
         )
     return problems
+
+
+def _rules_of_optim(optim: Optim) -> list[str]:
+    """A key of the optimiser that is not the chosen one would be ignored: it keeps its default."""
+    unread, instead = ("momentum", "betas") if optim.optimizer == "adamw" else ("betas", "momentum")
+    default, value = Optim.model_fields[unread].default, getattr(optim, unread)
+    if value == default:
+        return []
+    return [
+        f"optim.{unread}: {optim.optimizer} has none, its key is optim.{instead}; expected the default {default}, "
+        f"found {value}"
+    ]

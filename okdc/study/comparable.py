@@ -52,6 +52,7 @@ def _budget(run: Finished) -> dict[str, Any]:
         "classes": run.info.classes,
         **{f"data.{key}": value for key, value in data.items()},
         **{f"optim.{key}": value for key, value in recipe.optim.model_dump().items()},
+        "cohort.keep_epoch": recipe.cohort.keep_epoch,
         "cohort.students (architectures)": tuple(sorted(set(recipe.cohort.students))),
     }
 
