@@ -55,6 +55,11 @@ class Job:
     variant: str = ""
     teacher: dict[str, str] | None = None
 
+    @property
+    def steps(self) -> int:
+        """The steps of the whole training. A partial last batch of an epoch is none."""
+        return len(self.dataset.train) // self.recipe.optim.batch_size * self.recipe.optim.epochs
+
 
 def job(
     resolved: ResolvedRecipe, read: Callable[[], Dataset], check: Callable[[Cohort, int], None] | None = None
@@ -139,6 +144,8 @@ def method(
         with seeded(resolved.recipe.seed, "init", "method"):
             built = resolved.kind(students, resolved.config, images, classes, teacher)
         built.check_built()
+        if smoothing := resolved.recipe.optim.label_smoothing:  # otherwise the method's own stands
+            built.label_smoothing = smoothing
         return built, sharing
     except RecipeError as error:
         raise refusal(resolved.place, [error.message, *error.details], error.hint) from None
