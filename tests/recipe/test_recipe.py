@@ -106,6 +106,8 @@ OTHER: dict[str, object] = {
     "cohort.share": "stem1",
     "cohort.keep": 1,
     "cohort.output": "logits",
+    "cohort.weights": "none",
+    "cohort.weights_sha256": ["ab"],
     "method.name": "another",
     "method.temperature": 4.0,
     "method.rampup": 0.5,
