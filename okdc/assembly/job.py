@@ -12,10 +12,11 @@ from torch import nn
 from okdc import backbones, torch_errors
 from okdc.assembly import teacher as teachers
 from okdc.assembly import weights
+from okdc.assembly.beginnings import Beginnings
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
-from okdc.assembly.weights import Beginnings, Loaded
+from okdc.assembly.weights import Loaded
 from okdc.cohort import Cohort
 from okdc.data import datasets
 from okdc.data.datasets import Dataset

@@ -43,6 +43,7 @@ class Facts:
     classes: int | None = None
     labels: tuple[str, ...] = ()  # in the order of the logits
     licence: str = ""  # as their library states it
+    name: str = ""  # in full, as `find` takes it
 
     def shorter_side(self, size: int) -> int:
         """The pixels that the shorter side is resized to before the centre of `size` pixels is cut out."""
@@ -56,6 +57,11 @@ class Pretrained:
     name: str  # timm:NETWORK.TAG, or torchvision:ENUMERATION.MEMBER
     network: str  # the network that they are of: timm:NETWORK, torchvision:NETWORK
     facts: Facts
+
+    @property
+    def file(self) -> str:
+        """The name of a file that holds them."""
+        return f"{self.name.partition(':')[2]}.safetensors"
 
     def load(self) -> dict[str, Tensor]:
         """The state_dict of the network, by its library's own loader.
@@ -74,8 +80,8 @@ class Pretrained:
             raise DataError(
                 f"{self.name}: these weights are not on this machine, and {library} cannot load them: "
                 f"{one_line(error)}",
-                hint=f"where there is a network: okdc download weights {self.name} -o FOLDER; then "
-                "cohort.weights=FOLDER/NAME.safetensors",
+                hint=f"where there is a network: okdc download weights {self.name} -o FOLDER; here "
+                f"cohort.weights=FOLDER/{self.file}",
             ) from error
 
 
@@ -148,7 +154,7 @@ def default(network: str) -> Pretrained:
 
 
 def find(name: str) -> Pretrained:
-    """The weights called `name`. Raises RecipeError that names the nearest, or all that there are."""
+    """The weights called `name`; of a network's name the default ones. Raises RecipeError that names the nearest."""
     if name.startswith("timm:"):
         return _of_timm(name)
     import torchvision.models as models
@@ -157,10 +163,8 @@ def find(name: str) -> Pretrained:
     kinds = {
         models.get_model_weights(network).__name__: network for network in reversed(models.list_models(module=models))
     }
-    if enumeration in kinds.values():  # a network's name
-        kind = models.get_model_weights(enumeration)
-        members = ", ".join(f"torchvision:{kind.__name__}.{weights.name}" for weights in kind)
-        raise RecipeError(f"{name} names a network of torchvision, expected weights", hint=f"there is: {members}")
+    if enumeration in kinds.values():
+        return default(name)
     if enumeration not in kinds:
         raise RecipeError(
             f"torchvision has no weights called {name.removeprefix('torchvision:')!r}{nearest(enumeration, kinds)}",
@@ -179,7 +183,9 @@ def _of_torchvision(weights: Any, network: str) -> Pretrained:
     rule, meta = weights.transforms(), weights.meta
     resized, cropped = getattr(rule, "resize_size", None), getattr(rule, "crop_size", None)
     labels = tuple(meta.get("categories", ()))
+    name = f"torchvision:{weights}"
     facts = Facts(
+        name=name,
         size=cropped[0] if cropped else None,
         crop=cropped[0] / resized[0] if cropped and resized else None,
         mean=_colour(getattr(rule, "mean", None)),
@@ -189,7 +195,7 @@ def _of_torchvision(weights: Any, network: str) -> Pretrained:
         labels=labels,
         licence=str(meta.get("license", "")),
     )
-    return Pretrained(f"torchvision:{weights}", network, facts)
+    return Pretrained(name, network, facts)
 
 
 def _of_timm(name: str) -> Pretrained:
@@ -212,6 +218,7 @@ def _of_timm(name: str) -> Pretrained:
     full = f"{network}.{known.tag}" if known.tag else network
     channels, height, width = known.input_size
     facts = Facts(
+        name=full,
         size=height if height == width else None,
         crop=known.crop_pct,
         mean=_colour(known.mean) if channels == 3 else None,

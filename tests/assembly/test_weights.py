@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from okdc import backbones
 from okdc.assembly import weights
+from okdc.assembly.beginnings import Beginnings
+from okdc.assembly.origins import Origin
 from okdc.assembly.resolve import ResolvedRecipe, resolve
-from okdc.assembly.weights import Beginnings, Loaded, Origin
+from okdc.assembly.weights import Loaded
 from okdc.backbones.pretrained import Facts
 from okdc.cohort import Backbone
 from okdc.errors import CheckFailed, Interrupted, OkdcError, RecipeError, RunError

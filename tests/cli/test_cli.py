@@ -41,7 +41,7 @@ COMMANDS = {
         "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--replace",
         "--runtime", "--json",
     },
-    "download": {"--data-root", "--url", "--json"},
+    "download": {"--data-root", "--url", "--out", "-o", "--json"},
     "evaluate": {"--trust-code", "--data-root", "--json"},
     "verify": {"--data-root", "--json"},
     "predict": {"--model", "--top", "--batch", "--threads"},
@@ -173,7 +173,7 @@ def test_a_dropped_key_is_named_on_stderr(capsys: Captured) -> None:
     assert "baseline trains the first student alone" in answer.err
 
 
-SMALL = ("folder_resnet20", "cohort.students=['resnet8', 'resnet8']", "data.image_size=8", "data.crop_padding=1")
+SMALL = ("folder_resnet20", "cohort.students=['resnet8', 'resnet8']", "data.image_size=8", "augment.padding=1")
 
 
 def test_a_folder_without_a_test_split_warns_that_its_number_flatters(capsys: Captured) -> None:
