@@ -15,9 +15,10 @@ import math
 import socket
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -77,6 +78,8 @@ class Pretrained:
                     return dict(get_weight(rest).get_state_dict(progress=False, check_hash=True))
                 return _from_timm(rest)
         except Exception as error:  # each library and each client of a network has errors of its own
+            if isinstance(error, HTTPError):
+                error.close()
             raise DataError(
                 f"{self.name}: these weights are not on this machine, and {library} cannot load them: "
                 f"{one_line(error)}",
@@ -117,7 +120,7 @@ def _quiet() -> Iterator[None]:
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
