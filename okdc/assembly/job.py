@@ -60,6 +60,11 @@ class Job:
     teacher: dict[str, str] | None = None
     starts: tuple[Start | None, ...] = ()  # the trained weights of each student; None: random ones, as all without any
 
+    @property
+    def steps(self) -> int:
+        """The steps of the whole training. A partial last batch of an epoch is none."""
+        return len(self.dataset.train) // self.recipe.optim.batch_size * self.recipe.optim.epochs
+
 
 def job(
     resolved: ResolvedRecipe,
@@ -169,6 +174,8 @@ def method(
         with seeded(resolved.recipe.seed, "init", "method"):
             built = resolved.kind(students, resolved.config, images, classes, teacher)
         built.check_built()
+        if smoothing := resolved.recipe.optim.label_smoothing:  # otherwise the method's own stands
+            built.label_smoothing = smoothing
         return built, sharing
     except RecipeError as error:
         raise refusal(resolved.place, [error.message, *error.details], error.hint) from None

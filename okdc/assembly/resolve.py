@@ -15,9 +15,14 @@ from okdc.data import find
 from okdc.data.source import Source
 from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Config, Method, TaughtConfig
+from okdc.progress import WARNING
 from okdc.recipe.draft import Draft, check
 from okdc.recipe.explain import explain, refusal, salvage
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, Augment, Recipe
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, Augment, Optim, Recipe
+
+LARGE_FOR_ADAMW = (
+    0.02  # a rate from which on its steps, which the gradient's size does not shorten, are SGD's by mistake
+)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,8 @@ def resolve(draft: Draft, needs_data: bool = True, begun: bool = False) -> Resol
     place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
     if recipe is None or kind is None or config is None or source is None or problems:
         raise refusal(place, list(dict.fromkeys(problems)))
+    if recipe.optim.optimizer == "adamw" and recipe.optim.lr >= LARGE_FOR_ADAMW:
+        notes.append(f"{WARNING}optim.lr={recipe.optim.lr:g} is a rate for sgd: adamw usually learns with about 0.001")
     return ResolvedRecipe(recipe, kind, config, source, place, draft.stem, tuple(notes))
 
 
@@ -171,7 +178,7 @@ def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: boo
         problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
     if source is not None:
         problems += source.problems(data, needs_data)
-    return problems + _rules_of_augment(recipe.augment, data.image_size)
+    return problems + _rules_of_augment(recipe.augment, data.image_size) + _rules_of_optim(recipe.optim)
 
 
 def _rules_of_augment(keys: Augment, size: int) -> list[str]:
@@ -186,3 +193,15 @@ def _rules_of_augment(keys: Augment, size: int) -> list[str]:
         if keys.crop == "pad" and (value := getattr(keys, name)) != getattr(usual, name):
             problems.append(f"augment.{name}: augment.crop=pad has none; leave it out, found {list(value)}")
     return problems
+
+
+def _rules_of_optim(optim: Optim) -> list[str]:
+    """A key of the optimiser that is not the chosen one would be ignored: it keeps its default."""
+    unread, instead = ("momentum", "betas") if optim.optimizer == "adamw" else ("betas", "momentum")
+    default, value = Optim.model_fields[unread].default, getattr(optim, unread)
+    if value == default:
+        return []
+    return [
+        f"optim.{unread}: {optim.optimizer} has none, its key is optim.{instead}; expected the default {default}, "
+        f"found {value}"
+    ]

@@ -87,7 +87,7 @@ class Training:
 
         # The method moves to the device before the optimiser exists, and takes its saved tensors before the first step:
         # torch.compile and DistributedDataParallel wrap it there.
-        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks)
+        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks, job.steps)
         if state is not None:
             self.train_step.load(state)
         self.method = self.train_step.method
@@ -202,7 +202,7 @@ class Training:
         position.rows.append(
             {
                 "epoch": position.epoch,
-                "lr": optim.rate(job.recipe.optim, last_step / (self.epochs * self.steps)),
+                "lr": optim.rate(job.recipe.optim, last_step / job.steps, job.steps),
                 "loss": sum(trained.losses.values()),
                 "losses": trained.losses,
                 "train_top1_pct": trained.top1_pct,
