@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from okdc import backbones, methods
+from okdc.assembly import origins
 from okdc.data import find
 from okdc.data.source import Source
 from okdc.errors import DataError, RecipeError
@@ -17,7 +18,7 @@ from okdc.methods.base import Config, Method, TaughtConfig
 from okdc.progress import WARNING
 from okdc.recipe.draft import Draft, check
 from okdc.recipe.explain import explain, refusal, salvage
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Augment, Optim, Recipe
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, Augment, Optim, Recipe
 
 LARGE_FOR_ADAMW = 0.02  # a rate of SGD's: adamw's steps are as long as the rate, whatever the gradient
 
@@ -76,13 +77,20 @@ class ResolvedRecipe:
             config=self.config.model_copy(update={TEACHER: sha256}),
         )
 
+    def with_weights(self, sha256s: tuple[str, ...]) -> ResolvedRecipe:
+        """The recipe that says which weights its students start from."""
+        cohort = self.recipe.cohort.model_copy(update={WEIGHTS: sha256s})
+        return replace(self, recipe=self.recipe.model_copy(update={"cohort": cohort}))
 
-def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
+
+def resolve(draft: Draft, needs_data: bool = True, begun: bool = False) -> ResolvedRecipe:
     """The recipe with every default written out. No network is built and no image is read.
 
-    `needs_data=False` accepts a recipe that does not say where its images are: counting needs none.
+    `needs_data=False` accepts a recipe that does not say where its images are: counting needs none. `begun`: it is that
+    of a run or a series, which names the weights of its students in full; they need not be there any more.
 
-    Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
+    Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names
+    and weights.
     """
     source, problems = _source(draft.tables.get("data"))
     tables, notes = _with_root(draft, source)
@@ -110,8 +118,12 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
         except RecipeError as error:
             problems.append(f"cohort.students: {error.message}; {error.hint}")
     if (whole := recipe or salvage(tables)) is not None:
-        keys = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
         count = 1 if kind and kind.single else len(whole.cohort.students)
+        if recipe is not None and source is not None and not problems and not begun:
+            choice = origins.chosen(tables, recipe, source, count)
+            recipe, wrong = check(replace(draft, tables=choice.tables))
+            notes, problems, whole = notes + choice.notes, choice.problems + wrong, recipe or whole
+        keys = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
         problems += [rule for rule in _rules(whole, source, count, needs_data) if rule.partition(":")[0] not in keys]
     place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
     if recipe is None or kind is None or config is None or source is None or problems:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe
+from okdc.assembly.weights import Loaded
 from okdc.cohort import Cohort
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
@@ -71,7 +73,7 @@ def start(
             export_check = ranks.first_does(lambda: ask(export_check, tell))
 
         ranks.agree("the recipe's keys", recipe.sha256())
-        job = assembly.job(resolved, images, check)
+        job = assembly.job(resolved, images, check, partial(_weights, ranks))
         assert export_check is not None
         for note in job.notes:
             tell.note(note)
@@ -87,6 +89,7 @@ def start(
             classes=job.dataset.classes,
             skipped_images=job.dataset.skipped,
             export_check=export_check,
+            starts=job.starts,
             started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
             settings=RunSettings.model_validate(settings.saved()),
             reasons=settings.reasons,
@@ -136,7 +139,10 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
             before = (*info.processes_before, then)
             now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
             ranks.first_does(lambda: run.note(**now))
-        job = assembly.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, resolved, tell)))
+        begins = not ranks.first_does(lambda: checkpoint.is_written(run))
+        read = partial(reopen.data_of, run, resolved, tell)
+        job = assembly.job(resolved, lambda: ranks.in_turn(read), load=partial(_weights, ranks), begins=begins)
+        job = replace(job, starts=info.starts)
         settings = decided(settings, job, ranks)
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
         for note in notes:
@@ -151,6 +157,13 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
             tell.note(f"{run.log} had lost or changed rows: it is written again from the checkpoint")
         loop.train(job, run, settings, position, state, tell, ranks)
     return run
+
+
+def _weights(ranks: Ranks, resolved: ResolvedRecipe) -> list[Loaded | None]:
+    """What the students start from: one process of a machine downloads it."""
+    loaded = ranks.in_turn(lambda: assembly.weights_of(resolved))
+    ranks.agree("the weights that the students start from", json.dumps([start and start.sha256 for start in loaded]))
+    return loaded
 
 
 def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) -> Settings:

@@ -41,7 +41,7 @@ COMMANDS = {
         "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--replace",
         "--runtime", "--json",
     },
-    "download": {"--data-root", "--url", "--json"},
+    "download": {"--data-root", "--url", "--out", "-o", "--json"},
     "evaluate": {"--trust-code", "--data-root", "--json"},
     "verify": {"--data-root", "--json"},
     "predict": {"--model", "--top", "--batch", "--threads"},

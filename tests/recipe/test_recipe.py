@@ -120,6 +120,8 @@ OTHER: dict[str, object] = {
     "cohort.keep": 1,
     "cohort.keep_epoch": "last",
     "cohort.output": "logits",
+    "cohort.weights": "none",
+    "cohort.weights_sha256": ["ab"],
     "method.name": "another",
     "method.temperature": 4.0,
     "method.rampup": 0.5,
