@@ -16,7 +16,7 @@ from okdc.errors import DataError, RecipeError
 from okdc.methods.base import Config, Method, TaughtConfig
 from okdc.recipe.draft import Draft, check
 from okdc.recipe.explain import explain, refusal, salvage
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Recipe
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Augment, Recipe
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,18 @@ def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: boo
         problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
     if source is not None:
         problems += source.problems(data, needs_data)
-    if data.crop_padding >= data.image_size:  # a crop could lie wholly outside its image
-        problems.append(
-            f"data.crop_padding: expected less than data.image_size ({data.image_size}), found {data.crop_padding}"
-        )
+    return problems + _rules_of_augment(recipe.augment, data.image_size)
+
+
+def _rules_of_augment(keys: Augment, size: int) -> list[str]:
+    """What holds between the keys of `[augment]`, for images of this size."""
+    problems = []
+    if keys.crop == "pad" and keys.padding >= size:  # a crop could lie wholly outside its image
+        problems.append(f"augment.padding: expected less than data.image_size ({size}), found {keys.padding}")
+    usual = Augment()
+    if keys.crop == "resized" and keys.padding not in (0, usual.padding):
+        problems.append(f"augment.padding: augment.crop=resized has none; expected 0, found {keys.padding}")
+    for name in ("scale", "ratio"):
+        if keys.crop == "pad" and (value := getattr(keys, name)) != getattr(usual, name):
+            problems.append(f"augment.{name}: augment.crop=pad has none; leave it out, found {list(value)}")
     return problems

@@ -41,6 +41,9 @@ EXPECTED = {
 }
 
 
+# Keys that have another place now.
+MOVED = {"data.crop_padding": "augment.padding", "data.flip": "augment.flip"}
+
 SHOWN = 20  # problems of a recipe; of more, their number
 LONGEST = 100  # letters of a key
 
@@ -66,6 +69,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         if kind == "value_error":  # a rule over several keys, in the model's own words
             key, rule = key.rstrip("."), str(problem["ctx"]["error"])
             lines[key + rule] = f"{key}: {rule}"
+        elif kind == "extra_forbidden" and key in MOVED:
+            lines[key] = f"{key}: its name is {MOVED[key]} now"
         elif kind == "extra_forbidden":
             table = f"[{key.rpartition('.')[0]}]" if "." in key else "the top level"
             fields = list(owner.model_fields)

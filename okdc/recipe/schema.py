@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Of a method's table, where a teacher lies; `teacher_sha256` says which one it is, and marks a method that has one.
 TEACHER_PLACES = ("teacher", "weights")
@@ -26,6 +26,22 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Index = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if low > high:
+        raise ValueError(f"expected the smaller number first, found [{low:g}, {high:g}]")
+    return bounds
+
+
+Bounds = Annotated[tuple[Positive, Positive], Field(strict=False), AfterValidator(_ascending)]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
+    Field(strict=False),
+    AfterValidator(_ascending),
+]
 Colour = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]  # TOML has arrays, not tuples
 
 
@@ -110,16 +126,6 @@ class Data(Table):
             "0.1 leaves nine tenths to learn from."
         ),
     ] = 0.1
-    crop_padding: Annotated[
-        Index,
-        Field(
-            description="Pixels of zeros around an image before a random crop; 4 as MFEF section 4.1. imagenet's "
-            "crops have none."
-        ),
-    ] = 4
-    flip: Annotated[
-        bool, Field(description="Whether half of the training images are mirrored, as in MFEF section 4.1.")
-    ] = True
     mean: Annotated[
         Colour | None,
         Field(
@@ -131,6 +137,60 @@ class Data(Table):
         Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None,
         Field(description="Standard deviation of each channel, as `mean`."),
     ] = None
+
+
+class Augment(Table):
+    """How training images are varied. Evaluation never is."""
+
+    crop: Annotated[
+        Literal["pad", "resized"],
+        Field(
+            description="The random crop: pad shifts an image within `padding`, as MFEF section 4.1; resized takes a "
+            "part of random size, shape and place and resizes it, as torchvision's RandomResizedCrop."
+        ),
+    ] = "pad"
+    padding: Annotated[
+        Index,
+        Field(
+            description="Pixels of zeros around an image before the crop `pad`; 4 as MFEF section 4.1, 0 for no crop."
+        ),
+    ] = 4
+    scale: Annotated[
+        Shares, Field(description="Share of the area that the crop `resized` takes, from and to; as torchvision.")
+    ] = (0.08, 1.0)
+    ratio: Annotated[
+        Bounds, Field(description="Width to height of the crop `resized`, from and to; 3/4 and 4/3 as torchvision.")
+    ] = (3 / 4, 4 / 3)
+    flip: Annotated[
+        bool, Field(description="Whether half of the images are mirrored, left to right; true as MFEF section 4.1.")
+    ] = True
+    vertical_flip: Annotated[bool, Field(description="Whether half of the images are mirrored, top to bottom.")] = False
+    rotation: Annotated[
+        float, Field(ge=0, le=180, description="Largest angle of a random rotation, either way, in degrees.")
+    ] = 0.0
+    translate: Annotated[
+        Unit, Field(description="Largest random shift, each way, as a share of the side; what comes in is black.")
+    ] = 0.0
+    zoom: Annotated[Bounds, Field(description="Factor of a random enlargement, from and to; [1, 1] for none.")] = (
+        1.0,
+        1.0,
+    )
+    shear: Annotated[
+        float, Field(ge=0, le=80, description="Largest angle of a random shear along x, either way, in degrees.")
+    ] = 0.0
+    brightness: Annotated[
+        Unit, Field(description="All colours times a random factor from 1 - b to 1 + b, for b here.")
+    ] = 0.0
+    contrast: Annotated[
+        Unit, Field(description="The same factor for the distance of colours to the image's mean grey.")
+    ] = 0.0
+    saturation: Annotated[
+        Unit, Field(description="The same factor for the distance of a pixel's colours to its grey.")
+    ] = 0.0
+    hue: Annotated[
+        float, Field(ge=0, le=0.5, description="Largest random turn of all hues, either way; 0.5 is half the circle.")
+    ] = 0.0
+    grey: Annotated[Unit, Field(description="Share of the images that lose their colours.")] = 0.0
 
 
 class CohortTable(Table):
@@ -266,7 +326,10 @@ class Recipe(Table):
         ),
     ] = False
     about: Annotated[About, Field(description="What the recipe is; nothing of it changes a training.")] = About()
-    data: Annotated[Data, Field(description="The images, and how they are divided and varied.")]
+    data: Annotated[Data, Field(description="The images, and how they are divided.")]
+    augment: Annotated[
+        Augment, Field(description="How training images are varied, anew in each epoch; all but crop and flip is off.")
+    ] = Augment()
     cohort: Annotated[CohortTable, Field(description="The students, what they share, and which one is kept.")]
     method: Annotated[
         dict[str, Any], Field(description="How the students teach each other: `name`, and the keys of that method.")

@@ -101,7 +101,7 @@ class Training:
         self.batches = batches_of(
             self.dataset,
             recipe.optim.batch_size,
-            Augmentation.of(recipe.data),
+            Augmentation(recipe.augment),
             self.normalise,
             recipe.seed,
             settings.workers,

@@ -284,8 +284,8 @@ def test_resolving_leaves_the_draft_as_it_was(monkeypatch: pytest.MonkeyPatch) -
 
 def test_rules_between_keys_are_reported_with_the_keys_that_are_wrong_alone() -> None:
     with pytest.raises(RecipeError) as caught:
-        resolved("optim.epochs=0", "cohort.keep=2", "data.crop_padding=9", "method.groups=3", "optim.epoch=1")
+        resolved("optim.epochs=0", "cohort.keep=2", "augment.padding=9", "method.groups=3", "optim.epoch=1")
     told = " ".join(caught.value.details)
-    for key in ("optim.epochs", "cohort.keep", "data.crop_padding", "method: reconstruct", "optim.epoch:"):
+    for key in ("optim.epochs", "cohort.keep", "augment.padding", "method: reconstruct", "optim.epoch:"):
         assert key in told
     assert len(caught.value.details) == 5

@@ -381,7 +381,7 @@ def test_to_compile_without_a_compiler_is_refused(capsys: Captured, monkeypatch:
 
 
 def test_classes_that_nobody_knows_are_said_to_be_taken(capsys: Captured) -> None:
-    words = ["folder_resnet20", "cohort.students=['resnet8','resnet8']", "data.image_size=8", "data.crop_padding=1"]
+    words = ["folder_resnet20", "cohort.students=['resnet8','resnet8']", "data.image_size=8", "augment.padding=1"]
     answer = ask(capsys, "bench", *words, "--only", "recipe", "--seconds", "1", *QUICK)
     assert answer.code == 0, answer.err
     assert "10 classes (assumed" in answer.out

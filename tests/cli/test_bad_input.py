@@ -20,7 +20,7 @@ from okdc.training import loop as engine
 
 Captured = pytest.CaptureFixture[str]
 SHORT = ("optim.epochs=2", "data.train_images=64")
-SMALL = ("folder_resnet20", "cohort.students=['resnet8', 'resnet8']", "data.image_size=8", "data.crop_padding=1")
+SMALL = ("folder_resnet20", "cohort.students=['resnet8', 'resnet8']", "data.image_size=8", "augment.padding=1")
 FOLDER = (*SMALL, "optim.epochs=1", "optim.batch_size=8", "data.root=root")
 
 

@@ -173,7 +173,7 @@ def test_a_dropped_key_is_named_on_stderr(capsys: Captured) -> None:
     assert "baseline trains the first student alone" in answer.err
 
 
-SMALL = ("folder_resnet20", "cohort.students=['resnet8', 'resnet8']", "data.image_size=8", "data.crop_padding=1")
+SMALL = ("folder_resnet20", "cohort.students=['resnet8', 'resnet8']", "data.image_size=8", "augment.padding=1")
 
 
 def test_a_folder_without_a_test_split_warns_that_its_number_flatters(capsys: Captured) -> None:

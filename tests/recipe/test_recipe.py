@@ -97,11 +97,24 @@ OTHER: dict[str, object] = {
     "data.skip_damaged": True,
     "data.train_images": 77,
     "data.val_fraction": 0.25,
-    "data.crop_padding": 2,
     "data.shorter_side": 40,
-    "data.flip": False,
     "data.mean": [0.5, 0.5, 0.25],
     "data.std": [0.5, 0.5, 0.25],
+    "augment.crop": "resized",
+    "augment.padding": 2,
+    "augment.scale": [0.5, 0.75],
+    "augment.ratio": [0.5, 2.0],
+    "augment.flip": False,
+    "augment.vertical_flip": True,
+    "augment.rotation": 10.0,
+    "augment.translate": 0.1,
+    "augment.zoom": [0.75, 1.25],
+    "augment.shear": 10.0,
+    "augment.brightness": 0.5,
+    "augment.contrast": 0.5,
+    "augment.saturation": 0.5,
+    "augment.hue": 0.25,
+    "augment.grey": 0.5,
     "cohort.students": ["resnet20", "resnet8"],
     "cohort.share": "stem1",
     "cohort.keep": 1,
@@ -430,7 +443,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         "optim.lr=-1",
         "optim.momentum=1",
         "optim.batch_size=1.5",
-        "data.flip=3",
+        "augment.flip=3",
         "data.val_fraction=1.0",
         "cohort.share=lo",
         "cohort.keep=bset",
@@ -450,7 +463,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         "optim.lr",
         "optim.momentum",
         "optim.batch_size",
-        "data.flip",
+        "augment.flip",
         "data.val_fraction",
         "cohort.share",
         "cohort.keep",
@@ -467,7 +480,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
     assert told["optim.epoch"].startswith("optim.epoch: unknown key (did you mean 'epochs'?); [optim] has epochs, ")
     assert told["optim.lr"] == "optim.lr: expected greater than 0, found -1"
     assert told["optim.batch_size"] == "optim.batch_size: expected an integer, found 1.5"
-    assert told["data.flip"] == "data.flip: expected true or false, found 3"
+    assert told["augment.flip"] == "augment.flip: expected true or false, found 3"
     assert told["cohort.share"].endswith("found 'lo' (did you mean 'low'?)")
     assert "(did you mean 'best'?)" in told["cohort.keep"]
     assert "no network is called 'resnt20' (did you mean 'resnet20'?); there is: resnet8, " in told["cohort.students"]
@@ -499,7 +512,11 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         ("data.std=[1, 0, 1]", "data.std[1]: expected greater than 0, found 0"),
         ("data.name=digit", "data.name: no data set is called 'digit' (did you mean 'digits'?); there is: digits, "),
         ("data.image_size=9", "data.image_size: the images of digits are 8×8, found 9"),
-        ("data.crop_padding=8", "data.crop_padding: expected less than data.image_size (8), found 8"),
+        ("augment.padding=8", "augment.padding: expected less than data.image_size (8), found 8"),
+        ("augment.scale=[0.9, 0.5]", "augment.scale: expected the smaller number first, found [0.9, 0.5]"),
+        ("augment.scale=[0.5, 1.0]", "augment.scale: augment.crop=pad has none"),
+        ("data.crop_padding=4", "data.crop_padding: its name is augment.padding now"),
+        ("data.flip=true", "data.flip: its name is augment.flip now"),
         ("cohort.keep=2", "cohort.keep: expected an index below 2, found 2"),
         ("method.name=basline", "method.name: no method is called 'basline' (did you mean 'baseline'?); there is: "),
         ("method.name=", "method.name: no method is called ''; there is: "),

@@ -48,6 +48,7 @@ from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
 from okdc.methods.base import Batch, Step
+from okdc.recipe.schema import Augment
 from okdc.runs import predictions
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
@@ -685,7 +686,7 @@ def gpu_batches(device: str) -> tuple[TrainBatches, Dataset]:
     job = built(recipe())
     dataset = job.dataset.to(torch.device(device))
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, torch.device(device))
-    return TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0), dataset
+    return TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0), dataset
 
 
 @pytest.mark.gpu

@@ -18,7 +18,7 @@ from okdc.data.placement import place
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
 from okdc.methods.base import Step
-from okdc.recipe.schema import Engine
+from okdc.recipe.schema import Augment, Engine
 from okdc.runs.artefacts import Provenance
 from okdc.training import device, recording
 from okdc.training import start as starts
@@ -113,7 +113,8 @@ def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "o
     step = TrainStep(job.method, job.recipe.optim, settings)
     step.method.train()
     said: list[str] = []
-    counted = CountedStep(step, TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0), 0, said.append)
+    batches = TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0)
+    counted = CountedStep(step, batches, 0, said.append)
     counted.said = said  # type: ignore[attr-defined]
     return counted, job
 
