@@ -31,7 +31,7 @@ EPOCHS = ((500, 100), (5_000, 60), (20_000, 40))  # up to so many training image
 MANY_IMAGES_EPOCHS = 30
 FINE_TUNED = ((500, 40), (5_000, 20), (20_000, 10))
 FINE_TUNED_MANY_IMAGES_EPOCHS = 8
-TOLD = ("cohort.students", "data.image_size", "data.flip", "optim.batch_size", "optim.epochs")  # on the terminal too
+TOLD = ("cohort.students", "data.image_size", "augment.flip", "optim.batch_size", "optim.epochs")  # on the terminal too
 TURNED = re.compile(r"[0-9]+|[a-z]|.*(left|right|arrow|clock|east|west).*", re.IGNORECASE)
 
 
@@ -82,7 +82,8 @@ def plan(folder: Folder, networks: Networks, flip: bool | None) -> Plan:
     batch, batch_reason = _batch(images, LARGE_BATCHES if networks.pretrained else BATCHES)
     lines = [
         Line("about.title", f"{networks.students[0]} on {_named(folder)}", ""),
-        *_data(folder, networks, divided, flip),
+        *_data(folder, networks, divided),
+        *_augment(folder, networks, flip),
         *_cohort(networks, divided),
         Line("method.name", "fefr", "the students teach each other; method.name=baseline trains the first alone"),
         *_optim(networks, images, batch, batch_reason),
@@ -102,7 +103,7 @@ def _named(folder: Folder) -> str:
 # The tables
 
 
-def _data(folder: Folder, networks: Networks, divided: Division, flip: bool | None) -> list[Line]:
+def _data(folder: Folder, networks: Networks, divided: Division) -> list[Line]:
     size = networks.image_size
     cut = f"; the cut of the middle drops {folder.cut_away_pct:.0f} %" if folder.cut_away_pct >= 10 else ""
     lines = [
@@ -115,11 +116,6 @@ def _data(folder: Folder, networks: Networks, divided: Division, flip: bool | No
         more = f" and {len(folder.damaged) - 1:,} more" if len(folder.damaged) > 1 else ""
         lines.append(Line("data.skip_damaged", True, f"{first}{more}; false stops at them"))
     lines.append(_validation(folder, divided))
-    padding = max(1, size // 8)
-    lines += [
-        Line("data.crop_padding", padding, f"images are shifted by up to {padding} pixels, an eighth of their side"),
-        _flip(folder, flip),
-    ]
     return lines
 
 
@@ -138,15 +134,30 @@ def _validation(folder: Folder, divided: Division) -> Line:
     return Line("data.val_fraction", fraction, reason)
 
 
+def _augment(folder: Folder, networks: Networks, flip: bool | None) -> list[Line]:
+    padding = max(1, networks.image_size // 8)
+    lines = [
+        Line("augment.padding", padding, f"images are shifted by up to {padding} pixels, an eighth of their side"),
+        _flip(folder, flip),
+        Line("augment.rotation", 10.0, "degrees either way: a camera is never held straight"),
+        Line("augment.zoom", [0.9, 1.1], "what is shown is nearer or farther away"),
+        Line("augment.brightness", 0.2, "light differs"),
+        Line("augment.contrast", 0.2, "so does haze, and exposure"),
+    ]
+    if not folder.grey:
+        lines.append(Line("augment.saturation", 0.2, "cameras colour differently; 0 where the colour is the class"))
+    return lines
+
+
 def _flip(folder: Folder, flip: bool | None) -> Line:
     if flip is not None:
         is_same = "is still of its class" if flip else "may be of another class"
-        return Line("data.flip", flip, f"as you said: a mirrored image {is_same}")
+        return Line("augment.flip", flip, f"as you said: a mirrored image {is_same}")
     hint = ""
     if turned := directed(folder.classes):
         hint = f", as may be with {', '.join(map(repr, turned[:3]))}"
     return Line(
-        "data.flip", False, f"nobody said that a mirrored image is still of its class{hint}; true: it always is"
+        "augment.flip", False, f"nobody said that a mirrored image is still of its class{hint}; true: it always is"
     )
 
 

@@ -141,7 +141,7 @@ def test_classes_that_may_be_mirrored_into_each_other() -> None:
 def test_images_are_mirrored_only_where_somebody_says_so(capsys: Captured, words: tuple[str, ...], flip: bool) -> None:
     write_tree(Path("root"), {"cat": 10, "dog": 10})
     answer = ask(capsys, "new", "root", *words)
-    assert written(answer, "root.toml")[0].recipe.data.flip is flip
+    assert written(answer, "root.toml")[0].recipe.augment.flip is flip
     assert ("nobody said" in answer.err) == (not words)
 
 
@@ -177,7 +177,7 @@ def test_on_a_terminal_it_asks(typed: list[bytes], flip: bool | None, code: int)
     assert b"left, right?" in said
     assert Path("root.toml").exists() == (flip is not None)
     if flip is not None:
-        assert tomllib.loads(Path("root.toml").read_text(encoding="utf-8"))["data"]["flip"] is flip
+        assert tomllib.loads(Path("root.toml").read_text(encoding="utf-8"))["augment"]["flip"] is flip
 
 
 # --- what the folder makes of the recipe
