@@ -193,6 +193,20 @@ def quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
+def ask(question: str) -> bool | None:
+    """A question on stderr, answered by y or n, where Enter is n. None without a terminal, or where stdin ends."""
+    if not (_err.is_terminal and sys.stdin is not None and sys.stdin.isatty()):
+        return None
+    while True:
+        _err.print(_plain(question), end=" ")
+        line = sys.stdin.readline()
+        if not line:
+            _err.print()
+            return None
+        if (answer := line.strip().lower()) in ("y", "yes", "n", "no", ""):
+            return answer.startswith("y")
+
+
 def fail(error: OkdcError) -> None:
     """`error[kind]: message`, the details, a blank line, the hint."""
     head = "[bold]interrupted[/]" if isinstance(error, Interrupted) else f"[bold red]error\\[{error.kind}][/]"
