@@ -120,7 +120,8 @@ def _carry(row: Row, folder: Path, method: str, precisions: Sequence[str]) -> No
 def tables(network: Network, method: str = "dml") -> dict[str, object]:
     """A recipe of four steps over a few of the digits."""
     return {
-        "data": {"name": "networks.images:few_digits", "image_size": network.size, "crop_padding": 1, "flip": False},
+        "data": {"name": "networks.images:few_digits", "image_size": network.size},
+        "augment": {"padding": 1, "flip": False},
         "cohort": {"students": [network.name, network.name], "share": "none"}
         | ({} if network.output is None else {"output": network.output}),
         "method": {"name": method},

@@ -37,7 +37,9 @@ name = "digits"
 image_size = 8
 train_images = 50
 val_fraction = 0.05
-crop_padding = 1
+
+[augment]
+padding = 1
 
 [cohort]
 students = ["resnet8", "resnet8"]

@@ -96,7 +96,7 @@ def of_step(
     step = TrainStep(method, recipe.optim, settings)
     step.method.train()
     totals = Totals(where)
-    batches = TrainBatches(dataset, batch_size, Augmentation.of(recipe.data), normalise, recipe.seed)
+    batches = TrainBatches(dataset, batch_size, Augmentation(recipe.augment), normalise, recipe.seed)
     whole = CountedStep(step, batches, recipe.seed, print)
     drawn = whole.inputs(0, 0)
     for number in range(WARM):

@@ -92,7 +92,8 @@ def make_run(
     tables: dict[str, Any] = {
         "seed": seed,
         "about": {"title": "made by hand"},
-        "data": {"name": "digits", "image_size": 8, "crop_padding": 1, "flip": False, "mean": moments, "std": moments},
+        "data": {"name": "digits", "image_size": 8, "mean": moments, "std": moments},
+        "augment": {"padding": 1, "flip": False},
         "cohort": {"students": [students[0], students[0]] if single else list(students), "share": share},
         "method": {"name": method},
         "optim": {"epochs": 60, "batch_size": 32, "lr": 0.05},

@@ -37,6 +37,7 @@ from okdc.data.batches import Normalise, TrainBatches
 from okdc.distributed import Ranks
 from okdc.errors import DiskError, OkdcError
 from okdc.methods.base import Batch, Step
+from okdc.recipe.schema import Augment
 from okdc.runs.artefacts import Provenance
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint, compiling, device, interrupts
@@ -264,7 +265,8 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, **changes: Any) -
     settings = replace(settings, **changes)
     step = TrainStep(job.method, job.recipe.optim, settings, ranks)
     normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
-    source = TrainBatches(job.dataset, job.recipe.optim.batch_size, Augmentation(1, True), normalise, 0, ranks)
+    augmentation = Augmentation(Augment(padding=1))
+    source = TrainBatches(job.dataset, job.recipe.optim.batch_size, augmentation, normalise, 0, ranks)
     job.method.train()
     totals = Totals(torch.device("cpu"))
     for i, (images, labels) in zip(range(steps), source.epoch(0), strict=False):

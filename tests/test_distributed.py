@@ -31,6 +31,7 @@ from okdc.data.streaming import StreamBatches
 from okdc.distributed import ALONE, HERE, Ranks
 from okdc.errors import RecipeError, UsageError
 from okdc.methods.base import Step
+from okdc.recipe.schema import Augment
 from okdc.runs.run import RunDir
 from okdc.signals import Received
 from okdc.training import start as starts
@@ -87,7 +88,7 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 def test_the_parts_of_all_processes_are_the_batches_of_one_from_any_step_on(
     n: int, part: int, count: int, epoch: int, data: st.DataObject
 ) -> None:
-    one = TrainBatches(dataset(n), part * count, Augmentation(1, True), RAW, 7)
+    one = TrainBatches(dataset(n), part * count, Augmentation(Augment(padding=1)), RAW, 7)
     start = data.draw(st.integers(0, one.steps))
     found = joined([replace(one, ranks=ranks).epoch(epoch, start) for ranks in group(count)])
     assert same(found, list(one.epoch(epoch))[start:])
@@ -104,9 +105,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("start", [0, 3])
 def test_images_in_files_are_divided_in_the_same_way(tree: Path, count: int, start: int) -> None:
     found = read_data("imagenet", tree, 32, 36)
-    with closing(StreamBatches(found, 8, Augmentation(0, True), RAW, 0, 0)) as one:
+    with closing(StreamBatches(found, 8, Augmentation(Augment(crop="resized")), RAW, 0, 0)) as one:
         expected = list(one.epoch(1, start))
-    each = [StreamBatches(found, 8, Augmentation(0, True), RAW, 0, ranks.rank % 2, ranks) for ranks in group(count)]
+    augmentation = Augmentation(Augment(crop="resized"))
+    each = [StreamBatches(found, 8, augmentation, RAW, 0, ranks.rank % 2, ranks) for ranks in group(count)]
     try:
         assert same(joined([batches.epoch(1, start) for batches in each]), expected)
     finally:

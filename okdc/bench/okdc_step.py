@@ -61,7 +61,7 @@ def random_images(count: int, size: int, classes: int) -> Dataset:
 def data_path(dataset: Dataset, batch_size: int, settings: Settings) -> Side:
     """Batches as the loop takes them: order, crop, mirroring, normalisation."""
     normalise = _normalise(settings)
-    batches = TrainBatches(dataset.to(settings.torch_device), batch_size, Augmentation(4, True), normalise, seed=0)
+    batches = TrainBatches(dataset.to(settings.torch_device), batch_size, Augmentation(), normalise, seed=0)
     endless = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
     return Side("data path", partial(next, endless), batch_size)
 

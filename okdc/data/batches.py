@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from okdc.data.augmentation import Augmentation, Draws
+from okdc.data.augmentation import Augmentation, Draws, order
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 
@@ -75,6 +75,11 @@ class Normalise:
         rows.div_(255).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
         return rows.view(pixels.shape).permute(0, 3, 1, 2).contiguous(memory_format=self.memory_format)
 
+    def planes(self, pixels: Tensor) -> Tensor:
+        """The same of float32 NCHW pixels, 0..255, on the device. They may be overwritten."""
+        mean, std = self.mean[:, None, None], self.std[:, None, None]
+        return pixels.div_(255).sub_(mean).div_(std).contiguous(memory_format=self.memory_format)
+
 
 def part_of_batch(step: int, batch_size: int, ranks: Ranks) -> slice:
     """The places of this process's images of a step in the order of the epoch. `batch_size` counts all processes."""
@@ -102,26 +107,26 @@ class TrainBatches(Source):
         return len(self.dataset.train) // self.batch_size
 
     def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]:
-        """The draws of each batch from step `start` of the epoch on, B×4, on the device of the labels.
+        """The draws of each batch from step `start` of the epoch on, B×4 and more, on the device of the labels.
 
         Images that are not there come before them: B×H×W×3 uint8.
         """
-        draws = self.augmentation.draw(self.dataset.train, epoch, self.seed)
+        rows = order(self.dataset.train, epoch, self.seed)
+        draws = self.augmentation.draw(rows, epoch, self.seed, self.dataset.size[1:])
         on_device = draws.to(self.dataset.labels.device)
         for step in range(start, self.steps):
             part = part_of_batch(step, self.batch_size, self.ranks)
             sent = () if self.dataset.sender is None else (self.dataset.pixels(draws.rows[part]),)
-            yield (*sent, on_device.table[part])
+            yield (*sent, *on_device[part].tensors())
 
     def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """(images NCHW float32, labels N) of what `drawn` gave. Without a host read."""
-        *sent, table = drawn
-        batch, images = Draws(table), self.dataset.images
+        sent = () if self.dataset.sender is None else drawn[:1]
+        batch, images = Draws(*drawn[len(sent) :]), self.dataset.images
         labels = self.dataset.labels[batch.rows]
         if sent:  # the batch alone is on the device: its images are rows 0 to B - 1
-            (images,) = sent
-            batch = Draws.of(torch.arange(len(images), device=images.device), batch.top, batch.left, batch.flip)
-        return self.normalise(self.augmentation.of_batch(images, batch)), labels
+            (images,), batch = sent, batch.of_own_rows()
+        return self.augmentation.of_batch(images, batch, self.normalise), labels
 
     def close(self) -> None:
         """Nothing is open."""

@@ -151,11 +151,6 @@ class Source:
                 f"data.skip_damaged: {self.name} is decoded batch by batch, and which images are damaged is not known "
                 "before the training has met them; remove those that an error names"
             )
-        if self.streamed and data.crop_padding not in (0, type(data).model_fields["crop_padding"].default):
-            lines.append(
-                f"data.crop_padding: {self.name} is trained on crops of random size and place, which have no "
-                f"padding; leave it out, found {data.crop_padding}"
-            )
         return lines
 
 

@@ -18,13 +18,15 @@ from torch import Tensor
 from torch.utils import data as loading
 
 from okdc.data import workers
-from okdc.data.augmentation import Augmentation, order
+from okdc.data.augmentation import Augmentation, Draws, order
+from okdc.data.augmentation.crops import of_file
 from okdc.data.batches import Batches, Drawn, Normalise, Source, TrainBatches, part_of_batch
 from okdc.data.datasets import Dataset
-from okdc.data.images import Pixels, unreadable, wary
+from okdc.data.images import Pixels, fit, unreadable, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
 from okdc.data.sending import buffer
 from okdc.distributed import ALONE, Ranks
+from okdc.recipe.schema import Augment
 from okdc.seeds import generator
 
 AHEAD = 2  # batches that a worker prepares before the loop asks for them
@@ -66,7 +68,8 @@ class StreamBatches(Source):
         self.dataset, self.batch_size, self.normalise, self.seed = dataset, batch_size, normalise, seed
         self.workers, self.ranks = workers, ranks
         assert dataset.files is not None
-        self._decoder = _Decoder(dataset.files, augmentation, seed)
+        self._decoder = _Decoder(dataset.files, augmentation.keys, seed)
+        self.augmentation = augmentation.after_decoding()
         self._plan: list[Step] = []
         self._loader: loading.DataLoader[Any] | None = None
 
@@ -75,7 +78,7 @@ class StreamBatches(Source):
         return len(self.dataset.train) // self.batch_size
 
     def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]:
-        """(pixels B×H×W×3 uint8, labels B) from step `start` of the epoch on.
+        """(pixels B×H×W×3 uint8, labels B, and the draws of what is left to do) from step `start` of the epoch on.
 
         Raises a DataError that names every damaged image of a batch, instead of that batch.
         """
@@ -83,18 +86,25 @@ class StreamBatches(Source):
         labels = self.dataset.labels[rows.to(self.dataset.labels.device)]  # one transfer an epoch
         parts = [part_of_batch(step, self.batch_size, self.ranks) for step in range(start, self.steps)]
         self._plan[:] = [(epoch, rows[part].tolist()) for part in parts]
+        draws = None
+        if self.augmentation is not None:
+            draws = self.augmentation.draw(rows, epoch, self.seed, self.dataset.size[1:])
+            draws = draws.to(self.dataset.labels.device)
         batches = self._planned()
         for part in parts:
             pixels = next(batches)
             if isinstance(pixels, list):  # a worker's exception would arrive as the text of its traceback
                 raise unreadable(pixels, len(rows[part]))
             sender = self.dataset.sender
-            yield sender.send(pixels) if sender else pixels, labels[part]
+            left = () if draws is None else draws[part].tensors()
+            yield (sender.send(pixels) if sender else pixels, labels[part], *left)
 
     def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
         """(images NCHW float32, labels N) of what `drawn` gave, on the device of the labels."""
-        pixels, labels = drawn
-        return self.normalise(pixels), labels
+        pixels, labels, *left = drawn
+        if self.augmentation is None:
+            return self.normalise(pixels), labels
+        return self.augmentation.of_batch(pixels, Draws(*left).of_own_rows(), self.normalise), labels
 
     def _planned(self) -> Iterator[Tensor | list[str]]:
         """The batches of the plan. Starts the workers where none run yet."""
@@ -134,10 +144,13 @@ class StreamBatches(Source):
 
 
 class _Decoder(loading.Dataset[Any]):
-    """A worker's task: one step of an epoch to B×size×size×3 uint8, or a line for each file that is no whole image."""
+    """A worker's task: one step of an epoch to B×size×size×3 uint8, or a line for each file that is no whole image.
 
-    def __init__(self, files: OnDemand, augmentation: Augmentation, seed: int) -> None:
-        self.files, self.augmentation, self.seed = files, augmentation, seed
+    The crop `resized` reads the file at its full resolution. For every other the image is what an evaluation sees.
+    """
+
+    def __init__(self, files: OnDemand, keys: Augment, seed: int) -> None:
+        self.files, self.keys, self.seed = files, keys, seed
 
     def __getitem__(self, step: Step) -> Tensor | list[str]:
         epoch, rows = step
@@ -145,7 +158,9 @@ class _Decoder(loading.Dataset[Any]):
         pixels, bad = np.empty((len(rows), size, size, 3), np.uint8), list[str]()
 
         def decode(row: int) -> Pixels:
-            return self.files.decode(row, lambda image: self.augmentation.of_file(image, size, self.seed, epoch, row))
+            if self.keys.crop == "resized":
+                return self.files.decode(row, lambda image: of_file(image, size, self.keys, self.seed, epoch, row))
+            return self.files.decode(row, lambda image: fit(image, size, self.files.shorter_side))
 
         with wary():
             for i, row in enumerate(rows):

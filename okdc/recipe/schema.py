@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 # Of a method's table, where a teacher lies; `teacher_sha256` says which one it is, and marks a method that has one.
 TEACHER_PLACES = ("teacher", "weights")
 TEACHER = "teacher_sha256"
+WEIGHTS = "weights_sha256"  # of the cohort's table: which weights `weights` are
 
 NUMBERED = r"^cuda:(0|[1-9][0-9]?)$"  # a GPU by its number
 
@@ -26,6 +27,22 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Index = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+Unit = Annotated[float, Field(ge=0, le=1)]
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if low > high:
+        raise ValueError(f"expected the smaller number first, found [{low:g}, {high:g}]")
+    return bounds
+
+
+Bounds = Annotated[tuple[Positive, Positive], Field(strict=False), AfterValidator(_ascending)]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]],
+    Field(strict=False),
+    AfterValidator(_ascending),
+]
 Colour = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]  # TOML has arrays, not tuples
 
 
@@ -110,16 +127,6 @@ class Data(Table):
             "0.1 leaves nine tenths to learn from."
         ),
     ] = 0.1
-    crop_padding: Annotated[
-        Index,
-        Field(
-            description="Pixels of zeros around an image before a random crop; 4 as MFEF section 4.1. imagenet's "
-            "crops have none."
-        ),
-    ] = 4
-    flip: Annotated[
-        bool, Field(description="Whether half of the training images are mirrored, as in MFEF section 4.1.")
-    ] = True
     mean: Annotated[
         Colour | None,
         Field(
@@ -131,6 +138,60 @@ class Data(Table):
         Annotated[tuple[Positive, Positive, Positive], Field(strict=False)] | None,
         Field(description="Standard deviation of each channel, as `mean`."),
     ] = None
+
+
+class Augment(Table):
+    """How training images are varied. Evaluation never is."""
+
+    crop: Annotated[
+        Literal["pad", "resized"],
+        Field(
+            description="The random crop: pad shifts an image within `padding`, as MFEF section 4.1; resized takes a "
+            "part of random size, shape and place and resizes it, as torchvision's RandomResizedCrop."
+        ),
+    ] = "pad"
+    padding: Annotated[
+        Index,
+        Field(
+            description="Pixels of zeros around an image before the crop `pad`; 4 as MFEF section 4.1, 0 for no crop."
+        ),
+    ] = 4
+    scale: Annotated[
+        Shares, Field(description="Share of the area that the crop `resized` takes, from and to; as torchvision.")
+    ] = (0.08, 1.0)
+    ratio: Annotated[
+        Bounds, Field(description="Width to height of the crop `resized`, from and to; 3/4 and 4/3 as torchvision.")
+    ] = (3 / 4, 4 / 3)
+    flip: Annotated[
+        bool, Field(description="Whether half of the images are mirrored, left to right; true as MFEF section 4.1.")
+    ] = True
+    vertical_flip: Annotated[bool, Field(description="Whether half of the images are mirrored, top to bottom.")] = False
+    rotation: Annotated[
+        float, Field(ge=0, le=180, description="Largest angle of a random rotation, either way, in degrees.")
+    ] = 0.0
+    translate: Annotated[
+        Unit, Field(description="Largest random shift, each way, as a share of the side; what comes in is black.")
+    ] = 0.0
+    zoom: Annotated[Bounds, Field(description="Factor of a random enlargement, from and to; [1, 1] for none.")] = (
+        1.0,
+        1.0,
+    )
+    shear: Annotated[
+        float, Field(ge=0, le=80, description="Largest angle of a random shear along x, either way, in degrees.")
+    ] = 0.0
+    brightness: Annotated[
+        Unit, Field(description="All colours times a random factor from 1 - b to 1 + b, for b here.")
+    ] = 0.0
+    contrast: Annotated[
+        Unit, Field(description="The same factor for the distance of colours to the image's mean grey.")
+    ] = 0.0
+    saturation: Annotated[
+        Unit, Field(description="The same factor for the distance of a pixel's colours to its grey.")
+    ] = 0.0
+    hue: Annotated[
+        float, Field(ge=0, le=0.5, description="Largest random turn of all hues, either way; 0.5 is half the circle.")
+    ] = 0.0
+    grey: Annotated[Unit, Field(description="Share of the images that lose their colours.")] = 0.0
 
 
 class CohortTable(Table):
@@ -157,11 +218,34 @@ class CohortTable(Table):
             "without a guess beforehand.",
         ),
     ] = "best"
+    keep_epoch: Annotated[
+        Literal["best", "last"],
+        Field(
+            description="The epoch that each student is kept from: its best on validation, or the last. With a few "
+            "dozen validation images the best epoch is luck: last lets them choose among the students alone."
+        ),
+    ] = "best"
     output: Annotated[
         Annotated[str, Field(pattern=r"^[^\[\]+]+$")] | Index | None,
         Field(
             description="The key, name or number of the logits among the outputs of networks that return several; left "
             "out: they return one tensor, or in training a tuple whose first are the logits.",
+        ),
+    ] = None
+    weights: Annotated[
+        str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None,
+        Field(
+            description="Trained weights that the students start from, one value for all or a list with one a student: "
+            "pretrained, timm:NAME.TAG, torchvision:ENUM.MEMBER, a .safetensors or .pt file, runs/NAME, or none; left "
+            "out: all start from random weights.",
+        ),
+    ] = None
+    weights_sha256: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            strict=False,
+            description="The SHA-256 of the weights of each trained student, empty for random ones: filled in when a "
+            "training starts, so that other weights are refused when the recipe runs again.",
         ),
     ] = None
 
@@ -171,12 +255,33 @@ class Optim(Table):
     batch_size: Annotated[
         int, Field(ge=2, description="Images in a step, over all devices together; 128 as MFEF section 4.1.")
     ] = 128
+    optimizer: Annotated[
+        Literal["sgd", "adamw"],
+        Field(
+            description="The rule of a step: sgd with Nesterov momentum, as MFEF section 4.1; adamw, Adam "
+            "with decoupled weight decay (Loshchilov & Hutter, 2019), for a `lr` near 0.001 and a `weight_decay` near "
+            "0.01."
+        ),
+    ] = "sgd"
     lr: Annotated[
-        Positive, Field(description="Learning rate of SGD at the start; 0.1 as MFEF section 4.1, for batches of 128.")
+        Positive,
+        Field(
+            description="The largest learning rate; 0.1 as MFEF section 4.1, for SGD and batches of 128. adamw wants "
+            "about a hundredth."
+        ),
     ] = 0.1
-    momentum: Annotated[float, Field(gt=0, lt=1, description="Nesterov momentum of SGD; 0.9 as MFEF section 4.1.")] = (
-        0.9  # Nesterov's, which needs one above 0
-    )
+    momentum: Annotated[
+        float,
+        Field(gt=0, lt=1, description="Nesterov momentum of sgd; 0.9 as MFEF section 4.1. adamw has `betas` instead."),
+    ] = 0.9  # Nesterov's, which needs one above 0
+    betas: Annotated[
+        tuple[Share, Share],
+        Field(
+            strict=False,
+            description="How slowly adamw's means of the gradient and of its square follow, as the share of a step "
+            "that is kept at the next; torch's default. sgd has `momentum` instead.",
+        ),
+    ] = (0.9, 0.999)
     weight_decay: Annotated[
         NotNegative, Field(description="Weight decay of the students; 1e-4 as MFEF section 4.1.")
     ] = 1e-4
@@ -184,13 +289,28 @@ class Optim(Table):
         NotNegative,
         Field(description="Weight decay of everything that is discarded after training; 1e-5 as MFEF section 4.1."),
     ] = 1e-5
-    schedule: Annotated[
-        Literal["step", "cosine"],
+    decay_norm_and_bias: Annotated[
+        bool,
         Field(
-            description="How the learning rate falls: step divides it by ten at each milestone, as MFEF section 4.1; "
-            "cosine takes it to zero.",
+            description="Whether biases and the weights of normalisations decay like all others; false: no parameter "
+            "of one dimension does, as is usual with adamw."
+        ),
+    ] = True
+    schedule: Annotated[
+        Literal["step", "cosine", "onecycle"],
+        Field(
+            description="How the learning rate moves: step divides it by ten at each milestone, as MFEF section 4.1; "
+            "cosine takes it to zero; onecycle from lr/25 up and down to lr/250,000, as torch's OneCycleLR does with "
+            "its defaults, but the momentum stays.",
         ),
     ] = "step"
+    warmup: Annotated[
+        Share | None,
+        Field(
+            description="Fraction of the run in which the learning rate rises, linearly from near 0; onecycle's own "
+            "rise is a half cosine. Left out: none, and 0.3 of onecycle.",
+        ),
+    ] = None
     milestones: Annotated[
         tuple[Share, ...],
         Field(
@@ -202,6 +322,13 @@ class Optim(Table):
     clip: Annotated[
         NotNegative,
         Field(description="Largest norm of the gradient, which is scaled down to it; 0: no limit, as MFEF trains."),
+    ] = 0.0
+    label_smoothing: Annotated[
+        Share,
+        Field(
+            description="Share of each label that the cross-entropies spread evenly over all classes (Szegedy et al., "
+            "2016); 0: none, as MFEF trains. 0.1 is usual."
+        ),
     ] = 0.0
 
 
@@ -266,7 +393,10 @@ class Recipe(Table):
         ),
     ] = False
     about: Annotated[About, Field(description="What the recipe is; nothing of it changes a training.")] = About()
-    data: Annotated[Data, Field(description="The images, and how they are divided and varied.")]
+    data: Annotated[Data, Field(description="The images, and how they are divided.")]
+    augment: Annotated[
+        Augment, Field(description="How training images are varied, anew in each epoch; all but crop and flip is off.")
+    ] = Augment()
     cohort: Annotated[CohortTable, Field(description="The students, what they share, and which one is kept.")]
     method: Annotated[
         dict[str, Any], Field(description="How the students teach each other: `name`, and the keys of that method.")
@@ -291,11 +421,13 @@ class Recipe(Table):
 
 
 def without_places(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's tables without the places of files: of the images, and of a teacher whose weights have a hash."""
+    """A recipe's tables without the places of files: of the images, and of weights that have a hash."""
     tables = dict(tables)
-    data, method = tables.get("data"), tables.get("method")
+    data, method, cohort = tables.get("data"), tables.get("method"), tables.get("cohort")
     if isinstance(data, Mapping):
         tables["data"] = {key: value for key, value in data.items() if key != "root"}
     if isinstance(method, Mapping) and TEACHER in method:
         tables["method"] = {key: value for key, value in method.items() if key not in TEACHER_PLACES}
+    if isinstance(cohort, Mapping) and WEIGHTS in cohort:
+        tables["cohort"] = {key: value for key, value in cohort.items() if key != "weights"}
     return tables

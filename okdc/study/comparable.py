@@ -51,7 +51,9 @@ def _budget(run: Finished) -> dict[str, Any]:
         "images": result.images,
         "classes": run.info.classes,
         **{f"data.{key}": value for key, value in data.items()},
+        **{f"augment.{key}": value for key, value in recipe.augment.model_dump().items()},
         **{f"optim.{key}": value for key, value in recipe.optim.model_dump().items()},
+        "cohort.keep_epoch": recipe.cohort.keep_epoch,
         "cohort.students (architectures)": tuple(sorted(set(recipe.cohort.students))),
     }
 

@@ -43,7 +43,7 @@ def nothing_commands(answer: Answer, code: int = 0) -> None:
 
 
 def words() -> list[str]:
-    data = ["data.root=root", "data.image_size=8", "data.crop_padding=1", "data.val_fraction=0.3"]
+    data = ["data.root=root", "data.image_size=8", "augment.padding=1", "data.val_fraction=0.3"]
     more = ["cohort.students=['resnet8', 'resnet8']", "optim.epochs=1", "optim.batch_size=8"]
     return ["folder_resnet20", *data, *more, f"about.title={json.dumps(TITLE)}"]
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from okdc.data import augmentation
-from okdc.data.augmentation import Augmentation, Draws
+from okdc.data.augmentation import Augmentation, Draws, crops, order
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
+from okdc.recipe.schema import Augment
 from okdc.seeds import generator
 
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # pixels as they are, as floats
@@ -38,19 +38,23 @@ def dataset(n: int = 40, height: int = 6, width: int = 5, seed: int = 0) -> Data
 
 
 def train_batches(of: Dataset, batch_size: int = 4, padding: int = 2, flip: bool = True, seed: int = 0) -> TrainBatches:
-    return TrainBatches(of, batch_size, Augmentation(padding, flip), RAW, seed)
+    return TrainBatches(of, batch_size, Augmentation(Augment(padding=padding, flip=flip)), RAW, seed)
+
+
+def drawn_of(keys: Augment, rows: Tensor, epoch: int, seed: int) -> Draws:
+    return Augmentation(keys).draw(rows, epoch, seed, (6, 6))
 
 
 def by_definition(images: Tensor, batch: Draws, padding: int) -> npt.NDArray[np.uint8]:
     """Pad with zeros, cut the window, mirror it: one image after another."""
     height, width = images.shape[1:3]
     out = []
-    for row, top, left, flip in zip(
-        *(t.tolist() for t in (batch.rows, batch.top, batch.left, batch.flip)), strict=True
-    ):
+    columns = (batch.rows, batch.top, batch.left, batch.flip, batch.vertical_flip)
+    for row, top, left, flip, vertical_flip in zip(*(column.tolist() for column in columns), strict=True):
         padded = np.pad(images[row].numpy(), ((padding, padding), (padding, padding), (0, 0)))
         window = padded[top : top + height, left : left + width]
-        out.append(np.fliplr(window) if flip else window)
+        window = np.fliplr(window) if flip else window
+        out.append(np.flipud(window) if vertical_flip else window)
     return np.stack(out)
 
 
@@ -63,12 +67,11 @@ def test_crops_by_slices_and_by_gather_are_the_same_pixels(height: int, width: i
     padding = data.draw(st.integers(0, min(height, width)))
     images = dataset(7, height, width).images
     row, corner = st.integers(0, 6), st.integers(0, 2 * padding)
-    drawn = data.draw(st.lists(st.tuples(row, corner, corner, st.booleans()), min_size=1, max_size=9))
-    rows, top, left, flip = (torch.tensor(values) for values in zip(*drawn, strict=True))
-    batch = Draws.of(rows, top, left, flip)
+    drawn = data.draw(st.lists(st.tuples(row, corner, corner, st.booleans(), st.booleans()), min_size=1, max_size=9))
+    batch = Draws.of(*(torch.tensor(values) for values in zip(*drawn, strict=True)))
     expected = by_definition(images, batch, padding)
-    assert np.array_equal(augmentation._crop_by_slices(images, batch, padding).numpy(), expected)
-    assert np.array_equal(augmentation._crop_by_gather(images, batch, padding).numpy(), expected)
+    assert np.array_equal(crops._by_slices(images, batch, padding).numpy(), expected)
+    assert np.array_equal(crops._by_gather(images, batch, padding).numpy(), expected)
 
 
 def test_without_padding_and_flip_a_batch_is_the_images() -> None:
@@ -79,7 +82,7 @@ def test_without_padding_and_flip_a_batch_is_the_images() -> None:
 
 def test_what_a_crop_leaves_open_is_black_and_not_a_reflection() -> None:
     of = replace(dataset(400, 6, 6), images=torch.full((400, 6, 6, 3), 255, dtype=torch.uint8))
-    drawn = Augmentation(2, False).draw(of.train, 0, 0)
+    drawn = drawn_of(Augment(padding=2, flip=False), order(of.train, 0, 0), 0, 0)
     shifted = torch.cat([images for images, _ in train_batches(of, 300, padding=2, flip=False).epoch(0)])
     for i, image in enumerate(shifted):
         rows, columns = 6 - abs(int(drawn.top[i]) - 2), 6 - abs(int(drawn.left[i]) - 2)
@@ -91,7 +94,7 @@ def test_what_a_crop_leaves_open_is_black_and_not_a_reflection() -> None:
 
 def test_shifts_are_uniform_and_independent_and_half_of_the_images_are_mirrored() -> None:
     n, padding = 50_000, 2
-    drawn = Augmentation(padding, True).draw(torch.arange(n), 0, 0)
+    drawn = drawn_of(Augment(padding=padding), torch.arange(n), 0, 0)
     cells = torch.bincount(drawn.top * 5 + drawn.left, minlength=25).double()
     assert len(cells) == 25
     expected = n / 25
@@ -102,7 +105,7 @@ def test_shifts_are_uniform_and_independent_and_half_of_the_images_are_mirrored(
 
 
 def test_no_flip_means_none() -> None:
-    assert not Augmentation(2, False).draw(torch.arange(1000), 0, 0).flip.any()
+    assert not drawn_of(Augment(padding=2, flip=False), torch.arange(1000), 0, 0).flip.any()
 
 
 @given(n=st.integers(1, 40), batch_size=st.integers(1, 12), epoch=st.integers(0, 5), seed=st.integers(0, 2**63 - 1))
@@ -143,9 +146,9 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_alone() -> None:
 def test_each_draw_is_another_one_in_another_epoch_and_with_another_seed() -> None:
     rows = torch.arange(50)
     first, later, other = (
-        Augmentation(2, True).draw(rows, 0, 0),
-        Augmentation(2, True).draw(rows, 1, 0),
-        Augmentation(2, True).draw(rows, 0, 1),
+        drawn_of(Augment(padding=2), order(rows, 0, 0), 0, 0),
+        drawn_of(Augment(padding=2), order(rows, 1, 0), 1, 0),
+        drawn_of(Augment(padding=2), order(rows, 0, 1), 0, 1),
     )
     for name in ("rows", "top", "left", "flip"):
         assert not torch.equal(getattr(first, name), getattr(later, name)), name
@@ -169,9 +172,9 @@ def test_order_shift_and_flip_come_from_streams_of_their_own() -> None:
     """Turning one off must not change the others: two recipes then differ in one thing."""
     rows = torch.arange(50)
     both, unflipped, unpadded = (
-        Augmentation(2, True).draw(rows, 1, 0),
-        Augmentation(2, False).draw(rows, 1, 0),
-        Augmentation(0, True).draw(rows, 1, 0),
+        drawn_of(Augment(padding=2), order(rows, 1, 0), 1, 0),
+        drawn_of(Augment(padding=2, flip=False), order(rows, 1, 0), 1, 0),
+        drawn_of(Augment(padding=0), order(rows, 1, 0), 1, 0),
     )
     assert torch.equal(both.rows, unflipped.rows)
     assert torch.equal(both.top, unflipped.top)

@@ -24,6 +24,7 @@ from okdc.data.sending import AHEAD, Sender
 from okdc.data.streaming import batches_of
 from okdc.distributed import Ranks
 from okdc.errors import Interrupted
+from okdc.recipe.schema import Augment
 
 CPU = torch.device("cpu")
 SIZE = (6, 5, 3)
@@ -54,7 +55,7 @@ def made(n: int = 40) -> Dataset:
 
 def batches(dataset: Dataset, ranks: Ranks | None = None) -> TrainBatches:
     normalise = Normalise((0.4,) * 3, (0.3,) * 3, dataset.labels.device)
-    source = TrainBatches(dataset, 4, Augmentation(2, True), normalise, 0)
+    source = TrainBatches(dataset, 4, Augmentation(Augment(padding=2)), normalise, 0)
     return replace(source, ranks=ranks) if ranks else source
 
 
@@ -239,8 +240,8 @@ def test_files_are_pinned_and_sent(cuda: torch.device, tmp_path: Path) -> None:
     assert "pinned" in words
     assert placed.labels.is_cuda
     raw = {device: Normalise((0.0,) * 3, (1 / 255,) * 3, torch.device(device)) for device in ("cpu", "cuda")}
-    here = batches_of(dataset, 4, Augmentation(0, True), raw["cpu"], 0, 0)
-    there = batches_of(placed, 4, Augmentation(0, True), raw["cuda"], 0, 0)
+    here = batches_of(dataset, 4, Augmentation(Augment(padding=0)), raw["cpu"], 0, 0)
+    there = batches_of(placed, 4, Augmentation(Augment(padding=0)), raw["cuda"], 0, 0)
     assert_same(as_pixels(here.epoch(0)), as_pixels(there.epoch(0)))
     evaluated, sent = (
         eval_batches(each, rows, raw[device], 5) for device, each in (("cpu", dataset), ("cuda", placed))

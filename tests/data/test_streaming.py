@@ -23,14 +23,16 @@ from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedC
 
 from okdc.data import images, ondemand
 from okdc.data.augmentation import Augmentation, order
+from okdc.data.augmentation.crops import of_file
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches
 from okdc.data.datasets import divide
 from okdc.data.streaming import StreamBatches, batches_of
 from okdc.errors import DataError
-from okdc.recipe.schema import Data
+from okdc.recipe.schema import Augment
 from okdc.seeds import seeded
 
 SIZE, SHORTER = 32, 36
+FILE = Augment(crop="resized")
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))  # pixels as they are, as floats
 
 
@@ -46,9 +48,8 @@ def own_tree(tree: Path, tmp_path: Path) -> Path:
 
 
 def stream(root: Path, batch_size: int = 8, flip: bool = True, seed: int = 0, workers: int = 0) -> StreamBatches:
-    return StreamBatches(
-        read_data("imagenet", root, SIZE, SHORTER), batch_size, Augmentation(0, flip), RAW, seed, workers
-    )
+    augmentation = Augmentation(FILE.model_copy(update={"flip": flip}))
+    return StreamBatches(read_data("imagenet", root, SIZE, SHORTER), batch_size, augmentation, RAW, seed, workers)
 
 
 def pixels(batch: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def test_an_image_of_an_epoch_follows_from_seed_epoch_and_row_alone(tree: Path) 
     result = torch.cat([pixels(x) for x, _ in batches.epoch(4)])
     for at in reversed(range(len(result))):
         row = int(rows[at])
-        expected = files.decode(row, lambda image, row=row: Augmentation(0, True).of_file(image, SIZE, 3, 4, row))  # type: ignore[misc]
+        expected = files.decode(row, lambda image, row=row: of_file(image, SIZE, FILE, 3, 4, row))  # type: ignore[misc]
         assert np.array_equal(result[at].numpy(), expected), files.path(row)
     other = torch.cat([pixels(x) for x, _ in stream(tree, batch_size=5, seed=3).epoch(4)])
     assert torch.equal(result, other)
@@ -108,7 +109,7 @@ def test_another_epoch_or_seed_is_another_draw(tree: Path) -> None:
 def test_order_and_labels_are_those_of_resident_images(tree: Path) -> None:
     """One order for all data sets: only how an image is cut differs."""
     dataset = read_data("imagenet", tree, SIZE, SHORTER)
-    resident = TrainBatches(read_data("folder", tree, SIZE), 8, Augmentation(0, False), RAW, 0)
+    resident = TrainBatches(read_data("folder", tree, SIZE), 8, Augmentation(Augment(padding=0, flip=False)), RAW, 0)
     streamed = [labels for _, labels in stream(tree).epoch(3)]
     for actual, expected in zip(streamed, (labels for _, labels in resident.epoch(3)), strict=True):
         assert torch.equal(actual, expected)
@@ -123,11 +124,10 @@ def test_a_training_image_is_what_torchvisions_own_transforms_make_of_it(tree: P
             image = images.to_rgb(opened)
         with seeded(5, "epoch", 2, "image", row):
             expected = np.asarray(theirs(image))
-        result = Augmentation(0, True).of_file(image, SIZE, 5, 2, row)
+        result = of_file(image, SIZE, FILE, 5, 2, row)
         assert np.array_equal(result, expected), path
-        unflipped = Augmentation(0, False).of_file(
-            image, SIZE, 5, 2, row
-        )  # the same crop, whether it may be mirrored or not
+        # The same crop, whether it may be mirrored or not.
+        unflipped = of_file(image, SIZE, FILE.model_copy(update={"flip": False}), 5, 2, row)
         assert np.array_equal(result, unflipped) or np.array_equal(result[:, ::-1], unflipped)
         mirrored += not np.array_equal(result, unflipped)
     assert 10 <= mirrored <= 30  # of 40
@@ -141,9 +141,8 @@ def test_a_training_image_is_what_torchvisions_own_transforms_make_of_it(tree: P
 )
 @tried
 def test_every_size_and_mode_gives_a_whole_image(height: int, width: int, row: int, mode: str) -> None:
-    result = Augmentation(0, True).of_file(
-        Image.new(mode, (width, height), 200 if mode == "L" else None), SIZE, 0, 0, row
-    )
+    image = Image.new(mode, (width, height), 200 if mode == "L" else None)
+    result = of_file(image, SIZE, FILE, 0, 0, row)
     assert result.shape == (SIZE, SIZE, 3)
     assert result.dtype == np.uint8
 
@@ -155,9 +154,8 @@ def test_reading_batches_leaves_the_global_generator_alone(tree: Path) -> None:
 
 
 def test_the_kind_of_a_data_set_picks_its_batches(tree: Path) -> None:
-    data = Data(name="imagenet", root=str(tree), image_size=SIZE)
-    assert isinstance(batches_of(read_data("imagenet", tree, SIZE), 8, Augmentation.of(data), RAW, 0, 0), StreamBatches)
-    assert isinstance(batches_of(read_data("folder", tree, SIZE), 8, Augmentation.of(data), RAW, 0, 0), TrainBatches)
+    for name, kind in {"imagenet": StreamBatches, "folder": TrainBatches}.items():
+        assert isinstance(batches_of(read_data(name, tree, SIZE), 8, Augmentation(), RAW, 0, 0), kind)
 
 
 # --- evaluation

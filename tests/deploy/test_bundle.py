@@ -279,7 +279,7 @@ def test_without_a_test_split_no_number_is_called_a_test_number(
         for i in range(30):
             noise = rng.integers(0, 100, (10, 12, 3), dtype=np.uint8) + np.uint8(100 * c)
             Image.fromarray(noise).save(folder / f"{i}.png")
-    words = ["folder_resnet20", "data.root=images", "data.image_size=8", "data.crop_padding=1", "optim.epochs=1"]
+    words = ["folder_resnet20", "data.root=images", "data.image_size=8", "augment.padding=1", "optim.epochs=1"]
     words += ['cohort.students=["resnet8", "resnet8"]', "optim.batch_size=16", "data.val_fraction=0.3", "-o", "run"]
     assert main(["distill", *words]) == 0
     said = capsys.readouterr()

@@ -52,7 +52,7 @@ def of_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with chdir(folder), pytest.MonkeyPatch.context() as patch:
         patch.setenv("OKDC_CACHE", str(folder / "cache"))
         write_tree(Path("images"), {"train": {"a": 30, "b": 30}, "valid": {"a": 6, "b": 6}, "test": {"a": 9, "b": 8}})
-        words = ["data.image_size=8", "data.crop_padding=1", 'cohort.students=["resnet8", "resnet8"]']
+        words = ["data.image_size=8", "augment.padding=1", 'cohort.students=["resnet8", "resnet8"]']
         words += ["optim.epochs=1", "optim.batch_size=16", "--data-root", "images", "-o", "run"]
         assert main(["distill", "folder_resnet20", *words]) == 0
         assert main(["export", "run", "--onnx"]) == 0
@@ -298,7 +298,7 @@ def test_a_bundle_refuses_other_images(capsys: Captured, moved: Path) -> None:
 def test_images_that_are_decoded_as_they_are_needed_are_evaluated_too(capsys: Captured) -> None:
     write_imagenet(Path("root"), 24, 6)
     words = ["data.name=imagenet", "data.root=root", "data.image_size=8", "data.val_fraction=0.2", "optim.epochs=1"]
-    words += ["optim.batch_size=8", "data.crop_padding=0", "engine.workers=0", "-o", "run"]
+    words += ["optim.batch_size=8", "augment.padding=0", "engine.workers=0", "-o", "run"]
     assert main(["distill", "digits_resnet8", *words]) == 0
     facts = facts_of(capsys, "run")
     assert (facts["images"], facts["split"]) == (12, "test")

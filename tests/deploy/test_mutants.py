@@ -205,7 +205,7 @@ def test_colour_channels_in_the_wrong_order_stop_the_export(
                 noise = rng.integers(-20, 21, (8, 8, 3)) + np.array(colour)
                 Image.fromarray(np.clip(noise, 0, 255).astype(np.uint8)).save(folder / f"{i}.png")
     path = tmp_path / "colours"
-    words = ["folder_resnet20", "data.root=images", "data.image_size=8", "data.crop_padding=1", "optim.epochs=2"]
+    words = ["folder_resnet20", "data.root=images", "data.image_size=8", "augment.padding=1", "optim.epochs=2"]
     words += ['cohort.students=["resnet8", "resnet8"]', "optim.batch_size=16", "-o", str(path)]
     assert main(["distill", *words]) == 0
     run = RunDir.open(path)

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             return train(self, mode)
 
         patch.setattr(Method, "train", decided)
-        words = ["data.image_size=8", "data.crop_padding=1", 'cohort.students=["resnet8", "resnet8"]']
+        words = ["data.image_size=8", "augment.padding=1", 'cohort.students=["resnet8", "resnet8"]']
         words += ["optim.epochs=1", "optim.batch_size=16", "--data-root", "images", "-o", "run"]
         assert main(["distill", "folder_resnet20", *words]) == 0
         patch.undo()

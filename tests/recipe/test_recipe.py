@@ -97,15 +97,31 @@ OTHER: dict[str, object] = {
     "data.skip_damaged": True,
     "data.train_images": 77,
     "data.val_fraction": 0.25,
-    "data.crop_padding": 2,
     "data.shorter_side": 40,
-    "data.flip": False,
     "data.mean": [0.5, 0.5, 0.25],
     "data.std": [0.5, 0.5, 0.25],
+    "augment.crop": "resized",
+    "augment.padding": 2,
+    "augment.scale": [0.5, 0.75],
+    "augment.ratio": [0.5, 2.0],
+    "augment.flip": False,
+    "augment.vertical_flip": True,
+    "augment.rotation": 10.0,
+    "augment.translate": 0.1,
+    "augment.zoom": [0.75, 1.25],
+    "augment.shear": 10.0,
+    "augment.brightness": 0.5,
+    "augment.contrast": 0.5,
+    "augment.saturation": 0.5,
+    "augment.hue": 0.25,
+    "augment.grey": 0.5,
     "cohort.students": ["resnet20", "resnet8"],
     "cohort.share": "stem1",
     "cohort.keep": 1,
+    "cohort.keep_epoch": "last",
     "cohort.output": "logits",
+    "cohort.weights": "none",
+    "cohort.weights_sha256": ["ab"],
     "method.name": "another",
     "method.temperature": 4.0,
     "method.rampup": 0.5,
@@ -120,13 +136,18 @@ OTHER: dict[str, object] = {
     "method.spatial_kernel": 3,
     "optim.epochs": 301,
     "optim.batch_size": 64,
+    "optim.optimizer": "adamw",
     "optim.lr": 0.2,
     "optim.momentum": 0.8,
+    "optim.betas": [0.8, 0.99],
     "optim.weight_decay": 0.0,
     "optim.aux_weight_decay": 0.0,
+    "optim.decay_norm_and_bias": False,
     "optim.schedule": "cosine",
+    "optim.warmup": 0.1,
     "optim.milestones": [0.5],
     "optim.clip": 1.0,
+    "optim.label_smoothing": 0.1,
     "engine.device": "cpu",
     "engine.dtype": "float32",
     "engine.memory_format": "contiguous",
@@ -178,17 +199,27 @@ def test_auto_stays_auto_in_the_sha256() -> None:
 def test_without_a_recipe_the_digits_are_meant_and_said() -> None:
     draft = load(["optim.epochs=3"])
     assert draft.stem == "digits_resnet8"
-    assert draft.notes == ("no recipe named: digits_resnet8",)
+    (note,) = draft.notes
+    assert "digits_resnet8" in note
+    assert "no " not in note, "it is no error"
     assert draft.tables["optim"]["epochs"] == 3
 
 
 @pytest.mark.parametrize(
-    "word", ["folder_resnet20", "folder_resnet20.toml", "recipes/folder_resnet20.toml", "elsewhere/folder_resnet20"]
+    "word",
+    [
+        "folder_resnet20",
+        "folder_resnet20.toml",
+        "recipes/folder_resnet20.toml",
+        "elsewhere/folder_resnet20",
+        "Folder-ResNet20",
+    ],
 )
 def test_a_path_that_names_a_shipped_recipe_is_that_one_and_says_so(word: str) -> None:
     draft = load([word])
     assert draft.path == catalog.recipes()["folder_resnet20"]
-    assert draft.notes == (f"no file {word}: the shipped recipe folder_resnet20 is used",)
+    expected = () if word == "folder_resnet20" else (f"no file {word}: the shipped recipe folder_resnet20 is used",)
+    assert draft.notes == expected
 
 
 def test_a_file_that_exists_comes_before_a_shipped_recipe_of_its_name() -> None:
@@ -204,10 +235,9 @@ def test_the_recipe_may_stand_among_the_overrides() -> None:
     assert (draft.tables["optim"]["epochs"], draft.tables["seed"]) == (3, 1)
 
 
-@pytest.mark.parametrize("words", [["a", "b"], ["digits_resnet8", "optim.epochs", "=", "3"], ["optim.epochs", "3"]])
-def test_two_recipes_are_one_too_many_and_blanks_around_the_equals_sign_are_explained(words: list[str]) -> None:
-    with pytest.raises(UsageError, match="two recipes were given") as caught:
-        load(words)
+def test_two_recipes_are_one_too_many() -> None:
+    with pytest.raises(UsageError, match="two recipes were given, 'a' and 'b'") as caught:
+        load(["a", "b"])
     assert "without spaces" in caught.value.hint
 
 
@@ -430,7 +460,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         "optim.lr=-1",
         "optim.momentum=1",
         "optim.batch_size=1.5",
-        "data.flip=3",
+        "augment.flip=3",
         "data.val_fraction=1.0",
         "cohort.share=lo",
         "cohort.keep=bset",
@@ -450,7 +480,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         "optim.lr",
         "optim.momentum",
         "optim.batch_size",
-        "data.flip",
+        "augment.flip",
         "data.val_fraction",
         "cohort.share",
         "cohort.keep",
@@ -463,11 +493,11 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         "optim.lr.z",
     }
     assert len(told) == len(caught.value.details)
-    assert caught.value.message == f"what was given as KEY=VALUE: {len(told)} problems"
+    assert caught.value.message == f"the command line: {len(told)} problems"
     assert told["optim.epoch"].startswith("optim.epoch: unknown key (did you mean 'epochs'?); [optim] has epochs, ")
     assert told["optim.lr"] == "optim.lr: expected greater than 0, found -1"
     assert told["optim.batch_size"] == "optim.batch_size: expected an integer, found 1.5"
-    assert told["data.flip"] == "data.flip: expected true or false, found 3"
+    assert told["augment.flip"] == "augment.flip: expected true or false, found 3"
     assert told["cohort.share"].endswith("found 'lo' (did you mean 'low'?)")
     assert "(did you mean 'best'?)" in told["cohort.keep"]
     assert "no network is called 'resnt20' (did you mean 'resnet20'?); there is: resnet8, " in told["cohort.students"]
@@ -483,9 +513,9 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
     ("word", "said"),
     [
         ("optim=3", "optim: expected a table, found 3"),
-        ("method=3", "method: expected a table, found 3"),
+        ("method=3", "method.name: no method is called '3'; there is: "),
         ("about.paper=x", "about.paper: expected a table, found 'x'"),
-        ("cohort.students=resnet8", "cohort.students: expected a list, found 'resnet8'"),
+        ("cohort.students={}", "cohort.students: expected a list, found {}"),
         ("cohort.students=[]", "cohort.students: expected at least 1 item, found []"),
         ("cohort.students=['resnet8', 2]", "cohort.students[1]: expected text, found 2"),
         ("optim.milestones=[0.5, 2]", "optim.milestones[1]: expected less than 1, found 2"),
@@ -499,7 +529,11 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         ("data.std=[1, 0, 1]", "data.std[1]: expected greater than 0, found 0"),
         ("data.name=digit", "data.name: no data set is called 'digit' (did you mean 'digits'?); there is: digits, "),
         ("data.image_size=9", "data.image_size: the images of digits are 8×8, found 9"),
-        ("data.crop_padding=8", "data.crop_padding: expected less than data.image_size (8), found 8"),
+        ("augment.padding=8", "augment.padding: expected less than data.image_size (8), found 8"),
+        ("augment.scale=[0.9, 0.5]", "augment.scale: expected the smaller number first, found [0.9, 0.5]"),
+        ("augment.scale=[0.5, 1.0]", "augment.scale: augment.crop=pad has none"),
+        ("data.crop_padding=4", "data.crop_padding: its name is augment.padding now"),
+        ("data.flip=true", "data.flip: its name is augment.flip now"),
         ("cohort.keep=2", "cohort.keep: expected an index below 2, found 2"),
         ("method.name=basline", "method.name: no method is called 'basline' (did you mean 'baseline'?); there is: "),
         ("method.name=", "method.name: no method is called ''; there is: "),
@@ -517,7 +551,7 @@ def test_one_problem_is_one_line_in_the_users_words(word: str, said: str) -> Non
 def test_of_a_default_that_nobody_named_the_keys_that_were_given_are_told_alone() -> None:
     with pytest.raises(RecipeError) as caught:
         resolved("optim.epochs=0")
-    assert caught.value.message == "what was given as KEY=VALUE: 1 problem"
+    assert caught.value.message == "the command line: 1 problem"
     assert caught.value.details == ("optim.epochs: expected greater than or equal to 1, found 0",)
 
 

@@ -275,8 +275,9 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "data.image_size": {"recipe": {"data": {"image_size": 16}}},
     "data.val_fraction": {"recipe": {"data": {"val_fraction": 0.2}}},
     "data.train_images": {"recipe": {"data": {"train_images": 100}}},
-    "data.crop_padding": {"recipe": {"data": {"crop_padding": 2}}},
-    "data.flip": {"recipe": {"data": {"flip": True}}},
+    "augment.padding": {"recipe": {"augment": {"padding": 2}}},
+    "augment.flip": {"recipe": {"augment": {"flip": True}}},
+    "augment.rotation": {"recipe": {"augment": {"rotation": 10.0}}},
     "data.mean": {"recipe": {"data": {"mean": [0.5, 0.5, 0.5]}}},
     "data.std": {"recipe": {"data": {"std": [0.5, 0.5, 0.5]}}},
     "optim.epochs": {"recipe": {"optim": {"epochs": 3}}},
@@ -309,9 +310,9 @@ def test_runs_that_differ_in_more_than_method_and_seed_are_refused(key: str) -> 
 
 def test_every_key_that_differs_is_named_at_once() -> None:
     make_row("runs", "baseline", [90.0] * 5)
-    make_run("other", "fefr", 0, recipe={"optim": {"epochs": 3}, "data": {"flip": True}})
+    make_run("other", "fefr", 0, recipe={"optim": {"epochs": 3}, "augment": {"flip": True}})
     error = refused("runs", "other")
-    assert error.message.endswith("they differ in data.flip, optim.epochs")
+    assert error.message.endswith("they differ in augment.flip, optim.epochs")
     assert error.details[1] == (
         "optim.epochs: 60 in runs/baseline-0, runs/baseline-1, runs/baseline-2 and 2 more; 3 in other"
     )

@@ -21,7 +21,7 @@ from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batches
 from okdc.methods.base import Batch
-from okdc.recipe.schema import Engine
+from okdc.recipe.schema import Augment, Engine
 from okdc.runs.artefacts import Provenance
 from okdc.training import device
 from okdc.training import start as starts
@@ -70,7 +70,7 @@ def made(found: Settings, *words: str) -> tuple[TrainStep, TrainBatches, Job]:
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, found.torch_device, found.torch_memory_format)
     step = TrainStep(job.method, job.recipe.optim, found)
     step.method.train()
-    return step, TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0), job
+    return step, TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0), job
 
 
 def test_images_live_on_the_gpu_as_bytes_and_labels_beside_them() -> None:

@@ -18,7 +18,7 @@ from okdc.assembly.student import square
 from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.methods.base import Batch
-from okdc.recipe.schema import Engine
+from okdc.recipe.schema import Augment, Engine
 from okdc.training import device
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, count
@@ -150,5 +150,5 @@ def made(settings: Settings, *words: str) -> tuple[TrainStep, TrainBatches, Iter
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, settings.torch_device, settings.torch_memory_format)
     step = TrainStep(job.method, job.recipe.optim, settings)
     step.method.train()
-    batches = TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0)
+    batches = TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0)
     return step, batches, eval_batches(dataset, job.dataset.val, normalise, 500)

@@ -48,6 +48,7 @@ from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.errors import DiskError, RecipeError, RunError, TrainingError
 from okdc.methods.base import Batch, Step
+from okdc.recipe.schema import Augment
 from okdc.runs import predictions
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
@@ -288,6 +289,18 @@ def test_an_index_keeps_that_student_at_its_best_epoch(keep: int) -> None:
     run = start(f"cohort.keep={keep}", "cohort.share=none", "optim.epochs=4", "optim.lr=0.2")
     kept = read_json(run.result)["kept"]
     assert (kept["epoch"], kept["student"]) == expected_choice(run.rows(), [keep])
+
+
+def test_the_last_epoch_is_kept_of_every_student_where_the_recipe_says_so() -> None:
+    words = ("cohort.share=none", "optim.epochs=4", "optim.lr=0.4")
+    best, last = (start(*words, f"cohort.keep_epoch={epoch}") for epoch in ("best", "last"))
+    assert rows(best) == rows(last)
+    cohort = result(last)["cohort"]
+    assert [row["epoch"] for row in cohort] == [4, 4]
+    assert {row["epoch"] for row in result(best)["cohort"]} != {4}  # the two differ here
+    final = last.rows()[-1]["val_top1_pct"]
+    assert [row["val_top1_pct"] for row in cohort] == [final["student0"], final["student1"]]
+    assert result(last)["kept"]["student"] == max((0, 1), key=lambda k: (final[f"student{k}"], -k))
 
 
 def test_smallest_keeps_the_student_of_fewest_parameters() -> None:
@@ -685,7 +698,7 @@ def gpu_batches(device: str) -> tuple[TrainBatches, Dataset]:
     job = built(recipe())
     dataset = job.dataset.to(torch.device(device))
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, torch.device(device))
-    return TrainBatches(dataset, 16, Augmentation(1, True), normalise, 0), dataset
+    return TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0), dataset
 
 
 @pytest.mark.gpu

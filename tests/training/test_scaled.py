@@ -21,7 +21,7 @@ from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, TrainBatches
 from okdc.errors import Interrupted, TrainingError
 from okdc.methods.base import Batch
-from okdc.recipe.schema import Engine
+from okdc.recipe.schema import Augment, Engine
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint, device, scaling
 from okdc.training import start as starts
@@ -228,7 +228,7 @@ def test_scaled_steps_and_their_counts_never_wait_for_the_gpu(gpu: Settings, cli
     job = built(recipe("data.train_images=200", f"optim.clip={clip}"))
     step = TrainStep(job.method.train(), job.recipe.optim, gpu)
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, gpu.torch_device, gpu.torch_memory_format)
-    batches = TrainBatches(job.dataset.to(gpu.torch_device), 16, Augmentation(1, True), normalise, 0)
+    batches = TrainBatches(job.dataset.to(gpu.torch_device), 16, Augmentation(Augment(padding=1)), normalise, 0)
     totals, maps = Totals(gpu.torch_device), set[torch.dtype]()
     for module in step.method.modules():
         if isinstance(module, nn.Conv2d):

@@ -311,7 +311,6 @@ def test_a_recipe_is_profiled_with_its_folders_classes_or_the_thousand_of_imagen
         .replace('"digits"', '"imagenet"')
         .replace("_size = 8", "_size = 32")
     )
-    text = text.replace("crop_padding = 1", "")
     for root, classes in ((tree, 2), (Path("nowhere").absolute(), 1000)):
         Path("large.toml").write_text(text.replace("[data]", f'[data]\nroot = "{root}"'), encoding="utf-8")
         answer = ask(capsys, "profile", "large.toml", "--json")
@@ -325,7 +324,7 @@ def test_a_recipe_is_profiled_with_its_folders_classes_or_the_thousand_of_imagen
 @pytest.mark.parametrize(
     ("word", "says"),
     [
-        ("data.crop_padding=8", "data.crop_padding: imagenet is trained on crops of random size and place"),
+        ("augment.padding=8", "augment.padding: augment.crop=resized has none"),
         ("data.shorter_side=31", "data.shorter_side: expected at least data.image_size (32), found 31"),
     ],
 )
@@ -339,4 +338,4 @@ def test_digits_have_no_shorter_side_and_padding_may_be_left_out_of_an_imagenet_
     with pytest.raises(RecipeError) as caught:
         recipe("data.shorter_side=8")
     assert any(line.startswith("data.shorter_side: the images of digits are not cut") for line in caught.value.details)
-    assert recipe(*words(tree, "data.crop_padding=4")).recipe.data.crop_padding == 4
+    assert recipe(*words(tree, "augment.padding=4")).recipe.augment.padding == 4
