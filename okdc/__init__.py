@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         distill,
         distill_seeds,
         download,
+        download_weights,
         evaluate,
         export,
         load_recipe,
@@ -44,8 +45,8 @@ if TYPE_CHECKING:
 # The module of each public name.
 _HOMES = {
     "okdc.api": (
-        "Bundle", "Run", "Series", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
-        "load_recipe", "profile", "resume",
+        "Bundle", "Run", "Series", "compare", "distill", "distill_seeds", "download", "download_weights", "evaluate",
+        "export", "load_recipe", "profile", "resume",
     ),
     "okdc.assembly.resolve": ("ResolvedRecipe",),
     "okdc.cohort": ("Backbone", "Cohort"),
@@ -58,7 +59,7 @@ _HOMES = {
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "compare", "distill", "distill_seeds", "download",
-    "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
+    "download_weights", "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
 ]  # fmt: skip
 
 

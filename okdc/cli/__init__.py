@@ -1,6 +1,7 @@
 """The commands: each parses its words, makes one call and prints what came back.
 
-    train.py  distill, resume           look.py  download, recipes, runs, compare
+    prepare.py  new                     look.py  download, recipes, runs, compare
+    train.py  distill, resume
     ship.py   profile, export, evaluate, verify, predict       bench.py  bench
     completion.py   the names that a shell completes
 
@@ -16,6 +17,7 @@ import typer
 from okdc.cli import console
 from okdc.cli.bench import bench
 from okdc.cli.look import compare, download, recipes, runs
+from okdc.cli.prepare import new
 from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.train import distill, resume
 from okdc.distributed import Ranks
@@ -24,7 +26,14 @@ from okdc.version import __version__
 
 __all__ = ["app"]
 
-BY_ONE = ("profile", "export", "evaluate", "download", "bench")  # two of them would write one file or slow each other
+BY_ONE = (
+    "new",
+    "profile",
+    "export",
+    "evaluate",
+    "download",
+    "bench",
+)  # two of them would write one file or slow each other
 
 app = typer.Typer(
     name="okdc",
@@ -50,12 +59,26 @@ def root(
 ) -> None:
     """Compress image classifiers by online knowledge distillation, and ship the student.
 
-    First steps: okdc distill, then okdc profile, then okdc export --onnx.
+    First steps: okdc distill, then okdc profile, then okdc export --onnx. For your own images: okdc new.
     """
     command = context.invoked_subcommand
     if command in BY_ONE and not Ranks.of_environment().alone:
         raise UsageError(f"{command} under torchrun: expected one process", hint=f"okdc {command}")
 
 
-for command in (distill, resume, profile, export, evaluate, verify, predict, download, recipes, runs, compare, bench):
+for command in (
+    new,
+    distill,
+    resume,
+    profile,
+    export,
+    evaluate,
+    verify,
+    predict,
+    download,
+    recipes,
+    runs,
+    compare,
+    bench,
+):
     app.command()(command)  # in the order in which --help lists them

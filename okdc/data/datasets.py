@@ -17,12 +17,12 @@ from torch import Tensor
 from okdc.data.ondemand import OnDemand
 from okdc.data.sending import Sender
 from okdc.data.source import Colour, Content, Request, Source
+from okdc.data.splits import TEST_SHARE, apportion, test_images, validation_images
 from okdc.errors import DataError
 from okdc.plugins import no_exit
 from okdc.seeds import generator
 
 SPLIT_SEED = 0  # of every split that okdc makes itself
-TEST_SHARE = 0.2  # of a data set without splits
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def dataset_of(name: str, content: Content) -> Dataset:
     if "all" in splits:
         everything, count = splits["all"], content.test_images
         if count is None:
-            count = round(TEST_SHARE * len(everything))
+            count = test_images(len(everything))
             notes += (
                 f"one folder of classes: {TEST_SHARE:.0%} of each is the test split, drawn with seed {SPLIT_SEED}",
             )
@@ -158,7 +158,7 @@ def divide(dataset: Dataset, val_fraction: float, train_images: int | None, seed
     """Hold out a validation split where the data brings none, then keep a stratified subset for training."""
     train, val, notes = dataset.train, dataset.val, list(dataset.notes)
     if not len(val) and val_fraction:
-        count = round(val_fraction * len(train))
+        count = validation_images(val_fraction, len(train))
         val = stratified(dataset.labels, train, count, SPLIT_SEED, "val")
         train = _without(train, val)
         notes.append(f"{len(val):,} training images are held out for validation, drawn with seed {SPLIT_SEED}")
@@ -182,22 +182,7 @@ def stratified(labels: Tensor, rows: Tensor, count: int, seed: int, purpose: str
     """
     classes = labels[rows]
     by_class = [rows[classes == c] for c in range(int(labels.max()) + 1)]
-    sizes = [len(members) for members in by_class]
-    least = [min(1, n) if everyone else 0 for n in sizes]
-    most = sizes if everyone else [max(n - 1, 0) for n in sizes]
-    if not sum(least) <= count <= sum(most):
-        raise DataError(
-            f"{purpose}: expected {sum(least)} to {sum(most)} of {len(rows)} images, found {count} "
-            "(each class keeps one)",
-            hint="more images of each class, or another data.val_fraction or data.train_images",
-        )
-    exact = [count * n / len(rows) for n in sizes]
-    take = [min(max(int(e), low), high) for e, low, high in zip(exact, least, most, strict=True)]
-    while sum(take) != count:
-        sign = 1 if sum(take) < count else -1
-        adjustable = [c for c in range(len(take)) if least[c] <= take[c] + sign <= most[c]]
-        best = max(adjustable, key=lambda c: (sign * (exact[c] - take[c]), -c))
-        take[best] += sign
+    take = apportion([len(members) for members in by_class], count, purpose, everyone)
     order = generator(seed, "split", purpose)
     picked = [
         members[torch.randperm(len(members), generator=order)[:n]] for members, n in zip(by_class, take, strict=True)

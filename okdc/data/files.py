@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 # Bytes of an image file. The largest image that Pillow opens (`okdc.data.images.LARGEST` pixels of eight bytes) has
 # fewer without any compression.
@@ -39,8 +42,9 @@ def check(status: os.stat_result) -> None:
         raise NoFileError(f"{status.st_size:,} bytes, no image has more than {LARGEST:,}")
 
 
-def read(path: Path) -> bytes:
-    """The bytes of a regular file, links followed. Raises NoFileError for another kind of file, and OSError.
+@contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file to read from, links followed, and its size. Raises NoFileError for another kind, and OSError.
 
     Opening a pipe would wait for a writer, and /dev/zero has no end. The kind is that of the opened file: another
     process may have put something else in its place since a listing looked at it.
@@ -50,6 +54,12 @@ def read(path: Path) -> bytes:
         status = os.fstat(descriptor)
         check(status)
         with open(descriptor, "rb", closefd=False) as stream:
-            return stream.read(status.st_size)  # a file that grows meanwhile has an end all the same
+            yield stream, status.st_size
     finally:
         os.close(descriptor)
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a regular file. Raises as `opened`."""
+    with opened(path) as (stream, size):
+        return stream.read(size)  # a file that grows meanwhile has an end all the same

@@ -13,7 +13,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -110,6 +110,27 @@ def read(content: bytes, transform: Callable[[Image.Image], Pixels]) -> Pixels:
         raise ValueError("zero bytes")
     with Image.open(io.BytesIO(content), formats=_formats()) as image:
         return transform(image)
+
+
+class Header(NamedTuple):
+    """What the first bytes of an image file say of it."""
+
+    width: int  # pixels, as stored: an EXIF tag may turn them
+    height: int
+    mode: str  # Pillow's
+
+    @property
+    def grey(self) -> bool:
+        return self.mode in ("1", "L", "LA", "La") or self.mode.startswith("I")
+
+
+def header(stream: BinaryIO) -> Header:
+    """Size and mode of an image file in one of FORMATS, without its pixels. Raises whatever Pillow does."""
+    if not stream.read(1):
+        raise ValueError("zero bytes")
+    stream.seek(0)
+    with Image.open(stream, formats=_formats()) as image:
+        return Header(image.width, image.height, image.mode)
 
 
 @functools.cache

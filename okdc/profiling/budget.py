@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from okdc.assembly.student import recorded
+import torch
+
+from okdc import backbones
+from okdc.assembly.student import recorded, square
+from okdc.cohort import count_macs, count_params
 from okdc.errors import UsageError, nearest
 from okdc.profiling import students
-from okdc.profiling.measure import measure, networks
+from okdc.profiling.measure import Subject, measure, networks
 from okdc.progress import Progress
 from okdc.runs.artefacts import Judged
 from okdc.runs.run import RunDir
@@ -116,12 +120,29 @@ def choose(run: RunDir, limits: Sequence[Limit], tell: Progress) -> tuple[int, s
         )
     best = max(fitting, key=lambda row: (row.chosen_by_pct, -row.params, -row.student))
     cost = costs[rows.index(best)]
-    costs_text = ", ".join(f"{limit.name} {_number(cost[limit.name])}" for limit in limits)
+    costs_text = in_words(cost, limits)
     if len(fitting) == 1:
         reason = f"the only one of {len(rows)} that fits"
     else:
         reason = f"the most accurate on validation ({best.chosen_by_pct:.2f} %) of {len(fitting)} that fit"
     return best.student, f"{best.name} is {reason} {text}: {costs_text}"
+
+
+def costs(name: str, size: int, classes: int, limits: Sequence[Limit], tell: Progress) -> dict[str, float]:
+    """What a network costs that nothing has trained, by name; what has to be measured only where a limit names it."""
+    network = backbones.build(name, classes, square(size)).eval()
+    macs = count_macs(network, torch.zeros(1, 3, size, size))
+    cost: dict[str, float] = {"params": count_params(network), "macs": macs, "flops": 2 * macs}
+    if any(limit.name in MEASURED for limit in limits):
+        measured = measure(Subject(name, "network", name, network, size, classes, export=True), 1, tell)
+        assert measured.onnx_bytes is not None
+        cost |= {"bytes": measured.onnx_bytes, "latency_ms": measured.latency_ms["onnxruntime"]["p50"]}
+    return cost
+
+
+def in_words(cost: Mapping[str, float], limits: Sequence[Limit]) -> str:
+    """What is limited of a cost: `params 77,850, latency_ms 0.210`."""
+    return ", ".join(f"{limit.name} {_number(cost[limit.name])}" for limit in limits)
 
 
 def _costs(run: RunDir, rows: Sequence[Judged], limits: Sequence[Limit], tell: Progress) -> list[dict[str, float]]:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 # Of a method's table, where a teacher lies; `teacher_sha256` says which one it is, and marks a method that has one.
 TEACHER_PLACES = ("teacher", "weights")
 TEACHER = "teacher_sha256"
+WEIGHTS = "weights_sha256"  # of the cohort's table: which weights `weights` are
 
 NUMBERED = r"^cuda:(0|[1-9][0-9]?)$"  # a GPU by its number
 
@@ -238,6 +239,22 @@ class CohortTable(Table):
             "out: they return one tensor, or in training a tuple whose first are the logits.",
         ),
     ] = None
+    weights: Annotated[
+        str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None,
+        Field(
+            description="Trained weights that the students start from, one value for all or a list with one a student: "
+            "pretrained, timm:NAME.TAG, torchvision:ENUM.MEMBER, a .safetensors or .pt file, runs/NAME, or none; left "
+            "out: all start from random weights.",
+        ),
+    ] = None
+    weights_sha256: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            strict=False,
+            description="The SHA-256 of the weights of each trained student, empty for random ones: filled in when a "
+            "training starts, so that other weights are refused when the recipe runs again.",
+        ),
+    ] = None
 
 
 class Optim(Table):
@@ -440,11 +457,13 @@ class Recipe(Table):
 
 
 def without_places(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's tables without the places of files: of the images, and of a teacher whose weights have a hash."""
+    """A recipe's tables without the places of files: of the images, and of weights that have a hash."""
     tables = dict(tables)
-    data, method = tables.get("data"), tables.get("method")
+    data, method, cohort = tables.get("data"), tables.get("method"), tables.get("cohort")
     if isinstance(data, Mapping):
         tables["data"] = {key: value for key, value in data.items() if key != "root"}
     if isinstance(method, Mapping) and TEACHER in method:
         tables["method"] = {key: value for key, value in method.items() if key not in TEACHER_PLACES}
+    if isinstance(cohort, Mapping) and WEIGHTS in cohort:
+        tables["cohort"] = {key: value for key, value in cohort.items() if key != "weights"}
     return tables

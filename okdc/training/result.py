@@ -67,6 +67,7 @@ def judge(
         students=tuple(student.architecture for student in cohort.backbones()),
         share=cohort.share,
         teacher=Teacher(**job.teacher) if job.teacher else None,
+        starts=job.starts,
         leader=job.method.leader,
         dataset=recipe.data.name,
         seed=recipe.seed,
