@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Bundle,
         Run,
         Series,
+        check,
         compare,
         distill,
         distill_seeds,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 # The module of each public name.
 _HOMES = {
     "okdc.api": (
-        "Bundle", "Run", "Series", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
+        "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
         "load_recipe", "profile", "resume",
     ),
     "okdc.assembly.resolve": ("ResolvedRecipe",),
@@ -57,8 +58,8 @@ _HOMES = {
 
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
-    "ResolvedRecipe", "Run", "Series", "Step", "__version__", "compare", "distill", "distill_seeds", "download",
-    "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
+    "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
+    "download", "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
 ]  # fmt: skip
 
 
