@@ -547,3 +547,17 @@ def download(
     from okdc.data import download as downloads
 
     return downloads.download(name, data_root, url, progress or (lambda *_: None))
+
+
+def download_weights(*names: str, out: str | Path | None = None) -> list[dict[str, Any]]:
+    """Bring trained weights of torchvision or timm to this machine: the facts of `okdc download weights --json`.
+
+    They go to the cache of their library, where `cohort.weights="pretrained"` finds them; with `out` also to a file
+    in that folder, which `cohort.weights` takes where there is no network.
+
+    Raises UsageError for a name that leads to no weights, DataError where they cannot be had, DiskError where there is
+    no room.
+    """
+    from okdc.assembly import weights
+
+    return [weights.download(name, _path(out)) for name in names]

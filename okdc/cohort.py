@@ -34,6 +34,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.architecture = ""  # its name, by which it can be built again
         self.description = ""  # where its stages end, if somebody had to look for them
+        # The network that it continues, if any: in a tuple, so that its modules are not registered twice.
+        self.inner: tuple[Backbone, ...] = ()
         assert len(stages) == len(channels) == len(strides)
         self.stages = nn.ModuleList(stages)
         self.head = head

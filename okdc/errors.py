@@ -19,7 +19,7 @@ Each message is one line that says what, where, expected and found. `hint` is wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 
@@ -29,11 +29,19 @@ class OkdcError(Exception):
     kind = "error"
     exit_code = 2
 
-    def __init__(self, message: str, *, hint: str = "", details: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        details: Sequence[str] = (),
+        corrections: Mapping[tuple[str, ...], tuple[str, ...]] | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
         self.details = tuple(details)  # one line each: all the problems, all the files
+        self.corrections = dict(corrections or {})  # words of the command, and those to type in their place
 
 
 class UsageError(OkdcError):

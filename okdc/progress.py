@@ -12,7 +12,7 @@ Training = Callable[[int, int, str], None]  # (steps done, steps in all, the las
 
 
 class Progress(Protocol):
-    """An object with these three methods. A subclass that overrides some of them shows nothing of the others.
+    """An object with these four methods. A subclass that overrides some of them shows nothing of the others.
 
     class Notebook(Progress):
         def note(self, text): print(text)
@@ -29,6 +29,10 @@ class Progress(Protocol):
     def training(self) -> AbstractContextManager[Training]:
         """Steps are taken while the block runs: it yields what is called after each step and each epoch."""
         return nullcontext(lambda *_: None)
+
+    def remaining(self, seconds: float) -> None:  # noqa: ARG002
+        """The time to the end of the training, validation and judging included: about once a second and an epoch."""
+        return
 
 
 class Silent(Progress):
@@ -52,3 +56,6 @@ class EachNoteOnce(Progress):
 
     def training(self) -> AbstractContextManager[Training]:
         return self.progress.training()
+
+    def remaining(self, seconds: float) -> None:
+        self.progress.remaining(seconds)

@@ -21,6 +21,7 @@ def work(progress: Progress) -> None:
         read(1, 2)
     with progress.training() as trained:
         trained(1, 2, "epoch 1")
+        progress.remaining(3.0)
     progress.note("device cpu")
 
 

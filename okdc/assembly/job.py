@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,9 +11,12 @@ from torch import nn
 
 from okdc import backbones, torch_errors
 from okdc.assembly import teacher as teachers
+from okdc.assembly import weights
+from okdc.assembly.beginnings import Beginnings
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
+from okdc.assembly.weights import Loaded
 from okdc.cohort import Cohort
 from okdc.data import datasets
 from okdc.data.datasets import Dataset
@@ -24,6 +27,7 @@ from okdc.methods import METHODS
 from okdc.methods.base import Method
 from okdc.recipe.explain import refusal
 from okdc.recipe.schema import TEACHER, Recipe
+from okdc.runs.artefacts import Start
 from okdc.seeds import seeded
 
 
@@ -47,20 +51,31 @@ class Assembly:
 class Job:
     """All that a training needs, built."""
 
-    recipe: Recipe  # with mean, std and the teacher's hash written in
+    recipe: Recipe  # with mean, std and the hashes of the teacher and of the students' first weights written in
     dataset: Dataset
     method: Method
     normalisation: Normalisation
     notes: tuple[str, ...] = ()
     variant: str = ""
     teacher: dict[str, str] | None = None
+    starts: tuple[Start | None, ...] = ()  # the trained weights of each student; None: random ones, as all without any
+
+    @property
+    def steps(self) -> int:
+        """The steps of the whole training. A partial last batch of an epoch is none."""
+        return len(self.dataset.train) // self.recipe.optim.batch_size * self.recipe.optim.epochs
 
 
 def job(
-    resolved: ResolvedRecipe, read: Callable[[], Dataset], check: Callable[[Cohort, int], None] | None = None
+    resolved: ResolvedRecipe,
+    read: Callable[[], Dataset],
+    check: Callable[[Cohort, int], None] | None = None,
+    load: Callable[[ResolvedRecipe], Sequence[Loaded | None]] | None = None,
+    begins: bool = True,
 ) -> Job:
     """Everything for one training, on the CPU. `read` brings the images, `check` is given cohort and number
-    of classes.
+    of classes, `load` brings the weights that the students start from, unless the training does not begin here: a
+    checkpoint then has the students.
 
     The method is built before the images are read, so that a recipe that cannot be built costs nobody an hour of
     decoding; only where nobody knows the number of classes without the images is it built after them. It is checked as
@@ -70,8 +85,12 @@ def job(
     together.
     """
 
+    beginnings = None
+    if begins and resolved.recipe.cohort.weights is not None:
+        beginnings = Beginnings((load or weights_of)(resolved))
+
     def built(classes: int) -> Assembly:
-        assembly = assemble(resolved, classes)
+        assembly = assemble(resolved, classes, beginnings)
         if check:
             check(assembly.method.cohort, classes)
         return assembly
@@ -92,6 +111,11 @@ def job(
         teachers.renormalise(assembly.method, teacher, *normalisation)
         resolved = resolved.with_teacher(teacher.sha256)
         notes.append(teacher.note)
+    starts: tuple[Start | None, ...] = ()
+    if beginnings:
+        notes += beginnings.settle(dataset.classes)
+        notes += beginnings.check_images(dataset.fingerprint, resolved.recipe.data.model_dump())
+        resolved, starts = resolved.with_weights(beginnings.sha256s), beginnings.recorded()
     return Job(
         with_normalisation(resolved.recipe, normalisation),
         dataset,
@@ -100,15 +124,22 @@ def job(
         (*notes, *assembly.notes),
         resolved.variant,
         teacher.facts if teacher else None,
+        starts,
     )
+
+
+def weights_of(resolved: ResolvedRecipe) -> list[Loaded | None]:
+    """The weights that each trained student starts from. Raises as `weights.load`."""
+    return weights.load(resolved.recipe, len(resolved.architectures))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Networks and method
 
 
-def assemble(resolved: ResolvedRecipe, classes: int) -> Assembly:
-    """The recipe's method for so many classes, and the teacher that it learns from, if it has one.
+def assemble(resolved: ResolvedRecipe, classes: int, beginnings: Beginnings | None = None) -> Assembly:
+    """The recipe's method for so many classes, and the teacher that it learns from, if it has one. Without
+    `beginnings` all weights are random.
 
     Raises RecipeError for networks or a method that cannot be built; as `teachers.load` and RunError for a teacher that
     is missing, damaged, of another image size or not the one of the recipe.
@@ -123,22 +154,28 @@ def assemble(resolved: ResolvedRecipe, classes: int) -> Assembly:
                 f"data.image_size is {data.image_size}"
             )
         teachers.check_weights(teacher, table.get(TEACHER))
-    built, sharing = method(resolved, images, classes, teacher.network if teacher else None)
+    built, sharing = method(resolved, images, classes, teacher.network if teacher else None, beginnings)
     return Assembly(built, teacher, (*_stages(built.cohort), sharing, *built.notes))
 
 
 def method(
-    resolved: ResolvedRecipe, images: torch.Size, classes: int, teacher: nn.Module | None = None
+    resolved: ResolvedRecipe,
+    images: torch.Size,
+    classes: int,
+    teacher: nn.Module | None = None,
+    beginnings: Beginnings | None = None,
 ) -> tuple[Method, str]:
     """The recipe's method around its cohort, for images of CHW size `images`, and a sentence on what is shared.
 
     Raises RecipeError, as one problem of the recipe, for networks or a method that cannot be built.
     """
     try:
-        students, sharing = cohort(resolved, images, classes)
+        students, sharing = cohort(resolved, images, classes, beginnings)
         with seeded(resolved.recipe.seed, "init", "method"):
             built = resolved.kind(students, resolved.config, images, classes, teacher)
         built.check_built()
+        if smoothing := resolved.recipe.optim.label_smoothing:  # otherwise the method's own stands
+            built.label_smoothing = smoothing
         return built, sharing
     except RecipeError as error:
         raise refusal(resolved.place, [error.message, *error.details], error.hint) from None
@@ -151,7 +188,9 @@ def method(
         raise refusal(resolved.place, [problem]) from error
 
 
-def cohort(resolved: ResolvedRecipe, images: torch.Size, classes: int) -> tuple[Cohort, str]:
+def cohort(
+    resolved: ResolvedRecipe, images: torch.Size, classes: int, beginnings: Beginnings | None = None
+) -> tuple[Cohort, str]:
     """The students, each initialised from a stream of its own, and a sentence on what they share."""
     kind, name = resolved.kind, resolved.recipe.method["name"]
     architectures, share = resolved.architectures, resolved.recipe.cohort.share
@@ -171,10 +210,14 @@ def cohort(resolved: ResolvedRecipe, images: torch.Size, classes: int) -> tuple[
     else:
         shared = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
         words = f"the students share {shared}"
+    if beginnings and share != "none":
+        beginnings.check_shared()
     students = []
     for k, architecture in enumerate(architectures):
         with seeded(resolved.recipe.seed, "init", "student", k):
             students.append(backbones.build(architecture, classes, images))
+        if beginnings:
+            beginnings.put(k, students[k], classes, images)
     return Cohort(students, share), words
 
 

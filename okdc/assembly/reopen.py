@@ -27,7 +27,7 @@ def recipe_of(run: RunDir | SeriesDir, data_root: str | None = None) -> Resolved
     if data_root is not None and isinstance(tables.get("data"), dict):
         tables["data"]["root"] = data_root
     overridden = frozenset({"data.root"}) if data_root is not None else frozenset()
-    return resolve(Draft(run.recipe, tables, overridden))
+    return resolve(Draft(run.recipe, tables, overridden), begun=True)
 
 
 def data_of(run: RunDir, resolved: ResolvedRecipe, tell: Progress) -> Dataset:

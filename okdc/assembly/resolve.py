@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -10,13 +11,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from okdc import backbones, methods
+from okdc.assembly import origins
 from okdc.data import find
 from okdc.data.source import Source
-from okdc.errors import DataError, RecipeError
+from okdc.errors import DataError, RecipeError, UsageError
 from okdc.methods.base import Config, Method, TaughtConfig
-from okdc.recipe.draft import Draft, check
-from okdc.recipe.explain import explain, refusal, salvage
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES, Augment, Recipe
+from okdc.progress import WARNING
+from okdc.recipe.draft import OF_FOLDERS, Draft, check, place_of, refused
+from okdc.recipe.explain import explain, salvage
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, Augment, Optim, Recipe
+from okdc.recipe.shorthand import full_keys
+from okdc.recipe.words import Override
+
+LARGE_FOR_ADAMW = 0.02  # a rate of SGD's: adamw's steps are as long as the rate, whatever the gradient
 
 
 @dataclass(frozen=True)
@@ -73,16 +80,27 @@ class ResolvedRecipe:
             config=self.config.model_copy(update={TEACHER: sha256}),
         )
 
+    def with_weights(self, sha256s: tuple[str, ...]) -> ResolvedRecipe:
+        """The recipe that says which weights its students start from."""
+        cohort = self.recipe.cohort.model_copy(update={WEIGHTS: sha256s})
+        return replace(self, recipe=self.recipe.model_copy(update={"cohort": cohort}))
 
-def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
+
+def resolve(draft: Draft, needs_data: bool = True, begun: bool = False) -> ResolvedRecipe:
     """The recipe with every default written out. No network is built and no image is read.
 
-    `needs_data=False` accepts a recipe that does not say where its images are: counting needs none.
+    `needs_data=False` accepts a recipe that does not say where its images are: counting needs none. `begun`: it is that
+    of a run or a series, which names the weights of its students in full; they need not be there any more.
 
-    Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names.
+    Raises RecipeError with all problems: of the tables, of `[method]` by the Config it names, of the students' names
+    and weights.
     """
     source, problems = _source(draft.tables.get("data"))
+    if source is not None and not source.files and not draft.named and (typed := _typed(draft, "data.root")):
+        raise _no_folder_read(source, typed)
+    draft, short = _with_short_keys_of_method(draft)
     tables, notes = _with_root(draft, source)
+    notes += short
     kind, config = None, None
     method = tables.get("method")
     if isinstance(method, dict) and isinstance(method.get("name"), str):
@@ -107,13 +125,18 @@ def resolve(draft: Draft, needs_data: bool = True) -> ResolvedRecipe:
         except RecipeError as error:
             problems.append(f"cohort.students: {error.message}; {error.hint}")
     if (whole := recipe or salvage(tables)) is not None:
-        keys = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
         count = 1 if kind and kind.single else len(whole.cohort.students)
+        if recipe is not None and source is not None and not problems and not begun:
+            choice = origins.chosen(tables, recipe, source, count)
+            recipe, wrong = check(replace(draft, tables=choice.tables))
+            notes, problems, whole = notes + choice.notes, choice.problems + wrong, recipe or whole
+        keys = {problem.partition(":")[0] for problem in problems}  # one line a key is enough
         problems += [rule for rule in _rules(whole, source, count, needs_data) if rule.partition(":")[0] not in keys]
-    place = str(draft.path) if draft.named else "what was given as KEY=VALUE"
     if recipe is None or kind is None or config is None or source is None or problems:
-        raise refusal(place, list(dict.fromkeys(problems)))
-    return ResolvedRecipe(recipe, kind, config, source, place, draft.stem, tuple(notes))
+        raise refused(draft, list(dict.fromkeys(problems)))
+    if recipe.optim.optimizer == "adamw" and recipe.optim.lr >= LARGE_FOR_ADAMW:
+        notes.append(f"{WARNING}optim.lr={recipe.optim.lr:g} is a rate for sgd: adamw usually learns with about 0.001")
+    return ResolvedRecipe(recipe, kind, config, source, place_of(draft), draft.stem, tuple(notes))
 
 
 def _with_root(draft: Draft, source: Source | None) -> tuple[dict[str, Any], list[str]]:
@@ -127,6 +150,38 @@ def _with_root(draft: Draft, source: Source | None) -> tuple[dict[str, Any], lis
         elif source.root is not None:
             tables["data"] = {"root": source.root} | tables["data"]
     return tables, notes
+
+
+def _typed(draft: Draft, key: str) -> Override | None:
+    """The words of the command that gave a key."""
+    return next((override for override in reversed(draft.overrides) if override.key == key), None)
+
+
+def _no_folder_read(source: Source, typed: Override) -> UsageError:
+    """The error for a folder of images without a recipe: the default's images come with a package."""
+    return UsageError(
+        f"{typed.words}: the images of {source.name}, of the default recipe, come with a package: no folder is read",
+        corrections={typed.typed: (OF_FOLDERS, f"data.root={typed.value.strip()}")},
+    )
+
+
+def _with_short_keys_of_method(draft: Draft) -> tuple[Draft, list[str]]:
+    """The draft whose overrides like `temperature=2` are keys of its method, with a note on each."""
+    method = draft.tables.get("method")
+    name = method.get("name") if isinstance(method, dict) else None
+    short = [o for o in draft.overrides if not ("." in o.key or o.key in Recipe.model_fields or full_keys(o.key))]
+    if not short or not isinstance(name, str):
+        return draft, []
+    with contextlib.suppress(RecipeError):  # of a method that nobody knows: it has a line of its own
+        fields = methods.find(name).Config.model_fields
+        mine = {o.key: f"method.{o.key}" for o in short if o.key in fields}
+        tables = {key: value for key, value in draft.tables.items() if key not in mine}
+        tables["method"] = tables["method"] | {key: draft.tables[key] for key in mine}
+        overrides = tuple(replace(o, key=mine.get(o.key, o.key)) for o in draft.overrides)
+        keys = frozenset(mine.get(key, key) for key in draft.overridden)
+        notes = [f"{o.words} is read as {mine[o.key]}={o.value.strip()}" for o in short if o.key in mine]
+        return replace(draft, tables=tables, overrides=overrides, overridden=keys), notes
+    return draft, []
 
 
 def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
@@ -159,7 +214,7 @@ def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: boo
         problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
     if source is not None:
         problems += source.problems(data, needs_data)
-    return problems + _rules_of_augment(recipe.augment, data.image_size)
+    return problems + _rules_of_augment(recipe.augment, data.image_size) + _rules_of_optim(recipe.optim)
 
 
 def _rules_of_augment(keys: Augment, size: int) -> list[str]:
@@ -174,3 +229,15 @@ def _rules_of_augment(keys: Augment, size: int) -> list[str]:
         if keys.crop == "pad" and (value := getattr(keys, name)) != getattr(usual, name):
             problems.append(f"augment.{name}: augment.crop=pad has none; leave it out, found {list(value)}")
     return problems
+
+
+def _rules_of_optim(optim: Optim) -> list[str]:
+    """A key of the optimiser that is not the chosen one would be ignored: it keeps its default."""
+    unread, instead = ("momentum", "betas") if optim.optimizer == "adamw" else ("betas", "momentum")
+    default, value = Optim.model_fields[unread].default, getattr(optim, unread)
+    if value == default:
+        return []
+    return [
+        f"optim.{unread}: {optim.optimizer} has none, its key is optim.{instead}; expected the default {default}, "
+        f"found {value}"
+    ]

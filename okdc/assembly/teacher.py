@@ -138,6 +138,8 @@ def _of_run(run: RunDir) -> Teacher:
 def _unknown_origin(run: RunDir) -> str:
     """The weights of unknown origin that a run, or a run above it, has learned from; empty where there are none."""
     table = run.read_recipe()["method"]
+    if begun := [start.weights for start in run.read_info().starts if start]:
+        return begun[0]
     if TEACHER not in table:
         return ""
     above = Path(table["teacher"]).expanduser()

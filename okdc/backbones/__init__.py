@@ -96,3 +96,19 @@ def build(name: str, classes: int, images: torch.Size) -> Backbone:
         network = with_extraction(network, attention)
     network.architecture = name
     return network
+
+
+def shapes(name: str, classes: int, images: torch.Size) -> dict[str, torch.Size]:
+    """The shape of each tensor of a network with so many outputs, by the names that its author gave them.
+
+    Outputs that the stages leave out are among them, an extraction is not. Raises RecipeError as `build`.
+    """
+    import torch
+
+    base, _ = split_output(variant(name)[0])
+    with torch.random.fork_rng(devices=[]):
+        if base in NETWORKS.own:
+            return {key: tensor.shape for key, tensor in NETWORKS.load(base)(classes).weights().items()}
+        from okdc.backbones import outside
+
+        return outside.shapes(base, classes, images)

@@ -25,4 +25,5 @@ def with_extraction(network: Backbone, attention: bool) -> Backbone:
     raw = (*network.raw[:-1], False)
     longer_network = Backbone([*stages, longer], network.head, network.channels, network.strides, raw)
     longer_network.description = network.description
+    longer_network.inner = (network,)
     return longer_network

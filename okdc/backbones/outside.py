@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import warnings
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from okdc.backbones import NETWORKS
 from okdc.errors import RecipeError, nearest, one_line
@@ -77,3 +79,12 @@ def bare_network(name: str, classes: int) -> nn.Module:
     if not isinstance(net, nn.Module):
         raise RecipeError(f"{name}({classes}): expected a torch.nn.Module, found {type(net).__name__}", hint=CALLED)
     return net
+
+
+@torch.no_grad()
+def shapes(name: str, classes: int, images: torch.Size) -> dict[str, torch.Size]:
+    """The shape of each tensor of the network's state_dict, by key. Raises RecipeError as `bare_network`."""
+    net = bare_network(name, classes)
+    if any(is_lazy(tensor) for tensor in (*net.parameters(), *net.buffers())):
+        net.eval()(torch.zeros(1, *images))  # a pass gives lazy layers their sizes
+    return {key: tensor.shape for key, tensor in net.state_dict().items()}

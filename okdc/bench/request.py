@@ -10,6 +10,7 @@ from okdc.bench import GROUPS, SECONDS
 from okdc.errors import UsageError, nearest
 from okdc.recipe.draft import check, load
 from okdc.recipe.schema import Engine
+from okdc.recipe.words import Flag
 
 if TYPE_CHECKING:
     from okdc.assembly.resolve import ResolvedRecipe
@@ -29,7 +30,9 @@ class Request:
     notes: tuple[str, ...] = ()
 
 
-def request(words: Sequence[str], flags: Sequence[str], only: str | None = None, seconds: float = SECONDS) -> Request:
+def request(
+    words: Sequence[str], flags: Sequence[str | Flag], only: str | None = None, seconds: float = SECONDS
+) -> Request:
     """Words of the command line, flags as overrides, names for --only. Raises UsageError and RecipeError."""
     groups = GROUPS if only is None else tuple(dict.fromkeys(word.strip() for word in only.split(",")))
     for group in groups:
@@ -59,7 +62,7 @@ def request(words: Sequence[str], flags: Sequence[str], only: str | None = None,
     return Request(resolved.recipe.engine, resolved, draft.stem, groups, seconds, resolved.notes)
 
 
-def _check(flags: Sequence[str]) -> None:
+def _check(flags: Sequence[str | Flag]) -> None:
     """Raises UsageError for the value of a flag, which the message names as the user wrote it: --dtype."""
     problems = [problem.replace("engine.", "--", 1) for problem in check(load([STANDARD, *flags]))[1]]
     if len(problems) == 1:

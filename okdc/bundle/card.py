@@ -253,7 +253,8 @@ def _training(story: Story) -> str:
     else:
         roles = f"{data['test']:,} test images to judge, once; none to choose"
     value = student.val_top1_pct
-    epoch = f"the best on validation ({value:.2f} %)" if value is not None else "the last"
+    last = value is None or story.recipe["cohort"].get("keep_epoch") == "last"  # no key: of a run from before it
+    epoch = "the last" if last else f"the best on validation ({value:.2f} %)"
     lines = [
         f"- {code(student.dataset)}: {data['train']:,} images to train, {roles}.",
         f"- Fingerprint of the images, classes and splits: `{result.data_sha256}`.",

@@ -8,7 +8,7 @@ import typer
 
 from okdc.bench import GROUPS, SECONDS
 from okdc.cli import completion, console
-from okdc.cli.options import Compile, Device, Dtype, Json, Threads
+from okdc.cli.options import Compile, Device, Dtype, Json, Threads, engine_flags
 
 
 def bench(
@@ -31,11 +31,9 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure the speed of okdc here, beside plain PyTorch."""
-    keys = {"device": device, "dtype": dtype, "threads": threads, "compile": compile_step}
-    flags = [f"engine.{key}={value}" for key, value in keys.items() if value is not None]
     from okdc.bench.request import request
 
-    wanted = request(words or [], flags, only, seconds)
+    wanted = request(words or [], engine_flags(device, dtype, threads, compile_step), only, seconds)
     for note in wanted.notes:
         console.note(note)
     from okdc.bench import machine, pairings, suite

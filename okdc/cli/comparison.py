@@ -129,11 +129,14 @@ def _explanations(facts: dict[str, Any]) -> list[str]:
 
 
 def _how_kept(facts: dict[str, Any]) -> str:
-    rules = {"best": "the best student at its best epoch", "smallest": "the smallest student at its best epoch"}
-    rule = rules.get(facts["keep"][0], "the student that the recipe names, at its best epoch")
+    rules = {"best": "the best student", "smallest": "the smallest student"}
+    student = rules.get(facts["keep"][0], "the student that the recipe names")
     if len(facts["keep"]) > 1:
-        rule = "the student that cohort.keep chooses, at its best epoch"
-    return f"{rule}, on validation images" + ("" if facts["validated"] else " (without them: at the last epoch)")
+        student = "the student that cohort.keep chooses"
+    if facts["keep_epoch"] == "last":
+        return f"{student} on validation images, at the last epoch"
+    without = "" if facts["validated"] else " (without them: at the last epoch)"
+    return f"{student} at its best epoch, on validation images{without}"
 
 
 def _mean(sample: dict[str, Any] | None, error: bool = False) -> str:

@@ -17,12 +17,13 @@ from typing import Any, Literal, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from okdc import signals
+from okdc.cli.progress_line import ProgressLine, TimeLeft
 from okdc.errors import DiskError, Interrupted, OkdcError
 from okdc.escaping import json_text, paragraphs, shown
 from okdc.progress import WARNING
@@ -146,11 +147,14 @@ _out = _Console("stdout", soft_wrap=True)
 _err = _Console("stderr", soft_wrap=True)
 _stdout = _Stream("stdout")
 
-SILENCE_S = 10.0  # the longest time between two lines of progress without a terminal
+SILENCE_S, LONGEST_SILENCE_S = 10.0, 600.0  # without a terminal: before the first count, and doubled to at most
 
 
 class Talk:
-    """The okdc.progress.Progress of the command line: notes, and one progress line with the time left."""
+    """The okdc.progress.Progress of the command line: notes, one progress line with the time left, a line an epoch."""
+
+    def __init__(self) -> None:
+        self._left = TimeLeft()
 
     def note(self, text: str) -> None:
         signals.check()
@@ -166,8 +170,12 @@ class Talk:
 
     @contextmanager
     def training(self) -> Iterator[Callable[[int, int, str], None]]:
-        with progress("training") as update:
+        self._left = TimeLeft()  # each seed of a series has its own
+        with progress("training", self._left, each_text=True) as update:
             yield update
+
+    def remaining(self, seconds: float) -> None:
+        self._left.tell(seconds)
 
 
 def note(text: str) -> None:
@@ -320,31 +328,46 @@ def beside_lines(label: str) -> Iterator[Callable[[int, int, str], None]]:
 
 
 @contextmanager
-def progress(label: str) -> Iterator[Callable[[int, int, str], None]]:
-    """`update(done, total, text)`: a live line on a terminal; elsewhere about twenty lines for the whole work."""
-    if _err.is_terminal:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[text]}"),
-        )
+def progress(
+    label: str, left: TimeLeft | None = None, each_text: bool = False
+) -> Iterator[Callable[[int, int, str], None]]:
+    """`update(done, total, text)`: a live line on a terminal; elsewhere about twenty lines for the whole work.
+
+    `left` is told the time that is left, else it follows from the work done. With `each_text` every text is a line of
+    its own, in the terminal's history too.
+    """
+    left = left or TimeLeft()
+    if _err.is_terminal and not _err.is_dumb_terminal:
+        line = ProgressLine(label, left)
+        last = ""
+
+        def live(done: int, total: int, text: str) -> None:
+            nonlocal last
+            left.count(done, total)
+            if each_text and text and text != last:
+                last = text
+                say(text)
+            line.done, line.total, line.text = done, total, "" if each_text else text
+
         # Not redirected: rich would send to stderr what a command writes to stdout meanwhile, for a pipe perhaps.
-        with Progress(*columns, console=_err, transient=True, redirect_stdout=False) as live:
-            task = live.add_task(_plain(label), total=None, text="")
-            yield lambda done, total, text: live.update(task, completed=done, total=total, text=_plain(text))
+        with Live(line, console=_err, transient=True, redirect_stdout=False, refresh_per_second=5):
+            yield live
         return
+    yield _in_lines(label, left, each_text)
 
-    mark, last, spoke = 0.0, "", time.monotonic()
 
-    def plain(done: int, total: int, text: str) -> None:
-        nonlocal mark, last, spoke
-        if text and text != last and (done >= mark * total or done == total):
-            say(text)
+def _in_lines(label: str, left: TimeLeft, each_text: bool) -> Callable[[int, int, str], None]:
+    """`update` of a progress without a terminal: texts with the time left, and counts where no text comes for long."""
+    mark, last, spoke, patience = 0.0, "", time.monotonic(), SILENCE_S
+
+    def update(done: int, total: int, text: str) -> None:
+        nonlocal mark, last, spoke, patience
+        left.count(done, total)
+        if text and text != last and (each_text or done >= mark * total or done == total):
+            say("  ".join(filter(None, (text, left.words() if each_text and done < total else ""))))
             mark, last, spoke = done / total + 0.05, text, time.monotonic()
-        elif time.monotonic() - spoke > SILENCE_S:
-            say(f"{label} {done:,} of {total:,}")
-            spoke = time.monotonic()
+        elif time.monotonic() - spoke > patience:
+            say("  ".join(filter(None, (f"{label} {done:,} of {total:,}", left.words()))))
+            spoke, patience = time.monotonic(), min(2 * patience, LONGEST_SILENCE_S)
 
-    yield plain
+    return update

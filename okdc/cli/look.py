@@ -18,24 +18,41 @@ if TYPE_CHECKING:
     from okdc.recipe.reference import Key
     from okdc.runs.run import RunDir
 
+WEIGHTS = "weights"  # the word before the names of trained weights
+
 
 def download(
-    name: Annotated[
-        str,
+    names: Annotated[
+        list[str],
         typer.Argument(
-            metavar="NAME", help="The data set: cifar10, cifar100 or cinic10.", autocompletion=completion.datasets
+            metavar="NAME|weights",
+            help="The data set: cifar10, cifar100 or cinic10. Or `weights` and names of trained weights.",
+            autocompletion=completion.datasets,
         ),
     ],
     data_root: DataRoot = None,
     url: Annotated[
         str | None, typer.Option(metavar="URL", help="Download from this mirror; size and MD5 are checked.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Of weights: also write files that cohort.weights takes."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Download a published data set and check it."""
+    """Download a published data set and check it, or trained weights for students to start from."""
     from okdc import api
     from okdc.data import download as downloads
 
+    if names[0] == WEIGHTS:
+        _download_weights(names[1:], out, data_root or url, as_json)
+        return
+    if len(names) > 1 or out is not None:
+        raise UsageError(
+            "okdc download takes one data set, and no --out: --data-root says where its images go",
+            hint="okdc download weights NAME ... -o FOLDER is for trained weights",
+        )
+    (name,) = names
     with console.progress(f"downloading {name}") as update:
         facts = api.download(name, data_root=data_root, url=url, progress=update)
     if as_json:
@@ -44,6 +61,28 @@ def download(
     where = "scikit-learn, nothing to download" if facts["root"] is None else str(Path(facts["root"]).absolute())
     console.out(f"{name} {'was already' if facts['already_there'] else 'is'} in {where}")
     console.next_step(downloads.next_command(name, facts["root"]))
+
+
+def _download_weights(names: list[str], out: Path | None, of_images: str | None, as_json: bool) -> None:
+    from okdc import api
+
+    if not names:
+        raise UsageError(
+            "okdc download weights: no name",
+            hint="timm:NAME, timm:NAME.TAG, torchvision:NAME or torchvision:ENUM.MEMBER",
+        )
+    if of_images:
+        raise UsageError("--data-root and --url are for data sets", hint="-o FOLDER says where files of weights go")
+    facts = api.download_weights(*names, out=out)
+    if as_json:
+        console.out_json(facts)
+        return
+    for weights in facts:
+        where = weights["file"] or "the cache of its library"
+        console.out(f"{weights['name']} is in {where}; licence: {weights['licence'] or 'its library states none'}")
+    first = facts[0]
+    where = first["file"] or "pretrained"
+    console.next_step(f"okdc distill RECIPE 'cohort.students=[\"{first['network']}\"]' cohort.weights={where}")
 
 
 def recipes(

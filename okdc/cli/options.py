@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from okdc.cli import completion
+
+if TYPE_CHECKING:
+    from okdc.recipe.words import Flag
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 DataRoot = Annotated[
@@ -50,3 +54,18 @@ BundlePath = Annotated[
         metavar="BUNDLE", help="The folder of a bundle.", show_default=False, autocompletion=completion.bundles
     ),
 ]
+
+
+def flag(option: str, key: str, value: str | None) -> Sequence[Flag]:
+    """An option that is short for a key; nothing where it was not given."""
+    from okdc.recipe.words import Flag
+
+    return () if value is None else (Flag(option, key, value),)
+
+
+def engine_flags(
+    device: str | None, dtype: str | None, threads: str | None, compile_step: str | None
+) -> Sequence[Flag]:
+    """The options that are short for keys of [engine]."""
+    values = {"device": device, "dtype": dtype, "threads": threads, "compile": compile_step}
+    return [each for name, value in values.items() for each in flag(f"--{name}", f"engine.{name}", value)]

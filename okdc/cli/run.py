@@ -12,7 +12,7 @@ from typing import Any
 import typer
 
 from okdc import signals, torch_errors
-from okdc.cli import console
+from okdc.cli import console, corrections
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DiskError, OkdcError, OutOfMemoryError, ToldElsewhere, UsageError
 
@@ -48,7 +48,7 @@ def run(arguments: Sequence[str], received: signals.Received) -> int | None:
             raise
         if debug:
             traceback.print_exc()
-        reported = _in_words(error)
+        reported = _in_words(error, arguments)
         if isinstance(reported, ToldElsewhere) or (_ranks().local and not hasattr(error, "__notes__")):
             return reported.exit_code
         console.fail(reported)
@@ -97,12 +97,17 @@ def _ranks() -> Ranks:
         return ALONE
 
 
-def _in_words(error: Exception | SystemExit) -> OkdcError:
+def _in_words(error: Exception | SystemExit, arguments: Sequence[str]) -> OkdcError:
     if isinstance(error, OkdcError):
+        if error.corrections:
+            error.hint = corrections.line(arguments, error.corrections)
         return error
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        return UnforeseenError("usage", error.format_message(), f"{context.command_path if context else 'okdc'} --help")
+        command = context.command_path if context else "okdc"
+        right = corrections.guess(arguments, _commands())
+        hint = corrections.line(arguments, right) if right else f"{command} --help"
+        return UnforeseenError("usage", error.format_message(), hint)
     if isinstance(error, SystemExit):
         return UnforeseenError("code", f"code outside okdc called sys.exit({error.code!r})", "--debug shows where")
     if full := torch_errors.shortage(error):

@@ -9,7 +9,7 @@ import typer
 
 from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
-from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads, TrustCode
+from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads, TrustCode, engine_flags, flag
 from okdc.distributed import Ranks
 from okdc.errors import UsageError
 from okdc.progress import Silent
@@ -57,14 +57,8 @@ def distill(
     several = parse_seeds(seeds) if seeds is not None else None
     if several and (numbers := [word for word in words or [] if word.isdigit()]):
         raise UsageError(f"{numbers[0]} is no recipe", hint=f"--seeds {','.join([str(seeds), *numbers])}")
-    flags = {
-        "engine.device": device,
-        "engine.dtype": dtype,
-        "engine.threads": threads,
-        "engine.compile": compile_step,
-        "data.root": data_root,
-    }
-    draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
+    flags = (*engine_flags(device, dtype, threads, compile_step), *flag("--data-root", "data.root", data_root))
+    draft = recipe.load([*(words or []), *flags])
 
     if several and not ranks.alone:
         raise UsageError("--seeds under torchrun: expected one seed a command", hint="seed=0, then seed=1, ...")

@@ -220,7 +220,12 @@ class Method(nn.Module, Generic[C]):
     def require_students(self, count: int) -> None:
         """Raises ValueError for fewer students than `count`: some would have nobody to learn from."""
         if len(self.cohort.students) < count:
-            raise ValueError(f"{self.config.name} needs at least {count} students; method.name=baseline trains one")
+            names = [student.architecture for student in self.cohort.backbones()]
+            several = ",".join([*names, *names[-1:] * (count - len(names))])
+            raise ValueError(
+                f"{self.config.name} needs at least {count} students, as in cohort.students=[{several}]; "
+                "method.name=baseline trains one"
+            )
 
     @classmethod
     def card(cls) -> MethodCard:

@@ -19,8 +19,8 @@ def recipes() -> dict[str, Path]:
 
 
 def find_recipe(word: str) -> Path | None:
-    """The shipped recipe that `word` names, with or without folder and `.toml`."""
-    return recipes().get(Path(word).name.removesuffix(".toml"))
+    """The shipped recipe that `word` names: with or without folder and `.toml`, also with capitals and hyphens."""
+    return recipes().get(Path(word).name.lower().removesuffix(".toml").replace("-", "_"))
 
 
 def keys() -> list[str]:

@@ -6,6 +6,8 @@ recipe, problems = check(draft)                                     tables -> Re
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -15,13 +17,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from okdc.errors import RecipeError, UsageError, nearest
+from okdc.errors import RecipeError, nearest
 from okdc.recipe import catalog
-from okdc.recipe.explain import explain
-from okdc.recipe.reference import alternatives
+from okdc.recipe.explain import explain, refusal
 from okdc.recipe.schema import Recipe
+from okdc.recipe.shorthand import is_key, suggestions, value_of
+from okdc.recipe.words import Flag, Override
+from okdc.recipe.words import read as read_words
 
 DEFAULT = "digits_resnet8"
+OF_FOLDERS = "folder_resnet20"  # the recipe for a folder of images
 LARGEST, DEEPEST = 2**20, 32  # bytes of a recipe, levels of tables and lists in it
 
 
@@ -34,7 +39,8 @@ class Draft:
     overridden: frozenset[str] = frozenset()  # dotted keys given on the command line
     problems: tuple[str, ...] = ()  # what was already wrong with the overrides
     notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
-    named: bool = True  # the user named the recipe; False: it is the default, and any problem is in the overrides
+    named: bool = True  # the user named the recipe; False: it is the default
+    overrides: tuple[Override, ...] = ()  # as the command line has them; the Python API's values were not typed
 
     @property
     def stem(self) -> str:
@@ -46,27 +52,23 @@ class Draft:
         return folder.name.rsplit("-", 1)[0] if of_run and self.path.name == "recipe.toml" else self.path.stem
 
 
-def load(words: Sequence[str]) -> Draft:
+def load(words: Sequence[str | Flag]) -> Draft:
     """Read the recipe that the first word without `=` names (none: the default) and apply the other words.
 
     Raises UsageError for a second recipe, RecipeError for a file that is missing or not TOML.
     """
-    named = [word for word in words if "=" not in word]
-    if len(named) > 1:
-        raise UsageError(
-            f"two recipes were given, {named[0]!r} and {named[1]!r}; one is expected",
-            hint="an override is written key=value, without spaces",
-        )
-    path, notes = _find(named[0]) if named else (catalog.recipes()[DEFAULT], [f"no recipe named: {DEFAULT}"])
+    given = read_words(words, lambda word: Path(word).is_file() or catalog.find_recipe(word) is not None)
+    if given.recipe is None:
+        path, notes = catalog.recipes()[DEFAULT], [f"recipe {DEFAULT}, the default (okdc recipes lists the others)"]
+    else:
+        path, notes = _find(given.recipe)
     tables = read(path)
     problems: list[str] = []
-    overridden: set[str] = set()
-    for word in words:
-        if "=" in word:
-            key, _, value = word.partition("=")
-            overridden.add(key.strip())
-            problems += _override(tables, key.strip(), value)
-    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), bool(named))
+    for override in given.overrides:
+        notes += _note(override)
+        problems += _override(tables, override.key, override.value)
+    keys = frozenset(override.key for override in given.overrides)
+    return Draft(path, tables, keys, tuple(problems), tuple(notes), given.recipe is not None, given.overrides)
 
 
 def with_values(recipe: str | Path | None, values: Mapping[str, Any]) -> Draft:
@@ -145,13 +147,30 @@ def _find(word: str) -> tuple[Path, list[str]]:
     if path.exists() and not path.is_dir():
         return path, []  # which says what it is
     if shipped is None:
-        inside = f" (there is {path / 'recipe.toml'})" if (path / "recipe.toml").is_file() else ""
-        problem = f"is a folder, expected a .toml file{inside}" if path.is_dir() else "no such recipe file"
-        raise RecipeError(
-            f"{word}: {problem}{nearest(path.stem, catalog.recipes())}",
-            hint="a path to a .toml file, or one that ships with okdc: okdc recipes lists them",
-        )
-    return shipped, [f"no file {word}: the shipped recipe {shipped.stem} is used"]
+        raise _no_recipe(word, path)
+    return shipped, [f"no file {word}: the shipped recipe {shipped.stem} is used"] if word != shipped.stem else []
+
+
+def _no_recipe(word: str, path: Path) -> RecipeError:
+    """The error for a word that names no recipe, with the words that would, as far as they can be guessed."""
+    hint = "a path to a .toml file, or one that ships with okdc: okdc recipes lists them"
+    right: tuple[str, ...] = ()
+    if (inside := path / "recipe.toml").is_file():
+        problem, right = f"is a folder, expected a .toml file (there is {inside})", (str(inside),)
+    elif path.is_dir():
+        problem = "is a folder, expected a .toml file"
+        if any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):  # of classes, or splits
+            right = (OF_FOLDERS, f"data.root={word}")
+    else:
+        names = list(catalog.recipes())
+        word_of = path.stem.lower().replace("-", "_")
+        inside_of = [n for n in names if n.startswith(f"{word_of}_")] or [n for n in names if word_of in n]
+        problem = f"no such recipe file{nearest(path.stem, names)}"
+        if len(inside_of) == 1 or not inside_of:
+            right = tuple(inside_of or difflib.get_close_matches(path.stem, names, n=1))
+        else:
+            hint = f"one of {', '.join(inside_of)}"
+    return RecipeError(f"{word}: {problem}", hint=hint, corrections={(word,): right} if right else {})
 
 
 def check(draft: Draft) -> tuple[Recipe | None, list[str]]:
@@ -168,8 +187,61 @@ def check(draft: Draft) -> tuple[Recipe | None, list[str]]:
     return (None if problems else recipe), problems
 
 
+def refused(draft: Draft, problems: Sequence[str]) -> RecipeError:
+    """The error that says what is wrong with a draft, and blames the command line for what was given there.
+
+    A problem is a line `key: problem`, and belongs to the words that gave that key or another that the line names.
+    """
+    lines, own = [], 0
+    for problem in problems:
+        key = problem.partition(":")[0].partition("[")[0]
+        override = next((o for o in reversed(draft.overrides) if _concerns(o.key, key)), None)
+        by_values = any(_concerns(given, key) or f"{given} " in problem for given in draft.overridden)
+        own += override is not None or by_values
+        is_short = override is not None and not override.words.replace(" ", "").startswith(f"{override.key}=")
+        lines.append(f"{problem} ({override.words})" if override is not None and is_short else problem)
+    given = "the command line" if draft.overrides else "the given values"
+    place = given if own == len(problems) else f"{draft.path} and {given}" if own else str(draft.path)
+    return refusal(place, lines, corrections=_corrections(draft))
+
+
+def place_of(draft: Draft) -> str:
+    """Where a recipe was written, for what is wrong with it as a whole."""
+    if not draft.named:
+        return "the command line" if draft.overrides else DEFAULT
+    return f"{draft.path} and the command line" if draft.overrides else str(draft.path)
+
+
+def _concerns(given: str, key: str) -> bool:
+    return given == key or given.startswith(f"{key}.") or key.startswith(f"{given}.")
+
+
+def _corrections(draft: Draft) -> dict[tuple[str, ...], tuple[str, ...]]:
+    """For each override of a key that no table has: the words for the one key that may be meant."""
+    right: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for override in draft.overrides:
+        if is_key(override.key) or override.key.startswith("method.") or override.key in Recipe.model_fields:
+            continue
+        keys = suggestions(override.key)
+        if len(keys) == 1:
+            right[override.typed] = (f"{keys[0]}={override.value.strip()}",)
+    return right
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# Overrides: the value is TOML where it parses, else the bare word; a key that holds text takes the word as it stands.
+# Overrides
+
+
+def _note(override: Override) -> list[str]:
+    """What an override is read as, where it was typed in another way than a recipe has it."""
+    value, is_respelt = value_of(override.key, override.value, _toml_of)
+    name = override.words.replace(" ", "").partition("=")[0]
+    if name == override.key and not is_respelt and len(override.typed) == 1:
+        return []
+    if override.typed[0].startswith("-") and not is_respelt:
+        return []
+    shown = json.dumps(value) if is_respelt else override.value.strip()
+    return [f"{override.words} is read as {override.key}={shown}"]
 
 
 def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
@@ -183,7 +255,7 @@ def _override(tables: dict[str, Any], key: str, value: str) -> list[str]:
             (key + value).encode()
         except UnicodeEncodeError:  # what Python makes of bytes that are no UTF-8; no TOML file could hold it
             return [f"{key}: the value is not UTF-8 text"]
-    return _set(tables, [*path, last], _value(key, value))
+    return _set(tables, [*path, last], value_of(key, value, _toml_of)[0])
 
 
 def _set(tables: dict[str, Any], names: Sequence[str], value: Any) -> list[str]:
@@ -199,24 +271,9 @@ def _set(tables: dict[str, Any], names: Sequence[str], value: Any) -> list[str]:
     return []
 
 
-def _value(key: str, text: str) -> Any:
-    try:
-        tables = _parsed(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    if list(tables) != ["value"] or (_is_text(key) and not isinstance(tables["value"], str)):
-        return text
+def _toml_of(text: str) -> Any:
+    """The TOML value that a word is. Raises ValueError or RecursionError where it is none."""
+    tables = _parsed(f"value = {text}")
+    if list(tables) != ["value"]:
+        raise ValueError("several values")
     return tables["value"]
-
-
-def _is_text(key: str) -> bool:
-    """Whether the schema holds nothing but text at this key: `runs/3` and `12` are then words."""
-    if key == "method.name":
-        return True
-    model: Any = Recipe
-    for name in key.split("."):
-        fields = getattr(model, "model_fields", {})
-        if name not in fields:
-            return False
-        model = fields[name].annotation
-    return all(leaf is str or isinstance(leaf, str) for leaf in alternatives(model))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from okdc.errors import RecipeError, nearest, quoted
 from okdc.recipe.reference import alternatives
 from okdc.recipe.schema import NUMBERED, Recipe
+from okdc.recipe.shorthand import suggestions
 
 # type of an error -> what was expected, with parts of its ctx
 EXPECTED = {
@@ -48,12 +49,17 @@ SHOWN = 20  # problems of a recipe; of more, their number
 LONGEST = 100  # letters of a key
 
 
-def refusal(place: str, problems: Sequence[str], hint: str = "") -> RecipeError:
+def refusal(
+    place: str,
+    problems: Sequence[str],
+    hint: str = "",
+    corrections: Mapping[tuple[str, ...], tuple[str, ...]] | None = None,
+) -> RecipeError:
     """All that is wrong with the recipe at `place`, as far as anybody reads it."""
     count = len(problems)
     rest = [f"and {count - SHOWN:,} more"] if count > SHOWN else []
     message = f"{place}: {count:,} problem{'s' if count > 1 else ''}"
-    return RecipeError(message, hint=hint, details=[*problems[:SHOWN], *rest])
+    return RecipeError(message, hint=hint, details=[*problems[:SHOWN], *rest], corrections=corrections)
 
 
 def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -74,9 +80,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         elif kind == "extra_forbidden":
             table = f"[{key.rpartition('.')[0]}]" if "." in key else "the top level"
             fields = list(owner.model_fields)
-            lines[key] = (
-                f"{key}: unknown key{nearest(name[:LONGEST], fields) if few else ''}; {table} has {', '.join(fields)}"
-            )
+            near = (nearest(name[:LONGEST], fields) or _elsewhere(key)) if few else ""
+            lines[key] = f"{key}: unknown key{near}; {table} has {', '.join(fields)}"
         elif kind == "missing":
             description = owner.model_fields[name].description if name in owner.model_fields else None
             lines[key] = f"{key}: missing" + (f". {description}" if description else "")
@@ -85,6 +90,12 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
             close = nearest(str(found)[:LONGEST], _choices(problem, name, owner)) if few else ""
             lines[key] = f"{key}: expected {' or '.join(expected[key])}, found {quoted(found)}{close}"
     return list(lines.values())
+
+
+def _elsewhere(key: str) -> str:
+    """The keys of other tables that may be meant."""
+    keys = suggestions(key)
+    return f" (did you mean {' or '.join(map(repr, keys))}?)" if keys else ""
 
 
 def _short(key: str) -> str:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 # Of a method's table, where a teacher lies; `teacher_sha256` says which one it is, and marks a method that has one.
 TEACHER_PLACES = ("teacher", "weights")
 TEACHER = "teacher_sha256"
+WEIGHTS = "weights_sha256"  # of the cohort's table: which weights `weights` are
 
 NUMBERED = r"^cuda:(0|[1-9][0-9]?)$"  # a GPU by its number
 
@@ -217,11 +218,34 @@ class CohortTable(Table):
             "without a guess beforehand.",
         ),
     ] = "best"
+    keep_epoch: Annotated[
+        Literal["best", "last"],
+        Field(
+            description="The epoch that each student is kept from: its best on validation, or the last. With a few "
+            "dozen validation images the best epoch is luck: last lets them choose among the students alone."
+        ),
+    ] = "best"
     output: Annotated[
         Annotated[str, Field(pattern=r"^[^\[\]+]+$")] | Index | None,
         Field(
             description="The key, name or number of the logits among the outputs of networks that return several; left "
             "out: they return one tensor, or in training a tuple whose first are the logits.",
+        ),
+    ] = None
+    weights: Annotated[
+        str | Annotated[tuple[str, ...], Field(strict=False, min_length=1)] | None,
+        Field(
+            description="Trained weights that the students start from, one value for all or a list with one a student: "
+            "pretrained, timm:NAME.TAG, torchvision:ENUM.MEMBER, a .safetensors or .pt file, runs/NAME, or none; left "
+            "out: all start from random weights.",
+        ),
+    ] = None
+    weights_sha256: Annotated[
+        tuple[str, ...] | None,
+        Field(
+            strict=False,
+            description="The SHA-256 of the weights of each trained student, empty for random ones: filled in when a "
+            "training starts, so that other weights are refused when the recipe runs again.",
         ),
     ] = None
 
@@ -231,12 +255,33 @@ class Optim(Table):
     batch_size: Annotated[
         int, Field(ge=2, description="Images in a step, over all devices together; 128 as MFEF section 4.1.")
     ] = 128
+    optimizer: Annotated[
+        Literal["sgd", "adamw"],
+        Field(
+            description="The rule of a step: sgd with Nesterov momentum, as MFEF section 4.1; adamw, Adam "
+            "with decoupled weight decay (Loshchilov & Hutter, 2019), for a `lr` near 0.001 and a `weight_decay` near "
+            "0.01."
+        ),
+    ] = "sgd"
     lr: Annotated[
-        Positive, Field(description="Learning rate of SGD at the start; 0.1 as MFEF section 4.1, for batches of 128.")
+        Positive,
+        Field(
+            description="The largest learning rate; 0.1 as MFEF section 4.1, for SGD and batches of 128. adamw wants "
+            "about a hundredth."
+        ),
     ] = 0.1
-    momentum: Annotated[float, Field(gt=0, lt=1, description="Nesterov momentum of SGD; 0.9 as MFEF section 4.1.")] = (
-        0.9  # Nesterov's, which needs one above 0
-    )
+    momentum: Annotated[
+        float,
+        Field(gt=0, lt=1, description="Nesterov momentum of sgd; 0.9 as MFEF section 4.1. adamw has `betas` instead."),
+    ] = 0.9  # Nesterov's, which needs one above 0
+    betas: Annotated[
+        tuple[Share, Share],
+        Field(
+            strict=False,
+            description="How slowly adamw's means of the gradient and of its square follow, as the share of a step "
+            "that is kept at the next; torch's default. sgd has `momentum` instead.",
+        ),
+    ] = (0.9, 0.999)
     weight_decay: Annotated[
         NotNegative, Field(description="Weight decay of the students; 1e-4 as MFEF section 4.1.")
     ] = 1e-4
@@ -244,13 +289,28 @@ class Optim(Table):
         NotNegative,
         Field(description="Weight decay of everything that is discarded after training; 1e-5 as MFEF section 4.1."),
     ] = 1e-5
-    schedule: Annotated[
-        Literal["step", "cosine"],
+    decay_norm_and_bias: Annotated[
+        bool,
         Field(
-            description="How the learning rate falls: step divides it by ten at each milestone, as MFEF section 4.1; "
-            "cosine takes it to zero.",
+            description="Whether biases and the weights of normalisations decay like all others; false: no parameter "
+            "of one dimension does, as is usual with adamw."
+        ),
+    ] = True
+    schedule: Annotated[
+        Literal["step", "cosine", "onecycle"],
+        Field(
+            description="How the learning rate moves: step divides it by ten at each milestone, as MFEF section 4.1; "
+            "cosine takes it to zero; onecycle from lr/25 up and down to lr/250,000, as torch's OneCycleLR does with "
+            "its defaults, but the momentum stays.",
         ),
     ] = "step"
+    warmup: Annotated[
+        Share | None,
+        Field(
+            description="Fraction of the run in which the learning rate rises, linearly from near 0; onecycle's own "
+            "rise is a half cosine. Left out: none, and 0.3 of onecycle.",
+        ),
+    ] = None
     milestones: Annotated[
         tuple[Share, ...],
         Field(
@@ -262,6 +322,13 @@ class Optim(Table):
     clip: Annotated[
         NotNegative,
         Field(description="Largest norm of the gradient, which is scaled down to it; 0: no limit, as MFEF trains."),
+    ] = 0.0
+    label_smoothing: Annotated[
+        Share,
+        Field(
+            description="Share of each label that the cross-entropies spread evenly over all classes (Szegedy et al., "
+            "2016); 0: none, as MFEF trains. 0.1 is usual."
+        ),
     ] = 0.0
 
 
@@ -354,11 +421,13 @@ class Recipe(Table):
 
 
 def without_places(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's tables without the places of files: of the images, and of a teacher whose weights have a hash."""
+    """A recipe's tables without the places of files: of the images, and of weights that have a hash."""
     tables = dict(tables)
-    data, method = tables.get("data"), tables.get("method")
+    data, method, cohort = tables.get("data"), tables.get("method"), tables.get("cohort")
     if isinstance(data, Mapping):
         tables["data"] = {key: value for key, value in data.items() if key != "root"}
     if isinstance(method, Mapping) and TEACHER in method:
         tables["method"] = {key: value for key, value in method.items() if key not in TEACHER_PLACES}
+    if isinstance(cohort, Mapping) and WEIGHTS in cohort:
+        tables["cohort"] = {key: value for key, value in cohort.items() if key != "weights"}
     return tables

@@ -180,6 +180,17 @@ class RunSettings(Settings):
 ExportCheck = Literal["passed", "proven", "skipped"]
 
 
+class Start(Artefact):
+    """The trained weights that a student started from."""
+
+    weights: str  # their name, file or run
+    weights_sha256: str
+    head: Literal["new", "kept"]  # whether the classifier is theirs
+    classes: Count | None = None  # those that they tell apart
+    dataset: str = ""  # of a run: what it was trained on
+    licence: str = ""  # as their library states it
+
+
 class RunInfo(Provenance, File):
     """run.json."""
 
@@ -189,6 +200,7 @@ class RunInfo(Provenance, File):
     classes: Annotated[Tuple[str], Field(min_length=1)]
     skipped_images: Tuple[str] = ()  # a line `file: reason` for each damaged image that was left out
     export_check: ExportCheck = "skipped"
+    starts: Tuple[Start | None] = ()  # of each student; None: random weights, as all where the list is empty
     started_at: str  # sorts as text
     settings: RunSettings
     reasons: Tuple[str]  # of the settings, one line each
@@ -295,6 +307,7 @@ class Result(File):
     students: Annotated[Tuple[str], Field(min_length=1)]  # architectures
     share: Annotated[str, Field(pattern="^(none|low|stem1)$")]  # `okdc.cohort.SHARING`
     teacher: Teacher | None
+    starts: Tuple[Start | None] = ()  # as in run.json
     leader: Index | None
     dataset: str
     seed: Index

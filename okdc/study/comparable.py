@@ -53,6 +53,7 @@ def _budget(run: Finished) -> dict[str, Any]:
         **{f"data.{key}": value for key, value in data.items()},
         **{f"augment.{key}": value for key, value in recipe.augment.model_dump().items()},
         **{f"optim.{key}": value for key, value in recipe.optim.model_dump().items()},
+        "cohort.keep_epoch": recipe.cohort.keep_epoch,
         "cohort.students (architectures)": tuple(sorted(set(recipe.cohort.students))),
     }
 

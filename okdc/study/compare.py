@@ -44,6 +44,7 @@ def compare(paths: Sequence[Path], baseline: str | None = None, require: Sequenc
         "judged_on": first.result.judged_on,
         "images": first.result.images,
         "epochs": first.result.epochs,
+        "keep_epoch": first.recipe.cohort.keep_epoch,
         "keep": sorted({str(run.recipe.cohort.keep) for run in runs}),
         "validated": all(run.result.kept.val_top1_pct is not None for run in runs),
         "confidence_pct": CONFIDENCE_PCT,

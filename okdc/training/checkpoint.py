@@ -80,6 +80,11 @@ def _proven(content: bytes) -> dict[str, Any]:
     return state
 
 
+def is_written(run: RunDir) -> bool:
+    """Whether there is a checkpoint, good or damaged."""
+    return run.checkpoint.exists() or run.previous_checkpoint.exists()
+
+
 def load(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that can be read, and notes on those that could not. None: the run never wrote one.
 

@@ -71,13 +71,12 @@ def _choose(settings: Settings, job: Job) -> tuple[str, str]:
         return settings.compile, "as asked"
     if job.method.unrolled:
         return "off", "the method repeats small operations, which compiling unrolls: minutes, and little gained"
-    batch, epochs = job.recipe.optim.batch_size, job.recipe.optim.epochs
-    steps = len(job.dataset.train) // batch * epochs
+    steps = job.steps
     if settings.cuda:
         return _above(steps, ENOUGH_STEPS_ON_CUDA, f"{steps:,} steps")
     if settings.dtype == "bfloat16" or settings.memory_format == "channels_last":
         return "off", f"gains too little over {settings.dtype} in {settings.memory_format} on a CPU"
-    gmacs = steps * batch * forward_macs(job.method, job.dataset.size) / 1e9
+    gmacs = steps * job.recipe.optim.batch_size * forward_macs(job.method, job.dataset.size) / 1e9
     return _above(gmacs, ENOUGH_GMACS_A_THREAD * settings.threads, f"{gmacs:,.0f} GMACs in {steps:,} steps")
 
 

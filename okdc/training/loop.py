@@ -43,6 +43,7 @@ from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
+from okdc.training.pace import Pace
 from okdc.training.recording import CountedStep
 from okdc.training.step import TrainStep
 
@@ -87,7 +88,7 @@ class Training:
 
         # The method moves to the device before the optimiser exists, and takes its saved tensors before the first step:
         # torch.compile and DistributedDataParallel wrap it there.
-        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks)
+        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks, job.steps)
         if state is not None:
             self.train_step.load(state)
         self.method = self.train_step.method
@@ -109,6 +110,9 @@ class Training:
         )
         self.step = CountedStep(self.train_step, self.batches, recipe.seed, progress.note)
         self.steps, self.epochs = self.batches.steps, recipe.optim.epochs
+        self.pace = Pace(
+            self.steps, self.epochs, recipe.optim.batch_size, len(self.dataset.val), len(self.dataset.final_split[1])
+        )
         self._counted = time.perf_counter()  # when `position.seconds` was brought up to date
 
     def train(self) -> None:
@@ -129,6 +133,7 @@ class Training:
                 self.method.train()
                 position.totals = totals = position.totals or Totals(self.settings.torch_device)
                 self._counted = time.perf_counter()
+                self.pace.begin()
                 inputs = self._timed(self.step.inputs(position.epoch, position.step))
                 for drawn in stops.between_steps(inputs):
                     done = position.epoch * self.steps + position.step
@@ -139,12 +144,15 @@ class Training:
                         received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
                         raise
                     position.step += 1
+                    if self.pace.step():
+                        self._tell_time_left(done + 1)
                     show(done + 1, whole, text)
 
                 # Counts. Here the host waits for the device, once an epoch. A loss or a weight that is not finite ends
                 # the run before anything of it is saved: the last checkpoint is from before that.
                 trained = totals.read(ranks)
                 self._count_seconds()
+                self.pace.end()
                 stop_if_bad(trained, self.run, self.steps, ranks)
                 if not torch.stack([p.isfinite().all() for p in self.train_step.parameters]).all():
                     fail(self.run, f"a weight is not finite after epoch {position.epoch + 1}", ranks)
@@ -165,6 +173,9 @@ class Training:
                 position.epoch, position.step, position.totals = position.epoch + 1, 0, None
                 position.seconds_epoch = position.seconds_data = 0.0
                 ranks.first_does(partial(self._record, trained, validated, seconds))
+                if validated:
+                    self.pace.validated(seconds["seconds_validation"])
+                self._tell_time_left(position.epoch * self.steps)
                 text = _line(position.epoch, self.epochs, trained, validated)
                 show(position.epoch * self.steps, whole, text)
                 if number := stops.requested():
@@ -202,7 +213,7 @@ class Training:
         position.rows.append(
             {
                 "epoch": position.epoch,
-                "lr": optim.rate(job.recipe.optim, last_step / (self.epochs * self.steps)),
+                "lr": optim.rate(job.recipe.optim, last_step / job.steps, job.steps),
                 "loss": sum(trained.losses.values()),
                 "losses": trained.losses,
                 "train_top1_pct": trained.top1_pct,
@@ -214,6 +225,10 @@ class Training:
         )
         self.run.append(position.rows[-1])
         checkpoint.save(self.run, position.state([]) | self.train_step.state())
+
+    def _tell_time_left(self, done: int) -> None:
+        if (seconds := self.pace.left(done)) is not None:
+            self.progress.remaining(seconds)
 
     def _skipped_steps(self) -> dict[str, int]:
         """For the log: the steps of an epoch whose gradients overflowed. Nothing where nothing is scaled."""

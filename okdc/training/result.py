@@ -62,6 +62,7 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
         students=tuple(student.architecture for student in cohort.backbones()),
         share=cohort.share,
         teacher=Teacher(**job.teacher) if job.teacher else None,
+        starts=job.starts,
         leader=job.method.leader,
         dataset=recipe.data.name,
         seed=recipe.seed,

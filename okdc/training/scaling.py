@@ -25,11 +25,12 @@ class Scaler:
         self._skipped = torch.zeros((), dtype=torch.int64, device=device)
         # Before its step torch gives the optimiser this number: 1.0 where a gradient is not finite.
         optimizer.register_step_pre_hook(lambda optimizer, *_: self._count(optimizer.found_inf))
-        # torch 2.14 makes momenta in the first step, and leaves them uninitialised where it skips that one. From zeros
-        # the first step is the same.
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        # torch 2.14's SGD makes momenta in the first step, and leaves them uninitialised where it skips that one. From
+        # zeros the first step is the same. Its AdamW begins with zeros.
+        if isinstance(optimizer, torch.optim.SGD):
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
     def _count(self, overflow: Tensor) -> None:
         self._skipped += overflow.long()

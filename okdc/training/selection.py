@@ -1,4 +1,5 @@
-"""The students that a training leaves: the best epoch of each, and the kept one. Validation chooses both, not the test.
+"""The students that a training leaves: the best epoch of each, or the last, and the kept one. Validation chooses, not
+the test.
 
 The kept student is written whenever it is chosen, the others once, at the end of the training.
 """
@@ -37,9 +38,11 @@ def candidates(job: Job) -> list[int]:
 
 def best(job: Job, epoch: int, validated: Summary | None, before: Sequence[Record]) -> list[Record]:
     """One record a student: its best epoch so far, this one or that of `before`; the later of two equal ones, which
-    has trained longer. Without validation it is this one.
+    has trained longer. Without validation, or where the recipe keeps the last epoch, it is this one.
     """
     records = []
+    if job.recipe.cohort.keep_epoch == "last":
+        before = ()
     for k, student in enumerate(job.method.cohort.backbones()):
         accuracy = validated.top1_pct[f"student{k}"] if validated else None
         if before and accuracy is not None and accuracy < before[k]["val_top1_pct"]:

@@ -12,7 +12,7 @@ from okdc.assembly import reopen
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.errors import DeviceError, DiskError, Interrupted, OkdcError, TrainingError
 from okdc.progress import EachNoteOnce, Progress
-from okdc.recipe.schema import TEACHER
+from okdc.recipe.schema import TEACHER, WEIGHTS
 from okdc.runs import trust
 from okdc.runs.artefacts import ExportCheck, Provenance, Settings
 from okdc.runs.provenance import differences
@@ -104,6 +104,7 @@ def _train(
                     if state is None:
                         teacher, export_check = _teacher(series), _export_check(series)
                         same = resolved.with_teacher(teacher) if teacher else resolved
+                        same = same.with_weights(weights) if (weights := _weights(series)) else same
                         starts.start(same.with_seed(seed), run.path, provenance, tell, export_check=export_check)
                     else:
                         starts.resume(run, tell, data_root)
@@ -123,6 +124,12 @@ def _teacher(series: SeriesDir) -> str | None:
     """The hash of the teacher that the seeds before had, so that another in its place is refused."""
     begun = [series.run(seed).read_recipe() for seed in series.seeds() if series.state_of(seed) is not None]
     return next((recipe["method"][TEACHER] for recipe in begun if TEACHER in recipe["method"]), None)
+
+
+def _weights(series: SeriesDir) -> tuple[str, ...] | None:
+    """The hashes of the weights that the seeds before started from, so that others in their place are refused."""
+    begun = [series.run(seed).read_recipe() for seed in series.seeds() if series.state_of(seed) is not None]
+    return next((tuple(recipe["cohort"][WEIGHTS]) for recipe in begun if WEIGHTS in recipe["cohort"]), None)
 
 
 def _export_check(series: SeriesDir) -> ExportCheck | None:

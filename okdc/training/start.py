@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe
+from okdc.assembly.weights import Loaded
 from okdc.cohort import Cohort
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
@@ -53,8 +55,6 @@ def start(
     settings = settings_of(resolved, recipe.engine, ranks)
     with ranks.joined(settings.device):
         ranks.first_does(lambda: refuse_taken(out))
-        for reason in settings.reasons:
-            tell.note(reason)
 
         def read() -> Dataset:
             with tell.reading() as progress:
@@ -71,14 +71,9 @@ def start(
             export_check = ranks.first_does(lambda: ask(export_check, tell))
 
         ranks.agree("the recipe's keys", recipe.sha256())
-        job = assembly.job(resolved, images, check)
+        job = assembly.job(resolved, images, check, partial(_weights, ranks))
         assert export_check is not None
-        for note in job.notes:
-            tell.note(note)
-        chosen = len(settings.reasons)
         settings = decided(settings, job, ranks)
-        for reason in settings.reasons[chosen:]:
-            tell.note(reason)
         info = RunInfo(
             schema=1,
             recipe=job.recipe.tables(),
@@ -87,6 +82,7 @@ def start(
             classes=job.dataset.classes,
             skipped_images=job.dataset.skipped,
             export_check=export_check,
+            starts=job.starts,
             started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
             settings=RunSettings.model_validate(settings.saved()),
             reasons=settings.reasons,
@@ -95,7 +91,9 @@ def start(
             **dict(cards.recorded(made_by, settings.torch_device)),
         )
         run = ranks.first_does(lambda: RunDir.create(resolved.stem, info, out))
-        tell.note(f"run {run.path}")
+        # Here, since all that can be refused before the first step has been: nobody reads settings before an error.
+        for note in (*settings.reasons, *job.notes, f"run {run.path}"):
+            tell.note(note)
         _trust(run, info, ranks, tell)
         with _held(run, ranks), continuable(run):
             loop.train(job, run, settings, Position(), None, tell, ranks)
@@ -124,22 +122,17 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
     with ranks.joined(settings.device), _held(run, ranks), continuable(run):
         _trust(run, info, ranks, tell)
         ranks.agree("the run's facts", json.dumps(info.to_json(), sort_keys=True))
-        for note in resolved.notes:
-            tell.note(note)
-        tell.note("as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items()))
-        if (named := info.settings.device) != settings.device:
-            tell.note(f"device {settings.device} (it was started on {named}, which cannot be named here)")
-        for difference in _differences(info, settings):
-            tell.note(f"not exact to the bit: {difference}")
         if (then := info.processes) != ranks.count:
-            tell.note(f"not exact to the bit: {then} process{'es' if then > 1 else ''} then, {ranks.count} now")
             before = (*info.processes_before, then)
             now = {"processes": ranks.count, "processes_here": ranks.here, "processes_before": before}
             ranks.first_does(lambda: run.note(**now))
-        job = assembly.job(resolved, lambda: ranks.in_turn(lambda: reopen.data_of(run, resolved, tell)))
+        begins = not ranks.first_does(lambda: checkpoint.is_written(run))
+        read = partial(reopen.data_of, run, resolved, tell)
+        job = assembly.job(resolved, lambda: ranks.in_turn(read), load=partial(_weights, ranks), begins=begins)
+        job = replace(job, starts=info.starts)
         settings = decided(settings, job, ranks)
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
-        for note in notes:
+        for note in (*resolved.notes, *_as_started(info, settings, ranks), *notes):
             tell.note(note)
         position = Position()
         if state is None:
@@ -151,6 +144,24 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
             tell.note(f"{run.log} had lost or changed rows: it is written again from the checkpoint")
         loop.train(job, run, settings, position, state, tell, ranks)
     return run
+
+
+def _weights(ranks: Ranks, resolved: ResolvedRecipe) -> list[Loaded | None]:
+    """What the students start from: one process of a machine downloads it."""
+    loaded = ranks.in_turn(lambda: assembly.weights_of(resolved))
+    ranks.agree("the weights that the students start from", json.dumps([start and start.sha256 for start in loaded]))
+    return loaded
+
+
+def _as_started(info: RunInfo, settings: Settings, ranks: Ranks) -> Iterator[str]:
+    """The settings of a run that goes on, and what keeps it from being exact."""
+    yield "as it was started: " + ", ".join(f"{name} {value}" for name, value in settings.saved().items())
+    if (named := info.settings.device) != settings.device:
+        yield f"device {settings.device} (it was started on {named}, which cannot be named here)"
+    for difference in _differences(info, settings):
+        yield f"not exact to the bit: {difference}"
+    if (then := info.processes) != ranks.count:
+        yield f"not exact to the bit: {then} process{'es' if then > 1 else ''} then, {ranks.count} now"
 
 
 def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) -> Settings:

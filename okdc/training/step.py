@@ -6,6 +6,7 @@ torch's DistributedDataParallel; what is saved and judged is always the method, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -31,9 +32,11 @@ FIRST = 3  # steps that may fail to compile, or show what else cannot work
 class TrainStep:
     """A method on its device, its optimiser, and the step that both take together."""
 
-    def __init__(self, method: Method, recipe: Optim, settings: Settings, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, method: Method, recipe: Optim, settings: Settings, ranks: Ranks = ALONE, steps: float = math.inf
+    ) -> None:
         """Modules move in place. The memory format is final before the optimiser exists: its fused kernel walks raw
-        memory.
+        memory. `steps` is the number of the whole training's, which the schedule needs.
         """
         if settings.sync_batchnorm and not ranks.alone:
             synced.convert(method)
@@ -44,10 +47,9 @@ class TrainStep:
         self.optimizer = optim.build_optimizer(method, recipe)
         self.scaler = Scaler(self.optimizer, settings.torch_device) if settings.dtype == "float16" else None
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self.recipe, self.settings, self.ranks = recipe, settings, ranks
+        self.recipe, self.settings, self.ranks, self.steps = recipe, settings, ranks, steps
         self.progress = torch.zeros((), device=settings.torch_device)
-        # A GPU reads the rate from its memory: a number would be fixed in a CUDA graph.
-        self.rate, self.rate_on_device = 0.0, torch.zeros_like(self.progress) if self.progress.is_cuda else None
+        self.rates = optim.Rates(self.optimizer, settings.torch_device)
         eager = self.progress.is_cuda and not settings.compiled  # a compiler does the same in its own way
         self.counts = launches.BatchCounts(method) if eager else None
         # Several processes send gradients while the backward pass goes on: casts at its end would leave none to send.
@@ -59,11 +61,8 @@ class TrainStep:
 
     def state(self) -> dict[str, Any]:
         """Every tensor that the next step depends on."""
-        optimizer = self.optimizer.state_dict()
-        for group in optimizer["param_groups"]:
-            group["lr"] = self.rate  # a GPU's own is a tensor there
         scaler = {"scaler": self.scaler.state()} if self.scaler else {}
-        return {"method": self.method.state_dict(), "optimizer": optimizer, **scaler}
+        return {"method": self.method.state_dict(), "optimizer": self.rates.state(), **scaler}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave, before the first step."""
@@ -116,11 +115,7 @@ class TrainStep:
     def set_time(self, done: float) -> None:
         """Set what of a step follows from the fraction `done` of the training: ramp and learning rate."""
         self.progress.fill_(done)  # one tensor for all steps: a number would be compiled anew at each
-        self.rate = optim.rate(self.recipe, done)
-        if self.rate_on_device is not None:
-            self.rate_on_device.fill_(self.rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate if self.rate_on_device is None else self.rate_on_device
+        self.rates.set(optim.rate(self.recipe, done, self.steps))
 
     def compute(self, batch: Batch) -> Step:
         """Everything that the device does in a step."""

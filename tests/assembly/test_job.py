@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from asking import write_tree
 from harness import Quiet
 from making import run_info
@@ -19,6 +20,8 @@ from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.cohort import Backbone
 from okdc.data.datasets import Dataset
 from okdc.errors import DataError, RecipeError, RunError
+from okdc.methods.base import Batch
+from okdc.progress import WARNING
 from okdc.recipe.draft import Draft, load, read
 from okdc.recipe.schema import Recipe
 from okdc.runs.run import RunDir
@@ -289,3 +292,40 @@ def test_rules_between_keys_are_reported_with_the_keys_that_are_wrong_alone() ->
     for key in ("optim.epochs", "cohort.keep", "augment.padding", "method: reconstruct", "optim.epoch:"):
         assert key in told
     assert len(caught.value.details) == 5
+
+
+# --- the optimiser's keys
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_recipe_smooths_the_labels_of_its_method(smoothing: float) -> None:
+    method, _ = assembly.method(resolved(f"optim.label_smoothing={smoothing}"), torch.Size((3, 8, 8)), 10)
+    batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([3, 4]))
+    z = torch.randn(2, 10)
+    expected = F.cross_entropy(z, batch.labels, label_smoothing=smoothing)
+    assert torch.equal(method.cross_entropy(z, batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "word", "default"),
+    [
+        ("adamw", "optim.momentum=0.8", "optim.momentum=0.9"),
+        ("sgd", "optim.betas=[0.8,0.99]", "optim.betas=[0.9,0.999]"),
+    ],
+)
+def test_a_key_of_the_other_optimiser_is_refused_unless_it_is_the_default(
+    optimizer: str, word: str, default: str
+) -> None:
+    words = (f"optim.optimizer={optimizer}", "optim.lr=0.001")
+    with pytest.raises(RecipeError) as caught:
+        resolved(*words, word)
+    (problem,) = caught.value.details
+    assert problem.startswith(word.partition("=")[0] + ":")
+    assert optimizer in problem
+    assert resolved(*words, default).recipe.optim.optimizer == optimizer  # as a run's recipe.toml has it
+
+
+@pytest.mark.parametrize(("optimizer", "lr", "warned"), [("adamw", 0.1, 1), ("adamw", 0.001, 0), ("sgd", 0.1, 0)])
+def test_a_rate_that_ruins_adamw_is_warned_of(optimizer: str, lr: float, warned: int) -> None:
+    notes = resolved("digits_resnet8", f"optim.optimizer={optimizer}", f"optim.lr={lr}").notes
+    assert sum(note.startswith(WARNING) and "optim.lr" in note for note in notes) == warned

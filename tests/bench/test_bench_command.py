@@ -282,18 +282,22 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
         (["--seconds", "nan"], "usage", "--seconds"),
         (["digits_resnet"], "recipe", "did you mean 'digits_resnet8'?"),
         (["digits_resnet8", "folder_resnet20"], "usage", "two recipes were given"),
-        (["optim.epoch=3"], "recipe", "error[recipe]: what was given as KEY=VALUE: 1 problem\n  optim.epoch: "),
-        (["--device", "gpu"], "usage", "error[usage]: --device: expected 'auto', 'cpu' or 'cuda'"),
+        (["optim.epoch=3"], "recipe", "error[recipe]: the command line: 1 problem\n  optim.epoch: "),
+        (["--device", "tpu"], "usage", "error[usage]: --device: expected 'auto', 'cpu' or 'cuda'"),
         (["--dtype", "int8"], "usage", "--dtype: expected 'auto', 'float32', 'bfloat16' or 'float16', found 'int8'"),
         (
             ["--threads", "0"],
             "usage",
             "error[usage]: --threads: expected 'auto' or greater than or equal to 1, found 0",
         ),
-        (["engine.dtype=int8", "--only", "data"], "recipe", "KEY=VALUE: 1 problem\n  engine.dtype: expected 'auto'"),
+        (
+            ["engine.dtype=int8", "--only", "data"],
+            "recipe",
+            "the command line: 1 problem\n  engine.dtype: expected 'auto'",
+        ),
         (["--compile", "maybe"], "usage", "error[usage]: --compile: expected 'auto', 'on' or 'off', found 'maybe'"),
-        (["digits_resnet8", "--device", "gpu"], "usage", "error[usage]: --device: expected"),
-        (["--device", "gpu", "--threads", "0"], "usage", "error[usage]: 2 flags are wrong\n  --device: expected"),
+        (["digits_resnet8", "--device", "tpu"], "usage", "error[usage]: --device: expected"),
+        (["--device", "tpu", "--threads", "0"], "usage", "error[usage]: 2 flags are wrong\n  --device: expected"),
     ],
 )
 def test_what_makes_no_sense_is_refused(capsys: Captured, words: list[str], kind: str, said: str) -> None:

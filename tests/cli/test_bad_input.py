@@ -50,7 +50,7 @@ def refused(answer: Answer, kind: str, *said: str) -> None:
         (["runs", "extra"], "usage", "unexpected extra argument"),
         (["profile", "--threads", "0"], "usage", "--threads"),
         (["distill", "digits_resnet8", "folder_resnet20"], "usage", "two recipes were given"),
-        (["distill", "optim.epochs", "3"], "usage", "an override is written key=value, without spaces"),
+        (["distill", "optim.epochs", "3"], "usage", "hint: okdc distill optim.epochs=3"),
         (["distill", "digits_resnet"], "recipe", "did you mean 'digits_resnet8'?"),
         (["distill", "optim.epoch=3"], "recipe", "optim.epoch: unknown key (did you mean 'epochs'?)"),
         (["distill", "method.name=fefrr"], "recipe", "no method is called 'fefrr' (did you mean 'fefr'?); there is: "),
@@ -59,7 +59,7 @@ def refused(answer: Answer, kind: str, *said: str) -> None:
             "recipe",
             "no network is called 'resnet80' (did you mean",
         ),
-        (["distill", "--device", "gpu"], "recipe", "a GPU by its number, as in cuda:1, found 'gpu'"),
+        (["distill", "--device", "tpu"], "recipe", "a GPU by its number, as in cuda:1, found 'tpu'"),
         (["distill", "--threads", "many"], "recipe", "engine.threads: expected 'auto' or an integer, found 'many'"),
         (["distill", "cohort.students=['resnet8']"], "recipe", "needs at least 2 students"),
         (["distill", "optim.batch_size=400"], "data", "optim.batch_size is 400, there are 300 training images"),
@@ -84,7 +84,7 @@ def test_a_wrong_word_is_answered_with_what_would_be_right(
 def test_every_problem_of_a_recipe_is_told_at_once_with_its_file(capsys: Captured) -> None:
     Path("mine.toml").write_text('[data]\nname = "digit"\n[optim]\nepoch = 3\nlr = "fast"\n', encoding="utf-8")
     answer = ask(capsys, "distill", "mine.toml", "optim.clip=-1")
-    refused(answer, "recipe", "mine.toml: 6 problems\n")
+    refused(answer, "recipe", "mine.toml and the command line: 6 problems\n")
     told = [line.split(":")[0].strip() for line in answer.err.splitlines() if line.startswith("  ")]
     assert sorted(told) == ["cohort", "data.name", "method", "optim.clip", "optim.epoch", "optim.lr"]
 

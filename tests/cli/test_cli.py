@@ -41,7 +41,7 @@ COMMANDS = {
         "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--replace",
         "--runtime", "--json",
     },
-    "download": {"--data-root", "--url", "--json"},
+    "download": {"--data-root", "--url", "--out", "-o", "--json"},
     "evaluate": {"--trust-code", "--data-root", "--json"},
     "verify": {"--data-root", "--json"},
     "predict": {"--model", "--top", "--batch", "--threads"},
@@ -120,7 +120,7 @@ def test_the_default_run_is_made_kept_and_tells_the_next_command(capsys: Capture
     nothing_went_wrong(answer)
     run = RunDir.open(Path("runs/digits_resnet8-1"))
     assert run.state() == "complete"
-    assert "no recipe named: digits_resnet8" in answer.err
+    assert answer.err.startswith("recipe digits_resnet8, the default")
     assert "next: okdc profile runs/digits_resnet8-1" in answer.err
     for choice in ("device cpu (", "dtype float32 (", "memory format channels_last (", "threads 1 ("):
         assert choice in answer.err  # each automatic choice with its reason

@@ -164,6 +164,57 @@ def test_without_a_terminal_progress_is_a_line_now_and_then_and_always_the_last(
     assert 10 <= len(lines) <= 25
 
 
+def test_without_a_terminal_each_epoch_is_one_line_with_the_time_left(capsys: Captured) -> None:
+    talk = console.Talk()
+    with talk.training() as update:
+        for done in range(1, 1001):
+            talk.remaining(2.0 * (1000 - done))
+            update(done, 1000, f"epoch {done // 10}/100" if done >= 10 else "")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [f"epoch {n}/100" for n in range(1, 101)]
+    assert lines[0] == "epoch 1/100  33:00 left"
+    assert lines[-1] == "epoch 100/100"
+
+
+def test_without_a_terminal_a_long_silence_is_broken_less_and_less_often(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("okdc.cli.console.time.monotonic", lambda: now)
+    with console.Talk().training() as update:
+        for done in range(1, 3601):  # an hour without an epoch
+            now += 1.0
+            update(done, 10_000, "")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("training 11 of 10,000")
+    assert 8 <= len(lines) <= 14
+
+
+def test_on_a_terminal_each_epoch_stays_in_the_history_above_one_line_of_progress(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = console._Console("stderr", soft_wrap=True, width=80, force_terminal=True, no_color=True)
+    monkeypatch.setattr(console, "_err", drawn)
+    monkeypatch.setattr(drawn, "_environ", {"TERM": "xterm"})
+    with console.Talk().training() as update:
+        for done in range(1, 31):
+            update(done, 30, f"epoch {done // 10}/3  loss 1.0" if done >= 10 else "")
+    err = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert [line.strip() for line in err.splitlines() if "epoch" in line] == [
+        f"epoch {n}/3  loss 1.0" for n in (1, 2, 3)
+    ]
+    assert "30/30" in err
+
+
+def test_a_dumb_terminal_gets_lines(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = console._Console("stderr", soft_wrap=True, width=80, force_terminal=True)
+    monkeypatch.setattr(console, "_err", drawn)
+    monkeypatch.setattr(drawn, "_environ", {"TERM": "dumb"})
+    with console.Talk().training() as update:
+        update(1, 1, "epoch 1/1")
+    assert capsys.readouterr().err == "epoch 1/1\n"
+
+
 def test_without_a_terminal_reading_images_says_nothing(capsys: Captured) -> None:
     with console.Talk().reading() as update:
         update(64, 128)

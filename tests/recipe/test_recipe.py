@@ -118,7 +118,10 @@ OTHER: dict[str, object] = {
     "cohort.students": ["resnet20", "resnet8"],
     "cohort.share": "stem1",
     "cohort.keep": 1,
+    "cohort.keep_epoch": "last",
     "cohort.output": "logits",
+    "cohort.weights": "none",
+    "cohort.weights_sha256": ["ab"],
     "method.name": "another",
     "method.temperature": 4.0,
     "method.rampup": 0.5,
@@ -133,13 +136,18 @@ OTHER: dict[str, object] = {
     "method.spatial_kernel": 3,
     "optim.epochs": 301,
     "optim.batch_size": 64,
+    "optim.optimizer": "adamw",
     "optim.lr": 0.2,
     "optim.momentum": 0.8,
+    "optim.betas": [0.8, 0.99],
     "optim.weight_decay": 0.0,
     "optim.aux_weight_decay": 0.0,
+    "optim.decay_norm_and_bias": False,
     "optim.schedule": "cosine",
+    "optim.warmup": 0.1,
     "optim.milestones": [0.5],
     "optim.clip": 1.0,
+    "optim.label_smoothing": 0.1,
     "engine.device": "cpu",
     "engine.dtype": "float32",
     "engine.memory_format": "contiguous",
@@ -191,17 +199,27 @@ def test_auto_stays_auto_in_the_sha256() -> None:
 def test_without_a_recipe_the_digits_are_meant_and_said() -> None:
     draft = load(["optim.epochs=3"])
     assert draft.stem == "digits_resnet8"
-    assert draft.notes == ("no recipe named: digits_resnet8",)
+    (note,) = draft.notes
+    assert "digits_resnet8" in note
+    assert "no " not in note, "it is no error"
     assert draft.tables["optim"]["epochs"] == 3
 
 
 @pytest.mark.parametrize(
-    "word", ["folder_resnet20", "folder_resnet20.toml", "recipes/folder_resnet20.toml", "elsewhere/folder_resnet20"]
+    "word",
+    [
+        "folder_resnet20",
+        "folder_resnet20.toml",
+        "recipes/folder_resnet20.toml",
+        "elsewhere/folder_resnet20",
+        "Folder-ResNet20",
+    ],
 )
 def test_a_path_that_names_a_shipped_recipe_is_that_one_and_says_so(word: str) -> None:
     draft = load([word])
     assert draft.path == catalog.recipes()["folder_resnet20"]
-    assert draft.notes == (f"no file {word}: the shipped recipe folder_resnet20 is used",)
+    expected = () if word == "folder_resnet20" else (f"no file {word}: the shipped recipe folder_resnet20 is used",)
+    assert draft.notes == expected
 
 
 def test_a_file_that_exists_comes_before_a_shipped_recipe_of_its_name() -> None:
@@ -217,10 +235,9 @@ def test_the_recipe_may_stand_among_the_overrides() -> None:
     assert (draft.tables["optim"]["epochs"], draft.tables["seed"]) == (3, 1)
 
 
-@pytest.mark.parametrize("words", [["a", "b"], ["digits_resnet8", "optim.epochs", "=", "3"], ["optim.epochs", "3"]])
-def test_two_recipes_are_one_too_many_and_blanks_around_the_equals_sign_are_explained(words: list[str]) -> None:
-    with pytest.raises(UsageError, match="two recipes were given") as caught:
-        load(words)
+def test_two_recipes_are_one_too_many() -> None:
+    with pytest.raises(UsageError, match="two recipes were given, 'a' and 'b'") as caught:
+        load(["a", "b"])
     assert "without spaces" in caught.value.hint
 
 
@@ -476,7 +493,7 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
         "optim.lr.z",
     }
     assert len(told) == len(caught.value.details)
-    assert caught.value.message == f"what was given as KEY=VALUE: {len(told)} problems"
+    assert caught.value.message == f"the command line: {len(told)} problems"
     assert told["optim.epoch"].startswith("optim.epoch: unknown key (did you mean 'epochs'?); [optim] has epochs, ")
     assert told["optim.lr"] == "optim.lr: expected greater than 0, found -1"
     assert told["optim.batch_size"] == "optim.batch_size: expected an integer, found 1.5"
@@ -496,9 +513,9 @@ def test_every_problem_is_told_at_once_with_its_key_and_the_nearest_name() -> No
     ("word", "said"),
     [
         ("optim=3", "optim: expected a table, found 3"),
-        ("method=3", "method: expected a table, found 3"),
+        ("method=3", "method.name: no method is called '3'; there is: "),
         ("about.paper=x", "about.paper: expected a table, found 'x'"),
-        ("cohort.students=resnet8", "cohort.students: expected a list, found 'resnet8'"),
+        ("cohort.students={}", "cohort.students: expected a list, found {}"),
         ("cohort.students=[]", "cohort.students: expected at least 1 item, found []"),
         ("cohort.students=['resnet8', 2]", "cohort.students[1]: expected text, found 2"),
         ("optim.milestones=[0.5, 2]", "optim.milestones[1]: expected less than 1, found 2"),
@@ -534,7 +551,7 @@ def test_one_problem_is_one_line_in_the_users_words(word: str, said: str) -> Non
 def test_of_a_default_that_nobody_named_the_keys_that_were_given_are_told_alone() -> None:
     with pytest.raises(RecipeError) as caught:
         resolved("optim.epochs=0")
-    assert caught.value.message == "what was given as KEY=VALUE: 1 problem"
+    assert caught.value.message == "the command line: 1 problem"
     assert caught.value.details == ("optim.epochs: expected greater than or equal to 1, found 0",)
 
 

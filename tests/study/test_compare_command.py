@@ -15,7 +15,8 @@ SAMPLE = {"mean_top1_pct", "sd_top1_pct", "n", "top1_pct_by_seed"}
 DIFFERENCE = {"mean_points", "sd_points", "interval_points", "n", "seeds", "images", "discordant_images", "verdict"}
 # What scripts rely on: a change of these is a change of what okdc promises.
 FACTS = {
-    "schema", "dataset", "data_sha256", "image_size", "classes", "judged_on", "images", "epochs", "keep", "validated",
+    "schema", "dataset", "data_sha256", "image_size", "classes", "judged_on", "images", "epochs", "keep_epoch",
+    "keep", "validated",
     "confidence_pct", "baseline", "rows", "required", "notes", "left_out",
 }  # fmt: skip
 ROW = {

@@ -291,6 +291,18 @@ def test_an_index_keeps_that_student_at_its_best_epoch(keep: int) -> None:
     assert (kept["epoch"], kept["student"]) == expected_choice(run.rows(), [keep])
 
 
+def test_the_last_epoch_is_kept_of_every_student_where_the_recipe_says_so() -> None:
+    words = ("cohort.share=none", "optim.epochs=4", "optim.lr=0.4")
+    best, last = (start(*words, f"cohort.keep_epoch={epoch}") for epoch in ("best", "last"))
+    assert rows(best) == rows(last)
+    cohort = result(last)["cohort"]
+    assert [row["epoch"] for row in cohort] == [4, 4]
+    assert {row["epoch"] for row in result(best)["cohort"]} != {4}  # the two differ here
+    final = last.rows()[-1]["val_top1_pct"]
+    assert [row["val_top1_pct"] for row in cohort] == [final["student0"], final["student1"]]
+    assert result(last)["kept"]["student"] == max((0, 1), key=lambda k: (final[f"student{k}"], -k))
+
+
 def test_smallest_keeps_the_student_of_fewest_parameters() -> None:
     run = start("cohort.keep=smallest", 'cohort.students=["resnet14", "resnet8"]', "optim.epochs=2")
     assert read_json(run.result)["kept"]["student"] == 1

@@ -28,6 +28,7 @@ from okdc.training.recording import WARM, CountedStep
 from okdc.training.step import TrainStep
 
 GPU = Settings("cuda", "bfloat16", "channels_last", 1, cuda_graph="auto", reasons=("device cuda",))
+ADAMW = ("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false")
 MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
 
 
@@ -133,7 +134,7 @@ def taken(step: CountedStep, epochs: int = 1, steps: int = 25) -> Iterator[Total
 @pytest.mark.fakegpu
 @pytest.mark.unmirrored
 @pytest.mark.parametrize("compile", ["off", "on"])
-@pytest.mark.parametrize("more", [(), ("optim.clip=1.0",)])
+@pytest.mark.parametrize("more", [(), ("optim.clip=1.0",), ADAMW])
 def test_a_recorded_step_is_one_launch_and_a_copy_of_what_was_drawn(compile: str, more: tuple[str, ...]) -> None:
     torch._dynamo.reset()
     step, _ = made("on", *more, dtype="bfloat16", compile=compile)
@@ -178,7 +179,7 @@ def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine")])
+@pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine"), ADAMW])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) -> None:
     torch.use_deterministic_algorithms(True)
@@ -257,8 +258,13 @@ def test_a_step_that_cannot_be_recorded_goes_on_as_it_was_and_says_so() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "more"),
-    [("float32", ()), ("float16", ()), ("float32", ('cohort.students=["networks.modes:dropout_by_flag", "resnet8"]',))],
-    ids=["float32", "float16", "dropout"],
+    [
+        ("float32", ()),
+        ("float16", ()),
+        ("float16", ADAMW),
+        ("float32", ('cohort.students=["networks.modes:dropout_by_flag", "resnet8"]',)),
+    ],
+    ids=["float32", "float16", "float16-adamw", "dropout"],
 )
 def test_a_whole_training_with_recorded_steps_is_the_eager_one(dtype: str, more: tuple[str, ...]) -> None:
     words = (*more, "engine.device=cuda", f"engine.dtype={dtype}", "optim.epochs=2", "deterministic=true")

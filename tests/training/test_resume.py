@@ -132,10 +132,19 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(seed: int) -> 
         ("engine.memory_format=channels_last",),
         ("method.name=baseline",),
         ("cohort.share=none", "optim.schedule=cosine", "optim.clip=1.0"),
+        ("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false"),
         ("data.val_fraction=0.0", "cohort.keep=1"),
         ('cohort.students=["networks.modes:dropout_by_flag", "networks.modes:dropout2d"]', "method.name=dml"),
     ],
-    ids=["bfloat16-channels_last", "channels_last", "baseline", "separate-cosine-clip", "no-validation", "dropout"],
+    ids=[
+        "bfloat16-channels_last",
+        "channels_last",
+        "baseline",
+        "separate-cosine-clip",
+        "adamw-onecycle",
+        "no-validation",
+        "dropout",
+    ],
 )
 def test_other_settings_continue_to_the_bit_too(words: tuple[str, ...]) -> None:
     run, stops = stopped_again_and_again(random.Random(1), *words)

@@ -1,0 +1,80 @@
+"""How long a training still takes: its steps, its validations, and the judging at its end."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+WINDOW_S = 60.0  # steps that the estimate looks back on: another program's work on this machine may begin or end
+FORWARD = 1 / 3  # of a step's time: an evaluation computes no gradients
+# Passes over the images that judge, in those of a validation: one of the whole method, one of each student from its
+# file, which together are about the method again.
+JUDGING = 2.0
+
+
+class Pace:
+    """The seconds that are left, from the steps and validations that this process has taken. The host's clock alone."""
+
+    def __init__(
+        self,
+        steps: int,
+        epochs: int,
+        batch_size: int,
+        validation: int,
+        judging: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`steps` of an epoch, `validation` and `judging` images."""
+        self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
+        self.validation, self.judging = validation, judging
+        self._clock = clock
+        self._recent: deque[tuple[int, float]] = deque()  # steps and their seconds, in pieces of about a second
+        self._warm = False  # the first step compiles, starts workers, fills caches
+        self._began, self._taken = clock(), 0
+        self._validated: float | None = None  # seconds of the last validation
+
+    def begin(self) -> None:
+        """Steps are taken from now on."""
+        self._began, self._taken = self._clock(), 0
+
+    def step(self) -> bool:
+        """A step was taken. Returns whether a second has passed, after which it is worth to ask again."""
+        if not self._warm:
+            self._warm = True
+            self.begin()
+            return False
+        self._taken += 1
+        if (seconds := self._clock() - self._began) < 1:
+            return False
+        self._keep(seconds)
+        return True
+
+    def end(self) -> None:
+        """No more steps are taken for now."""
+        if self._taken:
+            self._keep(self._clock() - self._began)
+
+    def validated(self, seconds: float) -> None:
+        """A validation took so long."""
+        self._validated = seconds
+
+    def left(self, done: int) -> float | None:
+        """The seconds that are left after `done` steps of the whole training; None before two have been taken."""
+        taken, seconds = sum(count for count, _ in self._recent), sum(seconds for _, seconds in self._recent)
+        if not taken:
+            return None
+        step = seconds / taken
+        validation = self._validated
+        if validation is None:  # not yet seen
+            validation = self.validation * step / self.batch_size * FORWARD
+        an_image = validation / self.validation if self.validation else step / self.batch_size * FORWARD
+        validations = self.epochs - done // self.steps
+        judging = (JUDGING * self.judging + self.validation) * an_image  # the kept student answers both splits
+        return (self.steps * self.epochs - done) * step + validations * validation + judging
+
+    def _keep(self, seconds: float) -> None:
+        self._recent.append((self._taken, seconds))
+        while sum(seconds for _, seconds in self._recent) - self._recent[0][1] > WINDOW_S:
+            self._recent.popleft()
+        self.begin()
