@@ -11,6 +11,7 @@ from mutants_table import MUTANTS, Mutant
 AREAS = (
     "methods", "blocks", "cohort", "loop", "selection", "checkpoint", "resume", "data", "parity", "trial", "precision",
     "statistics", "budget", "profile", "backbones", "verify", "hashes", "gpu",
+    "words", "progress",
 )  # fmt: skip
 
 

@@ -124,6 +124,7 @@ OTHER: dict[str, object] = {
     "cohort.share": "stem1",
     "cohort.keep": 1,
     "cohort.keep_epoch": "last",
+    "cohort.keep_metric": "balanced",
     "cohort.output": "logits",
     "cohort.weights": "none",
     "cohort.weights_sha256": ["ab"],
@@ -153,6 +154,10 @@ OTHER: dict[str, object] = {
     "optim.milestones": [0.5],
     "optim.clip": 1.0,
     "optim.label_smoothing": 0.1,
+    "optim.class_weights": "balanced",
+    "optim.sampler": "balanced",
+    "optim.ema": 0.999,
+    "optim.patience": 5,
     "engine.device": "cpu",
     "engine.dtype": "float32",
     "engine.memory_format": "contiguous",
@@ -256,7 +261,7 @@ def test_an_unknown_recipe_names_the_nearest_and_where_all_are_listed(word: str,
 
 def test_a_run_given_as_a_recipe_is_told_where_its_recipe_is() -> None:
     Path("runs/a-1").mkdir(parents=True)
-    with pytest.raises(RecipeError, match=r"runs/a-1: is a folder, expected a \.toml file$"):
+    with pytest.raises(RecipeError, match=r"runs/a-1: is a folder, expected a \.toml file"):
         load(["runs/a-1"])
     Path("runs/a-1/recipe.toml").touch()
     with pytest.raises(RecipeError, match=r"runs/a-1: is a folder.*\(there is runs/a-1/recipe\.toml\)"):
