@@ -57,7 +57,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         verdict = exportable.check(cohort.backbones(), recipe.data.image_size, classes, resolved.place, None, tell)
 
     job = assembly.job(resolved, read, export)
-    settings = start.decided(settings, job, start.ALONE)
+    settings = start.decided(settings, job)
     dataset, classes = job.dataset, _by_class(job.dataset)
     seen, names = None, _namer(resolved, dataset)
     if images:
