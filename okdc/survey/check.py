@@ -22,6 +22,7 @@ from okdc.cohort import Cohort, count_macs, count_params
 from okdc.data.datasets import Dataset
 from okdc.data.listing import list_images
 from okdc.data.placement import free_bytes
+from okdc.distributed import ALONE
 from okdc.errors import CheckFailed
 from okdc.progress import Progress
 from okdc.survey import duplicates
@@ -57,7 +58,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         verdict = exportable.check(cohort.backbones(), recipe.data.image_size, classes, resolved.place, None, tell)
 
     job = assembly.job(resolved, read, export)
-    settings = start.decided(settings, job, start.ALONE)
+    settings = start.decided(settings, job, ALONE)
     dataset, classes = job.dataset, _by_class(job.dataset)
     seen, names = None, _namer(resolved, dataset)
     if images:

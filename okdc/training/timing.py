@@ -26,6 +26,7 @@ from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.loop import Training
 from okdc.training.metrics import Totals, count
+from okdc.training.recording import Inputs
 
 SECONDS = 8.0  # for the timed steps, if they are short
 FEWEST, MOST = 4, 400  # timed spans, however long or short they are
@@ -124,7 +125,7 @@ def _steps(training: Training, wait: Callable[[], object], seconds: float) -> tu
     return step, max(0.0, sum(warming) - len(warming) * step.median)
 
 
-def _inputs(training: Training) -> Iterator[tuple[Tensor, ...]]:
+def _inputs(training: Training) -> Iterator[Inputs]:
     """What the steps of one epoch after the other take, without end."""
     epoch = 0
     while True:
