@@ -214,7 +214,7 @@ class Learned:
     """What some steps came to in one process."""
 
     weights: Arrays
-    buffers: Arrays  # after the first process's were given to all
+    buffers: Arrays  # and the averages of statistics, after the first process's were given to all
     momenta: list[npt.NDArray[Any]]
     losses: dict[str, float]  # means over all processes
     layouts: set[tuple[int, ...]]  # strides of the momenta of 3×3 convolutions, sorted
@@ -272,10 +272,12 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, **changes: Any) -
     for i, examples in zip(range(steps), source.epoch(0), strict=False):
         totals.add(step(Batch(*examples), i / steps), examples.labels, i)
     step.share_statistics()
+    statistics = step.average.statistics() if step.average else []
     momenta = [step.optimizer.state[p]["momentum_buffer"] for p in step.parameters]
     return Learned(
         {name: p.detach().numpy() for name, p in job.method.named_parameters()},
-        {name: b.numpy() for name, b in job.method.named_buffers()},
+        {name: b.numpy() for name, b in job.method.named_buffers()}
+        | {f"average {n}": b.numpy() for n, b in enumerate(statistics)},
         [m.numpy() for m in momenta],
         totals.read(ranks).losses,
         {tuple(sorted(m.stride())) for m in momenta if m.shape[2:] == (3, 3)},
