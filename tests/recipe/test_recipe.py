@@ -148,6 +148,8 @@ OTHER: dict[str, object] = {
     "optim.milestones": [0.5],
     "optim.clip": 1.0,
     "optim.label_smoothing": 0.1,
+    "optim.freeze_epochs": 1,
+    "optim.backbone_lr": 0.1,
     "engine.device": "cpu",
     "engine.dtype": "float32",
     "engine.memory_format": "contiguous",
