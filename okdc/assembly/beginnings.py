@@ -122,7 +122,8 @@ class Beginnings:
                         f"has {data.get(key)}: it may have trained on this one's validation images",
                         hint=f"the same data.{key} for both",
                     )
-            notes.append(f"{origin.where} was trained on the same images")
+            above = f"; it began with {origin.above}, which may know the test images" if origin.above else ""
+            notes.append(f"{origin.where} was trained on the same images{above}")
         return notes
 
     def recorded(self) -> tuple[Start | None, ...]:
@@ -141,6 +142,7 @@ class Beginnings:
                 "head": head,
                 "classes": origin.facts.classes,
                 "dataset": origin.dataset,
+                "above": origin.above,
                 "licence": origin.facts.licence,
             }
         )
