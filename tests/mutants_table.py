@@ -234,9 +234,11 @@ COHORT = [
 ]
 
 LOOP = [
-    *_of("loop", "okdc/training/loop.py", "tests/training/test_loop.py",
-        ("evaluates-while-training", "                self.method.train()\n", "                pass\n",
+    *_of("loop", "okdc/training/step.py", "tests/training/test_loop.py",
+        ("evaluates-while-training", "        self.method.train()\n", "        pass\n",
          "test_every_module_is_in_training_mode_at_every_step"),
+    ),
+    *_of("loop", "okdc/training/loop.py", "tests/training/test_loop.py",
         ("progress-by-epochs", "self.step(drawn, done / whole, totals, done)",
          "self.step(drawn, position.epoch / self.epochs, totals, done)",
          "test_progress_is_the_fraction_of_steps_done_and_both_groups_follow_the_schedule"),
@@ -1123,7 +1125,7 @@ BACKBONES = [
          "test_a_head_for_as_many_other_classes_is_given_back"),
         ("trunk-of-two-starts", "if len(set(self.sha256s)) > 1:", "if False:",
          "test_students_that_share_a_trunk_start_from_the_same_weights"),
-        ("keys-that-are-too-many", "if key not in own and key not in authors]", "if False]",
+        ("keys-that-are-too-many", "if key not in own and key not in authors\n", "if False\n",
          "test_keys_that_do_not_fit_are_listed_and_nothing_is_taken"),
         ("keys-that-are-missing", 'if not key.endswith("num_batches_tracked"):', "if False:",
          "test_keys_that_do_not_fit_are_listed_and_nothing_is_taken"),
