@@ -401,6 +401,20 @@ class Optim(Table):
             "the schedule has not come to its end; 0: it never ends early."
         ),
     ] = 0
+    freeze_epochs: Annotated[
+        Index,
+        Field(
+            description="First epochs in which the backbones of students that start from `cohort.weights` are fixed, "
+            "their batch statistics included; heads and all else learn."
+        ),
+    ] = 0
+    backbone_lr: Annotated[
+        Positive,
+        Field(
+            description="Factor on the learning rate of the backbones of students that start from `cohort.weights`; "
+            "0.1 is usual where the images are like those that the weights know."
+        ),
+    ] = 1.0
 
 
 class Engine(Table):

@@ -188,7 +188,8 @@ class Start(Artefact):
     head: Literal["new", "kept"]  # whether the classifier is theirs
     classes: Count | None = None  # those that they tell apart
     dataset: str = ""  # of a run: what it was trained on
-    licence: str = ""  # as their library states it
+    above: str = ""  # of a run: the weights that its own student, or one above it, started from
+    licence: str = ""  # as their library states it, or that of the weights above
 
 
 class RunInfo(Provenance, File):

@@ -56,7 +56,17 @@ def _budget(run: Finished) -> dict[str, Any]:
         "cohort.keep_epoch": recipe.cohort.keep_epoch,
         "cohort.keep_metric": recipe.cohort.keep_metric,
         "cohort.students (architectures)": tuple(sorted(set(recipe.cohort.students))),
+        **_starts(run),
     }
+
+
+def _starts(run: Finished) -> dict[str, tuple[str, ...]]:
+    """By network, what its students started from: trained weights may be worth more than any method."""
+    result, starts = run.result, dict[str, set[str]]()
+    for name, start in zip(result.students, result.starts or (None,) * len(result.students), strict=True):
+        network = name.partition("+")[0]  # an extraction has no trained weights
+        starts.setdefault(network, set()).add(start.weights_sha256[:12] if start else "random weights")
+    return {f"cohort.weights of {network}": tuple(sorted(names)) for network, names in starts.items()}
 
 
 def _moments(run: Finished, by_seed: bool) -> dict[str, Any]:

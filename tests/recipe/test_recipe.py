@@ -158,6 +158,8 @@ OTHER: dict[str, object] = {
     "optim.sampler": "balanced",
     "optim.ema": 0.999,
     "optim.patience": 5,
+    "optim.freeze_epochs": 1,
+    "optim.backbone_lr": 0.1,
     "engine.device": "cpu",
     "engine.dtype": "float32",
     "engine.memory_format": "contiguous",
