@@ -22,6 +22,7 @@ from okdc.cohort import Cohort, count_macs, count_params
 from okdc.data.datasets import Dataset
 from okdc.data.listing import list_images
 from okdc.data.placement import free_bytes
+from okdc.distributed import ALONE
 from okdc.errors import CheckFailed
 from okdc.progress import Progress
 from okdc.survey import duplicates
@@ -37,7 +38,7 @@ NAMED = 3  # pairs of images that a line names
 IN = {"train": "training images", "val": "validation images", "test": "test images"}
 
 
-def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float = timing.SECONDS) -> dict[str, Any]:
+def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float) -> dict[str, Any]:
     """The report of `okdc check --json`. `images`: also look for duplicates; `seconds`: for the timed steps.
 
     `failures` and `warnings` are sentences. Raises what a training would raise before its first epoch.
@@ -56,8 +57,10 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         nonlocal verdict
         verdict = exportable.check(cohort.backbones(), recipe.data.image_size, classes, resolved.place, None, tell)
 
-    job = assembly.job(resolved, read, export)
-    settings = start.decided(settings, job, start.ALONE)
+    job = assembly.job(resolved, read, export, assembly.weights_of)
+    settings = start.decided(settings, job, ALONE)
+    for note in (*settings.reasons, *job.notes):
+        tell.note(note)
     dataset, classes = job.dataset, _by_class(job.dataset)
     seen, names = None, _namer(resolved, dataset)
     if images:

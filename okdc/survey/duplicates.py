@@ -1,7 +1,8 @@
 """Images that occur twice, as a network sees them: equal pixels, and pictures that only look the same.
 
 Equal pixels are those of the resized image, whatever file holds them. Pictures that look the same have perceptual
-hashes (pHash: the signs of 64 low frequencies, by the package `imagehash`) that differ in a few bits.
+hashes (pHash: the signs of 64 low frequencies, by the package `imagehash`) that differ in a few bits. Of the 1.8
+billion pairs of CIFAR-10's images (JPEG copy) 157 do; of these 24 were looked at, and each was one photograph twice.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ NEAR_BITS = 3  # of 64 that the hashes of two pictures of the same thing may dif
 SMALLEST = 16  # pixels: smaller images have no 64 frequencies that tell them apart
 MOST = 100_000  # images whose hashes are compared each with each
 PART = 256  # images that are read at a time
+BLOCK = 2**22  # hashes that are compared at a time
 SHOWN = 1000  # pairs that are kept, of more only their number
 INSTALL = "pip install 'okdc[duplicates]'"
 
@@ -124,7 +126,7 @@ def _near(hashes: Hashes, rows: Sequence[int], alike: dict[int, int]) -> tuple[l
     """Pairs of rows whose hashes differ in few bits, without those of one group of equal images; and how many."""
     pairs, count = list[Pair](), 0
     groups = np.array([alike.get(row, -1 - i) for i, row in enumerate(rows)])
-    block = max(1, 2**22 // max(1, len(hashes)))
+    block = max(1, BLOCK // len(hashes))
     for start in range(0, len(hashes), block):
         stop = min(start + block, len(hashes))
         differ = np.bitwise_count(hashes[start:stop, None] ^ hashes[None, :])

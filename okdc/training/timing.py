@@ -75,7 +75,7 @@ class Duration:
         return self.epoch.times(self.epochs, self.start + self.judging)
 
 
-def measure(job: Job, settings: Settings, progress: Progress, seconds: float = SECONDS) -> tuple[Duration, Training]:
+def measure(job: Job, settings: Settings, progress: Progress, seconds: float) -> tuple[Duration, Training]:
     """Time the parts of a job's training, on its device. The training is given back for what else it can tell.
 
     Raises what the first steps of a training raise.
@@ -139,7 +139,7 @@ def _evaluation(training: Training, rows: Tensor, wait: Callable[[], object], se
     evaluated, spent = 0, 0.0
     batches: Iterable[tuple[Tensor, Tensor]] = eval_batches(training.dataset, rows, training.normalise, EVAL_BATCH)
     iterator = iter(batches)
-    while spent < seconds:
+    while not evaluated or spent < seconds:
         began = time.perf_counter()
         batch = next(iterator, None)
         if batch is None:
