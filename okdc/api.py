@@ -88,7 +88,8 @@ class Run:
     @property
     def log(self) -> list[dict[str, Any]]:
         """A row an epoch: epoch, lr, loss, losses by term, train_top1_pct and val_top1_pct by head, seconds, and
-        of these seconds_steps, seconds_data (waiting for batches) and seconds_validation.
+        of these seconds_steps, seconds_data (waiting for batches) and seconds_validation. With `optim.ema` there are
+        heads of averages, such as student0_ema; with `cohort.keep_metric=balanced` there is val_balanced_pct by head.
         """
         return self.folder.rows()
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from okdc.data import balance
 from okdc.data.augmentation import Augmentation, Draws, order
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
@@ -81,6 +82,13 @@ class Normalise:
         return pixels.div_(255).sub_(mean).div_(std).contiguous(memory_format=self.memory_format)
 
 
+def rows_of_epoch(dataset: Dataset, epoch: int, seed: int, balanced: bool) -> Tensor:
+    """The training images in the order of an epoch, on the CPU: each once, or of each class equally many."""
+    if balanced:
+        return balance.order(dataset.train, dataset.labels[dataset.train.to(dataset.labels.device)].cpu(), epoch, seed)
+    return order(dataset.train, epoch, seed)
+
+
 def part_of_batch(step: int, batch_size: int, ranks: Ranks) -> slice:
     """The places of this process's images of a step in the order of the epoch. `batch_size` counts all processes."""
     part = batch_size // ranks.count
@@ -101,6 +109,7 @@ class TrainBatches(Source):
     normalise: Normalise
     seed: int
     ranks: Ranks = ALONE
+    balanced: bool = False
 
     @property
     def steps(self) -> int:
@@ -111,7 +120,7 @@ class TrainBatches(Source):
 
         Images that are not there come before them: B×H×W×3 uint8.
         """
-        rows = order(self.dataset.train, epoch, self.seed)
+        rows = rows_of_epoch(self.dataset, epoch, self.seed, self.balanced)
         draws = self.augmentation.draw(rows, epoch, self.seed, self.dataset.size[1:])
         on_device = draws.to(self.dataset.labels.device)
         for step in range(start, self.steps):

@@ -225,6 +225,13 @@ class CohortTable(Table):
             "dozen validation images the best epoch is luck: last lets them choose among the students alone."
         ),
     ] = "best"
+    keep_metric: Annotated[
+        Literal["top1", "balanced"],
+        Field(
+            description="The accuracy on validation that chooses students and epochs: of all images, or balanced, the "
+            "mean of the classes', for classes of unequal size."
+        ),
+    ] = "top1"
     output: Annotated[
         Annotated[str, Field(pattern=r"^[^\[\]+]+$")] | Index | None,
         Field(
@@ -330,6 +337,35 @@ class Optim(Table):
             "2016); 0: none, as MFEF trains. 0.1 is usual."
         ),
     ] = 0.0
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        Field(
+            description="The weight of an image in the cross-entropies: balanced is n/(K·n_c), for n training images "
+            "of K classes, n_c of them of its own class, so that every class counts as much in sum."
+        ),
+    ] = "none"
+    sampler: Annotated[
+        Literal["none", "balanced"],
+        Field(
+            description="The images of an epoch: none takes each once; balanced as many in all, and of each class "
+            "equally many, so that images of rare classes come several times and of large classes not all."
+        ),
+    ] = "none"
+    ema: Annotated[
+        Share,
+        Field(
+            description="Decay per step of an exponential moving average of all weights and batch statistics; 0: none, "
+            "0.999 is usual. After t steps it is (1 + t)/(10 + t) at most, so that the average of a short run is not "
+            "mostly its start. Of each student the better on validation is kept, itself or its average."
+        ),
+    ] = 0.0
+    patience: Annotated[
+        Index,
+        Field(
+            description="Epochs in a row without a better validation accuracy after which the training ends, although "
+            "the schedule has not come to its end; 0: it never ends early."
+        ),
+    ] = 0
 
 
 class Engine(Table):

@@ -28,7 +28,10 @@ from okdc.training.recording import WARM, CountedStep
 from okdc.training.step import TrainStep
 
 GPU = Settings("cuda", "bfloat16", "channels_last", 1, cuda_graph="auto", reasons=("device cuda",))
-ADAMW = ("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false")
+ADAMW = (
+    *("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false"),
+    *("optim.ema=0.9", "optim.class_weights=balanced", "optim.label_smoothing=0.1"),
+)
 MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
 
 
@@ -191,6 +194,9 @@ def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) ->
         torch.use_deterministic_algorithms(False)
     for name, tensor in eager.step.method.state_dict().items():
         assert torch.equal(tensor.cpu(), recorded.step.method.state_dict()[name].cpu()), name
+    for name, tensor in (eager.step.average.state()["values"] if eager.step.average else {}).items():
+        assert recorded.step.average is not None
+        assert torch.equal(tensor.cpu(), recorded.step.average.state()["values"][name].cpu()), name
 
 
 @pytest.mark.gpu
@@ -281,4 +287,5 @@ def test_a_whole_training_with_recorded_steps_is_the_eager_one(dtype: str, more:
     recorded, eager = (outcome(run)["state"] for run in runs)
     assert recorded["method"] == eager["method"]
     assert recorded["optimizer"] == eager["optimizer"]
+    assert recorded.get("average") == eager.get("average")
     assert [row["losses"] for row in rows(runs[0])] == [row["losses"] for row in rows(runs[1])]

@@ -44,6 +44,11 @@ from okdc.training import loop as engine
 from okdc.training import start as starts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EVERYTHING = (
+    *("optim.optimizer=adamw", "optim.lr=0.03", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false"),
+    *("optim.label_smoothing=0.1", "optim.sampler=balanced", "optim.ema=0.9", "optim.patience=1", "optim.epochs=9"),
+    "cohort.keep_metric=balanced",
+)
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
 
 
@@ -133,6 +138,7 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(seed: int) -> 
         ("method.name=baseline",),
         ("cohort.share=none", "optim.schedule=cosine", "optim.clip=1.0"),
         ("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false"),
+        EVERYTHING,
         ("data.val_fraction=0.0", "cohort.keep=1"),
         ('cohort.students=["networks.modes:dropout_by_flag", "networks.modes:dropout2d"]', "method.name=dml"),
     ],
@@ -142,6 +148,7 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(seed: int) -> 
         "baseline",
         "separate-cosine-clip",
         "adamw-onecycle",
+        "everything",
         "no-validation",
         "dropout",
     ],
