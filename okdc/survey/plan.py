@@ -78,7 +78,7 @@ def plan(folder: Folder, networks: Networks, flip: bool | None) -> Plan:
         *_augment(folder, flip),
         *_cohort(networks, divided),
         Line("method.name", "fefr", "the students teach each other; method.name=baseline trains the first alone"),
-        *_optim(networks, images, batch, batch_reason),
+        *_optim(networks, divided, batch, batch_reason),
     ]
     head = (
         f"Written by okdc new for {folder.root}: {whole:,} images of {len(folder.classes)} classes ({parts}).",
@@ -174,18 +174,26 @@ def _cohort(networks: Networks, divided: Division) -> list[Line]:
     ]
     if networks.pretrained:
         lines.append(Line("cohort.weights", "pretrained", "ImageNet's, by the library of each network"))
+    if unequal := _unequal(divided):
+        lines.append(Line("cohort.keep_metric", "balanced", f"each class is to count as much: {unequal}"))
     if held_out < FEW:
         why = f"{held_out:,} validation images would choose an epoch by luck" if held_out else "no epoch can be chosen"
         lines.append(Line("cohort.keep_epoch", "last", why))
     return lines
 
 
-def _optim(networks: Networks, images: int, batch: int, batch_reason: str) -> list[Line]:
-    tuned = networks.pretrained
+def _unequal(divided: Division) -> str:
+    """How unequal the classes are, in words; nothing where they are about equal."""
+    most, least = max(divided.train), min(divided.train)
+    return f"they have {least:,} to {most:,} images" if most > UNEQUAL * least else ""
+
+
+def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str) -> list[Line]:
+    tuned, images = networks.pretrained, sum(divided.train)
     epochs = _up_to(images, TUNED, TUNED_OF_MANY) if tuned else _up_to(images, EPOCHS, EPOCHS_OF_MANY)
     rate, full = _rate(TUNED_RATE if tuned else RATE, batch), batch >= RATE_BATCH
     start = "pretrained weights are to move little" if tuned else "AdamW takes about a hundredth of SGD's"
-    return [
+    lines = [
         Line("optim.epochs", epochs, f"{images:,} training images: {epochs * (images // batch):,} steps in all"),
         Line("optim.batch_size", batch, batch_reason),
         Line("optim.optimizer", "adamw", "few images and few steps: it needs no search for a rate"),
@@ -197,6 +205,9 @@ def _optim(networks: Networks, images: int, batch: int, batch_reason: str) -> li
         Line("optim.schedule", "onecycle", "rises for a third of the run, then falls to nothing"),
         Line("optim.label_smoothing", 0.1, "no answer is to be surer than a few images can make it"),
     ]
+    if unequal := _unequal(divided):
+        lines.append(Line("optim.class_weights", "balanced", f"rare classes are not to be forgotten: {unequal}"))
+    return lines
 
 
 def _batch(images: int, pretrained: bool) -> tuple[int, str]:

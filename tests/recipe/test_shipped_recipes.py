@@ -37,7 +37,9 @@ def test_a_recipe_begins_with_its_command_and_can_be_built(name: str) -> None:
     assert re.match(rf"# okdc distill( recipes/{name}\.toml.*)?( {{2,}}.*)?$", first), first
     resolved = resolve(load([str(SHIPPED[name])]), needs_data=False)
     assert resolved.recipe.method["name"] == "fefr"
-    assert bool(resolved.notes) == bool(resolved.recipe.cohort.weights)  # the colours that the weights were trained with
+    assert bool(resolved.notes) == bool(
+        resolved.recipe.cohort.weights
+    )  # the colours that the weights were trained with
     assembly.assemble(resolved, 10)
 
 

@@ -228,6 +228,21 @@ def test_without_images_to_choose_by_the_first_student_is_kept(tmp_path: Path) -
     assert made.value("data.val_fraction") == 0
 
 
+@pytest.mark.parametrize(("dogs", "balanced"), [(40, False), (59, False), (90, True)])
+def test_unequal_classes_count_as_much(tmp_path: Path, dogs: int, balanced: bool) -> None:
+    root = write_tree(tmp_path / "root", {"cat": 40, "dog": dogs}, size=4)
+    keys = {line.key: line.value for line in planned(root).lines}
+    expected = {"cohort.keep_metric": "balanced", "optim.class_weights": "balanced"} if balanced else {}
+    assert {key: keys[key] for key in ("cohort.keep_metric", "optim.class_weights") if key in keys} == expected
+
+
+def test_the_best_epoch_is_kept_where_many_images_choose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path / "root", {"cat": 40, "dog": 40}, size=4)
+    assert planned(root).value("cohort.keep_epoch") == "last"
+    monkeypatch.setattr(plan, "FEW", 6)
+    assert "cohort.keep_epoch" not in [line.key for line in planned(root).lines]
+
+
 # --- networks
 
 
