@@ -92,8 +92,9 @@ def checked(report: dict[str, Any]) -> None:
         f"an epoch takes {duration(epoch['median'])}, of which validation {duration(seconds['validation'])} and the "
         f"checkpoint {duration(seconds['saving'])}"
     )
+    at_most = "at most " if report["patience"] else ""
     console.out(
-        f"to the end: about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "
+        f"to the end: {at_most}about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "
         f"{duration(whole_time['high'])})"
     )
     for line in report["warnings"]:

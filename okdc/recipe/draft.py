@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,7 +159,7 @@ def _no_recipe(word: str, path: Path) -> RecipeError:
     if (inside := path / "recipe.toml").is_file():
         problem, right = f"is a folder, expected a .toml file (there is {inside})", (str(inside),)
     elif path.is_dir():
-        problem = "is a folder, expected a .toml file"
+        problem = f"is a folder, expected a .toml file; okdc new {shlex.quote(word)} writes one that fits its images"
         if any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):  # of classes, or splits
             right = (OF_FOLDERS, f"data.root={word}")
     else:

@@ -192,6 +192,41 @@ class Augment(Table):
         float, Field(ge=0, le=0.5, description="Largest random turn of all hues, either way; 0.5 is half the circle.")
     ] = 0.0
     grey: Annotated[Unit, Field(description="Share of the images that lose their colours.")] = 0.0
+    blur: Annotated[
+        Unit,
+        Field(
+            description="Share of the images that are blurred, by a Gaussian whose deviation is between 0.1 and 2 "
+            "pixels, as SimCLR draws it."
+        ),
+    ] = 0.0
+    erasing: Annotated[
+        Unit,
+        Field(
+            description="Share of the images in which a rectangle of 2 to 33 % of the area takes the mean colour; the "
+            "sizes are torchvision's RandomErasing's."
+        ),
+    ] = 0.0
+    policy: Annotated[
+        Literal["none", "trivial"],
+        Field(
+            description="Further operations: trivial applies one of fourteen to each image, as TrivialAugmentWide, "
+            "which move, recolour, invert or sharpen it."
+        ),
+    ] = "none"
+    mixup: Annotated[
+        NotNegative,
+        Field(
+            description="Mixup: each image is mixed with another in shares of Beta(α, α), for α here; 0 for none, 0.2 "
+            "is usual, and with cutmix too half of the images get either."
+        ),
+    ] = 0.0
+    cutmix: Annotated[
+        NotNegative,
+        Field(
+            description="CutMix: each image gets a rectangle of another in shares of Beta(α, α), for α here; 0 for "
+            "none, 1 is usual."
+        ),
+    ] = 0.0
 
 
 class CohortTable(Table):

@@ -94,6 +94,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         "batch_size": recipe.optim.batch_size,
         "steps_per_epoch": took.steps,
         "epochs": took.epochs,
+        "patience": recipe.optim.patience,
         "steps": took.steps * took.epochs,
         "memory_bytes": asdict(needed) | {"whole": needed.whole, "available": _available(settings.torch_device)},
         "seconds": {

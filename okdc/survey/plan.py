@@ -219,9 +219,7 @@ def _batch(images: int, pretrained: bool) -> tuple[int, str]:
     steps = images // batch
     if steps < STEPS:
         return batch, f"the smallest: {images} images make {steps} step{'s' * (steps > 1)} an epoch, {STEPS} are wanted"
-    return batch, f"{steps:,} steps an epoch: fewer than {STEPS} are leaps" + (
-        "" if batch < most else ", few images want many"
-    )
+    return batch, f"{steps:,} steps an epoch; few images want many steps, {STEPS} at least"
 
 
 def _rate(rate: float, batch: int) -> float:

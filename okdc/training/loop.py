@@ -31,7 +31,7 @@ import torch
 from okdc import signals
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
-from okdc.data.batches import EVAL_BATCH, Drawn, Normalise, eval_batches
+from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.placement import place
 from okdc.data.streaming import batches_of
 from okdc.data.workers import cores
@@ -46,7 +46,7 @@ from okdc.training.device import Settings
 from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
 from okdc.training.pace import Pace
-from okdc.training.recording import CountedStep
+from okdc.training.recording import CountedStep, Inputs
 from okdc.training.step import TrainStep
 
 SKIPPED = "skipped_steps"  # a key of the log
@@ -268,7 +268,7 @@ class Training:
         self.position.seconds_epoch += now - self._counted
         self._counted = now
 
-    def _timed(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
+    def _timed(self, inputs: Iterator[Inputs]) -> Iterator[Inputs]:
         """The inputs of each step; the time that each is waited for is added to the seconds of data."""
         while True:
             began = time.perf_counter()

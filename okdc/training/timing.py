@@ -5,6 +5,7 @@ Nothing is kept of it. The job's method is trained a little and its batch statis
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ from torch import Tensor
 from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, eval_batches
 from okdc.distributed import ALONE
+from okdc.errors import DiskError
 from okdc.progress import Progress
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint, recording
@@ -90,10 +92,7 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float) ->
     with settings.autocast():
         validation = _evaluation(training, dataset.val, wait, seconds / 4)
     judging = 2 * _evaluation(training, rows, wait, seconds / 4)  # of every head, and of every student from its file
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        checkpoint.save(RunDir(Path(folder)), training.position.state([]) | training.train_step.state())
-        saving = time.perf_counter() - began
+    saving = _saving(training)
     return Duration(step, training.steps, training.epochs, start, validation, saving, judging), training
 
 
@@ -122,6 +121,15 @@ def _steps(training: Training, wait: Callable[[], object], seconds: float) -> tu
         spans.append(take(span) / span)
     step = Spread.of(spans)
     return step, max(0.0, sum(warming) - len(warming) * step.median)
+
+
+def _saving(training: Training) -> float:
+    """Seconds of a checkpoint; 0 where there is no room for one to try with."""
+    began = time.perf_counter()
+    with contextlib.suppress(OSError, DiskError), tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(RunDir(Path(folder)), training.position.state([]) | training.train_step.state())
+        return time.perf_counter() - began
+    return 0.0
 
 
 def _inputs(training: Training) -> Iterator[tuple[Tensor, ...]]:

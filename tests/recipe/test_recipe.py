@@ -115,6 +115,11 @@ OTHER: dict[str, object] = {
     "augment.saturation": 0.5,
     "augment.hue": 0.25,
     "augment.grey": 0.5,
+    "augment.blur": 0.5,
+    "augment.erasing": 0.5,
+    "augment.policy": "trivial",
+    "augment.mixup": 0.5,
+    "augment.cutmix": 0.5,
     "cohort.students": ["resnet20", "resnet8"],
     "cohort.share": "stem1",
     "cohort.keep": 1,
@@ -256,7 +261,7 @@ def test_an_unknown_recipe_names_the_nearest_and_where_all_are_listed(word: str,
 
 def test_a_run_given_as_a_recipe_is_told_where_its_recipe_is() -> None:
     Path("runs/a-1").mkdir(parents=True)
-    with pytest.raises(RecipeError, match=r"runs/a-1: is a folder, expected a \.toml file$"):
+    with pytest.raises(RecipeError, match=r"runs/a-1: is a folder, expected a \.toml file"):
         load(["runs/a-1"])
     Path("runs/a-1/recipe.toml").touch()
     with pytest.raises(RecipeError, match=r"runs/a-1: is a folder.*\(there is runs/a-1/recipe\.toml\)"):

@@ -106,7 +106,12 @@ def test_python_that_a_traced_network_keeps_is_recorded_only_when_asked(kept: st
 # The step
 
 
-def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "off") -> tuple[CountedStep, Job]:
+VARIED = Augment(padding=1, rotation=20.0, hue=0.2, blur=0.3, erasing=0.5, policy="trivial", mixup=0.4, cutmix=1.0)
+
+
+def made(
+    cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "off", keys: Augment | None = None
+) -> tuple[CountedStep, Job]:
     """A step of a small training, its method in training mode."""
     job = built(recipe(*MORE, *words))
     engine = Engine(device="cuda", dtype=dtype, compile=compile, cuda_graph=cuda_graph)  # type: ignore[arg-type]
@@ -117,7 +122,7 @@ def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "o
     step = TrainStep(job.method, job.recipe.optim, settings)
     step.method.train()
     said: list[str] = []
-    batches = TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0)
+    batches = TrainBatches(dataset, 16, Augmentation(keys or Augment(padding=1)), normalise, 0)
     counted = CountedStep(step, batches, 0, said.append)
     counted.said = said  # type: ignore[attr-defined]
     return counted, job
@@ -184,10 +189,10 @@ def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine"), ADAMW])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) -> None:
+def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...], keys: Augment | None = None) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        recorded, eager = (made(graph, *more, dtype=dtype)[0] for graph in ("on", "off"))
+        recorded, eager = (made(graph, *more, dtype=dtype, keys=keys)[0] for graph in ("on", "off"))
         for a, b in zip(taken(recorded, 2), taken(eager, 2), strict=True):
             assert a.read() == b.read()
     finally:
@@ -197,6 +202,11 @@ def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) ->
     for name, tensor in (eager.step.average.state()["values"] if eager.step.average else {}).items():
         assert recorded.step.average is not None
         assert torch.equal(tensor.cpu(), recorded.step.average.state()["values"][name].cpu()), name
+
+
+@pytest.mark.gpu
+def test_recorded_steps_on_varied_and_mixed_images_are_the_eager_ones() -> None:
+    test_recorded_steps_are_the_eager_ones("float32", (), VARIED)
 
 
 @pytest.mark.gpu
