@@ -19,7 +19,7 @@ from PIL import Image
 
 from okdc.data import workers
 from okdc.data.datasets import Dataset
-from okdc.data.images import Pixels, Progress
+from okdc.data.images import Pixels, Progress, unreadable
 from okdc.errors import DataError
 
 NEAR_BITS = 3  # of 64 that the hashes of two pictures of the same thing may differ in
@@ -49,7 +49,6 @@ class Duplicates:
     near: tuple[Pair, ...]
     near_count: int
     near_not_looked_for: str  # the reason, where near ones were not looked for
-    damaged: tuple[str, ...]  # images in files that cannot be read, with the reason
 
     @property
     def looked_near(self) -> bool:
@@ -57,7 +56,10 @@ class Duplicates:
 
 
 def find(dataset: Dataset, progress: Progress | None = None) -> Duplicates:
-    """Look through all images that train, choose or judge."""
+    """Look through all images that train, choose or judge.
+
+    Raises DataError that lists every file which is no whole image, of images that a training would read batch by batch.
+    """
     rows = torch.cat([dataset.train, dataset.val, dataset.test]).sort().values.tolist()
     reason = _no_near(len(rows), dataset.size[1])
     digests: dict[bytes, list[int]] = {}
@@ -79,12 +81,14 @@ def find(dataset: Dataset, progress: Progress | None = None) -> Duplicates:
             done += len(part)
             if progress:
                 progress(done, len(rows))
+    if damaged:
+        raise unreadable(damaged, len(rows))
     equal = sorted(tuple(group) for group in digests.values() if len(group) > 1)
-    if reason or not hashes:
-        return Duplicates(tuple(equal), (), 0, reason or "no image could be read", tuple(damaged))
+    if reason:
+        return Duplicates(tuple(equal), (), 0, reason)
     alike = {row: number for number, group in enumerate(equal) for row in group}
     pairs, count = _near(np.concatenate(hashes), hashed, alike)
-    return Duplicates(tuple(equal), tuple(pairs), count, "", tuple(damaged))
+    return Duplicates(tuple(equal), tuple(pairs), count, "")
 
 
 def _no_near(count: int, size: int) -> str:

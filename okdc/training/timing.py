@@ -152,7 +152,7 @@ def _evaluation(training: Training, rows: Tensor, wait: Callable[[], object], se
         batch = next(iterator, None)
         if batch is None:
             break
-        count(training.method, [batch], training.settings.torch_device, training.train_step.average).read()
+        count(training.method, [batch], training.settings.torch_device, training.train_step.average)
         wait()
         spent += time.perf_counter() - began
         evaluated += len(batch[1])

@@ -23,6 +23,7 @@ from okdc.assembly.resolve import resolve
 from okdc.data import datasets
 from okdc.data.ondemand import OnDemand
 from okdc.distributed import ALONE
+from okdc.errors import DataError
 from okdc.methods.base import Batch, Step
 from okdc.progress import Silent
 from okdc.recipe.draft import load
@@ -131,7 +132,7 @@ def test_an_image_in_two_splits_fails(capsys: Captured) -> None:
     Image.open("root/train/dog/002.png").save("root/test/dog/same.bmp")  # the pixels are the same, the bytes are not
     answer = ask(capsys, "check", *SMALL, "--images")
     assert answer.code == 1
-    assert "error[images]: 1 images are in more than one split: " in answer.err
+    assert "error[images]: 1 image is in more than one split: " in answer.err
     assert "train/dog/002.png = test/dog/same.bmp" in answer.err
     assert "next: " not in answer.err
     as_json = ask(capsys, "check", *SMALL, "--images", "--json")
@@ -225,8 +226,11 @@ def test_files_that_are_read_later_are_read_now(tmp_path: Path) -> None:
     streamed = replace(dataset, images=dataset.images[:0], files=OnDemand(root, files, 16))
     path = files[2]
     path.write_bytes(path.read_bytes()[:-60])
-    seen = duplicates.find(streamed)
-    assert [line.partition(": ")[0] for line in seen.damaged] == [str(path)]
+    with pytest.raises(DataError) as caught:
+        duplicates.find(streamed)
+    assert [line.partition(": ")[0] for line in caught.value.details] == [str(path)]
+    path.write_bytes(files[3].read_bytes())
+    assert duplicates.find(streamed).equal == ((2, 3),)
 
 
 def test_images_without_files_are_called_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,3 +343,14 @@ def test_a_recipe_of_okdc_new_passes(capsys: Captured, tree: dict[str, Any]) -> 
     report = json.loads(answer.out)
     assert report["steps_per_epoch"] >= 20 or report["batch_size"] == 2
     assert sum(report["images"].values()) == len(list(Path("root").rglob("*.png")))
+
+
+@pytest.mark.gpu
+@pytest.mark.unmirrored
+def test_on_a_gpu_the_timed_steps_are_those_of_the_training() -> None:
+    resolved = resolve(load(["digits_resnet8", "engine.device=cuda", "optim.epochs=2"]))
+    report = check(resolved, False, Silent(), SECONDS)
+    assert report["settings"]["device"] == "cuda"
+    assert report["seconds"]["step"]["n"] >= timing.FEWEST
+    assert report["memory_bytes"]["images"] > 0
+    assert report["memory_bytes"]["available"] > 0
