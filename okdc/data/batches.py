@@ -126,6 +126,8 @@ class TrainBatches(Source):
         labels = self.dataset.labels[batch.rows]
         if sent:  # the batch alone is on the device: its images are rows 0 to B - 1
             (images,), batch = sent, batch.of_own_rows()
+        elif self.dataset.places is not None:
+            batch = batch.of_rows(self.dataset.places_of(batch.rows))
         return self.augmentation.of_batch(images, batch, self.normalise), labels
 
     def close(self) -> None:
