@@ -269,8 +269,8 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, **changes: Any) -
     source = TrainBatches(job.dataset, job.recipe.optim.batch_size, augmentation, normalise, 0, ranks)
     job.method.train()
     totals = Totals(torch.device("cpu"))
-    for i, (images, labels) in zip(range(steps), source.epoch(0), strict=False):
-        totals.add(step(Batch(images, labels), i / steps), labels, i)
+    for i, examples in zip(range(steps), source.epoch(0), strict=False):
+        totals.add(step(Batch(*examples), i / steps), examples.labels, i)
     step.share_statistics()
     momenta = [step.optimizer.state[p]["momentum_buffer"] for p in step.parameters]
     return Learned(

@@ -18,7 +18,7 @@ from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
 from okdc.assembly.weights import Loaded
 from okdc.cohort import Cohort
-from okdc.data import datasets
+from okdc.data import balance, datasets
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.data.source import Colour, Request
@@ -102,6 +102,8 @@ def job(
         assembly = built(len(dataset.classes))
     elif classes != len(dataset.classes):
         raise DataError(f"expected {classes} classes of {resolved.recipe.data.name}, found {len(dataset.classes)}")
+    if resolved.recipe.optim.class_weights == "balanced":
+        assembly.method.class_weights = balance.class_weights(dataset.labels[dataset.train], len(dataset.classes))
     normalisation = normalisation_of(resolved.recipe, dataset)
     notes = list(dataset.notes)
     if teacher := assembly.teacher:
@@ -260,6 +262,12 @@ def dataset(
             "cohort.keep='best' chooses on validation images, and "
             f"data.val_fraction={data.val_fraction} of {len(images.train)} images leaves none",
             hint="cohort.keep=0 keeps the first student at the last epoch; or data.val_fraction=0.1",
+        )
+    if not len(images.val) and recipe.optim.patience:
+        raise RecipeError(
+            f"optim.patience={recipe.optim.patience} waits for a better accuracy on validation images, and "
+            f"data.val_fraction={data.val_fraction} of {len(images.train)} images leaves none",
+            hint="optim.patience=0; or data.val_fraction=0.1",
         )
     if not len(images.val) and not len(images.test):
         raise DataError(

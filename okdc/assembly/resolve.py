@@ -19,7 +19,7 @@ from okdc.methods.base import Config, Method, TaughtConfig
 from okdc.progress import WARNING
 from okdc.recipe.draft import OF_FOLDERS, Draft, check, place_of, refused
 from okdc.recipe.explain import explain, salvage
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, Augment, Optim, Recipe
+from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, Augment, CohortTable, Optim, Recipe
 from okdc.recipe.shorthand import full_keys
 from okdc.recipe.words import Override
 
@@ -214,7 +214,7 @@ def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: boo
         problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
     if source is not None:
         problems += source.problems(data, needs_data)
-    return problems + _rules_of_augment(recipe.augment, data.image_size) + _rules_of_optim(recipe.optim)
+    return problems + _rules_of_augment(recipe.augment, data.image_size) + _rules_of_optim(recipe.optim, recipe.cohort)
 
 
 def _rules_of_augment(keys: Augment, size: int) -> list[str]:
@@ -231,13 +231,25 @@ def _rules_of_augment(keys: Augment, size: int) -> list[str]:
     return problems
 
 
-def _rules_of_optim(optim: Optim) -> list[str]:
-    """A key of the optimiser that is not the chosen one would be ignored: it keeps its default."""
+def _rules_of_optim(optim: Optim, cohort: CohortTable) -> list[str]:
+    """What holds between the keys of `[optim]`, and between these and the choice of an epoch."""
+    problems = []
+    # A key of the optimiser that is not the chosen one would be ignored: it keeps its default.
     unread, instead = ("momentum", "betas") if optim.optimizer == "adamw" else ("betas", "momentum")
     default, value = Optim.model_fields[unread].default, getattr(optim, unread)
-    if value == default:
-        return []
-    return [
-        f"optim.{unread}: {optim.optimizer} has none, its key is optim.{instead}; expected the default {default}, "
-        f"found {value}"
-    ]
+    if value != default:
+        problems.append(
+            f"optim.{unread}: {optim.optimizer} has none, its key is optim.{instead}; expected the default {default}, "
+            f"found {value}"
+        )
+    if optim.class_weights == optim.sampler == "balanced":
+        problems.append(
+            "optim.class_weights: expected none beside optim.sampler=balanced, found balanced: rare classes would "
+            "count twice as much"
+        )
+    if optim.patience and cohort.keep_epoch == "last":
+        problems.append(
+            f"optim.patience: expected 0 with cohort.keep_epoch=last, found {optim.patience}: it ends a training some "
+            "epochs after the best one, and the last would be kept"
+        )
+    return problems

@@ -252,14 +252,25 @@ def _training(story: Story) -> str:
         roles = f"{data['validation']:,} validation images to choose, {data['test']:,} test images to judge, once"
     else:
         roles = f"{data['test']:,} test images to judge, once; none to choose"
-    value = student.val_top1_pct
+    value, balanced = student.val_top1_pct, student.val_balanced_pct
+    best = f"{value:.2f} %" if balanced is None else f"balanced, {balanced:.2f} %"
     last = value is None or story.recipe["cohort"].get("keep_epoch") == "last"  # no key: of a run from before it
-    epoch = "the last" if last else f"the best on validation ({value:.2f} %)"
+    epoch = "the last" if last else f"the best on validation ({best})"
     lines = [
         f"- {code(student.dataset)}: {data['train']:,} images to train, {roles}.",
         f"- Fingerprint of the images, classes and splits: `{result.data_sha256}`.",
-        f"- Epoch {student.epoch} of {result.epochs}, {epoch}. The whole recipe is in manifest.json.",
+        f"- Epoch {student.epoch} of {result.last_epoch}, {epoch}. The whole recipe is in manifest.json.",
     ]
+    if result.last_epoch < result.epochs:
+        lines.append(
+            f"- The training ended before the recipe's {result.epochs} epochs, as validation was no better: its "
+            "schedule of the learning rate did not come to its end."
+        )
+    if student.averaged:
+        lines.append(
+            "- The weights are an exponential moving average of the student's over the training steps (decay "
+            f"{story.recipe['optim']['ema']:g}), the better of the two on validation."
+        )
     if teacher := result.teacher:
         lines.append(f"- The teacher: {code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
     if story.skipped:

@@ -1,4 +1,4 @@
-"""Commands before a training: new."""
+"""Commands before a training: new, check."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc.cli import console, prepare_tables
-from okdc.cli.options import Json
+from okdc.cli import completion, console, prepare_tables
+from okdc.cli.ends import leave
+from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, Threads
+from okdc.errors import CheckFailed
 
 if TYPE_CHECKING:
     from okdc.profiling.budget import Limit
@@ -94,3 +96,51 @@ def _ask_about_mirrors(folder: Folder) -> bool | None:
     turned = directed(folder.classes)
     example = f" ({', '.join(turned[:3])}?)" if turned else ""
     return console.ask(f"Is every image, mirrored left to right, still of its class{example}? [y/N]")
+
+
+def check(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE|KEY=VALUE",
+            help="A recipe (default: digits_resnet8), and values that replace some of its own.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    images: Annotated[
+        bool,
+        typer.Option("--images", help="Also look for images that occur twice, or look the same, and damaged ones."),
+    ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    compile_step: Compile = None,
+    data_root: DataRoot = None,
+    as_json: Json = False,
+) -> None:
+    """Do everything but train: keys, images, export, memory, and the time to the end. Exit 1 where a check fails."""
+    from okdc.recipe import draft as recipe
+
+    flags = {
+        "engine.device": device,
+        "engine.dtype": dtype,
+        "engine.threads": threads,
+        "engine.compile": compile_step,
+        "data.root": data_root,
+    }
+    draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
+    from okdc import api
+    from okdc.assembly.resolve import resolve
+    from okdc.survey.check import raise_failures
+
+    report = api.check(resolve(draft), images=images, progress=console.Talk())
+    if as_json:
+        console.out_json(report)
+        try:
+            raise_failures(report)
+        except CheckFailed as error:
+            leave(error)
+        return
+    prepare_tables.checked(report)
+    raise_failures(report)
+    console.next_step("okdc distill", *(words or []))

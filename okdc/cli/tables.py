@@ -21,11 +21,13 @@ def result(facts: dict[str, Any]) -> None:
     console.out(
         f"kept student{kept['student']} ({kept['architecture']}): {with_interval(kept['top1_pct'], n)} % on {n} "
         f"{split} images (95 % interval){_balanced(kept, facts)}, seed {facts['seed']}, one run"
+        f"{'; its weights are the average over steps' if kept.get('averaged') else ''}"
     )
     _warn_of_one_answer("", kept["top1_pct"], n, facts["largest_class_pct"])
     if split != "test":
         console.warn("the data has no test split: these images also chose the student, so its accuracy is too high")
-    epochs = f"{facts['epochs']} epoch{'s' if facts['epochs'] > 1 else ''}"
+    trained = facts.get("epochs_trained", facts["epochs"])
+    epochs = f"{trained} epoch{'s' if trained > 1 else ''}"
     compiled = ", compilation included" if facts.get("compiled") else ""
     console.out(f"trained {epochs} in {facts['seconds']:.1f} s, {facts['images_per_s']:,.0f} images/s{compiled}")
 

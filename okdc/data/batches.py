@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from okdc.data.augmentation import Augmentation, Draws, order
+from okdc.data import balance
+from okdc.data.augmentation import Augmentation, Draws, Examples, order
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 
@@ -32,10 +33,10 @@ class Source(Protocol):
     """Where batches come from: what the host draws, and what the device makes of it, which a CUDA graph may hold."""
 
     def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]: ...
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]: ...
+    def made(self, *drawn: Tensor) -> Examples: ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images NCHW float32, labels N), on the device, from step `start` of the epoch on. Raises as `drawn`."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Examples]:
+        """The examples of each step, on the device, from step `start` of the epoch on. Raises as `drawn`."""
         return (self.made(*drawn) for drawn in self.drawn(epoch, start))
 
 
@@ -81,6 +82,13 @@ class Normalise:
         return pixels.div_(255).sub_(mean).div_(std).contiguous(memory_format=self.memory_format)
 
 
+def rows_of_epoch(dataset: Dataset, epoch: int, seed: int, balanced: bool) -> Tensor:
+    """The training images in the order of an epoch, on the CPU: each once, or of each class equally many."""
+    if balanced:
+        return balance.order(dataset.train, dataset.labels[dataset.train.to(dataset.labels.device)].cpu(), epoch, seed)
+    return order(dataset.train, epoch, seed)
+
+
 def part_of_batch(step: int, batch_size: int, ranks: Ranks) -> slice:
     """The places of this process's images of a step in the order of the epoch. `batch_size` counts all processes."""
     part = batch_size // ranks.count
@@ -101,6 +109,7 @@ class TrainBatches(Source):
     normalise: Normalise
     seed: int
     ranks: Ranks = ALONE
+    balanced: bool = False
 
     @property
     def steps(self) -> int:
@@ -111,7 +120,7 @@ class TrainBatches(Source):
 
         Images that are not there come before them: B×H×W×3 uint8.
         """
-        rows = order(self.dataset.train, epoch, self.seed)
+        rows = rows_of_epoch(self.dataset, epoch, self.seed, self.balanced)
         draws = self.augmentation.draw(rows, epoch, self.seed, self.dataset.size[1:])
         on_device = draws.to(self.dataset.labels.device)
         for step in range(start, self.steps):
@@ -119,8 +128,8 @@ class TrainBatches(Source):
             sent = () if self.dataset.sender is None else (self.dataset.pixels(draws.rows[part]),)
             yield (*sent, *on_device[part].tensors())
 
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """(images NCHW float32, labels N) of what `drawn` gave. Without a host read."""
+    def made(self, *drawn: Tensor) -> Examples:
+        """The examples of what `drawn` gave. Without a host read."""
         sent = () if self.dataset.sender is None else drawn[:1]
         batch, images = Draws(*drawn[len(sent) :]), self.dataset.images
         labels = self.dataset.labels[batch.rows]
@@ -128,7 +137,7 @@ class TrainBatches(Source):
             (images,), batch = sent, batch.of_own_rows()
         elif self.dataset.places is not None:
             batch = batch.of_rows(self.dataset.places_of(batch.rows))
-        return self.augmentation.of_batch(images, batch, self.normalise), labels
+        return self.augmentation.examples(images, batch, labels, self.normalise)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils import data as loading
 
-from okdc.data import workers
-from okdc.data.augmentation import Augmentation, Draws, order
+from okdc.data import balance, workers
+from okdc.data.augmentation import Augmentation, Draws, Examples
 from okdc.data.augmentation.crops import of_file
-from okdc.data.batches import Batches, Drawn, Normalise, Source, TrainBatches, part_of_batch
+from okdc.data.batches import Batches, Drawn, Normalise, Source, TrainBatches, part_of_batch, rows_of_epoch
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, fit, unreadable, wary
 from okdc.data.ondemand import OnDemand, UnreadableError
@@ -31,7 +31,7 @@ from okdc.seeds import generator
 
 AHEAD = 2  # batches that a worker prepares before the loop asks for them
 
-Step = tuple[int, list[int]]  # the epoch, and the rows of one batch
+Step = tuple[int, list[int], list[int]]  # the epoch, the rows of one batch, and the numbers that their crops follow
 
 
 def batches_of(
@@ -42,11 +42,15 @@ def batches_of(
     seed: int,
     workers: int,
     ranks: Ranks = ALONE,
+    balanced: bool = False,
 ) -> Batches:
-    """This process's training batches of a data set. Images in files are decoded by `workers` processes."""
+    """This process's training batches of a data set. Images in files are decoded by `workers` processes.
+
+    `balanced`: an epoch has equally many images of each class (`okdc.data.balance`).
+    """
     if dataset.files is not None:
-        return StreamBatches(dataset, batch_size, augmentation, normalise, seed, workers, ranks)
-    return TrainBatches(dataset, batch_size, augmentation, normalise, seed, ranks)
+        return StreamBatches(dataset, batch_size, augmentation, normalise, seed, workers, ranks, balanced)
+    return TrainBatches(dataset, batch_size, augmentation, normalise, seed, ranks, balanced)
 
 
 class StreamBatches(Source):
@@ -64,9 +68,10 @@ class StreamBatches(Source):
         seed: int,
         workers: int,
         ranks: Ranks = ALONE,
+        balanced: bool = False,
     ) -> None:
         self.dataset, self.batch_size, self.normalise, self.seed = dataset, batch_size, normalise, seed
-        self.workers, self.ranks = workers, ranks
+        self.workers, self.ranks, self.balanced = workers, ranks, balanced
         assert dataset.files is not None
         self._decoder = _Decoder(dataset.files, augmentation.keys, seed)
         self.augmentation = augmentation.after_decoding()
@@ -82,10 +87,12 @@ class StreamBatches(Source):
 
         Raises a DataError that names every damaged image of a batch, instead of that batch.
         """
-        rows = order(self.dataset.train, epoch, self.seed)
+        rows = rows_of_epoch(self.dataset, epoch, self.seed, self.balanced)
+        # An image that comes again in an epoch is cropped anew: its draws are then those of a row that no image has.
+        draws_of = rows + balance.times_before(rows) * len(self.dataset.labels) if self.balanced else rows
         labels = self.dataset.labels[rows.to(self.dataset.labels.device)]  # one transfer an epoch
         parts = [part_of_batch(step, self.batch_size, self.ranks) for step in range(start, self.steps)]
-        self._plan[:] = [(epoch, rows[part].tolist()) for part in parts]
+        self._plan[:] = [(epoch, rows[part].tolist(), draws_of[part].tolist()) for part in parts]
         draws = None
         if self.augmentation is not None:
             draws = self.augmentation.draw(rows, epoch, self.seed, self.dataset.size[1:])
@@ -99,12 +106,12 @@ class StreamBatches(Source):
             left = () if draws is None else draws[part].tensors()
             yield (sender.send(pixels) if sender else pixels, labels[part], *left)
 
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """(images NCHW float32, labels N) of what `drawn` gave, on the device of the labels."""
+    def made(self, *drawn: Tensor) -> Examples:
+        """The examples of what `drawn` gave, on the device of the labels."""
         pixels, labels, *left = drawn
         if self.augmentation is None:
-            return self.normalise(pixels), labels
-        return self.augmentation.of_batch(pixels, Draws(*left).of_own_rows(), self.normalise), labels
+            return Examples(self.normalise(pixels), labels)
+        return self.augmentation.examples(pixels, Draws(*left).of_own_rows(), labels, self.normalise)
 
     def _planned(self) -> Iterator[Tensor | list[str]]:
         """The batches of the plan. Starts the workers where none run yet."""
@@ -153,19 +160,19 @@ class _Decoder(loading.Dataset[Any]):
         self.files, self.keys, self.seed = files, keys, seed
 
     def __getitem__(self, step: Step) -> Tensor | list[str]:
-        epoch, rows = step
+        epoch, rows, draws_of = step
         size = self.files.size
         pixels, bad = np.empty((len(rows), size, size, 3), np.uint8), list[str]()
 
-        def decode(row: int) -> Pixels:
+        def decode(row: int, number: int) -> Pixels:
             if self.keys.crop == "resized":
-                return self.files.decode(row, lambda image: of_file(image, size, self.keys, self.seed, epoch, row))
+                return self.files.decode(row, lambda image: of_file(image, size, self.keys, self.seed, epoch, number))
             return self.files.decode(row, lambda image: fit(image, size, self.files.shorter_side))
 
         with wary():
-            for i, row in enumerate(rows):
+            for i, (row, number) in enumerate(zip(rows, draws_of, strict=True)):
                 try:
-                    pixels[i] = decode(row)
+                    pixels[i] = decode(row, number)
                 except UnreadableError as error:
                     bad.append(str(error))
         return bad or torch.from_numpy(pixels)

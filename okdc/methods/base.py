@@ -262,22 +262,21 @@ def full_precision(batch: Batch) -> AbstractContextManager[None]:
 def cross_entropy(z: Tensor, batch: Batch, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> Tensor:
     """The mean over the images of -Σ_c w_c q_c log softmax(z)_c, q = `targets(batch)`. 0-d.
 
-    The mean is weighted too, as torch's: by the weight of an image's label, of a mixed image by mix·w[label] +
-    (1 - mix)·w[other label]. Not by Σ_c w_c q_c: smoothing moves a little of every image to all classes, and leaves
-    what an image counts for as it was. Without mixing this is F.cross_entropy to the bit, whatever the other two are.
+    The sum is divided by the number of images, not by that of their weights, as torch's mean is: such a divisor differs
+    between the processes of one training, and the mean of their losses would not be that of the whole batch. Weights
+    whose mean over the training images is 1 leave the loss as large as it was. Without weights and mixing this is
+    F.cross_entropy to the bit.
     """
+    if batch.mix is None and class_weights is None:
+        return F.cross_entropy(z, batch.labels, label_smoothing=label_smoothing)
+
+    def errors(labels: Tensor) -> Tensor:  # N
+        return F.cross_entropy(z, labels, class_weights, label_smoothing=label_smoothing, reduction="none")
+
     if batch.mix is None:
-        return F.cross_entropy(z, batch.labels, class_weights, label_smoothing=label_smoothing)
+        return errors(batch.labels).mean()
     assert batch.other_labels is not None
-    first, second = (
-        F.cross_entropy(z, labels, class_weights, label_smoothing=label_smoothing, reduction="none")
-        for labels in (batch.labels, batch.other_labels)
-    )
-    errors = batch.mix * first + (1 - batch.mix) * second  # N
-    if class_weights is None:
-        return errors.mean()
-    counts = batch.mix * class_weights[batch.labels] + (1 - batch.mix) * class_weights[batch.other_labels]
-    return errors.sum() / counts.sum()
+    return (batch.mix * errors(batch.labels) + (1 - batch.mix) * errors(batch.other_labels)).mean()
 
 
 def targets(batch: Batch, classes: int, label_smoothing: float = 0.0) -> Tensor:

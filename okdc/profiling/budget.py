@@ -112,19 +112,19 @@ def choose(run: RunDir, limits: Sequence[Limit], tell: Progress) -> tuple[int, s
     text = ",".join(map(str, limits))
     if not fitting:
         raise _none_fits(run, rows, costs, limits, text)
-    if len(fitting) > 1 and any(row.val_top1_pct is None for row in fitting):
+    if len(fitting) > 1 and any(row.chosen_by_pct is None for row in fitting):
         raise UsageError(
             f"{len(fitting)} students of {run.path} fit {text}, and nothing was validated to choose by: chosen by the "
             "test images, the student would be judged by what chose it",
             hint="name one: " + ", ".join(f"--student {row.student} ({row.architecture})" for row in fitting),
         )
-    best = max(fitting, key=lambda row: (row.val_top1_pct, -row.params, -row.student))
+    best = max(fitting, key=lambda row: (row.chosen_by_pct, -row.params, -row.student))
     cost = costs[rows.index(best)]
     costs_text = in_words(cost, limits)
     if len(fitting) == 1:
         reason = f"the only one of {len(rows)} that fits"
     else:
-        reason = f"the most accurate on validation ({best.val_top1_pct:.2f} %) of {len(fitting)} that fit"
+        reason = f"the most accurate on validation ({best.chosen_by_pct:.2f} %) of {len(fitting)} that fit"
     return best.student, f"{best.name} is {reason} {text}: {costs_text}"
 
 

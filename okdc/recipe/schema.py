@@ -199,6 +199,41 @@ class Augment(Table):
         float, Field(ge=0, le=0.5, description="Largest random turn of all hues, either way; 0.5 is half the circle.")
     ] = 0.0
     grey: Annotated[Unit, Field(description="Share of the images that lose their colours.")] = 0.0
+    blur: Annotated[
+        Unit,
+        Field(
+            description="Share of the images that are blurred, by a Gaussian whose deviation is between 0.1 and 2 "
+            "pixels, as SimCLR draws it."
+        ),
+    ] = 0.0
+    erasing: Annotated[
+        Unit,
+        Field(
+            description="Share of the images in which a rectangle of 2 to 33 % of the area takes the mean colour; the "
+            "sizes are torchvision's RandomErasing's."
+        ),
+    ] = 0.0
+    policy: Annotated[
+        Literal["none", "trivial"],
+        Field(
+            description="Further operations: trivial applies one of fourteen to each image, as TrivialAugmentWide, "
+            "which move, recolour, invert or sharpen it."
+        ),
+    ] = "none"
+    mixup: Annotated[
+        NotNegative,
+        Field(
+            description="Mixup: each image is mixed with another in shares of Beta(α, α), for α here; 0 for none, 0.2 "
+            "is usual, and with cutmix too half of the images get either."
+        ),
+    ] = 0.0
+    cutmix: Annotated[
+        NotNegative,
+        Field(
+            description="CutMix: each image gets a rectangle of another in shares of Beta(α, α), for α here; 0 for "
+            "none, 1 is usual."
+        ),
+    ] = 0.0
 
 
 class CohortTable(Table):
@@ -232,6 +267,13 @@ class CohortTable(Table):
             "dozen validation images the best epoch is luck: last lets them choose among the students alone."
         ),
     ] = "best"
+    keep_metric: Annotated[
+        Literal["top1", "balanced"],
+        Field(
+            description="The accuracy on validation that chooses students and epochs: of all images, or balanced, the "
+            "mean of the classes', for classes of unequal size."
+        ),
+    ] = "top1"
     output: Annotated[
         Annotated[str, Field(pattern=r"^[^\[\]+]+$")] | Index | None,
         Field(
@@ -337,6 +379,35 @@ class Optim(Table):
             "2016); 0: none, as MFEF trains. 0.1 is usual."
         ),
     ] = 0.0
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        Field(
+            description="The weight of an image in the cross-entropies: balanced is n/(K·n_c), for n training images "
+            "of K classes, n_c of them of its own class, so that every class counts as much in sum."
+        ),
+    ] = "none"
+    sampler: Annotated[
+        Literal["none", "balanced"],
+        Field(
+            description="The images of an epoch: none takes each once; balanced as many in all, and of each class "
+            "equally many, so that images of rare classes come several times and of large classes not all."
+        ),
+    ] = "none"
+    ema: Annotated[
+        Share,
+        Field(
+            description="Decay per step of an exponential moving average of all weights and batch statistics; 0: none, "
+            "0.999 is usual. After t steps it is (1 + t)/(10 + t) at most, so that the average of a short run is not "
+            "mostly its start. Of each student the better on validation is kept, itself or its average."
+        ),
+    ] = 0.0
+    patience: Annotated[
+        Index,
+        Field(
+            description="Epochs in a row without a better validation accuracy after which the training ends, although "
+            "the schedule has not come to its end; 0: it never ends early."
+        ),
+    ] = 0
 
 
 class Engine(Table):

@@ -249,6 +249,8 @@ class StudentInfo(File):
     student: Index
     epoch: Index
     val_top1_pct: Percent | None  # None: nothing was validated
+    val_balanced_pct: Percent | None = None  # None: `cohort.keep_metric` is another
+    averaged: bool | None = None  # whether the weights are an average of those of many steps; None: none was made
     method: str
     dataset: str
     recipe_sha256: str
@@ -281,6 +283,8 @@ class Kept(Artefact):
     architecture: str
     epoch: Index
     val_top1_pct: Percent | None
+    val_balanced_pct: Percent | None = None  # None: `cohort.keep_metric` is another
+    averaged: bool | None = None  # whether the weights are an average of those of many steps; None: none was made
     top1_pct: Percent
     balanced_accuracy_pct: Percent  # the mean over the classes that occur
     params: Count
@@ -289,6 +293,11 @@ class Kept(Artefact):
     @property
     def name(self) -> str:
         return f"student{self.student} ({self.architecture})"
+
+    @property
+    def chosen_by_pct(self) -> float | None:
+        """The accuracy on validation that chose the epoch; None: nothing was validated."""
+        return self.val_top1_pct if self.val_balanced_pct is None else self.val_balanced_pct
 
 
 class Judged(Kept):
@@ -324,10 +333,15 @@ class Result(File):
     weights_sha256: str  # of the kept student
     log_sha256: str  # of log.jsonl
     predictions_sha256: str
-    epochs: Count
+    epochs: Count  # of the recipe
+    epochs_trained: Count | None = None  # where `optim.patience` ended the training before; None: all of them
     seconds: NotNegative  # of all steps, the compilation of the first included
     compiled: bool
     images_per_s: NotNegative
+
+    @property
+    def last_epoch(self) -> int:
+        return self.epochs_trained or self.epochs
 
     @property
     def leading_head(self) -> str:

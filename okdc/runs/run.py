@@ -246,7 +246,7 @@ class RunDir:
             "run": str(self.path),
             "state": state,
             "method": recipe_value(recipe, "method", "name", "?"),
-            "epoch": result.epochs if result else len(self.rows()),
+            "epoch": result.last_epoch if result else len(self.rows()),
             "epochs": recipe_value(recipe, "optim", "epochs", "?"),
             "kept": result and result.kept.architecture,
             "top1_pct": result and result.kept.top1_pct,
@@ -324,7 +324,7 @@ def best(root: Path) -> RunDir | None:
         run: RunDir,
     ) -> float:  # below all others where nothing was validated, or result.json is damaged
         with contextlib.suppress(RunError):
-            value = run.read_result().kept.val_top1_pct
+            value = run.read_result().kept.chosen_by_pct
             return -1.0 if value is None else value
         return -2.0
 

@@ -57,6 +57,7 @@ def _budget(run: Finished) -> dict[str, Any]:
         **cropped,
         **{f"optim.{key}": value for key, value in recipe.optim.model_dump().items()},
         "cohort.keep_epoch": recipe.cohort.keep_epoch,
+        "cohort.keep_metric": recipe.cohort.keep_metric,
         "cohort.students (architectures)": tuple(sorted(set(recipe.cohort.students))),
     }
 
@@ -112,6 +113,7 @@ def notes(runs: Sequence[Finished]) -> list[str]:
     machines = [(run, (run.info.processor, run.info.settings.threads)) for run in runs]
     if _differing("", machines):
         lines.append("the runs had different processors or numbers of threads: their seconds do not compare")
+    lines += _differing("the last epoch (optim.patience)", [(run, run.result.last_epoch) for run in runs])
     lines += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])
     for variant in dict.fromkeys(run.result.variant for run in runs):
         taught = [run for run in runs if run.result.variant == variant and run.result.teacher]

@@ -22,7 +22,7 @@ from okdc.runs.run import RunDir
 from okdc.training.metrics import Totals
 from okdc.training.selection import Record
 
-VERSION = 5  # since 4, `rows`: the log, and the hash at the end; since 5, the seconds of the epoch that is not over
+VERSION = 6  # since 5, the seconds of the epoch that is not over; since 6, averages and counts by class
 MARK = b"sha256:"
 SEAL = len(MARK) + hashlib.sha256().digest_size * 2  # bytes at the end of the file
 

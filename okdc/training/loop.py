@@ -5,14 +5,16 @@
         read the counts         the only time in an epoch that the host waits for the device
         validate                every head on the validation split
         keep, log, save         each student's best epoch, a line of log.jsonl, checkpoint.pt
+        stop early              where validation has been no better for long enough
     read the test split once, write the result
 
 The log tells the seconds of an epoch apart, over all starts: of steps, of waiting for batches, of validation. They are
 the host's: a GPU works behind it, and where the host waits for it at the end of an epoch, that belongs to the steps.
 
 The loop calls `Method.forward` and knows no method by name. start.py says how a training begins, interrupts.py how it
-ends early, checkpoint.py what has to be saved, selection.py which epoch and which student are kept, result.py what the
-test split is read for. step.py has the step itself, recording.py how the loop takes it, which `okdc bench` times.
+ends early, checkpoint.py what has to be saved, averaging.py what is kept beside the weights, selection.py which epoch
+and which student are kept, stopping.py when there was no better one for long enough, result.py what the test split is
+read for. step.py has the step itself, recording.py how the loop takes it, which `okdc bench` times.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import torch
 from okdc import signals
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
-from okdc.data.batches import EVAL_BATCH, Drawn, Normalise, eval_batches
+from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.placement import place
 from okdc.data.streaming import batches_of
 from okdc.data.workers import cores
@@ -38,13 +40,13 @@ from okdc.errors import DeviceError
 from okdc.progress import Progress
 from okdc.runs.artefacts import RunSettings
 from okdc.runs.run import RunDir
-from okdc.training import checkpoint, device, optim, result, selection
+from okdc.training import checkpoint, device, optim, result, selection, stopping
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
 from okdc.training.pace import Pace
-from okdc.training.recording import CountedStep
+from okdc.training.recording import CountedStep, Inputs
 from okdc.training.step import TrainStep
 
 SKIPPED = "skipped_steps"  # a key of the log
@@ -107,6 +109,7 @@ class Training:
             recipe.seed,
             settings.workers,
             ranks,
+            balanced=recipe.optim.sampler == "balanced",
         )
         self.step = CountedStep(self.train_step, self.batches, recipe.seed, progress.note)
         self.steps, self.epochs = self.batches.steps, recipe.optim.epochs
@@ -127,7 +130,7 @@ class Training:
             stops = Stops(
                 self.run, position, ranks, received, self._save_steps, unreadable=self.dataset.files is not None
             )
-            while position.epoch < self.epochs:
+            while position.epoch < self.epochs and not self._stalled():
                 # Steps. Training mode is set in each epoch, since validation leaves the method in evaluation mode. A
                 # resumed epoch continues with the counts and at the step where it was interrupted.
                 self.method.train()
@@ -176,7 +179,7 @@ class Training:
                 if validated:
                     self.pace.validated(seconds["seconds_validation"])
                 self._tell_time_left(position.epoch * self.steps)
-                text = _line(position.epoch, self.epochs, trained, validated)
+                text = self._line(trained, validated)
                 show(position.epoch * self.steps, whole, text)
                 if number := stops.requested():
                     stops.leave(number)
@@ -187,12 +190,19 @@ class Training:
                 torch.set_num_threads(max(self.settings.threads, cores()))  # torchrun gives each process one
             self._write_result()
 
+    def _stalled(self) -> bool:
+        """Whether validation has been no better for as many epochs as the recipe waits: the same in all processes."""
+        job, rows = self.job, self.position.rows
+        return job.recipe.optim.patience > 0 and self.ranks.first_does(partial(stopping.stalled, job, rows))
+
     def _validate(self, stops: Stops) -> Summary:
         """Losses and accuracies of every head on the validation images, each process on its part of them."""
+        classes = len(self.dataset.classes) if self.job.recipe.cohort.keep_metric == "balanced" else 0
         self.train_step.share_statistics()  # or each process would judge with the batch statistics of its own images
         batches = eval_batches(self.dataset, self.dataset.val, self.normalise, EVAL_BATCH, self.ranks)
         with self.settings.autocast():
-            totals, _ = stops.attempt(partial(count, self.method, batches, self.settings.torch_device))
+            work = partial(count, self.method, batches, self.settings.torch_device, self.train_step.average, classes)
+            totals, _ = stops.attempt(work)
         validated = totals.read(self.ranks)
         if validated.bad:
             where = f"validation after epoch {self.position.epoch + 1}"
@@ -206,7 +216,7 @@ class Training:
         """
         position, job = self.position, self.job
         if validated:
-            position.best = selection.best(job, position.epoch, validated, position.best)
+            position.best = selection.best(job, position.epoch, validated, position.best, self.train_step.average)
             if selection.chosen(job, position.best)["epoch"] == position.epoch:
                 selection.write_kept(self.run, job, position.best)
         last_step = position.epoch * self.steps - 1
@@ -218,6 +228,7 @@ class Training:
                 "losses": trained.losses,
                 "train_top1_pct": trained.top1_pct,
                 "val_top1_pct": validated.top1_pct if validated else {},
+                **({"val_balanced_pct": validated.balanced_pct} if validated and validated.balanced_pct else {}),
                 "seconds": round(sum(seconds.values()), 3),
                 **{name: round(value, 3) for name, value in seconds.items()},
                 **self._skipped_steps(),
@@ -257,7 +268,7 @@ class Training:
         self.position.seconds_epoch += now - self._counted
         self._counted = now
 
-    def _timed(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
+    def _timed(self, inputs: Iterator[Inputs]) -> Iterator[Inputs]:
         """The inputs of each step; the time that each is waited for is added to the seconds of data."""
         while True:
             began = time.perf_counter()
@@ -286,21 +297,23 @@ class Training:
         """Write every student, read the test split once, and write the result."""
         job, run, position = self.job, self.run, self.position
         if skipped := sum(row.get(SKIPPED, 0) for row in position.rows):
-            whole = self.steps * self.epochs
-            self.progress.note(f"{skipped:,} of {whole:,} steps were skipped, whose gradients overflowed in float16")
+            taken = self.steps * position.epoch
+            self.progress.note(f"{skipped:,} of {taken:,} steps were skipped, whose gradients overflowed in float16")
+        if position.epoch < self.epochs:
+            self.progress.note(stopping.reason(job, position.rows))
         if not position.best:  # no validation images: every student is kept as the last epoch left it
-            position.best = selection.best(job, position.epoch, None, ())
+            position.best = selection.best(job, position.epoch, None, (), self.train_step.average)
         selection.write_all(run, job, position.best)
         run.restore_rows(position.rows)  # the result records the log's hash
         split, rows = job.dataset.final_split
         kept = selection.chosen(job, position.best)["student"]
         where = f", student{kept} on the CPU" if self.settings.torch_device.type == "cuda" else ""
         self.progress.note(f"judging on the {len(rows):,} {split} images, in float32{where}")
-        result.judge(job, run, self.batches, kept, position.seconds)
+        result.judge(job, run, self.batches, kept, position, self.train_step.average)
 
-
-def _line(epoch: int, epochs: int, trained: Summary, validated: Summary | None) -> str:
-    text = f"epoch {epoch}/{epochs}  loss {sum(trained.losses.values()):.3f}"
-    if validated:
-        text += "  val " + " ".join(f"{name} {value:.1f}" for name, value in validated.top1_pct.items())
-    return text
+    def _line(self, trained: Summary, validated: Summary | None) -> str:
+        text = f"epoch {self.position.epoch}/{self.epochs}  loss {sum(trained.losses.values()):.3f}"
+        if validated:
+            accuracies = validated.accuracy_pct(self.job.recipe.cohort.keep_metric)
+            text += "  val " + " ".join(f"{name} {value:.1f}" for name, value in accuracies.items())
+        return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from okdc.distributed import ALONE, Ranks
 from okdc.methods.base import Batch, Method, Step
+from okdc.training import averaging
+from okdc.training.averaging import Average
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,20 @@ class Summary:
     losses: dict[str, float]
     top1_pct: dict[str, float]
     bad: tuple[int, str] | None  # the first step of the run with a loss that is not finite, and its term
+    balanced_pct: dict[str, float] = field(default_factory=dict)  # the mean of the classes', where these were counted
+
+    def accuracy_pct(self, metric: str) -> dict[str, float]:
+        """Of each head: top1 or balanced."""
+        return self.balanced_pct if metric == "balanced" else self.top1_pct
 
 
 class Totals:
     """Running sums of one epoch: each loss term, correct predictions of each head, the first bad step."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, classes: int = 0) -> None:
+        """`classes`: how many there are, where each is counted by itself; 0: they are not."""
         self.device = device
+        self.by_class = torch.zeros(0, classes, dtype=torch.float64, device=device)  # right of each head; last: images
         self.terms: tuple[str, ...] = ()
         self.heads: tuple[str, ...] = ()
         self.sums = torch.zeros(0, dtype=torch.float64, device=device)  # of each term, of each head
@@ -38,12 +47,15 @@ class Totals:
         if not self.terms:
             self.begin(tuple(step.losses), tuple(step.logits))
         accumulate(step, labels, torch.full((), number, device=self.device), self.sums, self.bad)
+        if self.by_class.numel():
+            count_classes(step, labels, self.by_class)
         self.took(len(labels))
 
     def begin(self, terms: tuple[str, ...], heads: tuple[str, ...]) -> None:
         """Start the sums of loss terms and heads by these names."""
         self.terms, self.heads = terms, heads
         self.sums = torch.zeros(len(terms) + len(heads), dtype=torch.float64, device=self.device)
+        self.by_class = self.by_class.new_zeros(len(heads) + 1, self.by_class.shape[1])
 
     def move(self, to: Totals) -> None:
         """Keep the sums in the tensors of `to`, which has the same terms and heads."""
@@ -68,18 +80,21 @@ class Totals:
             losses={name: total / steps for name, total in zip(whole.terms, sums, strict=False)},
             top1_pct={name: 100 * total / images for name, total in zip(whole.heads, sums[n:], strict=True)},
             bad=None if step < 0 else (step, whole.terms[term]),
+            balanced_pct=dict(zip(whole.heads, _balanced_pct(whole.by_class), strict=False)),
         )
 
     def state(self) -> dict[str, Any]:
         """On the CPU: of one process, for a checkpoint or for the others."""
         names = {"terms": list(self.terms), "heads": list(self.heads)}
-        return names | {"sums": self.sums.cpu(), "steps": self.steps, "images": self.images, "bad": self.bad.cpu()}
+        counts = {"sums": self.sums.cpu(), "by_class": self.by_class.cpu(), "bad": self.bad.cpu()}
+        return names | counts | {"steps": self.steps, "images": self.images}
 
     @classmethod
     def restore(cls, state: dict[str, Any], device: torch.device) -> Totals:
         totals = cls(device)
         totals.terms, totals.heads = tuple(state["terms"]), tuple(state["heads"])
         totals.sums, totals.bad = state["sums"].to(device), state["bad"].to(device)
+        totals.by_class = state["by_class"].to(device)
         totals.steps, totals.images = state["steps"], state["images"]
         return totals
 
@@ -91,7 +106,7 @@ class Totals:
             return cls(torch.device("cpu"))
         whole, *others = parts
         for part in others:
-            whole.sums = whole.sums + part.sums
+            whole.sums, whole.by_class = whole.sums + part.sums, whole.by_class + part.by_class
             whole.steps, whole.images = whole.steps + part.steps, whole.images + part.images
             if int(whole.bad[0]) < 0 or 0 <= int(part.bad[0]) < int(whole.bad[0]):
                 whole.bad = part.bad
@@ -120,14 +135,39 @@ def accumulate(step: Step, labels: Tensor, number: Tensor, sums: Tensor, bad: Te
     bad.copy_(torch.where(is_first, torch.stack([number, bad_terms.int().argmax()]), bad))
 
 
+def count_classes(step: Step, labels: Tensor, by_class: Tensor) -> None:
+    """Add a step to `by_class`, (H+1)×K float64 of H heads and K classes: right predictions of each, then images."""
+    each = torch.arange(by_class.shape[1], device=labels.device)
+    of_class = (labels[:, None] == each).double()  # N×K; a product in float64 is exact, and no autocast touches it
+    right = torch.stack([z.argmax(1) for z in step.logits.values()]) == labels  # H×N
+    by_class += torch.cat([right.double() @ of_class, of_class.sum(0, keepdim=True)])
+
+
+def _balanced_pct(by_class: Tensor) -> list[float]:
+    """Of each head the mean accuracy of the classes that occur; nothing where no class was counted."""
+    if not by_class.numel():
+        return []
+    *right, images = by_class.cpu()
+    return [100 * (bits[images > 0] / images[images > 0]).mean().item() for bits in right]
+
+
 @torch.inference_mode()
-def count(method: Method, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Totals:
-    """Accuracy and losses of every head in one pass, in eval mode, over the batches of this process."""
+def count(
+    method: Method,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    average: Average | None = None,
+    classes: int = 0,
+) -> Totals:
+    """Accuracy and losses of every head in one pass, in eval mode, over the batches of this process.
+
+    Heads of an `average` are counted too. `classes` as `Totals` takes it.
+    """
     method.eval()  # the whole method: a fused classifier left in training mode would move its batch statistics
-    totals = Totals(device)
+    totals = Totals(device, classes)
     done = torch.ones((), device=device)  # the ramp at its end: losses of two epochs are then comparable
     for images, labels in batches:
-        totals.add(method(Batch(images, labels), done), labels, 0)
+        totals.add(averaging.answers(method, Batch(images, labels), done, average), labels, 0)
     return totals
 
 

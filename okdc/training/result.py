@@ -24,6 +24,9 @@ from okdc.runs.accuracy import ByClass
 from okdc.runs.artefacts import Judged, Kept, Result, StudentInfo, Teacher
 from okdc.runs.predictions import Answers, Predictions, by_class
 from okdc.runs.run import RunDir
+from okdc.training import averaging
+from okdc.training.averaging import Average
+from okdc.training.checkpoint import Position
 from okdc.training.interrupts import fail
 from okdc.training.metrics import Totals
 
@@ -31,17 +34,19 @@ Written = Sequence[tuple[Backbone, StudentInfo]]  # each student as its file has
 CPU = torch.device("cpu")
 
 
-def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) -> None:
+def judge(
+    job: Job, run: RunDir, batches: Batches, kept: int, position: Position, average: Average | None = None
+) -> None:
     """Complete the run: every head at the last epoch and every student from its file, in float32 without autocast.
 
     predictions.npz keeps their answers. Each student.json gets its accuracy; then result.json, the last file, records
     the hashes of all students' files and of the predictions. Nothing is chosen here: validation has chosen the student
-    `kept`. `seconds` is the time of all training steps.
+    `kept`. `position` is the end of the training.
     """
     (split, rows), recipe, cohort = job.dataset.final_split, job.recipe, job.method.cohort
     written = [students.open_written(run, k, kept) for k in range(len(cohort.students))]
     devices = [CPU if k == kept else batches.dataset.labels.device for k in range(len(written))]
-    answered = _answers(job, run, batches, written, kept, devices)
+    answered = _answers(job, run, batches, written, kept, devices, average)
     predictions_sha256 = predictions.write(run.predictions, answered)
     labels, classes = answered.judging.labels, len(job.dataset.classes)
     counted = [by_class(labels, right, classes) for right in answered.students]
@@ -53,7 +58,7 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
         artefacts.write(path, info)
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         judged.append(_row(network, info, count, sha256, job.dataset.size))
-    epochs = recipe.optim.epochs
+    epochs, seconds = position.epoch, position.seconds
     result = Result(
         schema=1,
         method=recipe.method["name"],
@@ -80,7 +85,8 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
         weights_sha256=judged[kept].weights_sha256,
         log_sha256=hashlib.sha256(run.log.read_bytes()).hexdigest(),
         predictions_sha256=predictions_sha256,
-        epochs=epochs,
+        epochs=recipe.optim.epochs,
+        **({"epochs_trained": epochs} if epochs < recipe.optim.epochs else {}),
         seconds=round(seconds, 3),
         compiled=run.read_info().settings.compile == "on",
         images_per_s=round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
@@ -93,7 +99,13 @@ def judge(job: Job, run: RunDir, batches: Batches, kept: int, seconds: float) ->
 
 
 def _answers(
-    job: Job, run: RunDir, batches: Batches, written: Written, kept: int, devices: Sequence[torch.device]
+    job: Job,
+    run: RunDir,
+    batches: Batches,
+    written: Written,
+    kept: int,
+    devices: Sequence[torch.device],
+    average: Average | None,
 ) -> Predictions:
     """The answers of every network to the images that judge, and of the kept student to the validation images.
 
@@ -115,7 +127,7 @@ def _answers(
         with torch.inference_mode():
             for pixels, labels in eval_batches(job.dataset, rows, _pixels, EVAL_BATCH):
                 images, targets = batches.normalise(pixels), labels.to(device)
-                step = job.method(Batch(images, targets), done)
+                step = averaging.answers(job.method, Batch(images, targets), done, average)
                 totals.add(step, targets, 0)
                 for name, z in step.logits.items():
                     heads.setdefault(name, []).append(z.argmax(1) == targets)
@@ -192,6 +204,7 @@ def _row(network: Backbone, info: StudentInfo, count: ByClass, sha256: str, size
         architecture=info.architecture,
         epoch=info.epoch,
         val_top1_pct=info.val_top1_pct,
+        **{key: getattr(info, key) for key in ("val_balanced_pct", "averaged") if key in info.model_fields_set},
         top1_pct=count.top1_pct,
         balanced_accuracy_pct=count.balanced_pct,
         judged_device=info.judged_device,

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save as to_safetensors
+from torch import Tensor
 
 from okdc.assembly.job import Job
 from okdc.cohort import Backbone, count_params
@@ -20,9 +22,11 @@ from okdc.runs import artefacts
 from okdc.runs.artefacts import Preprocessing, StudentInfo
 from okdc.runs.files import write, writing
 from okdc.runs.run import RunDir
+from okdc.training.averaging import SUFFIX, Average
 from okdc.training.metrics import Summary
 
-Record = dict[str, Any]  # epoch, student, val_top1_pct, weights
+# epoch, student, val_top1_pct, weights; val_balanced_pct where that chooses, averaged where there is an average
+Record = dict[str, Any]
 
 
 def candidates(job: Job) -> list[int]:
@@ -36,35 +40,60 @@ def candidates(job: Job) -> list[int]:
     return [keep]
 
 
-def best(job: Job, epoch: int, validated: Summary | None, before: Sequence[Record]) -> list[Record]:
+def heads(job: Job, k: int) -> list[str]:
+    """The heads of student k: itself and, if there is one, its average."""
+    return [f"student{k}", f"student{k}{SUFFIX}"] if job.recipe.optim.ema else [f"student{k}"]
+
+
+def best(
+    job: Job, epoch: int, validated: Summary | None, before: Sequence[Record], average: Average | None = None
+) -> list[Record]:
     """One record a student: its best epoch so far, this one or that of `before`; the later of two equal ones, which
     has trained longer. Without validation, or where the recipe keeps the last epoch, it is this one.
+
+    Of an epoch the better of a student and its average is recorded: the average of two equal ones, or unvalidated.
     """
     records = []
     if job.recipe.cohort.keep_epoch == "last":
         before = ()
     for k, student in enumerate(job.method.cohort.backbones()):
-        accuracy = validated.top1_pct[f"student{k}"] if validated else None
-        if before and accuracy is not None and accuracy < before[k]["val_top1_pct"]:
+        record: Record = {"epoch": epoch, "student": k, "val_top1_pct": None}
+        head = heads(job, k)[-1]
+        if validated:
+            accuracies = validated.accuracy_pct(job.recipe.cohort.keep_metric)
+            head = max(reversed(heads(job, k)), key=accuracies.__getitem__)
+            record["val_top1_pct"] = validated.top1_pct[head]
+            if validated.balanced_pct:
+                record["val_balanced_pct"] = validated.balanced_pct[head]
+        if before and validated and _accuracy(job, record) < _accuracy(job, before[k]):
             records.append(before[k])
-        else:
-            records.append(recorded(epoch, k, accuracy, student))
+            continue
+        if average:
+            record["averaged"] = head.endswith(SUFFIX)
+        with average.applied() if average and record["averaged"] else nullcontext():
+            records.append(record | {"weights": copied(student)})
     return records
+
+
+def _accuracy(job: Job, record: Record) -> float:
+    """By which the recipe chooses, in %."""
+    value: float = record[f"val_{job.recipe.cohort.keep_metric}_pct"]
+    return value
 
 
 def chosen(job: Job, records: Sequence[Record]) -> Record:
     """The kept one of the records: the candidate that is best on validation; of equal ones that of the later epoch,
     and of one epoch the first. Without validation there is one candidate.
     """
-    return max((records[k] for k in candidates(job)), key=lambda r: (r["val_top1_pct"], r["epoch"], -r["student"]))
+    rows = [records[k] for k in candidates(job)]
+    return max(rows, key=lambda r: (_accuracy(job, r), r["epoch"], -r["student"])) if len(rows) > 1 else rows[0]
 
 
-def recorded(epoch: int, k: int, accuracy: float | None, student: Backbone) -> Record:
-    """A student as a checkpoint holds it: its origin, and a copy of its weights."""
-    weights = {
+def copied(student: Backbone) -> dict[str, Tensor]:
+    """A copy of a student's weights on the CPU, by name."""
+    return {
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in student.weights().items()
     }  # contiguous: safetensors refuses channels_last
-    return {"epoch": epoch, "student": k, "val_top1_pct": accuracy, "weights": weights}
 
 
 def write_kept(run: RunDir, job: Job, records: Sequence[Record]) -> None:
@@ -104,6 +133,7 @@ def _write_student(files: tuple[Path, Path], job: Job, record: Record) -> None:
         student=record["student"],
         epoch=record["epoch"],
         val_top1_pct=record["val_top1_pct"],
+        **{key: record[key] for key in ("val_balanced_pct", "averaged") if key in record},
         method=recipe.method["name"],
         dataset=recipe.data.name,
         recipe_sha256=recipe.sha256(),

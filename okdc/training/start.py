@@ -180,6 +180,12 @@ def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) 
             hint="as many processes as divide it; or, in a new run, "
             f"optim.batch_size={ranks.count * max(2, round(batch / ranks.count))}",
         )
+    if (recipe.augment.mixup or recipe.augment.cutmix) and batch // ranks.count % 2 and not ranks.alone:
+        raise RecipeError(
+            f"optim.batch_size={batch} is an odd number of images for each of {ranks.count} processes, and mixup and "
+            "cutmix mix neighbours",
+            hint=f"in a new run, optim.batch_size={batch + ranks.count}",
+        )
     return device.choose(chosen, recipe.data.image_size, recipe.deterministic, ranks)
 
 

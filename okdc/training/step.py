@@ -23,6 +23,7 @@ from okdc.methods.base import Batch, Method, Step
 from okdc.recipe.schema import Optim
 from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
+from okdc.training.averaging import Average
 from okdc.training.device import Settings
 from okdc.training.scaling import Scaler
 
@@ -50,6 +51,7 @@ class TrainStep:
         self.recipe, self.settings, self.ranks, self.steps = recipe, settings, ranks, steps
         self.progress = torch.zeros((), device=settings.torch_device)
         self.rates = optim.Rates(self.optimizer, settings.torch_device)
+        self.average = Average(method, recipe.ema) if recipe.ema else None
         eager = self.progress.is_cuda and not settings.compiled  # a compiler does the same in its own way
         self.counts = launches.BatchCounts(method) if eager else None
         # Several processes send gradients while the backward pass goes on: casts at its end would leave none to send.
@@ -62,7 +64,8 @@ class TrainStep:
     def state(self) -> dict[str, Any]:
         """Every tensor that the next step depends on."""
         scaler = {"scaler": self.scaler.state()} if self.scaler else {}
-        return {"method": self.method.state_dict(), "optimizer": self.rates.state(), **scaler}
+        average = {"average": self.average.state()} if self.average else {}
+        return {"method": self.method.state_dict(), "optimizer": self.rates.state(), **scaler, **average}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take what `state` gave, before the first step."""
@@ -70,6 +73,8 @@ class TrainStep:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scaler:
             self.scaler.load(state["scaler"])
+        if self.average:
+            self.average.load(state["average"])
         optim.assert_same_strides(self.optimizer)
 
     def __call__(self, batch: Batch, done: float) -> Step:
@@ -127,6 +132,8 @@ class TrainStep:
         if not self._taken:
             optim.assert_same_strides(self.optimizer)
         (self.scaler or self.optimizer).step()
+        if self.average:
+            self.average.update()
         self._taken += 1
         return step
 
@@ -207,7 +214,7 @@ class TrainStep:
     def share_statistics(self) -> None:
         """Give every process the first one's batch statistics: in training each has those of its own images."""
         if not self.ranks.alone:
-            for buffer in self.method.buffers():
+            for buffer in (*self.method.buffers(), *(self.average.statistics() if self.average else ())):
                 torch.distributed.broadcast(buffer, 0)
 
 

@@ -329,3 +329,25 @@ def test_a_key_of_the_other_optimiser_is_refused_unless_it_is_the_default(
 def test_a_rate_that_ruins_adamw_is_warned_of(optimizer: str, lr: float, warned: int) -> None:
     notes = resolved("digits_resnet8", f"optim.optimizer={optimizer}", f"optim.lr={lr}").notes
     assert sum(note.startswith(WARNING) and "optim.lr" in note for note in notes) == warned
+
+
+def test_rare_classes_weigh_more_where_the_recipe_says_so() -> None:
+    write_tree(Path("root"), {"train": {"a": 30, "b": 10}})
+    plain, weighted = (
+        assembly.job(made, lambda made=made: assembly.dataset(made))  # type: ignore[misc]
+        for made in (of_folder(), of_folder("optim.class_weights=balanced"))
+    )
+    assert plain.method.class_weights is None
+    weights = weighted.method.class_weights
+    assert weights is not None
+    labels = weighted.dataset.labels[weighted.dataset.train]
+    counts = torch.bincount(labels)
+    assert weights.tolist() == pytest.approx([len(labels) / (2 * n) for n in counts.tolist()])
+    assert weights[1] > 2 * weights[0]
+    assert "class_weights" not in weighted.method.state_dict()
+
+
+def test_rare_classes_are_not_made_up_for_twice() -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolved("optim.class_weights=balanced", "optim.sampler=balanced")
+    assert [problem.partition(":")[0] for problem in caught.value.details] == ["optim.class_weights"]

@@ -143,8 +143,8 @@ def a_batch(mixed: bool, n: int = 6) -> Batch:
 
 
 def by_loops(z: Tensor, batch: Batch, s: float, w: Tensor | None) -> float:
-    """Σ_n Σ_c w_c q_nc (-log p_nc) / Σ_n (mix_n w[label] + (1 - mix_n) w[other]), class by class in float64."""
-    total = counted = 0.0
+    """Σ_n Σ_c w_c q_nc (-log p_nc) / N, class by class in float64."""
+    total = 0.0
     for n, row in enumerate(array(z)):
         parts = {int(batch.labels[n]): 1.0}
         if batch.mix is not None and batch.other_labels is not None:
@@ -153,8 +153,7 @@ def by_loops(z: Tensor, batch: Batch, s: float, w: Tensor | None) -> float:
         for c, p in enumerate(softened(row)):
             w_c = 1.0 if w is None else float(w[c])
             total -= w_c * ((1 - s) * parts.get(c, 0.0) + s / len(row)) * math.log(p)
-            counted += w_c * parts.get(c, 0.0)
-    return total / counted
+    return total / len(z)
 
 
 FORMS = pytest.mark.parametrize(
@@ -178,8 +177,7 @@ def test_targets_are_distributions_that_give_the_same_cross_entropy(mixed: bool,
     w = torch.linspace(0.2, 3, K, dtype=torch.float64) if weighted else torch.ones(K, dtype=torch.float64)
     q = targets(batch, K, s).double()
     torch.testing.assert_close(q.sum(1), torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-6)
-    counts = (targets(batch, K).double() * w).sum()  # what an image counts for is of its labels, not of the smoothing
-    expected = -(w * q * z.log_softmax(1)).sum() / counts
+    expected = -(w * q * z.log_softmax(1)).sum() / 6
     assert cross_entropy(z, batch, s, w if weighted else None).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -187,9 +185,23 @@ def test_targets_are_distributions_that_give_the_same_cross_entropy(mixed: bool,
 @pytest.mark.parametrize("w", [None, torch.linspace(0.2, 3, K)])
 def test_without_mixing_it_is_torchs_own_to_the_bit(w: Tensor | None, s: float) -> None:
     batch, z = a_batch(mixed=False), spread(1, 6)[0]
-    assert torch.equal(cross_entropy(z, batch, s, w), F.cross_entropy(z, batch.labels, w, label_smoothing=s))
+    reduction = "mean" if w is None else "none"  # of weighted errors torch's mean divides by the weights
+    expected = F.cross_entropy(z, batch.labels, w, label_smoothing=s, reduction=reduction).mean()
+    assert torch.equal(cross_entropy(z, batch, s, w), expected)
     one = batch._replace(other_labels=batch.labels.flip(0), mix=torch.ones(6))
     torch.testing.assert_close(cross_entropy(z, one, s, w), cross_entropy(z, batch, s, w))
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_the_weighted_loss_of_a_batch_is_the_mean_of_its_halves(mixed: bool) -> None:
+    """As several processes take it: each its own part, and the mean of the gradients."""
+    batch, z = a_batch(mixed), spread(1, 6)[0].double()
+    w = torch.linspace(0.2, 3, K, dtype=torch.float64)
+    halves = []
+    for part in (slice(0, 3), slice(3, 6)):
+        others, mix = (None if t is None else t[part] for t in (batch.other_labels, batch.mix))
+        halves.append(cross_entropy(z[part], Batch(batch.images[part], batch.labels[part], others, mix), 0.1, w))
+    torch.testing.assert_close(torch.stack(halves).mean(), cross_entropy(z, batch, 0.1, w))
 
 
 def test_targets_by_hand() -> None:

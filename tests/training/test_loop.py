@@ -303,6 +303,38 @@ def test_the_last_epoch_is_kept_of_every_student_where_the_recipe_says_so() -> N
     assert result(last)["kept"]["student"] == max((0, 1), key=lambda k: (final[f"student{k}"], -k))
 
 
+def test_balanced_accuracy_chooses_where_the_recipe_says_so() -> None:
+    job = built(recipe("cohort.keep_metric=balanced"))
+    records: list[keep.Record] = []
+    for epoch, top1, balanced in (
+        (1, (90.0, 10.0), (20.0, 30.0)),
+        (2, (80.0, 5.0), (20.0, 40.0)),
+        (3, (99.0, 99.0), (10.0, 39.0)),
+    ):
+        heads = ("student0", "student1")
+        summary = Summary({}, dict(zip(heads, top1, strict=True)), None, dict(zip(heads, balanced, strict=True)))
+        records = keep.best(job, epoch, summary, records)
+    assert [(r["epoch"], r["val_top1_pct"], r["val_balanced_pct"]) for r in records] == [
+        (2, 80.0, 20.0),
+        (2, 5.0, 40.0),
+    ]
+    assert keep.chosen(job, records)["student"] == 1
+
+
+def test_a_run_that_balanced_accuracy_chooses_records_it() -> None:
+    run = start("cohort.keep_metric=balanced", "optim.ema=0.5", "cohort.share=none")
+    log = rows(run)
+    assert all(set(row["val_balanced_pct"]) == set(row["val_top1_pct"]) for row in log)
+    for row in result(run)["cohort"]:
+        head = f"student{row['student']}" + ("_ema" if row["averaged"] else "")
+        assert row["val_balanced_pct"] == log[row["epoch"] - 1]["val_balanced_pct"][head]
+        assert row["val_balanced_pct"] == max(
+            each["val_balanced_pct"][f"student{row['student']}{end}"] for each in log for end in ("", "_ema")
+        )
+    assert read_json(run.student)["val_balanced_pct"] == result(run)["kept"]["val_balanced_pct"]
+    assert run.read_result().kept.chosen_by_pct == result(run)["kept"]["val_balanced_pct"]
+
+
 def test_smallest_keeps_the_student_of_fewest_parameters() -> None:
     run = start("cohort.keep=smallest", 'cohort.students=["resnet14", "resnet8"]', "optim.epochs=2")
     assert read_json(run.result)["kept"]["student"] == 1
@@ -384,7 +416,7 @@ def test_the_kept_student_follows_from_the_best_epochs_of_all(seed: int) -> None
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_what_is_recorded_of_an_epoch_does_not_train_on(layout: torch.memory_format) -> None:
     network = cifar_resnet(8, 10).to(memory_format=layout)
-    weights = keep.recorded(1, 0, 50.0, network)["weights"]
+    weights = keep.copied(network)
     before = {name: tensor.clone() for name, tensor in weights.items()}
     with torch.no_grad():
         for tensor in network.state_dict().values():
@@ -706,7 +738,7 @@ def test_data_lives_on_the_gpu_and_its_batches_are_those_of_a_cpu() -> None:
     (here, _), (there, dataset) = gpu_batches("cpu"), gpu_batches("cuda")
     assert dataset.images.is_cuda
     assert dataset.labels.is_cuda
-    for (a, x), (b, y) in zip(here.epoch(2), there.epoch(2), strict=True):
+    for (a, x, *_), (b, y, *_) in zip(here.epoch(2), there.epoch(2), strict=True):
         assert b.is_cuda
         torch.testing.assert_close(a, b.cpu())
         assert torch.equal(x, y.cpu())

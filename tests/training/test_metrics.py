@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from okdc.assembly import job as assembly
 from okdc.assembly.student import logits_of
 from okdc.methods.base import Batch, Method, Step
+from okdc.runs.predictions import by_class
 from okdc.training.metrics import Totals, count, top1_pct
 
 CPU = torch.device("cpu")
@@ -124,6 +125,41 @@ def test_logits_come_in_order_in_eval_mode_as_float32() -> None:
     assert torch.equal(z, torch.cat([network.eval()(images) for images, _ in batches()]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_balanced_accuracy_is_the_mean_of_the_classes_that_occur(dtype: torch.dtype) -> None:
+    """Of batches of any size, of a network whose maps are bfloat16: numbers up to 256 alone are exact there."""
+    labels = torch.cat([torch.zeros(700), torch.full((11,), 2.0), torch.full((5,), 3.0)]).long()
+    z = torch.zeros(len(labels), 5)
+    z[torch.arange(len(labels)), labels] = 1
+    z[:13] = torch.tensor([0.0, 1, 0, 0, 0])  # 13 of 700 wrong
+    z[700:704] = torch.tensor([0.0, 0, 0, 0, 1])  # 4 of 11
+    perm = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    whole, parts = Totals(CPU, 5), [Totals(CPU, 5) for _ in range(2)]
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        for n, rows in enumerate(perm.split(90)):
+            made = Step({"ce": torch.tensor(1.0)}, {"student0": z[rows], "student1": -z[rows]})
+            whole.add(made, labels[rows], 0)
+            parts[n % 2].add(made, labels[rows], 0)
+    read = whole.read()
+    assert read.balanced_pct["student0"] == pytest.approx(100 * (687 / 700 + 7 / 11 + 1) / 3)
+    assert read.accuracy_pct("balanced") is read.balanced_pct
+    assert read.accuracy_pct("top1")["student0"] == pytest.approx(100 * 699 / 716)
+    assert Totals.together([part.state() for part in parts]).read() == read
+    assert Totals.restore(whole.state(), CPU).read() == read
+    found = by_class(labels.numpy(), (z.argmax(1) == labels).numpy(), 5)
+    assert read.balanced_pct["student0"] == pytest.approx(found.balanced_pct, abs=1e-4)
+
+
+def test_classes_are_counted_where_that_is_asked_for_alone() -> None:
+    assert count(fefr(), batches(), CPU).read().balanced_pct == {}
+    assert set(count(fefr(), batches(), CPU, classes=10).read().balanced_pct) == {
+        "student0",
+        "student1",
+        "fused",
+        "ensemble",
+    }
+
+
 def test_top1_is_a_percentage() -> None:
     z = torch.eye(4)
     assert top1_pct(z, torch.tensor([0, 1, 2, 0])) == 75.0
@@ -132,7 +168,7 @@ def test_top1_is_a_percentage() -> None:
 @pytest.mark.gpu
 def test_counting_on_a_gpu_never_waits_for_it() -> None:
     device = torch.device("cuda")
-    totals = Totals(device)
+    totals = Totals(device, classes=2)
     made, labels = step(1.0, 0.5, 3)
     made = Step({k: v.cuda() for k, v in made.losses.items()}, {k: v.cuda() for k, v in made.logits.items()})
     labels = labels.cuda()

@@ -43,6 +43,7 @@ from okdc.training.interrupts import STEPS_OF_SIGNAL
 PLAIN = 'cohort.students=["processes:plain", "processes:plain"]'
 SYNC = "engine.sync_batchnorm=true"
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
+UNEQUAL = ("optim.class_weights=balanced", "optim.label_smoothing=0.1", "data.train_images=45")
 THREE = ("optim.batch_size=12",)  # for three processes
 
 TOGETHER = "torchrun --standalone --nproc-per-node=2 -m okdc resume"
@@ -74,6 +75,7 @@ CASES = {
     "fefr, separate": (SYNC, "cohort.share=none"),
     "kd": (SYNC, "method.name=kd"),
     **{name: (SYNC, f"method.name={name}") for name in ("dualnet", "ffl", "kdcl", "mfef", "okddip", "one")},
+    "fefr, weighted": (SYNC, *UNEQUAL),
     "fefr, local": (),
     "fefr, bfloat16": BFLOAT16,
     "fefr, bfloat16, all": (*BFLOAT16, SYNC),
@@ -206,6 +208,26 @@ def test_a_training_of_two_processes_is_that_of_one_where_batch_normalisation_se
     assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-4, abs=1e-6)
     states = [checkpoint.load(run)[0]["method"] for run in (two, one)]  # type: ignore[index]
     assert off(*([w.double().numpy() for w in state.values()] for state in states)) < 1e-4
+
+
+def test_an_average_and_a_patience_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
+    words = (
+        *(PLAIN, "method.name=dml", "optim.sampler=balanced", "optim.ema=0.9", "optim.patience=2", "optim.epochs=12"),
+        *("cohort.keep_metric=balanced", "optim.lr=0.3"),
+    )
+    one = start(*words, out=Path("one"), export_check="skipped")
+    together(2, training, tmp_path / "two", words)
+    two = RunDir(tmp_path / "two")
+    assert len(rows(one)) < 12
+    for ours, theirs in zip(rows(two), rows(one), strict=True):
+        assert ours["val_top1_pct"] == theirs["val_top1_pct"]
+        assert ours["val_balanced_pct"] == pytest.approx(theirs["val_balanced_pct"])
+    ours, theirs = (checkpoint.load(run)[0]["average"]["values"] for run in (two, one))  # type: ignore[index]
+    assert off([w.numpy() for w in ours.values()], [w.numpy() for w in theirs.values()]) < 1e-4
+    found = [result(run) for run in (two, one)]
+    for key in ("epochs_trained", "heads_last_epoch_top1_pct"):
+        assert found[0][key] == found[1][key]
+    assert [row["averaged"] for row in found[0]["cohort"]] == [row["averaged"] for row in found[1]["cohort"]]
 
 
 def test_one_process_writes_and_talks(pair: tuple[RunDir, list[Told]], elsewhere: Path) -> None:

@@ -28,7 +28,10 @@ from okdc.training.recording import WARM, CountedStep
 from okdc.training.step import TrainStep
 
 GPU = Settings("cuda", "bfloat16", "channels_last", 1, cuda_graph="auto", reasons=("device cuda",))
-ADAMW = ("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false")
+ADAMW = (
+    *("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false"),
+    *("optim.ema=0.9", "optim.class_weights=balanced", "optim.label_smoothing=0.1"),
+)
 MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
 
 
@@ -103,7 +106,12 @@ def test_python_that_a_traced_network_keeps_is_recorded_only_when_asked(kept: st
 # The step
 
 
-def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "off") -> tuple[CountedStep, Job]:
+VARIED = Augment(padding=1, rotation=20.0, hue=0.2, blur=0.3, erasing=0.5, policy="trivial", mixup=0.4, cutmix=1.0)
+
+
+def made(
+    cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "off", keys: Augment | None = None
+) -> tuple[CountedStep, Job]:
     """A step of a small training, its method in training mode."""
     job = built(recipe(*MORE, *words))
     engine = Engine(device="cuda", dtype=dtype, compile=compile, cuda_graph=cuda_graph)  # type: ignore[arg-type]
@@ -114,7 +122,7 @@ def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "o
     step = TrainStep(job.method, job.recipe.optim, settings)
     step.method.train()
     said: list[str] = []
-    batches = TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0)
+    batches = TrainBatches(dataset, 16, Augmentation(keys or Augment(padding=1)), normalise, 0)
     counted = CountedStep(step, batches, 0, said.append)
     counted.said = said  # type: ignore[attr-defined]
     return counted, job
@@ -181,16 +189,24 @@ def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine"), ADAMW])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) -> None:
+def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...], keys: Augment | None = None) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        recorded, eager = (made(graph, *more, dtype=dtype)[0] for graph in ("on", "off"))
+        recorded, eager = (made(graph, *more, dtype=dtype, keys=keys)[0] for graph in ("on", "off"))
         for a, b in zip(taken(recorded, 2), taken(eager, 2), strict=True):
             assert a.read() == b.read()
     finally:
         torch.use_deterministic_algorithms(False)
     for name, tensor in eager.step.method.state_dict().items():
         assert torch.equal(tensor.cpu(), recorded.step.method.state_dict()[name].cpu()), name
+    for name, tensor in (eager.step.average.state()["values"] if eager.step.average else {}).items():
+        assert recorded.step.average is not None
+        assert torch.equal(tensor.cpu(), recorded.step.average.state()["values"][name].cpu()), name
+
+
+@pytest.mark.gpu
+def test_recorded_steps_on_varied_and_mixed_images_are_the_eager_ones() -> None:
+    test_recorded_steps_are_the_eager_ones("float32", (), VARIED)
 
 
 @pytest.mark.gpu
@@ -281,4 +297,5 @@ def test_a_whole_training_with_recorded_steps_is_the_eager_one(dtype: str, more:
     recorded, eager = (outcome(run)["state"] for run in runs)
     assert recorded["method"] == eager["method"]
     assert recorded["optimizer"] == eager["optimizer"]
+    assert recorded.get("average") == eager.get("average")
     assert [row["losses"] for row in rows(runs[0])] == [row["losses"] for row in rows(runs[1])]

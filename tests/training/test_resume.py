@@ -44,6 +44,11 @@ from okdc.training import loop as engine
 from okdc.training import start as starts
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EVERYTHING = (
+    *("optim.optimizer=adamw", "optim.lr=0.03", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false"),
+    *("optim.label_smoothing=0.1", "optim.sampler=balanced", "optim.ema=0.9", "optim.patience=1", "optim.epochs=9"),
+    "cohort.keep_metric=balanced",
+)
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
 
 
@@ -107,6 +112,16 @@ def test_a_run_stopped_at_any_moment_continues_to_the_bit(call: int) -> None:
     assert run.state() == "complete"
 
 
+def test_a_run_on_varied_and_mixed_images_continues_to_the_bit_and_learns_from_all_labels() -> None:
+    keys = ("rotation=20.0", "hue=0.2", "blur=0.3", "erasing=0.5", "policy=trivial", "mixup=0.4", "cutmix=1.0")
+    words = tuple(f"augment.{key}" for key in keys)
+    with pytest.raises(Interrupted):
+        start(*words, tell=signalled(STEPS + 3, signal.SIGINT), out=Path("run"))
+    assert outcome(resume(Path("run"))) == uninterrupted(*words)
+    unmixed = uninterrupted(*words[:-2])
+    assert uninterrupted(*words)["rows"][0]["losses"] != unmixed["rows"][0]["losses"]
+
+
 def stopped_again_and_again(choose: random.Random, *words: str) -> tuple[RunDir, int]:
     """Signals at random calls of the bar until the run is through; it, and how often it was stopped."""
     path, stops = Path("run"), 0
@@ -133,6 +148,7 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(seed: int) -> 
         ("method.name=baseline",),
         ("cohort.share=none", "optim.schedule=cosine", "optim.clip=1.0"),
         ("optim.optimizer=adamw", "optim.lr=0.01", "optim.schedule=onecycle", "optim.decay_norm_and_bias=false"),
+        EVERYTHING,
         ("data.val_fraction=0.0", "cohort.keep=1"),
         ('cohort.students=["networks.modes:dropout_by_flag", "networks.modes:dropout2d"]', "method.name=dml"),
     ],
@@ -142,6 +158,7 @@ def test_a_run_stopped_again_and_again_ends_as_if_it_had_not_been(seed: int) -> 
         "baseline",
         "separate-cosine-clip",
         "adamw-onecycle",
+        "everything",
         "no-validation",
         "dropout",
     ],
