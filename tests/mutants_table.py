@@ -1329,6 +1329,40 @@ HASHES = [
     ),
 ]
 
+STREAMED = [
+    *_of("data", "okdc/data/folder.py", "tests/data/test_streamed_folders.py",
+        ("streams-what-fits", "return size > free, ", "return size >= free, ",
+         "test_a_folder_streams_where_its_pixels_take_more_than_their_share"),
+        ("identity-of-the-part", "contents = load(listing, \"contents\")",
+         "contents = load(replace(listing, files=listing.files.take(groups[0].tolist())), \"contents\")",
+         "test_of_a_subset_the_needed_images_alone_are_decoded"),
+        ("subset-of-what-is-damaged", "if request.needed and not request.skip_damaged:", "if False:",
+         "test_of_a_subset_the_needed_images_alone_are_decoded"),
+        ("held-out-anew-for-each-seed", "for group in filter(len, groups):", "for group in [np.concatenate(groups)]:",
+         "test_what_is_held_out_is_decoded_once_for_all_seeds"),
+    ),
+    *_of("data", "okdc/data/decoding.py", "tests/data/test_streamed_folders.py",
+        ("squares-of-nothing", "(flat * flat).sum(0)]", "flat.sum(0)]",
+         "test_a_streamed_folder_has_the_pixels_the_moments_and_the_identity_of_a_resident_one"),
+    ),
+    *_of("data", "okdc/data/batches.py", "tests/data/test_streamed_folders.py",
+        ("rows-for-places", "batch.of_rows(self.dataset.places_of(batch.rows))", "batch",
+         "test_a_run_on_a_subset_is_the_same_whether_the_rest_was_decoded_or_not"),
+    ),
+    *_of("data", "okdc/assembly/reopen.py", "tests/data/test_streamed_folders.py",
+        ("decided-anew", "assembly.dataset(resolved, progress, run.read_info().streamed)",
+         "assembly.dataset(resolved, progress)", "test_a_run_goes_on_as_it_began_however_much_memory_there_is"),
+    ),
+    *_of("data", "okdc/data/memory.py", "tests/data/test_free_memory.py",
+        ("cached-files-are-taken", " + int(stat[stat.index(cached) + 1])", "",
+         "test_a_container_has_its_limit_and_files_in_memory_are_given_back"),
+    ),
+    *_of("statistics", "okdc/study/comparable.py", "tests/data/test_streamed_folders.py",
+        ("crops-of-files-compare", 'if recipe.augment.crop == "resized" else {}', "if False else {}",
+         "test_runs_whose_crops_are_taken_of_files_and_of_pixels_in_memory_do_not_compare"),
+    ),
+]
+
 WORDS = [
     *_of("words", "okdc/recipe/words.py", "tests/recipe/test_words.py",
         ("one-of-two-keys", "return keys[0] if len(keys) == 1 else key", "return keys[0] if keys else key",
@@ -1477,6 +1511,6 @@ GPU = [
 MUTANTS = (
     *METHODS, *BLOCKS, *COHORT, *LOOP, *SELECTION, *RESUME, *DATA,
     *PARITY, *TRIAL, *PRECISION, *STATISTICS, *PROFILE, *BACKBONES, *VERIFY, *HASHES, *SURVEY, *GPU,
-    *WORDS,
+    *STREAMED, *WORDS,
 )
 # fmt: on
