@@ -214,7 +214,7 @@ class Learned:
     """What some steps came to in one process."""
 
     weights: Arrays
-    buffers: Arrays  # after the first process's were given to all
+    buffers: Arrays  # and the averages of statistics, after the first process's were given to all
     momenta: list[npt.NDArray[Any]]
     losses: dict[str, float]  # means over all processes
     layouts: set[tuple[int, ...]]  # strides of the momenta of 3×3 convolutions, sorted
@@ -226,6 +226,13 @@ def stepped(cases: dict[str, tuple[str, ...]], steps: int = 3) -> dict[str, Lear
     ranks = Ranks.of_environment()
     with ranks.joined("cpu"):
         return {name: _learned(words, steps, ranks) for name, words in cases.items()}
+
+
+def thawed(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
+    """Three steps with fixed backbones, and three after them."""
+    ranks = Ranks.of_environment()
+    with ranks.joined("cpu"):
+        return {name: _learned(words, 3, ranks, epochs=2) for name, words in cases.items()}
 
 
 def traced(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
@@ -259,23 +266,26 @@ def fallen_back(words: tuple[str, ...]) -> dict[str, Learned]:
     return found
 
 
-def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, **changes: Any) -> Learned:
+def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, epochs: int = 1, **changes: Any) -> Learned:
     job = built(recipe(*words))
     settings = starts.decided(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job, ranks)
     settings = replace(settings, **changes)
-    step = TrainStep(job.method, job.recipe.optim, settings, ranks)
+    step = TrainStep(job.method, job.recipe.optim, settings, ranks, finetuned=job.finetuned)
     normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
     augmentation = Augmentation(Augment(padding=1))
     source = TrainBatches(job.dataset, job.recipe.optim.batch_size, augmentation, normalise, 0, ranks)
-    job.method.train()
     totals = Totals(torch.device("cpu"))
-    for i, examples in zip(range(steps), source.epoch(0), strict=False):
-        totals.add(step(Batch(*examples), i / steps), examples.labels, i)
+    for epoch in range(epochs):
+        step.begin(epoch)
+        for i, examples in zip(range(steps), source.epoch(epoch), strict=False):
+            totals.add(step(Batch(*examples), i / steps), examples.labels, i)
     step.share_statistics()
+    statistics = step.average.statistics() if step.average else []
     momenta = [step.optimizer.state[p]["momentum_buffer"] for p in step.parameters]
     return Learned(
         {name: p.detach().numpy() for name, p in job.method.named_parameters()},
-        {name: b.numpy() for name, b in job.method.named_buffers()},
+        {name: b.numpy() for name, b in job.method.named_buffers()}
+        | {f"average {n}": b.numpy() for n, b in enumerate(statistics)},
         [m.numpy() for m in momenta],
         totals.read(ranks).losses,
         {tuple(sorted(m.stride())) for m in momenta if m.shape[2:] == (3, 3)},

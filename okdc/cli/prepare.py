@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,9 @@ import typer
 
 from okdc.cli import completion, console, prepare_tables
 from okdc.cli.ends import leave
-from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, Threads
+from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, Threads, TrustCode, engine_flags, flag
 from okdc.errors import CheckFailed
+from okdc.runs.trust import trusting_code
 
 if TYPE_CHECKING:
     from okdc.profiling.budget import Limit
@@ -116,24 +118,20 @@ def check(
     threads: Threads = None,
     compile_step: Compile = None,
     data_root: DataRoot = None,
+    trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
     """Do everything but train: keys, images, export, memory, and the time to the end. Exit 1 where a check fails."""
     from okdc.recipe import draft as recipe
 
-    flags = {
-        "engine.device": device,
-        "engine.dtype": dtype,
-        "engine.threads": threads,
-        "engine.compile": compile_step,
-        "data.root": data_root,
-    }
-    draft = recipe.load([*(words or []), *(f"{key}={value}" for key, value in flags.items() if value is not None)])
+    flags = (*engine_flags(device, dtype, threads, compile_step), *flag("--data-root", "data.root", data_root))
+    draft = recipe.load([*(words or []), *flags])
     from okdc import api
     from okdc.assembly.resolve import resolve
     from okdc.survey.check import raise_failures
 
-    report = api.check(resolve(draft), images=images, progress=console.Talk())
+    with trusting_code(trust_code):
+        report = api.check(resolve(draft), images=images, progress=console.Talk())
     if as_json:
         console.out_json(report)
         try:
@@ -143,4 +141,4 @@ def check(
         return
     prepare_tables.checked(report)
     raise_failures(report)
-    console.next_step("okdc distill", *(words or []))
+    console.next_step("okdc distill", *map(shlex.quote, words or []))

@@ -78,26 +78,32 @@ def checked(report: dict[str, Any]) -> None:
     console.out("")
     used = report["memory_bytes"]
     parts = ", ".join(
-        f"{used[name] / 1e6:,.0f} MB {name}" for name in ("images", "weights", "gradients", "optimiser", "maps")
+        f"{_digits(used[name] / 1e6)} MB {name}" for name in ("images", "weights", "gradients", "optimiser", "maps")
     )
-    console.out(f"memory of the training: {used['whole'] / 1e6:,.0f} MB ({parts})")
+    console.out(f"memory of the training: {_digits(used['whole'] / 1e6)} MB ({parts})")
     seconds = report["seconds"]
     step, epoch, whole_time = (seconds[name] for name in ("step", "epoch", "whole"))
     console.out(
         f"{report['epochs']:,} epochs of {report['steps_per_epoch']:,} steps of {report['batch_size']} images: "
-        f"{report['steps']:,} steps of {1000 * step['median']:,.0f} ms "
-        f"({1000 * step['low']:,.0f} to {1000 * step['high']:,.0f}, n = {step['n']})"
+        f"{report['steps']:,} steps of {_digits(1000 * step['median'])} ms "
+        f"({_digits(1000 * step['low'])} to {_digits(1000 * step['high'])}, n = {step['n']})"
     )
     console.out(
         f"an epoch takes {duration(epoch['median'])}, of which validation {duration(seconds['validation'])} and the "
         f"checkpoint {duration(seconds['saving'])}"
     )
+    at_most = "at most " if report["patience"] else ""
     console.out(
-        f"to the end: about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "
+        f"to the end: {at_most}about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "
         f"{duration(whole_time['high'])})"
     )
     for line in report["warnings"]:
         console.warn(line)
+
+
+def _digits(value: float) -> str:
+    """Two digits at least."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
 
 
 def duration(seconds: float) -> str:

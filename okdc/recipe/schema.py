@@ -116,6 +116,13 @@ class Data(Table):
             "and all are named."
         ),
     ] = False
+    stream: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="Whether image files stay files and are decoded batch by batch; auto: where their pixels would "
+            "take more than half of the memory that is free."
+        ),
+    ] = "auto"
     train_images: Annotated[
         Count | None,
         Field(description="Size of a stratified subset of the training images, drawn by seed; left out: all of them."),
@@ -401,6 +408,20 @@ class Optim(Table):
             "the schedule has not come to its end; 0: it never ends early."
         ),
     ] = 0
+    freeze_epochs: Annotated[
+        Index,
+        Field(
+            description="First epochs in which the backbones of students that start from `cohort.weights` are fixed, "
+            "their batch statistics included; heads and all else learn."
+        ),
+    ] = 0
+    backbone_lr: Annotated[
+        Positive,
+        Field(
+            description="Factor on the learning rate of the backbones of students that start from `cohort.weights`; "
+            "0.1 is usual where the images are like those that the weights know."
+        ),
+    ] = 1.0
 
 
 class Engine(Table):

@@ -1,8 +1,7 @@
 """`okdc check`: everything that a training does before its first epoch, and what can be said of it beforehand.
 
 What would stop the training is the error that it would stop with (exit code 2). What would spoil its result is a failed
-check (exit code 1): an image that judges is also trained on, or an image in a file that is read only later is damaged.
-Everything else that looks wrong is a warning.
+check (exit code 1): an image that chooses or judges is also trained on. Everything else that looks wrong is a warning.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from okdc.cohort import Cohort, count_macs, count_params
 from okdc.data.datasets import Dataset
 from okdc.data.listing import list_images
 from okdc.data.placement import free_bytes
+from okdc.distributed import ALONE
 from okdc.errors import CheckFailed
 from okdc.progress import Progress
 from okdc.survey import duplicates
@@ -37,7 +37,7 @@ NAMED = 3  # pairs of images that a line names
 IN = {"train": "training images", "val": "validation images", "test": "test images"}
 
 
-def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float = timing.SECONDS) -> dict[str, Any]:
+def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float) -> dict[str, Any]:
     """The report of `okdc check --json`. `images`: also look for duplicates; `seconds`: for the timed steps.
 
     `failures` and `warnings` are sentences. Raises what a training would raise before its first epoch.
@@ -56,8 +56,10 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         nonlocal verdict
         verdict = exportable.check(cohort.backbones(), recipe.data.image_size, classes, resolved.place, None, tell)
 
-    job = assembly.job(resolved, read, export)
-    settings = start.decided(settings, job)
+    job = assembly.job(resolved, read, export, assembly.weights_of)
+    settings = start.decided(settings, job, ALONE)
+    for note in (*settings.reasons, *job.notes):
+        tell.note(note)
     dataset, classes = job.dataset, _by_class(job.dataset)
     seen, names = None, _namer(resolved, dataset)
     if images:
@@ -91,6 +93,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         "batch_size": recipe.optim.batch_size,
         "steps_per_epoch": took.steps,
         "epochs": took.epochs,
+        "patience": recipe.optim.patience,
         "steps": took.steps * took.epochs,
         "memory_bytes": asdict(needed) | {"whole": needed.whole, "available": _available(settings.torch_device)},
         "seconds": {
@@ -172,7 +175,6 @@ def _described(seen: Duplicates, dataset: Dataset, name: Callable[[int], str]) -
         "near": places([(pair.first, pair.second) for pair in seen.near]) if seen.looked_near else None,
         "near_count": seen.near_count,
         "near_not_looked_for": seen.near_not_looked_for or None,
-        "damaged": list(seen.damaged),
     }
 
 
@@ -181,35 +183,29 @@ def _described(seen: Duplicates, dataset: Dataset, name: Callable[[int], str]) -
 
 
 def _failures(report: Mapping[str, Any]) -> list[str]:
-    if not (seen := report["duplicates"]):
-        return []
-    lines = []
-    if groups := seen["equal"]["splits"]:
-        lines.append(f"{len(groups):,} images are in more than one split: {_pairs(groups)}")
-    if damaged := seen["damaged"]:
-        lines.append(f"{len(damaged):,} images cannot be read, the first is {damaged[0]}")
-    return lines
+    groups = report["duplicates"]["equal"]["splits"] if report["duplicates"] else []
+    return [f"{_times(groups)} in more than one split: {_pairs(groups)}"] if groups else []
 
 
 def _warnings(report: Mapping[str, Any], job: Job) -> list[str]:
     lines = []
     if seen := report["duplicates"]:
         if groups := seen["equal"]["classes"]:
-            lines.append(f"{len(groups):,} images are in two classes, so that one label is wrong: {_pairs(groups)}")
+            lines.append(f"{_times(groups)} in two classes, so that one label is wrong: {_pairs(groups)}")
         if groups := seen["equal"]["class"]:
-            lines.append(f"{len(groups):,} images are twice in one class and split: {_pairs(groups)}")
+            lines.append(f"{_times(groups)} twice in one class and split: {_pairs(groups)}")
         if seen["near_not_looked_for"]:
             lines.append(f"pictures that only look the same were not looked for: {seen['near_not_looked_for']}")
         elif groups := seen["near"]["splits"]:
-            lines.append(f"{len(groups):,} pairs in two splits look the same: {_pairs(groups)}")
+            lines.append(f"pictures in two splits look the same ({len(groups):,}): {_pairs(groups)}")
         if seen["near"] and (groups := seen["near"]["classes"]):
-            lines.append(f"{len(groups):,} pairs in two classes look the same: {_pairs(groups)}")
+            lines.append(f"pictures in two classes look the same ({len(groups):,}): {_pairs(groups)}")
     for split in SPLITS:
         counts = {row["class"]: row[split] for row in report["classes"]}
         few = [name for name, count in counts.items() if count < FEW_IMAGES]
         if few and sum(counts.values()):
             lines.append(
-                f"{len(few):,} of {len(counts):,} classes have fewer than {FEW_IMAGES} {IN[split]}: {_few(few)}"
+                f"classes with fewer than {FEW_IMAGES} {IN[split]} ({len(few):,} of {len(counts):,}): {_few(few)}"
             )
     if report["steps_per_epoch"] < FEW_STEPS:
         images = report["images"]["train"]
@@ -223,6 +219,10 @@ def _warnings(report: Mapping[str, Any], job: Job) -> list[str]:
     if not len(job.dataset.test):
         lines.append("there are no test images: the images that choose the student also judge it")
     return lines
+
+
+def _times(groups: Sequence[object]) -> str:
+    return f"{len(groups):,} images are" if len(groups) > 1 else "1 image is"
 
 
 def _pairs(groups: Sequence[Sequence[Mapping[str, str]]]) -> str:

@@ -18,7 +18,7 @@ SMALL = (2, 4)  # images of the two passes from which those of a whole batch fol
 @dataclass(frozen=True)
 class Memory:
     images: int  # resident ones, as uint8
-    weights: int  # parameters and buffers, those that are discarded included
+    weights: int  # parameters and buffers, those that are discarded included, and their average
     gradients: int
     optimiser: int  # momenta
     maps: int  # what the forward pass of a batch keeps for the backward pass
@@ -31,12 +31,13 @@ class Memory:
 def needed(training: Training) -> Memory:
     """Of a training that has taken steps."""
     method, step = training.method, training.train_step
+    weights = _bytes([*method.parameters(), *method.buffers()])
     states = (tensor for state in step.optimizer.state.values() for tensor in state.values())
     few, more = (_kept(training, images) for images in SMALL)
     of_image = max(0, more - few) / (SMALL[1] - SMALL[0])
     return Memory(
         images=training.dataset.images.nbytes if training.dataset.sender is None else 0,
-        weights=_bytes([*method.parameters(), *method.buffers()]),
+        weights=weights if step.average is None else 2 * weights,
         gradients=_bytes(p for p in method.parameters() if p.requires_grad),
         optimiser=_bytes(tensor for tensor in states if isinstance(tensor, Tensor)),
         maps=round(few + of_image * (training.batches.batch_size - SMALL[0])),

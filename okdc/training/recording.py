@@ -97,6 +97,13 @@ class CountedStep:
         self._recording: Recording | None = None
         self._names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of terms and heads
 
+    def begin(self, epoch: int) -> bool:
+        """As `TrainStep.begin`. Where other parameters learn from here on, the step is recorded anew."""
+        if not self.step.begin(epoch):
+            return False
+        self._recording, self._taken = None, 0
+        return True
+
     def inputs(self, epoch: int, start: int) -> Iterator[Inputs]:
         """What each step of an epoch takes, from step `start` on: examples, or what they are made of."""
         return self.batches.drawn(epoch, start) if self.recorded else self.batches.epoch(epoch, start)

@@ -5,6 +5,7 @@ Nothing is kept of it. The job's method is trained a little and its batch statis
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import tempfile
 import time
@@ -19,6 +20,7 @@ from torch import Tensor
 from okdc.assembly.job import Job
 from okdc.data.batches import EVAL_BATCH, eval_batches
 from okdc.distributed import ALONE
+from okdc.errors import DiskError
 from okdc.progress import Progress
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint, recording
@@ -76,7 +78,7 @@ class Duration:
         return self.epoch.times(self.epochs, self.start + self.judging)
 
 
-def measure(job: Job, settings: Settings, progress: Progress, seconds: float = SECONDS) -> tuple[Duration, Training]:
+def measure(job: Job, settings: Settings, progress: Progress, seconds: float) -> tuple[Duration, Training]:
     """Time the parts of a job's training, on its device. The training is given back for what else it can tell.
 
     Raises what the first steps of a training raise.
@@ -91,10 +93,7 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float = S
     with settings.autocast():
         validation = _evaluation(training, dataset.val, wait, seconds / 4)
     judging = 2 * _evaluation(training, rows, wait, seconds / 4)  # of every head, and of every student from its file
-    with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
-        checkpoint.save(RunDir(Path(folder)), training.position.state([]) | training.train_step.state())
-        saving = time.perf_counter() - began
+    saving = _saving(training)
     return Duration(step, training.steps, training.epochs, start, validation, saving, judging), training
 
 
@@ -125,6 +124,15 @@ def _steps(training: Training, wait: Callable[[], object], seconds: float) -> tu
     return step, max(0.0, sum(warming) - len(warming) * step.median)
 
 
+def _saving(training: Training) -> float:
+    """Seconds of a checkpoint; 0 where there is no room for one to try with."""
+    began = time.perf_counter()
+    with contextlib.suppress(OSError, DiskError), tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(RunDir(Path(folder)), training.position.state([]) | training.train_step.state())
+        return time.perf_counter() - began
+    return 0.0
+
+
 def _inputs(training: Training) -> Iterator[Inputs]:
     """What the steps of one epoch after the other take, without end."""
     epoch = 0
@@ -140,12 +148,12 @@ def _evaluation(training: Training, rows: Tensor, wait: Callable[[], object], se
     evaluated, spent = 0, 0.0
     batches: Iterable[tuple[Tensor, Tensor]] = eval_batches(training.dataset, rows, training.normalise, EVAL_BATCH)
     iterator = iter(batches)
-    while spent < seconds:
+    while not evaluated or spent < seconds:
         began = time.perf_counter()
         batch = next(iterator, None)
         if batch is None:
             break
-        count(training.method, [batch], training.settings.torch_device).read()
+        count(training.method, [batch], training.settings.torch_device, training.train_step.average)
         wait()
         spent += time.perf_counter() - began
         evaluated += len(batch[1])

@@ -61,6 +61,16 @@ def test_an_image_comes_again_only_after_all_of_its_class(sizes: list[int]) -> N
             assert len(set(part)) == len(part)
 
 
+def test_the_classes_of_a_round_come_in_an_order_of_its_own() -> None:
+    """Else the last batch of an epoch would always lack the same."""
+    rows, labels = unequal([10, 10, 10, 10])
+    class_of = dict(zip(rows.tolist(), labels.tolist(), strict=True))
+    order = [class_of[row] for row in balance.order(rows, labels, 0, 0).tolist()]
+    rounds = [tuple(order[n : n + 4]) for n in range(0, 40, 4)]
+    assert all(sorted(each) == [0, 1, 2, 3] for each in rounds)
+    assert len(set(rounds)) > 5
+
+
 def test_it_follows_from_seed_and_epoch_alone() -> None:
     rows, labels = unequal([20, 3, 7])
     torch.manual_seed(1)

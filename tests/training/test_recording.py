@@ -9,8 +9,10 @@ import fakegpu
 import pytest
 import torch
 from harness import Quiet, built, no_waiting, outcome, recipe, rows
+from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
+from okdc import backbones
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, TrainBatches
@@ -119,8 +121,8 @@ def made(
     device.apply(settings, deterministic=False)
     dataset, _ = place(job.dataset, settings.torch_device)
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, settings.torch_device, settings.torch_memory_format)
-    step = TrainStep(job.method, job.recipe.optim, settings)
-    step.method.train()
+    step = TrainStep(job.method, job.recipe.optim, settings, finetuned=job.finetuned)
+    step.begin(0)
     said: list[str] = []
     batches = TrainBatches(dataset, 16, Augmentation(keys or Augment(padding=1)), normalise, 0)
     counted = CountedStep(step, batches, 0, said.append)
@@ -161,6 +163,29 @@ def test_a_recorded_step_is_one_launch_and_a_copy_of_what_was_drawn(compile: str
     assert sum(counts.bytes.values()) == 16 * 4 * 8
     assert totals.steps == WARM + 2
     assert totals.images == 16 * (WARM + 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.fakegpu
+@pytest.mark.unmirrored
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("more", [(), ADAMW])
+def test_a_step_is_recorded_anew_where_backbones_begin_to_learn(dtype: str, more: tuple[str, ...]) -> None:
+    """The recording of the first epochs has no gradients of theirs."""
+    save_file(backbones.build("resnet8", 7, torch.Size((3, 8, 8))).weights(), "w.safetensors")
+    step, job = made("on", *more, "cohort.weights=w.safetensors", "optim.freeze_epochs=1", dtype=dtype)
+    (parameter, *_), nodes = job.method.cohort.backbone(0).parameters(), []
+    for epoch in range(2):
+        assert step.begin(epoch) is (epoch == 1), "the first epoch was begun by what made the step"
+        totals, inputs = Totals(torch.device("cuda")), step.inputs(epoch, 0)
+        for number in range(WARM + 2):
+            fakegpu.reset()
+            step(next(inputs), 0.0, totals, number)
+            assert fakegpu.counts().graphs["launches"] == (number >= WARM)
+        nodes.append(fakegpu.counts().graphs["nodes"])
+        assert (parameter.grad is not None) is (epoch == 1)
+    assert nodes[1] > 1.1 * nodes[0]
+    assert not step.said  # type: ignore[attr-defined]
 
 
 @pytest.mark.gpu
