@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         Bundle,
         Run,
         Series,
+        check,
         compare,
         distill,
         distill_seeds,
@@ -45,8 +46,8 @@ if TYPE_CHECKING:
 # The module of each public name.
 _HOMES = {
     "okdc.api": (
-        "Bundle", "Run", "Series", "compare", "distill", "distill_seeds", "download", "download_weights", "evaluate",
-        "export", "load_recipe", "profile", "resume",
+        "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "download_weights",
+        "evaluate", "export", "load_recipe", "profile", "resume",
     ),
     "okdc.assembly.resolve": ("ResolvedRecipe",),
     "okdc.cohort": ("Backbone", "Cohort"),
@@ -58,8 +59,8 @@ _HOMES = {
 
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
-    "ResolvedRecipe", "Run", "Series", "Step", "__version__", "compare", "distill", "distill_seeds", "download",
-    "download_weights", "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
+    "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
+    "download", "download_weights", "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
 ]  # fmt: skip
 
 

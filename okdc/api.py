@@ -1,6 +1,7 @@
 """The Python API: what the commands of okdc do, as functions. The command line calls them.
 
     recipe = okdc.load_recipe("digits_resnet8", optim={"epochs": 3})
+    report = okdc.check(recipe, images=True)                       # okdc check --images
     run = okdc.distill(recipe)                                     # okdc distill
     run = okdc.resume(run)                                         # okdc resume
     report = okdc.profile(run, "resnet56")                         # okdc profile
@@ -42,8 +43,8 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "Bundle", "Run", "Series", "compare", "distill", "distill_seeds", "download", "evaluate", "export", "load_recipe",
-    "profile", "resume",
+    "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
+    "load_recipe", "profile", "resume",
 ]  # fmt: skip
 
 
@@ -243,6 +244,25 @@ def load_recipe(recipe: str | Path | None = None, **overrides: Any) -> ResolvedR
     from okdc.assembly.resolve import resolve
 
     return resolve(draft.with_values(recipe, overrides))
+
+
+def check(
+    recipe: ResolvedRecipe | str | Path,
+    *,
+    images: bool = False,
+    seconds: float | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Everything but the training: the report of `okdc check --json`, with the time to the end by some timed steps.
+
+    `images` also looks for images that occur twice. `seconds` are those for the timed steps. What looks wrong are
+    sentences in `warnings`, what would spoil the result in `failures`. Raises what `distill` raises before its first
+    epoch.
+    """
+    from okdc.survey import check as survey
+    from okdc.training import timing
+
+    return survey.check(_resolved(recipe), images, progress or Silent(), timing.SECONDS if seconds is None else seconds)
 
 
 def distill(

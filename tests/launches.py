@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.bench.okdc_step import random_images
-from okdc.data.augmentation import Augmentation
+from okdc.data.augmentation import Augmentation, Examples
 from okdc.data.batches import Normalise, TrainBatches
 from okdc.methods.base import Batch
 from okdc.recipe.draft import load
@@ -117,11 +117,11 @@ def of_step(
             with part("step"):
                 whole(inputs, WARM / steps, totals, WARM)
         else:
-            images, labels = inputs
+            assert isinstance(inputs, Examples)
             with part("step"):
-                taken = step(Batch(images, labels), WARM / steps)
+                taken = step(Batch(*inputs), WARM / steps)
             with part("totals"):
-                totals.add(taken, labels, WARM)
+                totals.add(taken, inputs.labels, WARM)
     return Launches(parts, by_operation, torch.cuda.max_memory_allocated() >> 20)
 
 

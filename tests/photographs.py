@@ -130,7 +130,7 @@ def _network(recipe: ResolvedRecipe, seed: int, classes: int) -> Any:
         from safetensors.torch import load_file
 
         network = timm.create_model("tf_efficientnet_lite0", num_classes=classes)
-        weights = load_file(recipe.recipe.cohort.weights)
+        weights = load_file(str(recipe.recipe.cohort.weights))
         own = network.state_dict()
         network.load_state_dict(own | {key: value for key, value in weights.items() if value.shape == own[key].shape})
         return network

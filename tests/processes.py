@@ -228,6 +228,13 @@ def stepped(cases: dict[str, tuple[str, ...]], steps: int = 3) -> dict[str, Lear
         return {name: _learned(words, steps, ranks) for name, words in cases.items()}
 
 
+def thawed(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
+    """Three steps with fixed backbones, and three after them."""
+    ranks = Ranks.of_environment()
+    with ranks.joined("cpu"):
+        return {name: _learned(words, 3, ranks, epochs=2) for name, words in cases.items()}
+
+
 def traced(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
     """The same, compiled by the tracer alone."""
     from okdc.training import step
@@ -259,18 +266,19 @@ def fallen_back(words: tuple[str, ...]) -> dict[str, Learned]:
     return found
 
 
-def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, **changes: Any) -> Learned:
+def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, epochs: int = 1, **changes: Any) -> Learned:
     job = built(recipe(*words))
     settings = starts.decided(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job, ranks)
     settings = replace(settings, **changes)
-    step = TrainStep(job.method, job.recipe.optim, settings, ranks)
+    step = TrainStep(job.method, job.recipe.optim, settings, ranks, finetuned=job.finetuned)
     normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
     augmentation = Augmentation(Augment(padding=1))
     source = TrainBatches(job.dataset, job.recipe.optim.batch_size, augmentation, normalise, 0, ranks)
-    job.method.train()
     totals = Totals(torch.device("cpu"))
-    for i, (images, labels) in zip(range(steps), source.epoch(0), strict=False):
-        totals.add(step(Batch(images, labels), i / steps), labels, i)
+    for epoch in range(epochs):
+        step.begin(epoch)
+        for i, examples in zip(range(steps), source.epoch(epoch), strict=False):
+            totals.add(step(Batch(*examples), i / steps), examples.labels, i)
     step.share_statistics()
     statistics = step.average.statistics() if step.average else []
     momenta = [step.optimizer.state[p]["momentum_buffer"] for p in step.parameters]

@@ -7,10 +7,11 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,10 +22,9 @@ from hypothesis import strategies as st
 from making import run_info
 from pictures import write_imagenet
 from reading import read_data
-from torch import Tensor
 from torch.distributed import HashStore  # type: ignore[attr-defined]
 
-from okdc.data.augmentation import Augmentation
+from okdc.data.augmentation import Augmentation, Examples
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.data.streaming import StreamBatches
@@ -41,7 +41,8 @@ from okdc.training.metrics import Totals
 
 CPU = torch.device("cpu")
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Any, ...]  # tensors, or None
+VARIED = Augment(padding=1, rotation=20.0, hue=0.2, erasing=0.5, policy="trivial", mixup=0.4, cutmix=1.0)
 
 
 def group(count: int) -> list[Ranks]:
@@ -63,15 +64,16 @@ def dataset(n: int) -> Dataset:
     )
 
 
-def joined(parts: list[Iterator[Batch]]) -> list[Batch]:
+def joined(parts: list[Iterator[Examples]]) -> list[Batch]:
     """The batches of several processes, each put together in their order."""
-    return [(torch.cat([x for x, _ in batch]), torch.cat([y for _, y in batch])) for batch in zip(*parts, strict=True)]
+    batches = [zip(*batch, strict=True) for batch in zip(*parts, strict=True)]
+    return [tuple(None if part[0] is None else torch.cat(part) for part in batch) for batch in batches]
 
 
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(
-        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
-    )
+def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
+    """Every tensor of every batch, what of it there is."""
+    pairs = [pair for x, y in zip(a, b, strict=True) for pair in zip(x, y, strict=True)]
+    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
 
 
 # --- images
@@ -88,11 +90,13 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 def test_the_parts_of_all_processes_are_the_batches_of_one_from_any_step_on(
     n: int, part: int, count: int, epoch: int, data: st.DataObject
 ) -> None:
-    one = TrainBatches(dataset(n), part * count, Augmentation(Augment(padding=1)), RAW, 7)
+    keys = data.draw(st.sampled_from([Augment(padding=1), VARIED]))
+    part = 2 * part if keys is VARIED else part  # neighbours are mixed: both are in one part
+    one = TrainBatches(dataset(n), part * count, Augmentation(keys), RAW, 7)
     start = data.draw(st.integers(0, one.steps))
     found = joined([replace(one, ranks=ranks).epoch(epoch, start) for ranks in group(count)])
     assert same(found, list(one.epoch(epoch))[start:])
-    shown = [row for _, labels in found for row in labels.tolist()]
+    shown = [row for _, labels, *_ in found for row in labels.tolist()]
     assert len(set(shown)) == len(shown) == part * count * (one.steps - start)
 
 
@@ -263,6 +267,23 @@ def test_a_batch_that_cannot_be_divided_is_refused_with_the_numbers_and_another_
     with pytest.raises(RecipeError, match=rf"batch_size={batch_size} .* all {count} processes") as caught:
         starts.settings_of(asked, asked.recipe.engine, group(count)[0])
     assert instead in caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix"])
+def test_neighbours_that_are_mixed_are_in_one_process(key: str) -> None:
+    odd, even, plain = (
+        recipe(*words)
+        for words in (
+            ("optim.batch_size=6", f"augment.{key}=0.2"),
+            ("optim.batch_size=8", f"augment.{key}=0.2"),
+            ("optim.batch_size=6",),
+        )
+    )
+    with pytest.raises(RecipeError, match="batch_size=6 is an odd number") as caught:
+        starts.settings_of(odd, odd.recipe.engine, group(2)[0])
+    assert "optim.batch_size=8" in caught.value.hint
+    for asked, ranks in ((even, group(2)[0]), (plain, group(2)[0]), (odd, group(1)[0])):
+        starts.settings_of(asked, asked.recipe.engine, ranks)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -10,7 +10,7 @@ from mutants_table import MUTANTS, Mutant
 
 AREAS = (
     "methods", "blocks", "cohort", "loop", "selection", "checkpoint", "resume", "data", "parity", "trial", "precision",
-    "statistics", "budget", "profile", "backbones", "verify", "hashes", "gpu",
+    "statistics", "budget", "profile", "backbones", "starts", "verify", "hashes", "survey", "gpu", "words", "progress",
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from okdc import backbones
 from okdc.assembly.teacher import SPLIT
@@ -122,7 +122,8 @@ class Beginnings:
                         f"has {data.get(key)}: it may have trained on this one's validation images",
                         hint=f"the same data.{key} for both",
                     )
-            notes.append(f"{origin.where} was trained on the same images")
+            above = f"; it began with {origin.above}, which may know the test images" if origin.above else ""
+            notes.append(f"{origin.where} was trained on the same images{above}")
         return notes
 
     def recorded(self) -> tuple[Start | None, ...]:
@@ -141,19 +142,47 @@ class Beginnings:
                 "head": head,
                 "classes": origin.facts.classes,
                 "dataset": origin.dataset,
+                "above": origin.above,
                 "licence": origin.facts.licence,
             }
         )
 
 
+@dataclass(frozen=True)
+class Finetuned:
+    """A student that starts from trained weights."""
+
+    network: Backbone  # without an extraction behind its last stage, which learns from its beginning
+    head: tuple[nn.Parameter, ...]  # what of it depends on the number of classes
+
+
+def finetuned(student: Backbone, classes: int, images: torch.Size) -> Finetuned:
+    """A student's head, told from its backbone. The student is on the CPU."""
+    dependent = _dependent(student, backbones.shapes(student.architecture, classes + 1, images))
+    network = _innermost(student)
+    return Finetuned(network, tuple(p for p in network.parameters() if p.data_ptr() in dependent))
+
+
+def _innermost(student: Backbone) -> Backbone:
+    """The network that its author made."""
+    return (student, *student.inner)[-1]
+
+
+def _dependent(student: Backbone, more: Mapping[str, torch.Size]) -> set[int]:
+    """Where in memory the tensors lie whose shape is another in `more`, that of the network with one class more."""
+    own = _innermost(student).weights()
+    dependent = {tensor.data_ptr() for key, tensor in own.items() if more.get(key) != tensor.shape}
+    if len(dependent) == len(own):
+        raise RecipeError(
+            f"cohort.weights: every tensor of {student.architecture} depends on the number of classes: none could start"
+        )
+    return dependent
+
+
 def _put(loaded: Loaded, student: Backbone, classes: int, images: torch.Size) -> _Begun:
     tensors, facts, name = loaded.tensors, loaded.origin.facts, student.architecture
     more = backbones.shapes(name, classes + 1, images)
-    inner = (student, *student.inner)[-1].weights()  # under its author's names
-    dependent = {tensor.data_ptr() for key, tensor in inner.items() if more.get(key) != tensor.shape}
-    if len(dependent) == len(inner):
-        raise RecipeError(f"cohort.weights: every tensor of {name} depends on the number of classes: none could start")
-    wrong = []
+    dependent, wrong = _dependent(student, more), []
     for network in (student, *student.inner):  # the weights of a network with an extraction, or of one without
         own = network.weights()
         head = {key: tensor for key, tensor in own.items() if tensor.data_ptr() in dependent}

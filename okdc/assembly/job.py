@@ -12,7 +12,7 @@ from torch import nn
 from okdc import backbones, torch_errors
 from okdc.assembly import teacher as teachers
 from okdc.assembly import weights
-from okdc.assembly.beginnings import Beginnings
+from okdc.assembly.beginnings import Beginnings, Finetuned, finetuned
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
@@ -59,6 +59,7 @@ class Job:
     variant: str = ""
     teacher: dict[str, str] | None = None
     starts: tuple[Start | None, ...] = ()  # the trained weights of each student; None: random ones, as all without any
+    finetuned: tuple[Finetuned, ...] = ()  # the students whose backbones do not learn as all else does
 
     @property
     def steps(self) -> int:
@@ -127,7 +128,17 @@ def job(
         resolved.variant,
         teacher.facts if teacher else None,
         starts,
+        _finetuned(resolved, assembly.method.cohort, len(dataset.classes)),
     )
+
+
+def _finetuned(resolved: ResolvedRecipe, cohort: Cohort, classes: int) -> tuple[Finetuned, ...]:
+    """The students that start from trained weights, where their backbones do not learn as their heads do."""
+    recipe = resolved.recipe
+    if not recipe.optim.freeze_epochs and recipe.optim.backbone_lr == 1:
+        return ()
+    started = zip(cohort.backbones(), recipe.cohort.weights_sha256 or (), strict=True)
+    return tuple(finetuned(student, classes, square(recipe.data.image_size)) for student, sha256 in started if sha256)
 
 
 def weights_of(resolved: ResolvedRecipe) -> list[Loaded | None]:
@@ -233,10 +244,24 @@ def _stages(cohort: Cohort) -> list[str]:
 # Images
 
 
-def dataset(resolved: ResolvedRecipe, progress: Progress | None = None) -> Dataset:
-    """The recipe's images, divided. Raises DataError where they do not carry the recipe."""
+def dataset(
+    resolved: ResolvedRecipe,
+    progress: Progress | None = None,
+    streamed: bool | None = None,
+    room: int | None = None,
+) -> Dataset:
+    """The recipe's images, divided. Raises DataError where they do not carry the recipe.
+
+    `streamed`: whether image files stay files, as a run was started; None: as the recipe says, and where it leaves that
+    open by the bytes of memory that they may take, `room`.
+    """
     recipe, data = resolved.recipe, resolved.recipe.data
-    request = Request(data.root, data.image_size, data.shorter_side, progress, data.skip_damaged)
+    if streamed is None and data.stream != "auto":
+        streamed = data.stream == "on"
+    needed = datasets.needed(data.val_fraction, data.train_images, recipe.seed)
+    request = Request(
+        data.root, data.image_size, data.shorter_side, progress, data.skip_damaged, streamed, room, needed
+    )
     images = datasets.divide(datasets.load(resolved.source, request), data.val_fraction, data.train_images, recipe.seed)
     if len(images.train) < recipe.optim.batch_size:
         raise DataError(

@@ -41,6 +41,7 @@ class Origin:
     run: RunDir | None = None
     index: int | None = None  # of the run's student
     dataset: str = ""  # of a run: what it was trained on
+    above: str = ""  # of a run: the weights that its own student, or one above it, started from
     guessed: bool = False  # the facts are those of the library's own weights for this network, the file has none
 
     @property
@@ -175,7 +176,11 @@ def _of_run(value: str, run: RunDir, index: int | None) -> Origin:
         raise RunError(f"{run.path} has no student{index}", hint=f"it has student0 to student{len(result.cohort) - 1}")
     number = result.kept.student if index is None else index
     info = artefacts.read(students.files(run, number, result.kept.student)[1], StudentInfo)
-    return Origin(value, _facts_of_student(info), run, number, info.dataset)
+    facts, above = _facts_of_student(info), result.starts[number] if result.starts else None
+    if above is None:
+        return Origin(value, facts, run, number, info.dataset)
+    facts = replace(facts, licence=above.licence)
+    return Origin(value, facts, run, number, info.dataset, above.above or above.weights)
 
 
 def _facts_of_student(info: StudentInfo) -> Facts:

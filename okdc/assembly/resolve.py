@@ -214,7 +214,8 @@ def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: boo
         problems.append(f"cohort.keep: expected an index below {students}, found {recipe.cohort.keep}")
     if source is not None:
         problems += source.problems(data, needs_data)
-    return problems + _rules_of_augment(recipe.augment, data.image_size) + _rules_of_optim(recipe.optim, recipe.cohort)
+    problems += _rules_of_augment(recipe.augment, data.image_size)
+    return problems + _rules_of_optim(recipe.optim, recipe.cohort) + _rules_of_weights(recipe)
 
 
 def _rules_of_augment(keys: Augment, size: int) -> list[str]:
@@ -251,5 +252,22 @@ def _rules_of_optim(optim: Optim, cohort: CohortTable) -> list[str]:
         problems.append(
             f"optim.patience: expected 0 with cohort.keep_epoch=last, found {optim.patience}: it ends a training some "
             "epochs after the best one, and the last would be kept"
+        )
+    return problems
+
+
+def _rules_of_weights(recipe: Recipe) -> list[str]:
+    """What treats trained weights otherwise than random ones needs some."""
+    optim, problems = recipe.optim, []
+    if recipe.cohort.weights is None:
+        usual = Optim()
+        for key in ("freeze_epochs", "backbone_lr"):
+            if getattr(optim, key) != getattr(usual, key):
+                problems.append(
+                    f"optim.{key}: it is for students that start from trained weights, and cohort.weights names none"
+                )
+    if optim.freeze_epochs > optim.epochs:
+        problems.append(
+            f"optim.freeze_epochs: expected optim.epochs ({optim.epochs}) at most, found {optim.freeze_epochs}"
         )
     return problems

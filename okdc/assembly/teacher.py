@@ -137,9 +137,10 @@ def _of_run(run: RunDir) -> Teacher:
 
 def _unknown_origin(run: RunDir) -> str:
     """The weights of unknown origin that a run, or a run above it, has learned from; empty where there are none."""
-    table = run.read_recipe()["method"]
-    if begun := [start.weights for start in run.read_info().starts if start]:
-        return begun[0]
+    recipe, starts = run.read_recipe(), run.read_info().starts
+    table, data = recipe["method"], recipe["data"]["name"]
+    if begun := [start for start in starts if start and (start.above or start.dataset != data)]:
+        return begun[0].above or begun[0].weights
     if TEACHER not in table:
         return ""
     above = Path(table["teacher"]).expanduser()

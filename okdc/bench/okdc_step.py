@@ -23,7 +23,7 @@ from okdc.assembly.student import square
 from okdc.bench.pairs import Side
 from okdc.bench.plain_step import PlainStep
 from okdc.cohort import Backbone
-from okdc.data.augmentation import Augmentation
+from okdc.data.augmentation import Augmentation, Examples
 from okdc.data.batches import EVAL_BATCH, Normalise, Source, TrainBatches, eval_batch, eval_batches, in_order
 from okdc.data.datasets import Dataset
 from okdc.deploy import onnx
@@ -80,9 +80,8 @@ class Ready(Source):
     def drawn(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:  # noqa: ARG002
         return self.batches
 
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        images, labels = drawn
-        return images, labels
+    def made(self, *drawn: Tensor) -> Examples:
+        return Examples(*drawn)
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def card(story: Story) -> str:
         "How it was checked": _checked(story),
         "Training": _training(story),
         "Intended use and limits": _limits(story),
-        "Licence": _licence(licence),
+        "Licence": _licence(story, licence),
     }
     return "\n".join([top, title, *(f"## {name}\n\n{text}" for name, text in sections.items())])
 
@@ -271,6 +271,7 @@ def _training(story: Story) -> str:
             "- The weights are an exponential moving average of the student's over the training steps (decay "
             f"{story.recipe['optim']['ema']:g}), the better of the two on validation."
         )
+    lines += _starts(story)
     if teacher := result.teacher:
         lines.append(f"- The teacher: {code(teacher.architecture)}, weights `{teacher.weights_sha256}`.")
     if story.skipped:
@@ -286,6 +287,25 @@ def _training(story: Story) -> str:
             "images. Compare the fingerprint."
         )
     return "\n".join(lines) + "\n"
+
+
+def _starts(story: Story) -> list[str]:
+    """What the student, and the peers that it learned from, started from."""
+    lines, own = [], story.student.student
+    for k, start in enumerate(story.result.starts):
+        if start is None:
+            continue
+        who = "It" if k == own else f"Its peer student{k}"
+        head = "its own classifier was new" if start.head == "new" else "their classifier was kept"
+        data = f", trained on {code(start.dataset)}" if start.dataset else ""
+        data += f", which began with {code(start.above)}" if start.above else ""
+        lines.append(
+            f"- {who} started from trained weights: {code(start.weights)}{data}, `{start.weights_sha256}`; {head}."
+        )
+    data = story.student.dataset
+    if any(start and (start.above or start.dataset != data) for start in story.result.starts):
+        lines.append("- Whether those weights have seen the images that judged this model is not known.")
+    return lines
 
 
 def _limits(story: Story) -> str:
@@ -312,12 +332,21 @@ def _limits(story: Story) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _licence(licence: str | None) -> str:
+def _licence(story: Story, licence: str | None) -> str:
     weights = (
         f"The weights: {code(licence)}."
         if licence
         else "None is stated for the weights; who publishes them has to state one, also in `license` at the top."
     )
+    begun: dict[str, str] = {}
+    for start in story.result.starts:
+        name = start and (start.above or ("" if start.dataset else start.weights))
+        if start and name:
+            stated = f"licence {code(start.licence)}" if start.licence else "licence not stated"
+            begun.setdefault(name, stated)
+    if begun:
+        names = "; ".join(f"{code(name)} ({stated})" for name, stated in begun.items())
+        weights += f" They began with weights of others: {names}. The terms of their images may matter as well."
     return f"{weights} infer.py: Apache-2.0. The images in sample/ are of the data set, with its terms.\n"
 
 

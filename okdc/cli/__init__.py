@@ -1,6 +1,6 @@
 """The commands: each parses its words, makes one call and prints what came back.
 
-    prepare.py  new                     look.py  download, recipes, runs, compare
+    prepare.py  new, check                 look.py  download, recipes, runs, compare
     train.py  distill, resume
     ship.py   profile, export, evaluate, verify, predict       bench.py  bench
     completion.py   the names that a shell completes
@@ -17,7 +17,7 @@ import typer
 from okdc.cli import console
 from okdc.cli.bench import bench
 from okdc.cli.look import compare, download, recipes, runs
-from okdc.cli.prepare import new
+from okdc.cli.prepare import check, new
 from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.train import distill, resume
 from okdc.distributed import Ranks
@@ -66,19 +66,10 @@ def root(
         raise UsageError(f"{command} under torchrun: expected one process", hint=f"okdc {command}")
 
 
-for command in (
-    new,
-    distill,
-    resume,
-    profile,
-    export,
-    evaluate,
-    verify,
-    predict,
-    download,
-    recipes,
-    runs,
-    compare,
-    bench,
-):
+PREPARE = (new, check)
+TRAIN = (distill, resume)
+SHIP = (profile, export, evaluate, verify, predict)
+LOOK = (download, recipes, runs, compare, bench)
+
+for command in (*PREPARE, *TRAIN, *SHIP, *LOOK):
     app.command()(command)  # in the order in which --help lists them

@@ -1,14 +1,18 @@
-"""Commands before a training: new."""
+"""Commands before a training: new, check."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc.cli import console, prepare_tables
-from okdc.cli.options import Json
+from okdc.cli import completion, console, prepare_tables
+from okdc.cli.ends import leave
+from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, Threads, TrustCode, engine_flags, flag
+from okdc.errors import CheckFailed
+from okdc.runs.trust import trusting_code
 
 if TYPE_CHECKING:
     from okdc.profiling.budget import Limit
@@ -94,3 +98,47 @@ def _ask_about_mirrors(folder: Folder) -> bool | None:
     turned = directed(folder.classes)
     example = f" ({', '.join(turned[:3])}?)" if turned else ""
     return console.ask(f"Is every image, mirrored left to right, still of its class{example}? [y/N]")
+
+
+def check(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RECIPE|KEY=VALUE",
+            help="A recipe (default: digits_resnet8), and values that replace some of its own.",
+            autocompletion=completion.recipes,
+        ),
+    ] = None,
+    images: Annotated[
+        bool,
+        typer.Option("--images", help="Also look for images that occur twice, or look the same, and damaged ones."),
+    ] = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
+    compile_step: Compile = None,
+    data_root: DataRoot = None,
+    trust_code: TrustCode = False,
+    as_json: Json = False,
+) -> None:
+    """Do everything but train: keys, images, export, memory, and the time to the end. Exit 1 where a check fails."""
+    from okdc.recipe import draft as recipe
+
+    flags = (*engine_flags(device, dtype, threads, compile_step), *flag("--data-root", "data.root", data_root))
+    draft = recipe.load([*(words or []), *flags])
+    from okdc import api
+    from okdc.assembly.resolve import resolve
+    from okdc.survey.check import raise_failures
+
+    with trusting_code(trust_code):
+        report = api.check(resolve(draft), images=images, progress=console.Talk())
+    if as_json:
+        console.out_json(report)
+        try:
+            raise_failures(report)
+        except CheckFailed as error:
+            leave(error)
+        return
+    prepare_tables.checked(report)
+    raise_failures(report)
+    console.next_step("okdc distill", *map(shlex.quote, words or []))

@@ -1,9 +1,9 @@
-"""The tables of `okdc new`: the folder that it has looked at."""
+"""The tables of `okdc new` and `okdc check`: a folder, and a recipe that was tried."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from okdc.cli import console
 
@@ -55,3 +55,63 @@ def count_table(classes: Sequence[str], counts: dict[str, tuple[int, ...]]) -> N
     console.table(
         ["class", *header], [[name, *(f"{n:,}" for n in of), *([""] * (len(splits) - len(of)))] for name, of in rows]
     )
+
+
+def checked(report: dict[str, Any]) -> None:
+    """Images, networks, memory and time of a recipe, then what looks wrong."""
+    splits = list(report["images"])
+    count_table(
+        [row["class"] for row in report["classes"]],
+        {split: tuple(row[split] for row in report["classes"]) for split in splits},
+    )
+    counts = ", ".join(f"{count:,} {split}" for split, count in report["images"].items())
+    console.out(f"{counts} images of {report['image_size']}×{report['image_size']} pixels")
+    if skipped := report["skipped"]:
+        console.out(f"{len(skipped):,} damaged images are left out, the first is {skipped[0]}")
+    console.out("")
+    rows = [
+        [f"{row['name']} {row['architecture']}", f"{row['params']:,}", f"{row['macs']:,}"] for row in report["students"]
+    ]
+    whole = report["training"]
+    rows.append([f"training ({report['variant']})", f"{whole['params']:,}", f"{whole['macs']:,}"])
+    console.table(["", "params", "MACs"], rows)
+    console.out("")
+    used = report["memory_bytes"]
+    parts = ", ".join(
+        f"{_digits(used[name] / 1e6)} MB {name}" for name in ("images", "weights", "gradients", "optimiser", "maps")
+    )
+    console.out(f"memory of the training: {_digits(used['whole'] / 1e6)} MB ({parts})")
+    seconds = report["seconds"]
+    step, epoch, whole_time = (seconds[name] for name in ("step", "epoch", "whole"))
+    console.out(
+        f"{report['epochs']:,} epochs of {report['steps_per_epoch']:,} steps of {report['batch_size']} images: "
+        f"{report['steps']:,} steps of {_digits(1000 * step['median'])} ms "
+        f"({_digits(1000 * step['low'])} to {_digits(1000 * step['high'])}, n = {step['n']})"
+    )
+    console.out(
+        f"an epoch takes {duration(epoch['median'])}, of which validation {duration(seconds['validation'])} and the "
+        f"checkpoint {duration(seconds['saving'])}"
+    )
+    at_most = "at most " if report["patience"] else ""
+    console.out(
+        f"to the end: {at_most}about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "
+        f"{duration(whole_time['high'])})"
+    )
+    for line in report["warnings"]:
+        console.warn(line)
+
+
+def _digits(value: float) -> str:
+    """Two digits at least."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that somebody who waits thinks in."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    for unit, below, size in (("s", 100, 1), ("min", 5400, 60), ("h", 48 * 3600, 3600)):
+        if seconds < below:
+            value = seconds / size
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "s" else f"{value:.1f} {unit}"
+    return f"{seconds / 86400:.1f} days"

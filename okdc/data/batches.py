@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from okdc.data import balance
-from okdc.data.augmentation import Augmentation, Draws, order
+from okdc.data.augmentation import Augmentation, Draws, Examples, order
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 
@@ -33,10 +33,10 @@ class Source(Protocol):
     """Where batches come from: what the host draws, and what the device makes of it, which a CUDA graph may hold."""
 
     def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]: ...
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]: ...
+    def made(self, *drawn: Tensor) -> Examples: ...
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """(images NCHW float32, labels N), on the device, from step `start` of the epoch on. Raises as `drawn`."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Examples]:
+        """The examples of each step, on the device, from step `start` of the epoch on. Raises as `drawn`."""
         return (self.made(*drawn) for drawn in self.drawn(epoch, start))
 
 
@@ -128,14 +128,16 @@ class TrainBatches(Source):
             sent = () if self.dataset.sender is None else (self.dataset.pixels(draws.rows[part]),)
             yield (*sent, *on_device[part].tensors())
 
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """(images NCHW float32, labels N) of what `drawn` gave. Without a host read."""
+    def made(self, *drawn: Tensor) -> Examples:
+        """The examples of what `drawn` gave. Without a host read."""
         sent = () if self.dataset.sender is None else drawn[:1]
         batch, images = Draws(*drawn[len(sent) :]), self.dataset.images
         labels = self.dataset.labels[batch.rows]
         if sent:  # the batch alone is on the device: its images are rows 0 to B - 1
             (images,), batch = sent, batch.of_own_rows()
-        return self.augmentation.of_batch(images, batch, self.normalise), labels
+        elif self.dataset.places is not None:
+            batch = batch.of_rows(self.dataset.places_of(batch.rows))
+        return self.augmentation.examples(images, batch, labels, self.normalise)
 
     def close(self) -> None:
         """Nothing is open."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import data as loading
 
 from okdc.data import balance, workers
-from okdc.data.augmentation import Augmentation, Draws
+from okdc.data.augmentation import Augmentation, Draws, Examples
 from okdc.data.augmentation.crops import of_file
 from okdc.data.batches import Batches, Drawn, Normalise, Source, TrainBatches, part_of_batch, rows_of_epoch
 from okdc.data.datasets import Dataset
@@ -106,12 +106,12 @@ class StreamBatches(Source):
             left = () if draws is None else draws[part].tensors()
             yield (sender.send(pixels) if sender else pixels, labels[part], *left)
 
-    def made(self, *drawn: Tensor) -> tuple[Tensor, Tensor]:
-        """(images NCHW float32, labels N) of what `drawn` gave, on the device of the labels."""
+    def made(self, *drawn: Tensor) -> Examples:
+        """The examples of what `drawn` gave, on the device of the labels."""
         pixels, labels, *left = drawn
         if self.augmentation is None:
-            return self.normalise(pixels), labels
-        return self.augmentation.of_batch(pixels, Draws(*left).of_own_rows(), self.normalise), labels
+            return Examples(self.normalise(pixels), labels)
+        return self.augmentation.examples(pixels, Draws(*left).of_own_rows(), labels, self.normalise)
 
     def _planned(self) -> Iterator[Tensor | list[str]]:
         """The batches of the plan. Starts the workers where none run yet."""

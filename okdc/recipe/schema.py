@@ -116,6 +116,13 @@ class Data(Table):
             "and all are named."
         ),
     ] = False
+    stream: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="Whether image files stay files and are decoded batch by batch; auto: where their pixels would "
+            "take more than half of the memory that is free."
+        ),
+    ] = "auto"
     train_images: Annotated[
         Count | None,
         Field(description="Size of a stratified subset of the training images, drawn by seed; left out: all of them."),
@@ -192,6 +199,41 @@ class Augment(Table):
         float, Field(ge=0, le=0.5, description="Largest random turn of all hues, either way; 0.5 is half the circle.")
     ] = 0.0
     grey: Annotated[Unit, Field(description="Share of the images that lose their colours.")] = 0.0
+    blur: Annotated[
+        Unit,
+        Field(
+            description="Share of the images that are blurred, by a Gaussian whose deviation is between 0.1 and 2 "
+            "pixels, as SimCLR draws it."
+        ),
+    ] = 0.0
+    erasing: Annotated[
+        Unit,
+        Field(
+            description="Share of the images in which a rectangle of 2 to 33 % of the area takes the mean colour; the "
+            "sizes are torchvision's RandomErasing's."
+        ),
+    ] = 0.0
+    policy: Annotated[
+        Literal["none", "trivial"],
+        Field(
+            description="Further operations: trivial applies one of fourteen to each image, as TrivialAugmentWide, "
+            "which move, recolour, invert or sharpen it."
+        ),
+    ] = "none"
+    mixup: Annotated[
+        NotNegative,
+        Field(
+            description="Mixup: each image is mixed with another in shares of Beta(α, α), for α here; 0 for none, 0.2 "
+            "is usual, and with cutmix too half of the images get either."
+        ),
+    ] = 0.0
+    cutmix: Annotated[
+        NotNegative,
+        Field(
+            description="CutMix: each image gets a rectangle of another in shares of Beta(α, α), for α here; 0 for "
+            "none, 1 is usual."
+        ),
+    ] = 0.0
 
 
 class CohortTable(Table):
@@ -366,6 +408,20 @@ class Optim(Table):
             "the schedule has not come to its end; 0: it never ends early."
         ),
     ] = 0
+    freeze_epochs: Annotated[
+        Index,
+        Field(
+            description="First epochs in which the backbones of students that start from `cohort.weights` are fixed, "
+            "their batch statistics included; heads and all else learn."
+        ),
+    ] = 0
+    backbone_lr: Annotated[
+        Positive,
+        Field(
+            description="Factor on the learning rate of the backbones of students that start from `cohort.weights`; "
+            "0.1 is usual where the images are like those that the weights know."
+        ),
+    ] = 1.0
 
 
 class Engine(Table):

@@ -68,6 +68,8 @@ def suggestions(key: str) -> list[str]:
     name = key.rpartition(".")[2].replace("-", "_").lower()
     if exact := _by_name().get(OTHER_KEYS.get(name, name)):
         return list(exact)[:3]
+    if close := difflib.get_close_matches(name, list(_by_name()), n=1, cutoff=0.85):
+        return list(_by_name()[close[0]])[:3]
     if parts := [key for each, full in _by_name().items() if name in each.split("_") for key in full]:
         return parts[:3] if len(parts) <= 3 else []
     close = difflib.get_close_matches(name, list(_by_name()), n=1, cutoff=0.7)

@@ -188,7 +188,8 @@ class Start(Artefact):
     head: Literal["new", "kept"]  # whether the classifier is theirs
     classes: Count | None = None  # those that they tell apart
     dataset: str = ""  # of a run: what it was trained on
-    licence: str = ""  # as their library states it
+    above: str = ""  # of a run: the weights that its own student, or one above it, started from
+    licence: str = ""  # as their library states it, or that of the weights above
 
 
 class RunInfo(Provenance, File):
@@ -199,6 +200,7 @@ class RunInfo(Provenance, File):
     data_sha256: str
     classes: Annotated[Tuple[str], Field(min_length=1)]
     skipped_images: Tuple[str] = ()  # a line `file: reason` for each damaged image that was left out
+    streamed: bool = False  # whether the images stayed in their files
     export_check: ExportCheck = "skipped"
     starts: Tuple[Start | None] = ()  # of each student; None: random weights, as all where the list is empty
     started_at: str  # sorts as text

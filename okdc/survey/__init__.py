@@ -7,4 +7,6 @@ networks.choose      networks for them, pretrained where weights are at hand, wi
 plan.plan            the keys of a recipe, each with its reason                                       Plan
     │
 writing.text         the recipe as a TOML file
+
+    check.check            a recipe as a training would begin it, timed; duplicates.find: images that occur twice
 """

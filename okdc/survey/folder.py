@@ -18,6 +18,7 @@ from okdc.data.images import Header, Progress, damage, header, may_pass, unreada
 from okdc.data.listing import Listing, list_images
 from okdc.data.splits import apportion, most_outside, test_images, validation_images
 from okdc.errors import DataError
+from okdc.survey.places import Groups, by_place
 
 MOST = 20_000  # headers that are read: of more files, those of a sample
 BEGINNING = 2**14  # bytes that files of one size are first compared by
@@ -108,17 +109,9 @@ class Folder:
         """A file below the root, as text whatever its bytes are."""
         return _text(self.listing.files.name(row))
 
-    def alike(self) -> dict[str, list[tuple[int, ...]]]:
-        """The groups of files with the same bytes: in several splits, else of several classes, else of one class."""
-        groups: dict[str, list[tuple[int, ...]]] = {"splits": [], "classes": [], "class": []}
-        for rows in self.repeated:
-            if len({self.split(row) for row in rows}) > 1:
-                groups["splits"].append(rows)
-            elif len({self.listing.labels[row] for row in rows}) > 1:
-                groups["classes"].append(rows)
-            else:
-                groups["class"].append(rows)
-        return groups
+    def alike(self) -> dict[str, Groups]:
+        """The groups of files with the same bytes, by where they lie."""
+        return by_place(self.repeated, self.split, self.listing.labels.__getitem__)
 
     def facts(self) -> dict[str, Any]:
         """What `okdc new --json` says of the folder."""

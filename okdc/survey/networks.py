@@ -26,6 +26,7 @@ PRETRAINED = {
     "torchvision:mobilenet_v3_small": "mobilenet_v3_small-047dcff4.pth",
 }
 PRETRAINED_SIZE = 224  # that these weights were made for
+PRETRAINED_SIDE = 232  # of which these are the middle, for the big one
 SMALL = 40  # pixels up to which images stay as they are
 FROM_PHOTOGRAPHS = 128  # pixels from which on photographs lose much at 32
 ENLARGED = (
@@ -44,6 +45,7 @@ class Networks:
     reason: str  # for the students
     size_reason: str
     keep_reason: str
+    shorter_side: int | None = None  # of images before the cut; None: image_size
 
 
 def choose(folder: Folder, pretrained: bool | None, limits: Sequence[Limit], tell: Progress) -> Networks:
@@ -97,6 +99,7 @@ def _pretrained(kept: Sequence[str], why: str, limits: Sequence[Limit]) -> Netwo
         keep=keep,
         reason=f"a big and a small network, {why}",
         size_reason="the size that the weights were made for",
+        shorter_side=PRETRAINED_SIDE,
         keep_reason=keep_reason,
     )
 

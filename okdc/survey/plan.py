@@ -13,24 +13,16 @@ if TYPE_CHECKING:
     from okdc.survey.networks import Networks
 
 STEPS = 20  # of an epoch at least: with fewer the learning rate and the batch statistics move in leaps
-BATCHES = (
-    64,
-    48,
-    32,
-    24,
-    16,
-    12,
-    8,
-    6,
-    4,
-    3,
-    2,
-)  # the largest that leaves so many steps; small batches teach few images more
-LARGE_BATCHES = BATCHES[2:]  # of pretrained networks at 224 pixels, whose maps fill the memory
+SIZES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)  # of a batch: the largest that leaves so many steps, and is
+LARGEST = ((2_000, 16), (10_000, 32))  # no larger than that, up to so many training images: many steps from few images
+LARGEST_OF_MANY = 64
 EPOCHS = ((500, 100), (5_000, 60), (20_000, 40))  # up to so many training images so many epochs
-MANY_IMAGES_EPOCHS = 30
-FINE_TUNED = ((500, 40), (5_000, 20), (20_000, 10))
-FINE_TUNED_MANY_IMAGES_EPOCHS = 8
+EPOCHS_OF_MANY = 30
+TUNED = ((500, 40), (5_000, 20), (20_000, 10))  # the same of pretrained networks
+TUNED_OF_MANY = 8
+RATE, TUNED_RATE, RATE_BATCH = 3e-3, 5e-4, 16  # of AdamW; a batch below that size takes less, by the square root
+FEW = 200  # validation images below which the best epoch is luck: one image in 200 is half a point
+UNEQUAL = 1.5  # times as many images as the smallest class, from which on a class weighs too much
 TOLD = ("cohort.students", "data.image_size", "augment.flip", "optim.batch_size", "optim.epochs")  # on the terminal too
 TURNED = re.compile(r"[0-9]+|[a-z]|.*(left|right|arrow|clock|east|west).*", re.IGNORECASE)
 
@@ -79,14 +71,14 @@ def plan(folder: Folder, networks: Networks, flip: bool | None) -> Plan:
     images = sum(divided.train)
     whole = sum(map(sum, divided.counts().values()))
     parts = ", ".join(f"{name} {sum(counts):,}" for name, counts in divided.counts().items() if sum(counts))
-    batch, batch_reason = _batch(images, LARGE_BATCHES if networks.pretrained else BATCHES)
+    batch, batch_reason = _batch(images, networks.pretrained)
     lines = [
         Line("about.title", f"{networks.students[0]} on {_named(folder)}", ""),
         *_data(folder, networks, divided),
-        *_augment(folder, networks, flip),
+        *_augment(folder, flip),
         *_cohort(networks, divided),
         Line("method.name", "fefr", "the students teach each other; method.name=baseline trains the first alone"),
-        *_optim(networks, images, batch, batch_reason),
+        *_optim(networks, divided, batch, batch_reason),
     ]
     head = (
         f"Written by okdc new for {folder.root}: {whole:,} images of {len(folder.classes)} classes ({parts}).",
@@ -111,6 +103,14 @@ def _data(folder: Folder, networks: Networks, divided: Division) -> list[Line]:
         Line("data.root", folder.root, _from_where(folder.root)),
         Line("data.image_size", size, f"{networks.size_reason}{cut}"),
     ]
+    if networks.shorter_side is not None:
+        lines.append(
+            Line(
+                "data.shorter_side",
+                networks.shorter_side,
+                "resized to, before the middle is cut out: as the big one's weights were made",
+            )
+        )
     if folder.damaged:
         first = folder.damaged[0]
         more = f" and {len(folder.damaged) - 1:,} more" if len(folder.damaged) > 1 else ""
@@ -134,15 +134,19 @@ def _validation(folder: Folder, divided: Division) -> Line:
     return Line("data.val_fraction", fraction, reason)
 
 
-def _augment(folder: Folder, networks: Networks, flip: bool | None) -> list[Line]:
-    padding = max(1, networks.image_size // 8)
+def _augment(folder: Folder, flip: bool | None) -> list[Line]:
     lines = [
-        Line("augment.padding", padding, f"images are shifted by up to {padding} pixels, an eighth of their side"),
+        Line("augment.padding", 0, "`translate` shifts the images"),
         _flip(folder, flip),
-        Line("augment.rotation", 10.0, "degrees either way: a camera is never held straight"),
+        Line(
+            "augment.rotation",
+            10,
+            "degrees either way: a camera is never held straight; 0 where the angle is the class",
+        ),
+        Line("augment.translate", 0.1, "of the side: the middle of an image is nobody's aim"),
         Line("augment.zoom", [0.9, 1.1], "what is shown is nearer or farther away"),
         Line("augment.brightness", 0.2, "light differs"),
-        Line("augment.contrast", 0.2, "so does haze, and exposure"),
+        Line("augment.contrast", 0.2, "so do haze and exposure"),
     ]
     if not folder.grey:
         lines.append(Line("augment.saturation", 0.2, "cameras colour differently; 0 where the colour is the class"))
@@ -150,47 +154,78 @@ def _augment(folder: Folder, networks: Networks, flip: bool | None) -> list[Line
 
 
 def _flip(folder: Folder, flip: bool | None) -> Line:
+    turned = directed(folder.classes)
     if flip is not None:
         is_same = "is still of its class" if flip else "may be of another class"
         return Line("augment.flip", flip, f"as you said: a mirrored image {is_same}")
-    hint = ""
-    if turned := directed(folder.classes):
-        hint = f", as may be with {', '.join(map(repr, turned[:3]))}"
-    return Line(
-        "augment.flip", False, f"nobody said that a mirrored image is still of its class{hint}; true: it always is"
-    )
+    hint = f", as may be with {', '.join(map(repr, turned[:3]))}" if turned else ""
+    return Line("augment.flip", False, f"nobody said that a mirrored image is still of its class{hint}; true: it is")
 
 
 def _cohort(networks: Networks, divided: Division) -> list[Line]:
     keep, reason = networks.keep, networks.keep_reason
-    if keep == "best" and not sum(divided.val):
+    held_out = sum(divided.val)
+    if keep == "best" and not held_out:
         keep, reason = 0, "nothing is held out to choose by"
-    return [
+    lines = [
         Line("cohort.students", list(networks.students), networks.reason),
         Line("cohort.share", "none", '"low" shares all stages but the last, of equal students: cheaper'),
         Line("cohort.keep", keep, reason),
     ]
+    if networks.pretrained:
+        lines.append(Line("cohort.weights", "pretrained", "ImageNet's, by the library of each network"))
+    if unequal := _unequal(divided):
+        lines.append(Line("cohort.keep_metric", "balanced", f"each class is to count as much: {unequal}"))
+    if held_out < FEW:
+        why = f"{held_out:,} validation images would choose an epoch by luck" if held_out else "no epoch can be chosen"
+        lines.append(Line("cohort.keep_epoch", "last", why))
+    return lines
 
 
-def _optim(networks: Networks, images: int, batch: int, batch_reason: str) -> list[Line]:
-    table, many = (FINE_TUNED, FINE_TUNED_MANY_IMAGES_EPOCHS) if networks.pretrained else (EPOCHS, MANY_IMAGES_EPOCHS)
-    epochs = next((count for most, count in table if images <= most), many)
-    return [
+def _unequal(divided: Division) -> str:
+    """How unequal the classes are, in words; nothing where they are about equal."""
+    most, least = max(divided.train), min(divided.train)
+    return f"they have {least:,} to {most:,} images" if most > UNEQUAL * least else ""
+
+
+def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str) -> list[Line]:
+    tuned, images = networks.pretrained, sum(divided.train)
+    epochs = _up_to(images, TUNED, TUNED_OF_MANY) if tuned else _up_to(images, EPOCHS, EPOCHS_OF_MANY)
+    rate, full = _rate(TUNED_RATE if tuned else RATE, batch), batch >= RATE_BATCH
+    start = "pretrained weights are to move little" if tuned else "AdamW takes about a hundredth of SGD's"
+    lines = [
         Line("optim.epochs", epochs, f"{images:,} training images: {epochs * (images // batch):,} steps in all"),
         Line("optim.batch_size", batch, batch_reason),
-        Line("optim.lr", 0.05, "of SGD, for small batches"),
-        Line("optim.weight_decay", 5e-4, "few images overfit"),
-        Line("optim.schedule", "cosine", "falls to zero at the end"),
+        Line("optim.optimizer", "adamw", "few images and few steps: it needs no search for a rate"),
+        Line(
+            "optim.lr", rate, start if full else f"{start}, and less where a batch has fewer than {RATE_BATCH} images"
+        ),
+        Line("optim.weight_decay", 0.05, "few images are learnt by heart"),
+        Line("optim.aux_weight_decay", 0.05, "of the fused classifier, which sees the same images"),
+        Line("optim.schedule", "onecycle", "rises for a third of the run, then falls to nothing"),
+        Line("optim.label_smoothing", 0.1, "no answer is to be surer than a few images can make it"),
     ]
+    if unequal := _unequal(divided):
+        lines.append(Line("optim.class_weights", "balanced", f"rare classes are not to be forgotten: {unequal}"))
+    return lines
 
 
-def _batch(images: int, batches: Sequence[int]) -> tuple[int, str]:
+def _batch(images: int, pretrained: bool) -> tuple[int, str]:
     """The images of a step, and the reason."""
-    batch = next((batch for batch in batches if images // batch >= STEPS), min(batches[-1], images))
+    most = _up_to(images, LARGEST, LARGEST_OF_MANY)
+    if pretrained:
+        most = min(most, 32)  # maps of 224 pixels fill the memory
+    batch = next((size for size in SIZES if size <= most and images // size >= STEPS), SIZES[-1])
     steps = images // batch
     if steps < STEPS:
-        return (
-            batch,
-            f"the smallest: {images} images make {steps} step{'s' * (steps > 1)} an epoch, {STEPS} would be better",
-        )
-    return batch, f"{steps:,} steps an epoch; fewer than {STEPS} teach little"
+        return batch, f"the smallest: {images} images make {steps} step{'s' * (steps > 1)} an epoch, {STEPS} are wanted"
+    return batch, f"{steps:,} steps an epoch; few images want many steps, {STEPS} at least"
+
+
+def _rate(rate: float, batch: int) -> float:
+    """The learning rate for a batch, to one digit."""
+    return float(f"{rate * min(1.0, (batch / RATE_BATCH) ** 0.5):.0e}")
+
+
+def _up_to(images: int, table: Sequence[tuple[int, int]], more: int) -> int:
+    return next((value for most, value in table if images <= most), more)

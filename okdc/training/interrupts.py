@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from okdc import signals, torch_errors
-from okdc.data.batches import Drawn
 from okdc.distributed import ALONE, LOST, Ranks
 from okdc.errors import (
     DataError,
@@ -101,7 +100,7 @@ class Stops:
         """The signal that came to any of the processes, or 0: the same number in all of them."""
         return self.ranks.largest(self.received.signal or 0)
 
-    def between_steps(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
+    def between_steps(self, inputs: Iterator[T]) -> Iterator[T]:
         """The inputs of each step. A signal that came while one was drawn ends them.
 
         Several processes ask each other before each step only where an image may be unreadable. Otherwise a signal

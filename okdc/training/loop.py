@@ -31,7 +31,7 @@ import torch
 from okdc import signals
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
-from okdc.data.batches import EVAL_BATCH, Drawn, Normalise, eval_batches
+from okdc.data.batches import EVAL_BATCH, Normalise, eval_batches
 from okdc.data.placement import place
 from okdc.data.streaming import batches_of
 from okdc.data.workers import cores
@@ -46,7 +46,7 @@ from okdc.training.device import Settings
 from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
 from okdc.training.pace import Pace
-from okdc.training.recording import CountedStep
+from okdc.training.recording import CountedStep, Inputs
 from okdc.training.step import TrainStep
 
 SKIPPED = "skipped_steps"  # a key of the log
@@ -90,7 +90,7 @@ class Training:
 
         # The method moves to the device before the optimiser exists, and takes its saved tensors before the first step:
         # torch.compile and DistributedDataParallel wrap it there.
-        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks, job.steps)
+        self.train_step = TrainStep(job.method, recipe.optim, settings, ranks, job.steps, job.finetuned)
         if state is not None:
             self.train_step.load(state)
         self.method = self.train_step.method
@@ -133,7 +133,8 @@ class Training:
             while position.epoch < self.epochs and not self._stalled():
                 # Steps. Training mode is set in each epoch, since validation leaves the method in evaluation mode. A
                 # resumed epoch continues with the counts and at the step where it was interrupted.
-                self.method.train()
+                if self.step.begin(position.epoch):
+                    self.progress.note(self._backbones_say(position.epoch))
                 position.totals = totals = position.totals or Totals(self.settings.torch_device)
                 self._counted = time.perf_counter()
                 self.pace.begin()
@@ -194,6 +195,13 @@ class Training:
         """Whether validation has been no better for as many epochs as the recipe waits: the same in all processes."""
         job, rows = self.job, self.position.rows
         return job.recipe.optim.patience > 0 and self.ranks.first_does(partial(stopping.stalled, job, rows))
+
+    def _backbones_say(self, epoch: int) -> str:
+        if self.train_step.backbones.fixed:
+            return (
+                f"the backbones are fixed up to epoch {self.job.recipe.optim.freeze_epochs}: heads and all else learn"
+            )
+        return f"the backbones learn from epoch {epoch + 1} on"
 
     def _validate(self, stops: Stops) -> Summary:
         """Losses and accuracies of every head on the validation images, each process on its part of them."""
@@ -268,7 +276,7 @@ class Training:
         self.position.seconds_epoch += now - self._counted
         self._counted = now
 
-    def _timed(self, inputs: Iterator[Drawn]) -> Iterator[Drawn]:
+    def _timed(self, inputs: Iterator[Inputs]) -> Iterator[Inputs]:
         """The inputs of each step; the time that each is waited for is added to the seconds of data."""
         while True:
             began = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,16 +16,17 @@ from okdc.recipe.schema import Optim
 RISE, FIRST_DIVISOR, LAST_DIVISOR = 0.3, 25.0, 25.0 * 1e4
 
 
-def build_optimizer(method: Method, optim: Optim) -> torch.optim.Optimizer:
+def build_optimizer(method: Method, optim: Optim, backbones: Sequence[Tensor] = ()) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, for what is under `cohort` and for all scaffolding, with its own decay.
 
-    Frozen parameters are in no group. Each group has a `factor` on the learning rate. The memory format of the weights
-    has to be final: the fused kernel walks raw memory, and a gradient or momentum with other strides would be added to
-    the wrong weights without an error.
+    Frozen parameters are in no group. Each group has a `factor` on the learning rate: `optim.backbone_lr` for the
+    parameters in `backbones`, else 1. The memory format of the weights has to be final: the fused kernel walks raw
+    memory, and a gradient or momentum with other strides would be added to the wrong weights without an error.
     """
     # By identity, not by name: a trunk's parameters have a name under every student that shares it.
     inside = {id(p) for p in method.cohort.parameters()}
     trained = [p for p in method.parameters() if p.requires_grad]
+    slow = {id(p) for p in backbones} if optim.backbone_lr != 1 else set()
     groups = []
     for decay, part in (
         (optim.weight_decay, [p for p in trained if id(p) in inside]),
@@ -32,14 +34,32 @@ def build_optimizer(method: Method, optim: Optim) -> torch.optim.Optimizer:
     ):
         exempt = [] if optim.decay_norm_and_bias else [p for p in part if p.ndim < 2]
         decayed = part if optim.decay_norm_and_bias else [p for p in part if p.ndim >= 2]
-        groups += [{"params": decayed, "weight_decay": decay}, {"params": exempt, "weight_decay": 0.0}]
-    groups = [group | {"factor": 1.0} for group in groups if group["params"]]
+        for weight_decay, alike in ((decay, decayed), (0.0, exempt)):
+            for factor, group in (
+                (1.0, [p for p in alike if id(p) not in slow]),
+                (optim.backbone_lr, [p for p in alike if id(p) in slow]),
+            ):
+                if group:
+                    groups.append({"params": group, "weight_decay": weight_decay, "factor": factor})
     if optim.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=True, fused=True)
     on_gpu = trained[0].is_cuda  # where a CUDA graph may hold the step, the count of the steps is a tensor there
     adamw = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True, capturable=on_gpu)
     adamw._warned_capturable_if_run_uncaptured = True  # the first steps are not recorded
     return adamw
+
+
+def begin_momenta(optimizer: torch.optim.Optimizer) -> None:
+    """Give momenta to parameters that learn from here on, beside others that have learned before.
+
+    torch 2.14's fused SGD makes them for all parameters in one step or for none. From zeros the first step is the same.
+    AdamW makes its own, each when it is wanted.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and "momentum_buffer" not in optimizer.state[p]:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
 
 
 def rate(optim: Optim, progress: float, steps: float = math.inf) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from okdc import torch_errors
 from okdc.assembly.job import Job
+from okdc.data.augmentation import Examples
 from okdc.data.batches import Drawn, Source
 from okdc.distributed import Ranks
 from okdc.errors import DeviceError, one_line
@@ -27,6 +28,7 @@ from okdc.training.device import Settings
 from okdc.training.metrics import Totals, accumulate
 from okdc.training.step import TrainStep
 
+Inputs = Examples | Drawn  # of a step
 WARM = 3  # steps before the one that is recorded
 LIBRARIES = ("okdc", "torch", "torchvision", "timm", "_operator", "builtins", "math")
 
@@ -95,11 +97,18 @@ class CountedStep:
         self._recording: Recording | None = None
         self._names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of terms and heads
 
-    def inputs(self, epoch: int, start: int) -> Iterator[Drawn]:
-        """What each step of an epoch takes, from step `start` on: images and labels, or what they are made of."""
-        return (self.batches.drawn if self.recorded else self.batches.epoch)(epoch, start)
+    def begin(self, epoch: int) -> bool:
+        """As `TrainStep.begin`. Where other parameters learn from here on, the step is recorded anew."""
+        if not self.step.begin(epoch):
+            return False
+        self._recording, self._taken = None, 0
+        return True
 
-    def __call__(self, inputs: Drawn, done: float, totals: Totals, number: int) -> None:
+    def inputs(self, epoch: int, start: int) -> Iterator[Inputs]:
+        """What each step of an epoch takes, from step `start` on: examples, or what they are made of."""
+        return self.batches.drawn(epoch, start) if self.recorded else self.batches.epoch(epoch, start)
+
+    def __call__(self, inputs: Inputs, done: float, totals: Totals, number: int) -> None:
         """Take one step, when the fraction `done` of the training is over. `number` is its place in the whole run.
 
         Dropout draws by that number, so that a step can be repeated. Raises as TrainStep does.
@@ -108,16 +117,19 @@ class CountedStep:
         with seeded(self.seed, "step", number, ranks.rank, device=device):
             self._take(inputs, done, totals, number)
 
-    def _take(self, inputs: Drawn, done: float, totals: Totals, number: int) -> None:
-        if self.recorded and self._taken == WARM:
-            self._recording = self._try_to_record(inputs)
-        self._taken += 1
-        if self._recording is not None:
-            self.step.set_time(done)
-            self._recording.replay(inputs, totals, number)
-            return
-        images, labels = self.batches.made(*inputs) if self.recorded else inputs
-        totals.add(self.step(Batch(images, labels), done), labels, number)
+    def _take(self, inputs: Inputs, done: float, totals: Totals, number: int) -> None:
+        if isinstance(inputs, Examples):
+            examples = inputs
+        else:
+            if self._taken == WARM:
+                self._recording = self._try_to_record(inputs)
+            self._taken += 1
+            if self._recording is not None:
+                self.step.set_time(done)
+                self._recording.replay(inputs, totals, number)
+                return
+            examples = self.batches.made(*inputs)
+        totals.add(self.step(Batch(*examples), done), examples.labels, number)
         self._names = totals.terms, totals.heads
 
     def close(self) -> None:
@@ -164,9 +176,9 @@ class Recording:
         graph = torch.cuda.CUDAGraph()
         # Other threads, such as one that pins what was decoded, may call CUDA meanwhile.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            images, labels = batches.made(*own)
-            accumulate(step.compute(Batch(images, labels)), labels, number, sums.sums, sums.bad)
-        return cls(graph, own, number, sums, len(labels))
+            examples = batches.made(*own)
+            accumulate(step.compute(Batch(*examples)), examples.labels, number, sums.sums, sums.bad)
+        return cls(graph, own, number, sums, len(examples.labels))
 
     def replay(self, inputs: Drawn, totals: Totals, number: int) -> None:
         """Take a step and count it in `totals`, which from then on share the recording's tensors."""

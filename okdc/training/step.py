@@ -6,8 +6,9 @@ torch's DistributedDataParallel; what is saved and judged is always the method, 
 
 from __future__ import annotations
 
+import gc
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from okdc import kernels, launches, torch_errors
+from okdc.assembly.beginnings import Finetuned
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, OkdcError, TrainingError, one_line
 from okdc.methods import METHODS
@@ -25,6 +27,7 @@ from okdc.training import compiling, optim
 from okdc.training import synchronised as synced
 from okdc.training.averaging import Average
 from okdc.training.device import Settings
+from okdc.training.finetuning import Backbones
 from okdc.training.scaling import Scaler
 
 FIRST = 3  # steps that may fail to compile, or show what else cannot work
@@ -34,10 +37,17 @@ class TrainStep:
     """A method on its device, its optimiser, and the step that both take together."""
 
     def __init__(
-        self, method: Method, recipe: Optim, settings: Settings, ranks: Ranks = ALONE, steps: float = math.inf
+        self,
+        method: Method,
+        recipe: Optim,
+        settings: Settings,
+        ranks: Ranks = ALONE,
+        steps: float = math.inf,
+        finetuned: Sequence[Finetuned] = (),
     ) -> None:
         """Modules move in place. The memory format is final before the optimiser exists: its fused kernel walks raw
-        memory. `steps` is the number of the whole training's, which the schedule needs.
+        memory. `steps` is the number of the whole training's, which the schedule needs. `finetuned` are the students
+        whose backbones do not learn as all else does.
         """
         if settings.sync_batchnorm and not ranks.alone:
             synced.convert(method)
@@ -45,7 +55,8 @@ class TrainStep:
             kernels.for_bfloat16(method)
         self.method = method.to(settings.torch_device)
         kernels.lay_out(self.method, settings.torch_memory_format)
-        self.optimizer = optim.build_optimizer(method, recipe)
+        self.backbones = Backbones(finetuned)
+        self.optimizer = optim.build_optimizer(method, recipe, self.backbones.parameters)
         self.scaler = Scaler(self.optimizer, settings.torch_device) if settings.dtype == "float16" else None
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.recipe, self.settings, self.ranks, self.steps = recipe, settings, ranks, steps
@@ -76,6 +87,23 @@ class TrainStep:
         if self.average:
             self.average.load(state["average"])
         optim.assert_same_strides(self.optimizer)
+
+    def begin(self, epoch: int) -> bool:
+        """Set the method to training, with its backbones fixed in the first epochs. Returns whether other parameters
+        learn than in the step before: the next steps are then first steps.
+        """
+        self.method.train()
+        changed = self.backbones.set(fixed=epoch < self.recipe.freeze_epochs)
+        if self.recipe.freeze_epochs and not self.backbones.fixed:  # also where a checkpoint is from just before
+            optim.begin_momenta(self.optimizer)
+        if not changed:
+            return False
+        self.optimizer.zero_grad(set_to_none=True)
+        # DistributedDataParallel waits for the gradients that it knew when it was made. Two of them must not be there.
+        self._run, self._taken = None, 0
+        if not self.ranks.alone:
+            gc.collect()
+        return True
 
     def __call__(self, batch: Batch, done: float) -> Step:
         """Learn from a batch, when the fraction `done` of the training is over.

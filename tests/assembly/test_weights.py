@@ -95,7 +95,15 @@ def test_a_file_gives_its_tensors_and_the_hash_and_the_name_are_written_down() -
     run = start(*ALONE, f"cohort.weights={path}", "data.mean=[0.3, 0.3, 0.3]", tell=tell)
     sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     assert read(run.recipe)["cohort"]["weights_sha256"] == [sha256]
-    facts = {"weights": path, "weights_sha256": sha256, "head": "kept", "classes": None, "dataset": "", "licence": ""}
+    facts = {
+        "weights": path,
+        "weights_sha256": sha256,
+        "head": "kept",
+        "classes": None,
+        "dataset": "",
+        "above": "",
+        "licence": "",
+    }
     assert read_json(run.info)["starts"] == [facts]
     assert read_json(run.result)["starts"] == [facts]
     assert any(f"student0 starts from {path}" in note for note in tell.notes)
@@ -477,6 +485,21 @@ def test_a_damaged_run_is_no_start(before: Path) -> None:
 def test_a_run_that_held_out_other_images_is_refused(before: Path) -> None:
     said = refused(*ALONE, f"cohort.weights={before}", "data.val_fraction=0.3")
     assert "before was trained with data.val_fraction=0.05, this recipe has 0.3" in said
+
+
+def test_a_start_from_a_run_that_had_one_itself_names_both() -> None:
+    """However many runs lie between."""
+    described("w.safetensors", Facts(8, None, (0.3,) * 3, (0.3,) * 3, "", 10, DIGITS, "mit", "timm:x.y"))
+    where = "w.safetensors"
+    for k in range(3):
+        run = start(*ALONE, f"cohort.weights={where}", out=Path(f"run{k}"))
+        where = str(run.path)
+        ((begun,), above) = read_json(run.result)["starts"], "timm:x.y" if k else ""
+        assert (begun["weights"], begun["above"], begun["licence"]) == (
+            f"run{k - 1}" if k else "timm:x.y",
+            above,
+            "mit",
+        )
 
 
 def test_a_teacher_that_started_from_weights_of_unknown_origin_is_said_to_have() -> None:

@@ -17,6 +17,7 @@ from okdc.assembly import job as assembly
 from okdc.bench import plain_training
 from okdc.data.batches import Normalise, in_order
 from okdc.data.datasets import Dataset
+from okdc.runs.predictions import Bits
 
 IMAGES = torch.Size((3, 8, 8))
 
@@ -111,7 +112,7 @@ def test_a_command_that_was_stopped_goes_on_and_prints_one_row_an_arm(
 ) -> None:
     source, calls = _photographs(tmp_path / "all"), []
 
-    def plainly(trial: photographs.Trial) -> photographs.Bits:
+    def plainly(trial: photographs.Trial) -> Bits:
         calls.append(trial.seed)
         return torch.tensor([True] * (10 + trial.seed) + [False] * (5 - trial.seed)).numpy()
 

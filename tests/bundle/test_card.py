@@ -264,6 +264,27 @@ def test_a_student_without_peers_or_with_a_teacher_says_so() -> None:
     )
 
 
+START = {"weights": "timm:x.in1k", "weights_sha256": "8" * 64, "head": "new", "classes": 1000, "dataset": ""}
+
+
+def test_what_it_started_from_is_said_with_the_licence_and_what_is_not_known() -> None:
+    """Licence and images of trained weights matter to whoever ships the student."""
+    text = card(replace(PLAIN, result=changed(RESULT, starts=[START | {"licence": "apache-2.0"}, None])))
+    assert f"- It started from trained weights: `timm:x.in1k`, `{'8' * 64}`; its own classifier was new." in text
+    assert "Whether those weights have seen the images that judged this model is not known." in text
+    assert "They began with weights of others: `timm:x.in1k` (licence `apache-2.0`)." in text
+    peer = {"weights": "runs/a", "weights_sha256": "9" * 64, "head": "kept", "dataset": "digits", "licence": ""}
+    text = card(replace(PLAIN, result=changed(RESULT, starts=[None, peer])))
+    assert "- Its peer student1 started from trained weights: `runs/a`, trained on `digits`" in text
+    assert "have seen the images that judged" not in text
+    assert "weights of others" not in text
+    text = card(replace(PLAIN, result=changed(RESULT, starts=[None, peer | {"above": "timm:y.in1k"}])))
+    assert "trained on `digits`, which began with `timm:y.in1k`" in text
+    assert "have seen the images that judged" in text
+    assert "`timm:y.in1k` (licence not stated)" in text
+    assert "started from" not in card(PLAIN)
+
+
 def test_which_images_trained_chose_and_judged() -> None:
     text = card(PLAIN)
     assert "300 images to train, 700 validation images to choose, 797 test images to judge, once." in text

@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 from asking import tried
+from harness import no_waiting
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import beta
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import TrivialAugmentWide as Trivial
 from torchvision.transforms.v2 import functional as theirs
 
-from okdc.data.augmentation import Augmentation, Draws, colour, geometry, order
+from okdc.data.augmentation import Augmentation, Draws, blur, boxes, colour, geometry, order, policy
 from okdc.data.batches import Normalise
 from okdc.recipe.schema import Augment
 from okdc.seeds import generator
@@ -95,9 +98,9 @@ def test_a_resized_crop_is_torchvisions_at_its_edges_too() -> None:
     images, keys = smooth(40), Augment(crop="resized", flip=False)
     height, width = images.shape[1:3]
     draws = Augmentation(keys).draw(torch.arange(len(images)), 0, 0, (height, width))
-    boxes = geometry.crops(len(images), (height, width), keys.scale, keys.ratio, generator(0, "epoch", 0, "resized"))
+    crops = boxes.drawn(len(images), (height, width), keys.scale, keys.ratio, generator(0, "epoch", 0, "resized"))
     result = Augmentation(keys).of_batch(images, draws, RAW).round().byte()
-    for image, ours, *box in zip(planes(images), result, *(side.int().tolist() for side in boxes), strict=True):
+    for image, ours, *box in zip(planes(images), result, *(side.int().tolist() for side in crops), strict=True):
         assert apart(ours, theirs.resized_crop(image, *box, [height, width], antialias=True)) <= 1
 
 
@@ -146,12 +149,12 @@ def test_a_grey_image_is_torchvisions_grey() -> None:
 
 ALL = Augment(
     padding=2, vertical_flip=True, rotation=20.0, translate=0.1, zoom=(0.8, 1.2), shear=10.0, brightness=0.3,
-    contrast=0.3, saturation=0.3, hue=0.1, grey=0.2,
+    contrast=0.3, saturation=0.3, hue=0.1, grey=0.2, blur=0.5, erasing=0.5, policy="trivial", mixup=0.4, cutmix=1.0,
 )  # fmt: skip
 
 
 def test_one_resample_composes_what_torchvision_does_one_after_the_other() -> None:
-    """Far from edges, where one after the other has lost nothing: images of whole planes, which no resample blurs."""
+    """Far from edges, where one after the other has lost nothing: colours of slopes, which no resample blurs."""
     height = width = 32
     down, across = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     image = torch.stack([2 * down + 20, 3 * across + 50, down + across + 70], 2).byte()[None]
@@ -220,7 +223,7 @@ def test_a_batch_gives_each_image_what_it_would_get_alone() -> None:
 def test_augmented_batches_are_normalised_in_the_memory_format_asked_for(layout: torch.memory_format) -> None:
     mean, std = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
     images = smooth(4)
-    augmentation = Augmentation(ALL)
+    augmentation = Augmentation(ALL.model_copy(update={"erasing": 0.0}))  # which knows the mean
     draws = augmentation.draw(torch.arange(4), 0, 0, images.shape[1:3])
     plain = augmentation.of_batch(images, draws, RAW)
     normalised = augmentation.of_batch(images, draws, Normalise(mean, std, memory_format=layout))
@@ -266,7 +269,7 @@ def test_angles_shifts_zooms_and_shears_reach_their_bounds_and_no_further() -> N
 
 def test_resized_crops_have_the_areas_and_shapes_asked_for_and_lie_inside() -> None:
     n = 20_000
-    top, left, tall, wide = geometry.crops(n, (40, 40), (0.25, 0.5), (0.5, 2.0), generator(0, "resized"))
+    top, left, tall, wide = boxes.drawn(n, (40, 40), (0.25, 0.5), (0.5, 2.0), generator(0, "resized"))
     share, ratio = tall * wide / 1600, wide / tall
     assert 0.23 < float(share.min()) < 0.26
     assert 0.49 < float(share.max()) < 0.53
@@ -277,7 +280,7 @@ def test_resized_crops_have_the_areas_and_shapes_asked_for_and_lie_inside() -> N
 
 
 def test_a_resized_crop_that_never_fits_is_the_largest_in_the_middle() -> None:
-    sides = geometry.crops(3, (10, 40), (1.0, 1.0), (0.5, 2.0), generator(0, "resized"))
+    sides = boxes.drawn(3, (10, 40), (1.0, 1.0), (0.5, 2.0), generator(0, "resized"))
     assert [side.tolist() for side in sides] == [[0] * 3, [10] * 3, [10] * 3, [20] * 3]
 
 
@@ -287,7 +290,8 @@ def test_a_share_of_the_images_is_grey() -> None:
 
 KEYS = {
     "vertical_flip": True, "rotation": 20.0, "translate": 0.1, "zoom": (0.8, 1.2), "shear": 10.0, "brightness": 0.3,
-    "contrast": 0.3, "saturation": 0.3, "hue": 0.1, "grey": 0.5,
+    "contrast": 0.3, "saturation": 0.3, "hue": 0.1, "grey": 0.5, "blur": 0.5, "erasing": 0.5, "policy": "trivial",
+    "mixup": 0.5, "cutmix": 1.0,
 }  # fmt: skip
 
 
@@ -303,7 +307,7 @@ def test_each_key_draws_anew_in_each_epoch_and_for_each_seed_and_changes_no_othe
         # Order, crop and mirroring put aside: they differ from epoch to epoch in any case.
         still = Draws(torch.stack([rows, rows * 0, rows * 0, draws.table[:, 3] & 2], 1), draws.numbers)
         keys = augmentation.keys.model_copy(update={"padding": 0})
-        return draws, Augmentation(keys).of_batch(images, still, RAW)
+        return draws, Augmentation(keys).examples(images, still, rows, RAW).images
 
     draws, first = shown(with_it)
     assert torch.equal(first, shown(with_it)[1])
@@ -321,3 +325,194 @@ def test_drawing_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     Augmentation(ALL).draw(order(torch.arange(40), 0, 0), 0, 0, (8, 8))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- a policy, blur, erasing
+
+
+def operations(n: int, size: tuple[int, int]) -> tuple[Draws, list[str], Tensor, Tensor]:
+    """The draws of a policy alone, and in each of them the operation, its bin and its sign."""
+    draws = Augmentation(augment(policy="trivial", **OFF)).draw(torch.arange(n), 0, 0, size)
+
+    def stream(purpose: str) -> torch.Generator:
+        return generator(0, "epoch", 0, purpose)
+
+    names = torch.randint(14, (n,), generator=stream("policy")).tolist()
+    bins = torch.randint(31, (n,), generator=stream("policy_magnitude"))
+    signs = torch.rand(n, generator=stream("policy_sign")) < 0.5
+    return draws, [list(Trivial._AUGMENTATION_SPACE)[name] for name in names], bins, signs
+
+
+def test_each_operation_of_the_policy_is_torchvisions_with_its_magnitude_and_sign() -> None:
+    n, height, width = 900, 24, 20
+    images = smooth(n, height, width)
+    draws, names, bins, signs = operations(n, (height, width))
+    result = Augmentation(augment(policy="trivial", **OFF)).of_batch(images, draws, RAW).round()
+    trivial = Trivial(interpolation=InterpolationMode.BILINEAR)
+    farthest = dict.fromkeys(Trivial._AUGMENTATION_SPACE, 0)
+    for image, ours, name, level, negative in zip(planes(images), result, names, bins, signs, strict=True):
+        space, signed = Trivial._AUGMENTATION_SPACE[name]
+        magnitudes = space(31, height, width)
+        magnitude = 0.0 if magnitudes is None else float(magnitudes[level])
+        magnitude = -magnitude if signed and negative else magnitude
+        expected = trivial._apply_image_or_video_transform(
+            image, name, magnitude, interpolation=InterpolationMode.BILINEAR, fill={type(image): None}
+        )
+        farthest[name] = max(farthest[name], apart(ours, expected))
+    assert {name for name, most in farthest.items() if most > 1} <= {"Color", "Contrast"}, farthest
+    assert max(farthest.values()) <= 2, farthest
+    assert not any(farthest[name] for name in ("Identity", "Posterize", "Solarize", "Equalize")), farthest
+
+
+def test_operations_and_magnitudes_are_drawn_evenly() -> None:
+    _, names, bins, signs = operations(28_000, (8, 8))
+    counts = torch.tensor([names.count(name) for name in Trivial._AUGMENTATION_SPACE]).double()
+    assert float(((counts - 2000) ** 2 / 2000).sum()) < 36.5  # chi-squared, 13 degrees, p = 0.0005
+    levels = torch.bincount(bins, minlength=31).double()
+    assert float(((levels - 28_000 / 31) ** 2 / (28_000 / 31)).sum()) < 61.1  # 30 degrees, p = 0.0007
+    assert abs(float(signs.double().mean()) - 0.5) < 0.01
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_a_channel_of_one_value_is_neither_stretched_nor_equalised(value: int) -> None:
+    flat = torch.full((2, 3, 6, 6), float(value))
+    assert torch.equal(policy.autocontrasted(flat, flat), flat)
+    assert torch.equal(policy.equalized(flat, flat), flat)
+
+
+@given(values=st.lists(st.integers(0, 255), min_size=12, max_size=12), repeat=st.integers(1, 60))
+@tried
+def test_equalisation_is_torchvisions_to_the_bit(values: list[int], repeat: int) -> None:
+    image = torch.tensor(values, dtype=torch.uint8).reshape(1, 3, 1, 4).repeat(1, 1, repeat, 1)
+    assert torch.equal(policy.equalized(image.float(), image).byte(), theirs.equalize(image))
+
+
+@given(sigma=st.floats(0.1, 2))
+@tried
+def test_a_blur_is_torchvisions(sigma: float) -> None:
+    images = planes(smooth(3, 44, 40))
+    assert blur.kernel_size(44, 40) == 5
+    ours = blur.blurred(images.float(), torch.full((3,), sigma)).round()
+    assert apart(ours, theirs.gaussian_blur(images, [5, 5], [sigma, sigma])) <= 1
+
+
+def test_a_share_of_the_images_is_blurred_each_by_a_width_of_its_own() -> None:
+    sigma = drawn(Augment(blur=0.4))["blur"]
+    assert abs(float((sigma > 0).double().mean()) - 0.4) < 0.02
+    some = sigma[sigma > 0]
+    assert 0.1 <= float(some.min()) < 0.11
+    assert 1.99 < float(some.max()) <= 2
+    images = smooth(40)
+    half = Augmentation(augment(blur=0.5, **OFF))
+    draws = half.draw(torch.arange(40), 0, 0, images.shape[1:3])
+    assert draws.numbers is not None
+    same = (half.of_batch(images, draws, RAW).round() == planes(images)).flatten(1).all(1)
+    sharp = draws.numbers[:, 0] == 0
+    assert bool(same[sharp].all())
+    assert not same[~sharp].all()
+
+
+def test_an_erased_rectangle_is_0_after_the_normalisation_and_the_rest_stays() -> None:
+    n = 400
+    keys = augment(erasing=0.5, **OFF)
+    images = torch.full((n, 20, 24, 3), 200, dtype=torch.uint8)
+    normalise = Normalise((0.5,) * 3, (0.25,) * 3)
+    result = Augmentation(keys).of_batch(images, Augmentation(keys).draw(torch.arange(n), 0, 0, (20, 24)), normalise)
+    zero = (result == 0).all(1)  # n×H×W
+    assert torch.equal(zero, (result == 0).any(1))
+    assert float(result[~zero[:, None].expand_as(result)].unique()) == pytest.approx((200 / 255 - 0.5) / 0.25, abs=1e-6)
+    erased = zero.flatten(1).any(1)
+    assert abs(float(erased.double().mean()) - 0.5) < 0.08
+    for mask in zero[erased]:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        tall, wide = (int(side[-1] - side[0]) + 1 for side in (rows, columns))
+        assert int(mask.sum()) == tall * wide  # it is a rectangle
+        assert 0.01 < tall * wide / 480 < 0.37
+
+
+# --- mixing
+
+
+@pytest.mark.parametrize("keys", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0}], ids=str)
+@pytest.mark.parametrize("n", [2, 7, 300])
+def test_a_mixed_image_has_of_each_of_a_pair_the_share_of_its_label(keys: dict[str, float], n: int) -> None:
+    values = torch.randint(0, 256, (n,), generator=torch.Generator().manual_seed(0))
+    images = values[:, None, None, None].expand(n, 10, 12, 3).byte().contiguous()
+    labels = torch.arange(n)
+    augmentation = Augmentation(augment(**keys, **OFF))
+    draws = augmentation.draw(labels, 0, 0, (10, 12))
+    mixed, own, others, mix = augmentation.examples(images, draws, labels, RAW)
+    assert others is not None
+    assert mix is not None
+    assert torch.equal(own, labels)
+    neighbours = [i ^ 1 if i ^ 1 < n else i for i in range(n)]
+    assert others.tolist() == neighbours
+    assert float(mix.min()) >= 0.5
+    assert float(mix.max()) <= 1
+    expected = mix * values + (1 - mix) * values[neighbours]
+    assert torch.allclose(mixed.mean((1, 2, 3)), expected, atol=1e-3)
+
+
+def test_mixup_mixes_every_pixel_alike_and_cutmix_takes_a_rectangle_of_the_other() -> None:
+    images = smooth(200, 14, 12)
+    labels = torch.arange(200)
+    pixels, neighbours = planes(images).float(), labels ^ 1
+    kinds = []
+    wanted: list[dict[str, float]] = [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}]
+    for keys in wanted:
+        augmentation = Augmentation(augment(**keys, **OFF))
+        mixed, _, _, mix = augmentation.examples(images, augmentation.draw(labels, 0, 0, (14, 12)), labels, RAW)
+        assert mix is not None
+        share = mix[:, None, None, None]
+        alike = ((mixed - (share * pixels + (1 - share) * pixels[neighbours])).abs() < 1e-2).flatten(1).all(1)
+        whole = (((mixed - pixels).abs() < 1e-3) | ((mixed - pixels[neighbours]).abs() < 1e-3)).flatten(1).all(1)
+        kinds.append((int(alike.sum()), int(whole.sum())))
+    (all_alike, _), (_, all_whole), (some_alike, some_whole) = kinds
+    assert all_alike == all_whole == 200
+    assert 70 <= some_alike <= 130
+    assert 70 <= some_whole <= 130
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_shares_are_of_a_beta_distribution_folded_at_a_half(alpha: float) -> None:
+    mix = drawn(Augment(mixup=alpha))["mix"]
+    for edge in (0.55, 0.7, 0.9):
+        expected = 2 * beta.cdf(edge, alpha, alpha) - 1
+        assert abs(float((mix <= edge).double().mean()) - expected) < 0.015
+
+
+def test_cut_rectangles_lie_everywhere_and_their_sides_are_alike() -> None:
+    numbers = drawn(Augment(cutmix=1.0))
+    top, left, bottom, right = (numbers[f"cut_{edge}"] for edge in ("top", "left", "bottom", "right"))
+    assert torch.allclose(numbers["mix"], 1 - (bottom - top) * (right - left) / 32**2)
+    assert float(top.min()) == float(left.min()) == 0
+    assert float(bottom.max()) == float(right.max()) == 32
+    inside = (top > 0) & (left > 0) & (bottom < 32) & (right < 32)
+    assert torch.equal((bottom - top)[inside], (right - left)[inside])
+
+
+# --- on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_a_gpu_makes_the_same_examples_without_a_wait(layout: torch.memory_format, crop: str) -> None:
+    n, cuda = 60, torch.device("cuda")
+    images, labels = smooth(n, 24, 20), torch.arange(n)
+    more = {"crop": crop} | ({"padding": 4} if crop == "resized" else {})
+    augmentation = Augmentation(ALL.model_copy(update=more))
+    draws = augmentation.draw(labels, 0, 0, (24, 20))
+    here = augmentation.examples(images, draws, labels, Normalise((0.4,) * 3, (0.3,) * 3, None, layout))
+    sent = draws.to(cuda), images.to(cuda), labels.to(cuda)
+    normalise = Normalise((0.4,) * 3, (0.3,) * 3, cuda, layout)
+    with no_waiting():
+        there = augmentation.examples(sent[1], sent[0], sent[2], normalise)
+    assert there.images.is_contiguous(memory_format=layout)
+    for theirs_of, ours in ((there.other_labels, here.other_labels), (there.mix, here.mix)):
+        assert theirs_of is not None
+        assert ours is not None
+        assert torch.equal(theirs_of.cpu(), ours)
+    difference = (there.images.cpu() - here.images).abs()
+    # A pixel whose value is at a step of posterize, solarize or equalize may fall on either side of it.
+    assert float((difference > 1e-3).double().mean()) < 1e-3

@@ -137,7 +137,7 @@ def test_resident_batches_are_balanced_and_shared_by_processes() -> None:
         for rank in (0, 1)
     ]
     rows = rows_of_epoch(of, 1, 0, balanced=True)
-    for step, (images, labels) in enumerate(batches.epoch(1)):
+    for step, (images, labels, *_) in enumerate(batches.epoch(1)):
         assert torch.bincount(labels).tolist() == [2, 2, 2]
         assert images[:, 0, 0, 0].round().long().tolist() == rows[6 * step : 6 * step + 6].tolist()
         assert torch.equal(images, torch.cat([parts[rank][step][0] for rank in (0, 1)]))
@@ -157,9 +157,9 @@ def test_a_streamed_image_that_comes_again_is_cropped_anew(tmp_path: Path) -> No
     augmentation = Augmentation(Augment(crop="resized"))
     with closing(StreamBatches(data, 8, augmentation, RAW, 0, 0, balanced=True)) as batches:
         rows = rows_of_epoch(data, 0, 0, balanced=True)
-        images = torch.cat([images for images, _ in batches.epoch(0)])
-        labels = torch.cat([labels for _, labels in batches.epoch(0)])
-        again = torch.cat([images for images, _ in batches.epoch(0)])
+        images = torch.cat([images for images, *_ in batches.epoch(0)])
+        labels = torch.cat([labels for _, labels, *_ in batches.epoch(0)])
+        again = torch.cat([images for images, *_ in batches.epoch(0)])
     assert torch.equal(images, again)
     counts = torch.bincount(labels, minlength=len(data.classes))
     assert counts.max() - counts.min() <= 1

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from okdc.data.augmentation import Augmentation, Draws, crops, order
+from okdc.data.augmentation import Augmentation, Draws, Examples, crops, order
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.recipe.schema import Augment
@@ -76,14 +76,14 @@ def test_crops_by_slices_and_by_gather_are_the_same_pixels(height: int, width: i
 
 def test_without_padding_and_flip_a_batch_is_the_images() -> None:
     of = dataset()
-    for images, labels in train_batches(of, padding=0, flip=False).epoch(0):
+    for images, labels, *_ in train_batches(of, padding=0, flip=False).epoch(0):
         assert torch.equal(images.round().byte().permute(0, 2, 3, 1), of.images[labels])
 
 
 def test_what_a_crop_leaves_open_is_black_and_not_a_reflection() -> None:
     of = replace(dataset(400, 6, 6), images=torch.full((400, 6, 6, 3), 255, dtype=torch.uint8))
     drawn = drawn_of(Augment(padding=2, flip=False), order(of.train, 0, 0), 0, 0)
-    shifted = torch.cat([images for images, _ in train_batches(of, 300, padding=2, flip=False).epoch(0)])
+    shifted = torch.cat([images for images, *_ in train_batches(of, 300, padding=2, flip=False).epoch(0)])
     for i, image in enumerate(shifted):
         rows, columns = 6 - abs(int(drawn.top[i]) - 2), 6 - abs(int(drawn.left[i]) - 2)
         assert int((image[0] > 0).sum()) == rows * columns
@@ -115,7 +115,7 @@ def test_an_epoch_shows_each_training_image_once_but_for_a_partial_last_batch(
 ) -> None:
     of = dataset(n)
     source = train_batches(of, batch_size, seed=seed)
-    shown = [labels for _, labels in source.epoch(epoch)]
+    shown = [labels for _, labels, *_ in source.epoch(epoch)]
     assert [len(labels) for labels in shown] == [batch_size] * (len(of.train) // batch_size)
     assert source.steps == len(shown)
     rows = torch.cat(shown).tolist() if shown else []
@@ -125,9 +125,11 @@ def test_an_epoch_shows_each_training_image_once_but_for_a_partial_last_batch(
         assert sorted(rows) == of.train.tolist()
 
 
-def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+def same(a: list[Examples], b: list[Examples]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+        u is v is None or (u is not None and v is not None and torch.equal(u, v))
+        for x, y in zip(a, b, strict=True)
+        for u, v in zip(x, y, strict=True)
     )
 
 
@@ -161,9 +163,13 @@ def test_reading_batches_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+VARIED = Augment(padding=2, rotation=20.0, hue=0.2, blur=0.3, erasing=0.5, policy="trivial", mixup=0.4, cutmix=1.0)
+
+
 @pytest.mark.parametrize("start", range(8))
-def test_an_epoch_continues_from_any_step_as_it_would_have(start: int) -> None:
-    source = train_batches(dataset())
+@pytest.mark.parametrize("keys", [Augment(padding=2), VARIED], ids=["usual", "varied"])
+def test_an_epoch_continues_from_any_step_as_it_would_have(keys: Augment, start: int) -> None:
+    source = replace(train_batches(dataset()), augmentation=Augmentation(keys))
     assert source.steps == 7
     assert same(list(source.epoch(2, start)), list(source.epoch(2))[start:])
 
@@ -241,7 +247,7 @@ def test_evaluation_covers_all_rows_in_order_with_a_partial_last_batch(rows: lis
     batches = list(eval_batches(of, indices, RAW, batch_size))
     shown = torch.cat([labels for _, labels in batches]) if rows else torch.empty(0)
     assert shown.tolist() == rows
-    images = torch.cat([x for x, _ in batches]) if rows else torch.empty(0, 3, 6, 5)
+    images = torch.cat([x for x, *_ in batches]) if rows else torch.empty(0, 3, 6, 5)
     assert torch.equal(images.round().byte().permute(0, 2, 3, 1), of.images[indices])
     assert all(len(labels) == batch_size for _, labels in batches[:-1])
 
@@ -256,7 +262,7 @@ def test_a_gpu_gets_the_same_batches(layout: torch.memory_format) -> None:
     of = dataset()
     on_cpu = replace(train_batches(of), normalise=Normalise((0.4,) * 3, (0.3,) * 3, memory_format=layout))
     on_gpu = replace(on_cpu, dataset=of.to(cuda), normalise=Normalise((0.4,) * 3, (0.3,) * 3, cuda, layout))
-    for (x, y), (u, v) in zip(on_cpu.epoch(1, 2), on_gpu.epoch(1, 2), strict=True):
+    for (x, y, *_), (u, v, *_) in zip(on_cpu.epoch(1, 2), on_gpu.epoch(1, 2), strict=True):
         assert u.device.type == v.device.type == "cuda"
         assert u.is_contiguous(memory_format=layout)
         assert torch.equal(y, v.cpu())

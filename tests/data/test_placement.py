@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from okdc.data import placement, sending
-from okdc.data.augmentation import Augmentation
+from okdc.data.augmentation import Augmentation, Examples
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.data.ondemand import OnDemand
@@ -60,7 +60,7 @@ def batches(dataset: Dataset, ranks: Ranks | None = None) -> TrainBatches:
 
 
 def of_epoch(source: TrainBatches, start: int = 0) -> list[tuple[Tensor, Tensor]]:
-    return [(images.cpu(), labels.cpu()) for images, labels in source.epoch(1, start)]
+    return [(images.cpu(), labels.cpu()) for images, labels, *_ in source.epoch(1, start)]
 
 
 def of_validation(dataset: Dataset) -> list[tuple[Tensor, Tensor]]:
@@ -156,7 +156,7 @@ def test_batches_from_the_hosts_memory_are_the_resident_ones_to_the_bit(
     resident, _ = place(dataset, cuda)
     full(monkeypatch, 0)
     held, _ = place(dataset, cuda)
-    for images, labels in batches(held).epoch(0):
+    for images, labels, *_ in batches(held).epoch(0):
         assert images.is_cuda
         assert labels.is_cuda
     assert_same(of_epoch(batches(resident)), of_epoch(batches(held)))
@@ -249,9 +249,9 @@ def test_files_are_pinned_and_sent(cuda: torch.device, tmp_path: Path) -> None:
     assert_same(as_pixels(evaluated), as_pixels(sent))
 
 
-def as_pixels(batches: Iterator[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+def as_pixels(batches: Iterator[Examples] | Iterator[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     """A GPU divides by 255 in another way than a CPU."""
-    return [(images.cpu().round().byte(), labels.cpu()) for images, labels in batches]
+    return [(images.cpu().round().byte(), labels.cpu()) for images, labels, *_ in batches]
 
 
 ON_GPU = ("engine.device=cuda", "engine.compile=off")

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,23 @@ import torch
 from asking import tried
 from hypothesis import given
 from hypothesis import strategies as st
-from pictures import write_imagenet, write_zoo
+from pictures import streamed, write_imagenet, write_zoo
 from PIL import Image
 from reading import read_data
 from torch import Tensor
 from torchvision.transforms import Compose, RandomHorizontalFlip, RandomResizedCrop
 
+from okdc.assembly import job as assembly
+from okdc.assembly.resolve import resolve
 from okdc.data import images, ondemand
-from okdc.data.augmentation import Augmentation, order
+from okdc.data.augmentation import Augmentation, Examples, order
 from okdc.data.augmentation.crops import of_file
 from okdc.data.batches import EVAL_BATCH, Normalise, TrainBatches, eval_batch, eval_batches
 from okdc.data.datasets import divide
+from okdc.data.imagenet import MOMENTS
 from okdc.data.streaming import StreamBatches, batches_of
 from okdc.errors import DataError
+from okdc.recipe.draft import load
 from okdc.recipe.schema import Augment
 from okdc.seeds import seeded
 
@@ -57,9 +62,11 @@ def pixels(batch: Tensor) -> Tensor:
     return batch.round().byte().permute(0, 2, 3, 1)
 
 
-def same(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+def same(a: list[Examples], b: list[Examples]) -> bool:
     return len(a) == len(b) and all(
-        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(a, b, strict=True)
+        u is v is None or (u is not None and v is not None and torch.equal(u, v))
+        for x, y in zip(a, b, strict=True)
+        for u, v in zip(x, y, strict=True)
     )
 
 
@@ -90,12 +97,12 @@ def test_an_image_of_an_epoch_follows_from_seed_epoch_and_row_alone(tree: Path) 
     assert files is not None
     rows = order(batches.dataset.train, 4, 3)
     torch.manual_seed(99)
-    result = torch.cat([pixels(x) for x, _ in batches.epoch(4)])
+    result = torch.cat([pixels(x) for x, *_ in batches.epoch(4)])
     for at in reversed(range(len(result))):
         row = int(rows[at])
         expected = files.decode(row, lambda image, row=row: of_file(image, SIZE, FILE, 3, 4, row))  # type: ignore[misc]
         assert np.array_equal(result[at].numpy(), expected), files.path(row)
-    other = torch.cat([pixels(x) for x, _ in stream(tree, batch_size=5, seed=3).epoch(4)])
+    other = torch.cat([pixels(x) for x, *_ in stream(tree, batch_size=5, seed=3).epoch(4)])
     assert torch.equal(result, other)
 
 
@@ -106,12 +113,45 @@ def test_another_epoch_or_seed_is_another_draw(tree: Path) -> None:
     assert not same(first, list(stream(tree, seed=1).epoch(0)))
 
 
+VARIED: dict[str, Any] = {
+    "rotation": 20.0,
+    "brightness": 0.4,
+    "blur": 0.3,
+    "erasing": 0.5,
+    "policy": "trivial",
+    "cutmix": 1.0,
+}
+
+
+@pytest.mark.parametrize("more", [{}, {"padding": 0, "flip": False}, VARIED], ids=["usual", "nothing", "varied"])
+def test_the_crop_pad_gives_files_the_pixels_of_resident_images(tree: Path, more: dict[str, Any]) -> None:
+    augmentation = Augmentation(Augment(**more))
+    resident = TrainBatches(read_data("folder", tree, SIZE, SHORTER), 8, augmentation, RAW, 3)
+    streamed = StreamBatches(read_data("imagenet", tree, SIZE, SHORTER), 8, augmentation, RAW, 3, 0)
+    assert same(list(streamed.epoch(1)), list(resident.epoch(1)))
+    assert same(list(streamed.epoch(2, 3)), list(resident.epoch(2))[3:])
+
+
+def test_a_resized_crop_of_a_file_is_varied_further_as_a_batch(tree: Path) -> None:
+    keys = FILE.model_copy(update=VARIED)
+    plain, varied = (
+        StreamBatches(read_data("imagenet", tree, SIZE, SHORTER), 8, Augmentation(each), RAW, 3, 0)
+        for each in (FILE, keys)
+    )
+    rest = Augmentation(Augment(padding=0, flip=False, **VARIED))
+    draws = rest.draw(order(varied.dataset.train, 1, 3), 1, 3, (SIZE, SIZE))
+    for i, (before, after) in enumerate(zip(plain.epoch(1), varied.epoch(1), strict=True)):
+        images = pixels(before.images).contiguous()
+        expected = rest.examples(images, draws[8 * i : 8 * i + 8].of_own_rows(), before.labels, RAW)
+        assert same([after], [expected])
+
+
 def test_order_and_labels_are_those_of_resident_images(tree: Path) -> None:
     """One order for all data sets: only how an image is cut differs."""
     dataset = read_data("imagenet", tree, SIZE, SHORTER)
     resident = TrainBatches(read_data("folder", tree, SIZE), 8, Augmentation(Augment(padding=0, flip=False)), RAW, 0)
-    streamed = [labels for _, labels in stream(tree).epoch(3)]
-    for actual, expected in zip(streamed, (labels for _, labels in resident.epoch(3)), strict=True):
+    streamed = [labels for _, labels, *_ in stream(tree).epoch(3)]
+    for actual, expected in zip(streamed, (labels for _, labels, *_ in resident.epoch(3)), strict=True):
         assert torch.equal(actual, expected)
     assert torch.equal(torch.cat(streamed), dataset.labels[order(dataset.train, 3, 0)][:40])
 
@@ -246,7 +286,7 @@ def test_a_copy_elsewhere_is_the_same_data_and_a_moved_or_changed_file_is_not(tr
     assert read_data("imagenet", own_tree, SIZE).fingerprint != before
 
 
-def test_nothing_is_decoded_at_the_start_but_a_few_and_no_moments_are_computed(
+def test_nothing_is_decoded_at_the_start_but_a_few_and_the_moments_are_the_published_ones(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[int] = []
@@ -260,8 +300,9 @@ def test_nothing_is_decoded_at_the_start_but_a_few_and_no_moments_are_computed(
     monkeypatch.setattr(ondemand.OnDemand, "decode", noted)
     dataset = read_data("imagenet", tree, SIZE)
     assert sorted(decoded) == [0, 11, 23, 35, 47]  # both ends and between
-    with pytest.raises(AssertionError):
-        dataset.moments()
+    resolved = resolve(load(streamed(tree)))
+    assert assembly.normalisation_of(resolved.recipe, dataset) == MOMENTS
+    assert len(decoded) == 5
 
 
 def test_progress_ends_at_the_number_of_files(tree: Path) -> None:
@@ -287,7 +328,7 @@ def test_a_damaged_file_is_named_in_its_place_and_the_batches_before_it_come(
     monkeypatch.setattr(ondemand, "PROBE", 2)
     whole = list(stream(own_tree).epoch(0))
     path = damaged(own_tree)
-    result: list[tuple[Tensor, Tensor]] = []
+    result: list[Examples] = []
     with closing(stream(own_tree, workers=workers)) as batches:
         files = batches.dataset.files
         assert files is not None

@@ -95,6 +95,7 @@ OTHER: dict[str, object] = {
     "data.name": "digits",
     "data.image_size": 64,
     "data.skip_damaged": True,
+    "data.stream": "on",
     "data.train_images": 77,
     "data.val_fraction": 0.25,
     "data.shorter_side": 40,
@@ -115,6 +116,11 @@ OTHER: dict[str, object] = {
     "augment.saturation": 0.5,
     "augment.hue": 0.25,
     "augment.grey": 0.5,
+    "augment.blur": 0.5,
+    "augment.erasing": 0.5,
+    "augment.policy": "trivial",
+    "augment.mixup": 0.5,
+    "augment.cutmix": 0.5,
     "cohort.students": ["resnet20", "resnet8"],
     "cohort.share": "stem1",
     "cohort.keep": 1,
@@ -153,6 +159,8 @@ OTHER: dict[str, object] = {
     "optim.sampler": "balanced",
     "optim.ema": 0.999,
     "optim.patience": 5,
+    "optim.freeze_epochs": 1,
+    "optim.backbone_lr": 0.1,
     "engine.device": "cpu",
     "engine.dtype": "float32",
     "engine.memory_format": "contiguous",
@@ -256,7 +264,7 @@ def test_an_unknown_recipe_names_the_nearest_and_where_all_are_listed(word: str,
 
 def test_a_run_given_as_a_recipe_is_told_where_its_recipe_is() -> None:
     Path("runs/a-1").mkdir(parents=True)
-    with pytest.raises(RecipeError, match=r"runs/a-1: is a folder, expected a \.toml file$"):
+    with pytest.raises(RecipeError, match=r"runs/a-1: is a folder, expected a \.toml file"):
         load(["runs/a-1"])
     Path("runs/a-1/recipe.toml").touch()
     with pytest.raises(RecipeError, match=r"runs/a-1: is a folder.*\(there is runs/a-1/recipe\.toml\)"):

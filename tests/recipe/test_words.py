@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from okdc.assembly.resolve import resolve
 from okdc.errors import OkdcError, RecipeError, UsageError
 from okdc.recipe import catalog
-from okdc.recipe.draft import Draft, load
+from okdc.recipe.draft import Draft, load, read
 from okdc.recipe.shorthand import full_keys, suggestions
 from okdc.recipe.words import Flag
 
@@ -172,10 +173,11 @@ def test_an_option_is_named_as_it_was_typed() -> None:
 
 
 def test_what_two_keys_make_wrong_is_of_the_one_that_was_given() -> None:
-    Path("mine.toml").write_bytes(catalog.recipes()["folder_resnet20"].read_bytes())
+    tables = read(catalog.recipes()["folder_resnet20"]) | {"augment": {"padding": 4}}
+    Path("mine.toml").write_text(tomli_w.dumps(tables), encoding="utf-8")
     error = refused("mine.toml", "root=x", "image_size=4")
     assert error.message == "the command line: 1 problem"
-    assert error.details[0].startswith("data.crop_padding: expected less than data.image_size (4)")
+    assert error.details[0].startswith("augment.padding: expected less than data.image_size (4)")
 
 
 def test_a_file_is_blamed_for_what_it_says_itself() -> None:

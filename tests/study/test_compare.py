@@ -426,6 +426,16 @@ def test_students_of_different_teachers_are_different_rows() -> None:
         assert (row["n"], row["teachers_sha256"]) == (1, [str(seed) * 64])
 
 
+def test_a_method_that_started_from_other_weights_is_not_compared() -> None:
+    """What they are worth would be taken for what the method is."""
+    start = {"weights": "w.pt", "weights_sha256": "8" * 64, "head": "new", "dataset": "", "licence": ""}
+    make_run("runs/a", "baseline", 0, result={"starts": [start]})
+    make_run("runs/b", "fefr", 0, result={"starts": [start, start]})
+    assert compared("runs")["rows"]
+    make_run("runs/c", "dml", 0)
+    assert refused("runs").message.endswith("they differ in cohort.weights of resnet8")
+
+
 # --- finding the runs
 
 

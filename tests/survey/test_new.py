@@ -27,6 +27,7 @@ from okdc.survey import networks, plan
 from okdc.survey.folder import look
 from okdc.survey.plan import STEPS, directed
 
+MEAN = [0.485, 0.456, 0.406]  # ImageNet's
 Captured = pytest.CaptureFixture[str]
 
 
@@ -62,7 +63,8 @@ def written(answer: Answer, name: str) -> tuple[ResolvedRecipe, dict[str, Any]]:
     """The recipe that was written: it resolves, and nothing about it is noted."""
     assert answer.code == 0, answer.err
     resolved = resolve(load([name]))
-    assert not resolved.notes
+    pretrained = [f"data.mean {MEAN}"] if resolved.recipe.cohort.weights else []
+    assert [note.partition(", data.std")[0] for note in resolved.notes] == pretrained
     return resolved, tomllib.loads(Path(name).read_text(encoding="utf-8"))
 
 
@@ -127,9 +129,13 @@ def test_a_reason_stands_beside_every_line(capsys: Captured) -> None:
 
 
 def test_the_batch_is_the_largest_that_leaves_enough_steps() -> None:
-    assert [plan._batch(images, plan.BATCHES)[0] for images in (2, 39, 59, 60, 319, 320, 1279, 1280, 10**6)] == [
-        2, 2, 2, 3, 12, 16, 48, 64, 64,
-    ]  # fmt: skip
+    counts = (2, 39, 59, 60, 319, 320, 2_000, 2_001, 10_000, 10_001)
+    assert [plan._batch(images, False)[0] for images in counts] == [2, 2, 2, 3, 12, 16, 16, 32, 32, 64]
+    assert plan._batch(10**6, True)[0] == 32
+
+
+def test_smaller_batches_take_smaller_rates() -> None:
+    assert [plan._rate(0.003, batch) for batch in (64, 16, 8, 4, 2)] == [0.003, 0.003, 0.002, 0.002, 0.001]
 
 
 def test_classes_that_may_be_mirrored_into_each_other() -> None:
@@ -222,6 +228,21 @@ def test_without_images_to_choose_by_the_first_student_is_kept(tmp_path: Path) -
     assert made.value("data.val_fraction") == 0
 
 
+@pytest.mark.parametrize(("dogs", "balanced"), [(40, False), (59, False), (90, True)])
+def test_unequal_classes_count_as_much(tmp_path: Path, dogs: int, balanced: bool) -> None:
+    root = write_tree(tmp_path / "root", {"cat": 40, "dog": dogs}, size=4)
+    keys = {line.key: line.value for line in planned(root).lines}
+    expected = {"cohort.keep_metric": "balanced", "optim.class_weights": "balanced"} if balanced else {}
+    assert {key: keys[key] for key in ("cohort.keep_metric", "optim.class_weights") if key in keys} == expected
+
+
+def test_the_best_epoch_is_kept_where_many_images_choose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_tree(tmp_path / "root", {"cat": 40, "dog": 40}, size=4)
+    assert planned(root).value("cohort.keep_epoch") == "last"
+    monkeypatch.setattr(plan, "FEW", 6)
+    assert "cohort.keep_epoch" not in [line.key for line in planned(root).lines]
+
+
 # --- networks
 
 
@@ -249,6 +270,8 @@ def test_the_files_of_the_weights_are_torchvisions(monkeypatch: pytest.MonkeyPat
         weights = torchvision.models.get_model_weights(name.partition(":")[2]).DEFAULT
         assert weights.url.rpartition("/")[2] == file
         assert weights.transforms().crop_size == [networks.PRETRAINED_SIZE]
+        if name == next(iter(networks.PRETRAINED)):
+            assert weights.transforms().resize_size == [networks.PRETRAINED_SIDE]
     for variable in ("TORCH_HOME", "XDG_CACHE_HOME"):
         assert networks.weights_folder() == Path(torch.hub.get_dir()) / "checkpoints"
         monkeypatch.delenv(variable, raising=False)
@@ -262,6 +285,12 @@ def test_a_budget_chooses_the_network(capsys: Captured, budget: str, student: st
     write_tree(Path("root"), {"cat": 10, "dog": 10})
     resolved, _ = written(ask(capsys, "new", "root", "--budget", budget), "root.toml")
     assert resolved.recipe.cohort.students == (student, student)
+
+
+def test_a_budget_of_two_limits_holds_for_both(capsys: Captured) -> None:
+    write_tree(Path("root"), {"cat": 10, "dog": 10})
+    resolved, _ = written(ask(capsys, "new", "root", "--budget", "params<200k,macs<1M"), "root.toml")
+    assert resolved.recipe.cohort.students == ("resnet8", "resnet8")
 
 
 def test_a_budget_for_the_small_pretrained_network_keeps_it(capsys: Captured, no_weights: Path) -> None:

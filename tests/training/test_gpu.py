@@ -77,7 +77,7 @@ def test_images_live_on_the_gpu_as_bytes_and_labels_beside_them() -> None:
     _, batches, _ = made(settings("auto"))
     assert batches.dataset.images.device.type == batches.dataset.labels.device.type == GPU
     assert batches.dataset.images.dtype == torch.uint8
-    images, labels = next(batches.epoch(0))
+    images, labels, *_ = next(batches.epoch(0))
     assert images.device.type == labels.device.type == GPU
     assert images.is_contiguous(memory_format=batches.normalise.memory_format)
 
@@ -92,7 +92,7 @@ def test_maps_have_the_chosen_type_and_layout_and_weights_and_losses_stay_float3
     convolutions = [m for m in step.method.modules() if isinstance(m, nn.Conv2d)]
     for conv in convolutions:
         conv.register_forward_hook(lambda _, __, y: seen.append(y))
-    images, labels = next(batches.epoch(0))
+    images, labels, *_ = next(batches.epoch(0))
     losses = step(Batch(images, labels), 0.0).losses
     assert {y.dtype for y in seen} == {getattr(torch, dtype)}
     assert all(y.is_contiguous(memory_format=found.torch_memory_format) for y in seen)
@@ -116,10 +116,10 @@ def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: st
     totals = Totals(torch.device(GPU))
     drawn = batches.epoch(0)
     for number in range(WARM):
-        images, labels = next(drawn)
+        images, labels, *_ = next(drawn)
         totals.add(step(Batch(images, labels), 0.0), labels, number)
     with no_waiting():
-        for number, (images, labels) in enumerate(drawn, WARM):
+        for number, (images, labels, *_) in enumerate(drawn, WARM):
             totals.add(step(Batch(images, labels), number / batches.steps), labels, number)
     assert totals.steps == batches.steps
     if has_numbers(compile):
@@ -174,7 +174,7 @@ def test_a_compiled_step_is_the_eager_one_within_rounding_for_several_steps() ->
     sums = [Totals(torch.device(GPU)), Totals(torch.device(GPU))]
     by_hand = dict.fromkeys(("eager", "compiled"), 0.0)
     for number, (a, b) in enumerate(zip(one[1].epoch(0), other[1].epoch(0), strict=True)):
-        for (step, _, _), (images, labels), totals, name in zip((one, other), (a, b), sums, by_hand, strict=True):
+        for (step, _, _), (images, labels, *_), totals, name in zip((one, other), (a, b), sums, by_hand, strict=True):
             taken = step(Batch(images, labels), number / 25)
             totals.add(taken, labels, number)
             by_hand[name] += sum(loss.item() for loss in taken.losses.values())
@@ -196,7 +196,7 @@ def test_evaluation_between_compiled_steps_compiles_nothing_and_spoils_nothing()
     def steps(n: int) -> None:
         step.method.train()
         for _ in range(n):
-            images, labels = next(drawn)
+            images, labels, *_ = next(drawn)
             losses = step(Batch(images, labels), 0.5).losses
             assert not has_numbers("on") or all(torch.isfinite(loss) for loss in losses.values())
 

@@ -81,11 +81,11 @@ def test_no_step_of_any_method_waits_for_the_gpu(words: tuple[str, ...], setting
     step, batches, _ = made(settings, *words)
     totals, drawn = Totals(settings.torch_device), batches.epoch(0)
     for number in range(WARM):
-        images, labels = next(drawn)
+        images, labels, *_ = next(drawn)
         totals.add(step(Batch(images, labels), 0.3), labels, number)
     with no_waiting():
         for number in (WARM, WARM + 1):
-            images, labels = next(drawn)
+            images, labels, *_ = next(drawn)
             totals.add(step(Batch(images, labels), 0.3), labels, number)
     assert totals.steps == WARM + 2
 
@@ -137,7 +137,7 @@ def trained(where: str, words: tuple[str, ...]) -> tuple[Any, Any, dict[str, Ten
     settings = Settings(where, "float32", "contiguous", 1)
     step, batches, val = made(settings, *words)
     totals = Totals(settings.torch_device)
-    for number, (images, labels) in zip(range(12), batches.epoch(0), strict=False):
+    for number, (images, labels, *_) in zip(range(12), batches.epoch(0), strict=False):
         totals.add(step(Batch(images, labels), number / 25), labels, number)
     judged = count(step.method, val, settings.torch_device).read()
     return totals.read(), judged, {name: value.cpu() for name, value in step.method.state_dict().items()}

@@ -738,7 +738,7 @@ def test_data_lives_on_the_gpu_and_its_batches_are_those_of_a_cpu() -> None:
     (here, _), (there, dataset) = gpu_batches("cpu"), gpu_batches("cuda")
     assert dataset.images.is_cuda
     assert dataset.labels.is_cuda
-    for (a, x), (b, y) in zip(here.epoch(2), there.epoch(2), strict=True):
+    for (a, x, *_), (b, y, *_) in zip(here.epoch(2), there.epoch(2), strict=True):
         assert b.is_cuda
         torch.testing.assert_close(a, b.cpu())
         assert torch.equal(x, y.cpu())

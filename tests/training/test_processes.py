@@ -23,11 +23,14 @@ import numpy.typing as npt
 import processes
 import pytest
 from asking import Answer
+from byhand import SMALL
 from harness import EPOCHS, STEPS, Quiet, built, outcome, recipe, result, resume, rows, start, write_recipe
 from making import run_info
 from pictures import streamed, write_imagenet
-from processes import Learned, Told, asked, broken, damaged, stepped, together, traced, training
+from processes import Learned, Told, asked, broken, damaged, stepped, thawed, together, traced, training
+from safetensors.torch import save_file
 
+from okdc import backbones
 from okdc.assembly import job as assembly
 from okdc.data import ondemand
 from okdc.data.augmentation import order
@@ -92,6 +95,19 @@ def steps(elsewhere: Path) -> dict[str, list[Learned]]:
         cases = CASES | {"kd": (*CASES["kd"], f"method.teacher={teacher}")}
         one, two = stepped(cases), together(2, stepped, cases)
     return {name: [one[name], *(found[name] for found in two)] for name in cases}
+
+
+def test_backbones_that_are_fixed_and_then_learn_are_those_of_one_process(elsewhere: Path) -> None:
+    """The wrapper of the processes waits for the gradients that it knew at its making."""
+    weights = elsewhere / "w.safetensors"
+    save_file(backbones.build("resnet8", 7, SMALL).weights(), weights)
+    more = (f"cohort.weights={weights}", "optim.freeze_epochs=1")
+    cases: dict[str, tuple[str, ...]] = {"fixed": (SYNC, *more)}
+    with chdir(elsewhere):
+        one, two = thawed(cases), together(2, thawed, cases)
+    for other in two:
+        assert max(differences(one["fixed"], other["fixed"])) < 1e-3
+    assert all(np.abs(momentum).sum() > 0 for momentum in one["fixed"].momenta)
 
 
 def off(found: npt.NDArray[Any] | list[Any], expected: npt.NDArray[Any] | list[Any]) -> float:

@@ -9,8 +9,10 @@ import fakegpu
 import pytest
 import torch
 from harness import Quiet, built, no_waiting, outcome, recipe, rows
+from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
+from okdc import backbones
 from okdc.assembly.job import Job
 from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, TrainBatches
@@ -106,7 +108,12 @@ def test_python_that_a_traced_network_keeps_is_recorded_only_when_asked(kept: st
 # The step
 
 
-def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "off") -> tuple[CountedStep, Job]:
+VARIED = Augment(padding=1, rotation=20.0, hue=0.2, blur=0.3, erasing=0.5, policy="trivial", mixup=0.4, cutmix=1.0)
+
+
+def made(
+    cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "off", keys: Augment | None = None
+) -> tuple[CountedStep, Job]:
     """A step of a small training, its method in training mode."""
     job = built(recipe(*MORE, *words))
     engine = Engine(device="cuda", dtype=dtype, compile=compile, cuda_graph=cuda_graph)  # type: ignore[arg-type]
@@ -114,10 +121,10 @@ def made(cuda_graph: str, *words: str, dtype: str = "float32", compile: str = "o
     device.apply(settings, deterministic=False)
     dataset, _ = place(job.dataset, settings.torch_device)
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, settings.torch_device, settings.torch_memory_format)
-    step = TrainStep(job.method, job.recipe.optim, settings)
-    step.method.train()
+    step = TrainStep(job.method, job.recipe.optim, settings, finetuned=job.finetuned)
+    step.begin(0)
     said: list[str] = []
-    batches = TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0)
+    batches = TrainBatches(dataset, 16, Augmentation(keys or Augment(padding=1)), normalise, 0)
     counted = CountedStep(step, batches, 0, said.append)
     counted.said = said  # type: ignore[attr-defined]
     return counted, job
@@ -161,6 +168,29 @@ def test_a_recorded_step_is_one_launch_and_a_copy_of_what_was_drawn(compile: str
 @pytest.mark.gpu
 @pytest.mark.fakegpu
 @pytest.mark.unmirrored
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("more", [(), ADAMW])
+def test_a_step_is_recorded_anew_where_backbones_begin_to_learn(dtype: str, more: tuple[str, ...]) -> None:
+    """The recording of the first epochs has no gradients of theirs."""
+    save_file(backbones.build("resnet8", 7, torch.Size((3, 8, 8))).weights(), "w.safetensors")
+    step, job = made("on", *more, "cohort.weights=w.safetensors", "optim.freeze_epochs=1", dtype=dtype)
+    (parameter, *_), nodes = job.method.cohort.backbone(0).parameters(), []
+    for epoch in range(2):
+        assert step.begin(epoch) is (epoch == 1), "the first epoch was begun by what made the step"
+        totals, inputs = Totals(torch.device("cuda")), step.inputs(epoch, 0)
+        for number in range(WARM + 2):
+            fakegpu.reset()
+            step(next(inputs), 0.0, totals, number)
+            assert fakegpu.counts().graphs["launches"] == (number >= WARM)
+        nodes.append(fakegpu.counts().graphs["nodes"])
+        assert (parameter.grad is not None) is (epoch == 1)
+    assert nodes[1] > 1.1 * nodes[0]
+    assert not step.said  # type: ignore[attr-defined]
+
+
+@pytest.mark.gpu
+@pytest.mark.fakegpu
+@pytest.mark.unmirrored
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
     """Casts and counts are a few launches, whatever the number of layers."""
@@ -185,13 +215,23 @@ def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
 @pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine"), ADAMW])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) -> None:
+    assert_same_steps(25, dtype, *more)
+
+
+@pytest.mark.gpu
+def test_recorded_steps_on_varied_and_mixed_images_are_the_eager_ones() -> None:
+    assert_same_steps(WARM + 3, "float32", keys=VARIED)
+
+
+def assert_same_steps(steps: int, dtype: str, *more: str, keys: Augment | None = None) -> None:
     torch.use_deterministic_algorithms(True)
     try:
-        recorded, eager = (made(graph, *more, dtype=dtype)[0] for graph in ("on", "off"))
-        for a, b in zip(taken(recorded, 2), taken(eager, 2), strict=True):
+        recorded, eager = (made(graph, *more, dtype=dtype, keys=keys)[0] for graph in ("on", "off"))
+        for a, b in zip(taken(recorded, 2, steps), taken(eager, 2, steps), strict=True):
             assert a.read() == b.read()
     finally:
         torch.use_deterministic_algorithms(False)
+    assert recorded._recording is not None
     for name, tensor in eager.step.method.state_dict().items():
         assert torch.equal(tensor.cpu(), recorded.step.method.state_dict()[name].cpu()), name
     for name, tensor in (eager.step.average.state()["values"] if eager.step.average else {}).items():

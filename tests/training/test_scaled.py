@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 from harness import EPOCHS, STEPS, Quiet, built, no_waiting, outcome, recipe, resume, rows, signalled, start
-from torch import Tensor, nn
+from torch import nn
 
-from okdc.data.augmentation import Augmentation
+from okdc.data.augmentation import Augmentation, Examples
 from okdc.data.batches import Normalise, TrainBatches
 from okdc.errors import Interrupted, TrainingError
 from okdc.methods.base import Batch
@@ -235,14 +235,14 @@ def test_scaled_steps_and_their_counts_never_wait_for_the_gpu(gpu: Settings, cli
             module.register_forward_hook(lambda _, __, y: maps.add(y.dtype))
     drawn = batches.epoch(0)
 
-    def take(images: Tensor, labels: Tensor, number: int) -> None:
-        totals.add(step(Batch(images, labels), number / batches.steps), labels, number)
+    def take(examples: Examples, number: int) -> None:
+        totals.add(step(Batch(*examples), number / batches.steps), examples.labels, number)
 
     for number in range(3):
-        take(*next(drawn), number)
+        take(next(drawn), number)
     with no_waiting():
-        for number, (images, labels) in enumerate(drawn, 3):
-            take(images, labels, number)
+        for number, examples in enumerate(drawn, 3):
+            take(examples, number)
     assert step.scaler is not None
     assert step.scaler.skipped < batches.steps
     assert totals.read().bad is None

@@ -8,25 +8,27 @@ Shapes: B images of a batch, N of an epoch, HWC or CHW pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from okdc.data.augmentation import boxes
 from okdc.data.augmentation.draws import Draws, Stream, uniform
 from okdc.recipe.schema import Augment
 
 MATRIX = ("xx", "xy", "x", "yx", "yy", "y")  # columns of a matrix's first two rows, in halves of a side
 BOX = ("box_left", "box_right", "box_top", "box_bottom")  # first and last pixel that a crop reads, likewise
-TRIES = 10  # crops that are drawn for an image, of which the first that lies in it is taken
 
 
 def resamples(keys: Augment) -> bool:
     """Whether anything moves pixels by other steps than whole ones."""
-    moves = keys.rotation or keys.translate or keys.shear or keys.zoom != (1, 1)
-    return bool(moves or keys.crop == "resized")
+    return keys.crop == "resized" or _turns(keys) or keys.policy == "trivial"
+
+
+def _turns(keys: Augment) -> bool:
+    return bool(keys.rotation or keys.translate or keys.shear or keys.zoom != (1, 1))
 
 
 def columns(keys: Augment) -> tuple[str, ...]:
@@ -41,15 +43,17 @@ def _crops_alone(keys: Augment) -> bool:
     return keys.crop == "resized" and not resamples(keys.model_copy(update={"crop": "pad"}))
 
 
-def drawn(keys: Augment, draws: Draws, size: tuple[int, int], stream: Stream) -> dict[str, Tensor]:
-    """The columns of `columns`, N float64 each, for images of a height and width."""
+def drawn(
+    keys: Augment, draws: Draws, size: tuple[int, int], stream: Stream, of_policy: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The columns of `columns`, N float64 each, for images of a height and width; `of_policy` is what a policy drew."""
     if not resamples(keys):
         return {}
     height, width = size
     n = len(draws.table)
     box = {}
     if keys.crop == "resized":
-        top, left, tall, wide = crops(n, size, keys.scale, keys.ratio, stream("resized"))
+        top, left, tall, wide = boxes.drawn(n, size, keys.scale, keys.ratio, stream("resized"))
         whole = cropped(top, left, tall, wide, size)
         if _crops_alone(keys):
             edges = (left, left + wide - 1, top, top + tall - 1)
@@ -58,7 +62,9 @@ def drawn(keys: Augment, draws: Draws, size: tuple[int, int], stream: Stream) ->
     else:
         whole = shifted(draws.left.double() - keys.padding, draws.top.double() - keys.padding)
     whole = whole @ mirrored(draws.flip, draws.vertical_flip)
-    if resamples(keys.model_copy(update={"crop": "pad"})):
+    if of_policy:
+        whole = whole @ of_operations(of_policy, size)
+    if _turns(keys):
         whole = whole @ affine(
             angle=uniform(n, -keys.rotation, keys.rotation, stream("rotation")),
             right=uniform(n, -keys.translate * width, keys.translate * width, stream("translate_x")),
@@ -96,6 +102,18 @@ def affine(
     return inverse @ shifted(-(zero if right is None else right), -(zero if down is None else down))
 
 
+def of_operations(numbers: Mapping[str, Tensor], size: tuple[int, int]) -> Tensor:
+    """The operations of a policy that move pixels. Shears keep the corner at the top left where it is."""
+    height, width = size
+    zero = torch.zeros_like(numbers["rotate"])
+    to_corner = shifted(zero + width / 2, zero + height / 2)
+    from_corner = shifted(zero - width / 2, zero - height / 2)
+    shear_x, shear_y = (torch.rad2deg(torch.atan(numbers[name])) for name in ("shear_x", "shear_y"))
+    sheared = from_corner @ affine(zero, shear_x=shear_x) @ affine(zero, shear_y=shear_y) @ to_corner
+    turned = affine(-numbers["rotate"], numbers["translate_x"], numbers["translate_y"])
+    return sheared @ turned
+
+
 def shifted(x: Tensor, y: Tensor) -> Tensor:
     """Reads x pixels further right and y further down."""
     zero, one = torch.zeros_like(x), torch.ones_like(x)
@@ -121,29 +139,6 @@ def _matrix(xx: Tensor, xy: Tensor, x: Tensor, yx: Tensor, yy: Tensor, y: Tensor
     return torch.stack([xx, xy, x, yx, yy, y, zero, zero, one], 1).view(-1, 3, 3)
 
 
-def crops(
-    n: int, size: tuple[int, int], scale: tuple[float, float], ratio: tuple[float, float], stream: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width of crops as torchvision's RandomResizedCrop draws them, N float64 each."""
-    height, width = size
-    draw = torch.rand(4, n, TRIES, generator=stream, dtype=torch.float64)
-    area = height * width * (scale[0] + (scale[1] - scale[0]) * draw[0])
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    shape = torch.exp(low + (high - low) * draw[1])
-    wide, tall = (area * shape).sqrt().round(), (area / shape).sqrt().round()
-    fits = (wide > 0) & (wide <= width) & (tall > 0) & (tall <= height)
-    first = fits.int().argmax(1, keepdim=True)  # of equal ones, the first
-    wide, tall = (side.gather(1, first)[:, 0] for side in (wide, tall))
-    # Where none fits: the largest crop whose shape is allowed.
-    widest, tallest = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-    wide, tall = torch.where(fits.any(1), wide, widest), torch.where(fits.any(1), tall, tallest)
-    corner = []
-    for share, whole, side in ((draw[2], height, tall), (draw[3], width, wide)):
-        drawn = ((whole - side + 1) * share.gather(1, first)[:, 0]).floor()
-        corner.append(torch.where(fits.any(1), drawn, ((whole - side) / 2).round()))
-    return corner[0], corner[1], tall, wide
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # On the device
 
@@ -156,15 +151,12 @@ def resampled(images: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
         (2 * torch.arange(side, device=images.device, dtype=torch.float32) + 1) / side - 1 for side in (width, height)
     )
     # Not by affine_grid: its matrix product may be in TF32, whose places are wrong by a tenth of a pixel.
-    grid = torch.stack(
-        [
-            (xx * across)[:, None] + (xy * down + x)[:, :, None],
-            (yx * across)[:, None] + (yy * down + y)[:, :, None],
-        ],
-        3,
-    )
+    grid = torch.empty(len(images), height, width, 2, device=images.device)
+    torch.add((xx * across)[:, None], (xy * down + x)[:, :, None], out=grid[..., 0])
+    torch.add((yx * across)[:, None], (yy * down + y)[:, :, None], out=grid[..., 1])
     if BOX[0] in numbers:
         left, right, top, bottom = (numbers[name][:, None, None] for name in BOX)
-        grid = torch.stack([grid[..., 0].clamp(left, right), grid[..., 1].clamp(top, bottom)], 3)
+        grid[..., 0].clamp_(left, right)
+        grid[..., 1].clamp_(top, bottom)
     planes = images.permute(0, 3, 1, 2).contiguous().float()
     return F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -1,0 +1,197 @@
+"""Backbones that start from trained weights: what stays fixed in the first epochs, and what learns more slowly."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import compilers
+import pytest
+import torch
+from byhand import SMALL
+from harness import CALLS, Quiet, built, outcome, recipe, resume, signalled, start, train
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from okdc import backbones
+from okdc.assembly.job import Job
+from okdc.errors import Interrupted, RecipeError
+from okdc.methods.base import Batch
+from okdc.training import compiling, device, step
+from okdc.training import start as starts
+from okdc.training.finetuning import Backbones
+from okdc.training.optim import build_optimizer
+
+ADAMW = ("optim.optimizer=adamw", "optim.lr=0.001")
+
+
+@pytest.fixture(autouse=True)
+def weights() -> None:
+    """A file of weights, whose head is for other classes."""
+    torch.manual_seed(4)
+    network = backbones.build("resnet8", 7, SMALL)
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer += torch.rand_like(buffer)
+    save_file(network.weights(), "w.safetensors")
+
+
+FROM = "cohort.weights=w.safetensors"
+FIXED = (FROM, "optim.freeze_epochs=2")
+
+
+def copied(job: Job) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in job.method.state_dict().items()}
+
+
+def moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def backbone(names: Mapping[str, Tensor], *students: int) -> set[str]:
+    inside = {name for name in names for k in students if name.startswith(f"cohort.students.{k}.")}
+    return {name for name in inside if ".head.fc." not in name}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Fixed
+
+
+@pytest.mark.parametrize("more", [(), ADAMW, ("cohort.share=none",)])
+def test_a_fixed_backbone_stays_to_the_bit_and_all_else_learns(more: tuple[str, ...]) -> None:
+    """Weights, which would decay, batch statistics and the counts of batches."""
+    job = built(recipe(FROM, "optim.freeze_epochs=1", "optim.epochs=1", *more))
+    before = copied(job)
+    train(job)
+    changed = moved(before, job.method.state_dict())
+    assert changed == set(before) - backbone(before, 0, 1)
+    assert {name for name in changed if name.startswith("cohort.students.0.head.fc.")}
+    assert [name for name in changed if not name.startswith("cohort.")]
+
+
+def test_after_the_first_epochs_the_backbone_learns_and_the_run_says_both() -> None:
+    job = built(recipe(*FIXED))
+    before, tell = copied(job), Quiet()
+    train(job, tell)
+    assert moved(before, job.method.state_dict()) >= {name for name in backbone(before, 0) if "weight" in name}
+    fixed = "the backbones are fixed up to epoch 2: heads and all else learn"
+    assert [note for note in tell.notes if "backbones" in note] == [fixed, "the backbones learn from epoch 3 on"]
+
+
+def test_only_students_that_start_from_weights_are_fixed() -> None:
+    words = ("cohort.share=none", "cohort.weights=['w.safetensors', 'none']", "optim.freeze_epochs=1", "optim.epochs=1")
+    job = built(recipe(*words))
+    before = copied(job)
+    train(job)
+    changed = moved(before, job.method.state_dict())
+    assert not changed & backbone(before, 0)
+    assert changed >= {name for name in backbone(before, 1) if name.endswith("weight")}
+
+
+def test_an_extraction_of_which_no_weights_are_learns_at_once() -> None:
+    job = built(recipe(FROM, "optim.freeze_epochs=1", "optim.epochs=1", "method.name=mfef"))
+    before = copied(job)
+    train(job)
+    changed = moved(before, job.method.state_dict())
+    student = job.method.cohort.backbone(0)
+    extraction = {f"cohort.students.0.stages.3.{name}" for name, _ in student.stages[3].named_parameters()}
+    own = {name for name in extraction if name.startswith("cohort.students.0.stages.3.0.")}
+    assert changed & extraction == extraction - own
+    assert own
+
+
+@pytest.mark.parametrize("call", [1, 5, 7, 8, 9, CALLS - 1])
+@pytest.mark.parametrize("more", [(), ADAMW])
+def test_a_run_that_is_stopped_before_after_or_where_it_thaws_continues_to_the_bit(
+    call: int, more: tuple[str, ...]
+) -> None:
+    words = (*FIXED, *more)
+    whole = outcome(start(*words, out=Path("whole")))
+    with pytest.raises(Interrupted):
+        start(*words, tell=signalled(call, signal.SIGINT), out=Path("run"))
+    assert outcome(resume(Path("run"))) == whole
+
+
+def test_the_first_steps_of_a_thawed_backbone_are_those_of_any_first_step() -> None:
+    """torch's fused SGD begins with the gradient as its momentum, and so does one that was given zeros."""
+    job = built(recipe(FROM, "optim.freeze_epochs=1", "optim.epochs=2", "method.name=baseline"))
+    settings = starts.decided(device.choose(job.recipe.engine, 8), job)
+    taken = step.TrainStep(job.method, job.recipe.optim, settings, finetuned=job.finetuned)
+    parameter = next(iter(job.method.cohort.backbone(0).parameters()))
+    batch = Batch(torch.randn(4, *SMALL), torch.arange(4))
+    for epoch in (0, 1):
+        assert taken.begin(epoch)
+        before = parameter.detach().clone()
+        taken(batch, 0.0)
+        assert torch.equal(before, parameter) == (epoch == 0)
+    assert parameter.grad is not None
+    gradient = parameter.grad + job.recipe.optim.weight_decay * before
+    expected = before - job.recipe.optim.lr * (1 + job.recipe.optim.momentum) * gradient
+    torch.testing.assert_close(parameter.detach(), expected)
+
+
+def test_compiled_or_not_the_same_parameters_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    eager = start(*FIXED, "optim.epochs=3", out=Path("eager"))
+    torch._dynamo.reset()
+    monkeypatch.setattr(compiling, "without_compiler", lambda _: "")
+    monkeypatch.setattr(step, "compiled", compilers.traced)
+    traced = start(*FIXED, "optim.epochs=3", "engine.compile=on", out=Path("traced"))
+    assert "w.safetensors" in eager.recipe.read_text(encoding="utf-8")
+    one, other, begun = (load_file(path) for path in (eager.weights, traced.weights, "w.safetensors"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(one["stages.0.0.weight"], begun["stages.0.0.weight"], rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Slower
+
+
+def test_backbones_learn_by_their_factor_and_all_else_by_the_rate() -> None:
+    job = built(recipe("cohort.share=none", "cohort.weights=['w.safetensors', 'none']", "optim.backbone_lr=0.1"))
+    (student,) = job.finetuned
+    optimizer = build_optimizer(job.method, job.recipe.optim, Backbones(job.finetuned).parameters)
+    names = {id(p): name for name, p in job.method.named_parameters()}
+    slow = {names[id(p)] for group in optimizer.param_groups if group["factor"] == 0.1 for p in group["params"]}
+    rest = {names[id(p)] for group in optimizer.param_groups if group["factor"] == 1.0 for p in group["params"]}
+    parameters = {name for name, _ in job.method.named_parameters()}
+    assert slow == backbone(dict.fromkeys(parameters, torch.empty(0)), 0)
+    assert rest == parameters - slow
+    assert {names[id(p)].rpartition(".")[0] for p in student.head} == {"cohort.students.0.head.fc"}
+    decays = {(group["factor"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert decays == {(0.1, 1e-4), (1.0, 1e-4), (1.0, 1e-5)}
+
+
+def test_a_factor_moves_a_backbone_by_that_much_less() -> None:
+    batch, far = Batch(torch.randn(4, *SMALL, generator=torch.Generator().manual_seed(1)), torch.arange(4)), {}
+    for factor in (1.0, 0.25):
+        words = (f"optim.backbone_lr={factor}", "method.name=baseline")
+        job = built(recipe(FROM, *words))
+        settings = starts.decided(device.choose(job.recipe.engine, 8), job)
+        taken = step.TrainStep(job.method, job.recipe.optim, settings, finetuned=job.finetuned)
+        assert not taken.begin(0)
+        before = {name: p.detach().clone() for name, p in job.method.named_parameters()}
+        taken(batch, 0.0)
+        far[factor] = {name: p.detach() - before[name] for name, p in job.method.named_parameters()}
+    for name, way in far[1.0].items():
+        share = 1.0 if ".head.fc." in name else 0.25
+        torch.testing.assert_close(far[0.25][name], share * way, rtol=1e-3, atol=1e-7)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Recipes
+
+
+@pytest.mark.parametrize("word", ["optim.freeze_epochs=1", "optim.backbone_lr=0.1"])
+def test_without_trained_weights_nothing_is_fixed_or_slow(word: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(word, "cohort.weights=none")
+    assert caught.value.details[0].startswith(f"{word.partition('=')[0]}: it is for students that start from trained")
+
+
+def test_no_more_epochs_are_fixed_than_there_are() -> None:
+    assert recipe(FROM, "optim.freeze_epochs=3").recipe.optim.epochs == 3
+    with pytest.raises(RecipeError) as caught:
+        recipe(FROM, "optim.freeze_epochs=4")
+    assert caught.value.details == ("optim.freeze_epochs: expected optim.epochs (3) at most, found 4",)
