@@ -477,7 +477,7 @@ SELECTION = [
         ("steps-not-counted", "        self._steps += 1\n", "        pass\n",
          "test_it_is_the_average_by_hand_of_weights_and_statistics"),
         ("casts-of-other-weights", "torch.clear_autocast_cache()", "pass",
-         "test_heads_of_the_average_answer_with_its_weights"),
+         "test_no_copy_of_the_other_weights_is_left_in_autocast"),
         ("steps-not-saved", 'self._steps.copy_(state["steps"])', "pass",
          "test_a_run_with_an_average_continues_to_the_bit"),
     ),
