@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from harness import TEXT, Quiet, result, resume, rows, signalled
 from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data import memory
+from okdc.data.cinic10 import CLASSES, SPLITS
 from okdc.data.datasets import Dataset, needed
 from okdc.data.decoding import decode
 from okdc.data.folder import read
@@ -150,6 +152,22 @@ def test_runs_whose_crops_are_taken_of_files_and_of_pixels_in_memory_do_not_comp
     assert "they differ in augment.crop=resized of files" in answer.err
 
 
+def test_duplicates_between_the_splits_of_cinic10_are_counted_wherever_the_pixels_are(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "cinic", {split: dict.fromkeys(CLASSES, 3) for split in SPLITS})
+    shutil.copy(root / "train/dog/001.png", root / "test/cat/000.png")
+    shutil.copy(root / "train/dog/002.png", root / "train/cat/000.png")
+
+    def note(*words: str) -> str:
+        dataset = dataset_of(root, "data.name=cinic10", *words)
+        return next(note for note in dataset.notes if note.startswith("equal pixels: "))
+
+    resident = note("data.stream=off")
+    assert "1 of 30 test images are in train" in resident
+    assert note("data.stream=on") == resident
+    assert "of 30 test images are in train" in note("data.stream=on", "data.train_images=20", "seed=5")
+    assert note("data.stream=on", "data.train_images=20") == note("data.stream=off", "data.train_images=20")
+
+
 def test_other_bytes_of_a_streamed_file_are_other_images(root: Path) -> None:
     """Its size may stay: the files were read once, and are read again where their times differ."""
     run = run_of(root, "data.stream=on")
@@ -189,8 +207,15 @@ def test_the_second_start_of_a_streamed_folder_decodes_nothing(root: Path, monke
     assert (second.fingerprint, second.moments()) == (first.fingerprint, first.moments())
 
 
-@pytest.mark.parametrize(("words", "key"), [(["data.name=digits", "data.stream=on"], "data.stream: digits has no")])
-def test_what_has_no_files_cannot_stream(words: list[str], key: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["data.name=digits", "data.stream=on"], "data.stream: digits has no"),
+        (["data.name=cifar10", "data.stream=on"], "data.stream: cifar10 has no"),
+        (["data.name=imagenet", "data.stream=off"], "data.stream: imagenet is always decoded batch by batch"),
+    ],
+)
+def test_what_cannot_stream_or_always_does_says_so(words: list[str], key: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(*words)
     assert any(line.startswith(key) for line in caught.value.details)
