@@ -9,19 +9,24 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two workers share two cores
 
+import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import fakegpu
 import pytest
 import torch
+from sharing import Shared
 
 if TYPE_CHECKING:
     from okdc.runs.run import RunDir
 
 torch.set_num_threads(1)
+
+# torch's two million objects live as long as the process: to look through them again and again is a fourteenth of it.
+gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +40,40 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     torch.set_num_threads(1)
 
 
+# The longest first, so that no worker is left with one at the end.
+FIRST = ("test_compiling.py", "test_any_network.py", "test_every_network.py", "test_faults.py", "test_adapters.py")
 LATE = ("test_every_method.py", "test_every_pair.py")  # whether it runs at all: after whether it computes what it says
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: LATE.index(item.path.name) + 1 if item.path.name in LATE else 0)
+    items.sort(key=lambda item: _place(item.path.name))
     for item in items:
         if "gpu" in item.keywords and (reason := _no_gpu(item)):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _place(name: str) -> int:
+    if name in LATE:
+        return LATE.index(name) + 1
+    return FIRST.index(name) - len(FIRST) if name in FIRST else 0
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A worker takes whole files: what a module's fixtures and caches hold is made once.
+
+    Of the last ones it takes all cases of one method, network or recipe, and the workers end together.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    def scope(nodeid: str) -> str:
+        file, _, case = nodeid.partition("::")
+        return f"{file} {case.split('-')[0]}" if file.endswith(LATE) else file
+
+    config.option.loadscopereorder = False  # not by the number of tests
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = scope
+    return scheduler
 
 
 def _no_gpu(item: pytest.Item) -> str:
@@ -76,14 +107,21 @@ def _numbers(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    own = tmp_path_factory.getbasetemp()
+    return Shared((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared")
+
+
+@pytest.fixture(scope="session")
+def finished(shared: Shared) -> RunDir:
     """A complete run on the digits; tests that write into it take `run` instead."""
     from okdc.__main__ import main
     from okdc.runs.run import RunDir
 
-    path = tmp_path_factory.mktemp("finished") / "run"
-    assert main(["distill", "optim.epochs=8", "-o", str(path)]) == 0
-    return RunDir.open(path)
+    def train(path: Path) -> None:
+        assert main(["distill", "optim.epochs=8", "-o", str(path)]) == 0
+
+    return RunDir.open(shared.made("run", train))
 
 
 @pytest.fixture
@@ -94,13 +132,16 @@ def run(finished: RunDir, tmp_path: Path) -> RunDir:
 
 
 @pytest.fixture(scope="session")
-def blob(finished: RunDir) -> bytes:
+def blob(finished: RunDir, shared: Shared) -> bytes:
     """The run's student as an ONNX file: an export takes seconds, so there is one."""
     from okdc.assembly import student as students
     from okdc.deploy import onnx
 
-    student = students.load(finished)
-    return onnx.to_onnx(student.network, student.info)
+    def export(path: Path) -> None:
+        student = students.load(finished)
+        path.write_bytes(onnx.to_onnx(student.network, student.info))
+
+    return shared.made("student.onnx", export).read_bytes()
 
 
 @pytest.fixture

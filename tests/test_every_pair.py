@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -83,14 +82,10 @@ def corner(p: Tensor) -> Tensor:
     return p.detach().flatten()[:64].clone()
 
 
-def pairs(networks: list[str]) -> list[Any]:
-    """Each network with FEFR and with two of the others in turn. With several workers it stays with one of them."""
+def pairs(networks: list[str]) -> list[tuple[str, str]]:
+    """Each network with FEFR and with two of the others in turn."""
     others = itertools.cycle(name for name in methods.METHODS.own if name != "fefr")
-    return [
-        pytest.param(network, method, marks=pytest.mark.xdist_group(network))
-        for network in networks
-        for method in ("fefr", next(others), next(others))
-    ]
+    return [(network, method) for network in networks for method in ("fefr", next(others), next(others))]
 
 
 @pytest.mark.parametrize(("network", "method"), pairs(list(backbones.NETWORKS.own)))

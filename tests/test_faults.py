@@ -16,7 +16,6 @@ from harness import in_process
 from okdc.errors import DiskError
 from okdc.runs.files import write
 
-pytestmark = pytest.mark.xdist_group("faults")  # one process trains and exports what they share
 COUNTS: dict[str, int] = {}
 
 

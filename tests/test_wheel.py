@@ -14,8 +14,6 @@ from okdc.runs.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 
-pytestmark = pytest.mark.xdist_group("wheel")
-
 
 def _python(*words: str | Path, cwd: Path, **environment: str) -> str:
     done = subprocess.run(

@@ -244,10 +244,24 @@ def _stages(cohort: Cohort) -> list[str]:
 # Images
 
 
-def dataset(resolved: ResolvedRecipe, progress: Progress | None = None) -> Dataset:
-    """The recipe's images, divided. Raises DataError where they do not carry the recipe."""
+def dataset(
+    resolved: ResolvedRecipe,
+    progress: Progress | None = None,
+    streamed: bool | None = None,
+    room: int | None = None,
+) -> Dataset:
+    """The recipe's images, divided. Raises DataError where they do not carry the recipe.
+
+    `streamed`: whether image files stay files, as a run was started; None: as the recipe says, and where it leaves that
+    open by the bytes of memory that they may take, `room`.
+    """
     recipe, data = resolved.recipe, resolved.recipe.data
-    request = Request(data.root, data.image_size, data.shorter_side, progress, data.skip_damaged)
+    if streamed is None and data.stream != "auto":
+        streamed = data.stream == "on"
+    needed = datasets.needed(data.val_fraction, data.train_images, recipe.seed)
+    request = Request(
+        data.root, data.image_size, data.shorter_side, progress, data.skip_damaged, streamed, room, needed
+    )
     images = datasets.divide(datasets.load(resolved.source, request), data.val_fraction, data.train_images, recipe.seed)
     if len(images.train) < recipe.optim.batch_size:
         raise DataError(

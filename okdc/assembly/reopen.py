@@ -42,7 +42,7 @@ def data_of(run: RunDir, resolved: ResolvedRecipe, tell: Progress) -> Dataset:
             hint="--data-root DIR, or OKDC_DATA_ROOT, names their folder",
         )
     with tell.reading() as progress:
-        dataset = assembly.dataset(resolved, progress)
+        dataset = assembly.dataset(resolved, progress, run.read_info().streamed)
     for note in dataset.notes:
         tell.note(note)
     check_data(dataset, run)

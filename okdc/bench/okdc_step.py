@@ -29,7 +29,7 @@ from okdc.data.datasets import Dataset
 from okdc.deploy import onnx
 from okdc.methods.base import Method
 from okdc.progress import Silent
-from okdc.recipe.schema import Recipe
+from okdc.recipe.schema import Augment, Recipe
 from okdc.training.compiling import forward_macs
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, count
@@ -58,12 +58,14 @@ def random_images(count: int, size: int, classes: int) -> Dataset:
     )
 
 
-def data_path(dataset: Dataset, batch_size: int, settings: Settings) -> Side:
-    """Batches as the loop takes them: order, crop, mirroring, normalisation."""
+def data_path(dataset: Dataset, batch_size: int, settings: Settings, keys: Augment | None = None) -> Side:
+    """Batches as the loop takes them: order, crop, mirroring and what else `keys` ask for, normalisation."""
     normalise = _normalise(settings)
-    batches = TrainBatches(dataset.to(settings.torch_device), batch_size, Augmentation(), normalise, seed=0)
+    batches = TrainBatches(
+        dataset.to(settings.torch_device), batch_size, Augmentation(keys or Augment()), normalise, seed=0
+    )
     endless = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
-    return Side("data path", partial(next, endless), batch_size)
+    return Side("varied" if keys else "data path", partial(next, endless), batch_size)
 
 
 def export(network: Backbone, architecture: str, size: int, classes: int) -> bytes:

@@ -13,10 +13,16 @@ from okdc.bench.okdc_step import Work
 from okdc.bench.pairs import Side
 from okdc.data.workers import cores
 from okdc.recipe.draft import load
-from okdc.recipe.schema import Engine
+from okdc.recipe.schema import Augment, Engine
 from okdc.training.device import Settings
 
 SIZE = 32  # of CIFAR's images, which the standard pairs are about
+PIXELS = 2**26  # of a data set that a share is measured on: 50,000 images of that size, fewer of large ones
+# What few photographs are trained with, and the policy, each beside the usual crop and mirroring.
+VARIED = Augment(
+    rotation=10.0, translate=0.1, zoom=(0.9, 1.1), brightness=0.2, contrast=0.2, saturation=0.2, hue=0.1, erasing=0.25
+)
+TRIVIAL = Augment(policy="trivial")
 CLASSES = 10  # where nobody knows before the images are read
 
 Ratio = Callable[[float, float], float]  # of the seconds per image of the first side and of the second
@@ -54,6 +60,9 @@ class Scale:
 
     small: str = "resnet20"
     large: str = "resnet32"
+    photo: str = "torchvision:mobilenet_v2"  # of images of photo_size, photo_batch at a time
+    photo_size: int = 224
+    photo_batch: int = 16
     batch_size: int = 128
     images: int = 50_000  # that the data path draws from: as many as CIFAR has
     workers: int = field(default_factory=cores)  # of the plain way
@@ -68,6 +77,13 @@ def work(settings: Settings, scale: Scale, recipe: str, network: str, students: 
     return Work(resolved, classes_of(resolved), settings)
 
 
+def photo(settings: Settings, scale: Scale) -> Work:
+    """The step of one network on large images."""
+    size, batch = scale.photo_size, scale.photo_batch
+    words = (f"data.image_size={size}", f"data.shorter_side={size}", f"optim.batch_size={batch}")
+    return work(settings, scale, "imagenet_resnet18", scale.photo, 1, *words)
+
+
 def of_recipe(resolved: ResolvedRecipe, engine: Engine) -> Work:
     """The step of a recipe. Raises RecipeError for one that cannot be built, before anything is measured."""
     work = Work(resolved, classes_of(resolved), settings_of(engine, resolved.recipe.data.image_size))
@@ -79,17 +95,21 @@ def classes_of(resolved: ResolvedRecipe) -> int:
     return resolved.classes or CLASSES
 
 
-def data_path(settings: Settings, scale: Scale) -> Pair:
+def data_path(settings: Settings, scale: Scale, keys: Augment | None = None) -> Pair:
     dataset = okdc_step.random_images(scale.images, SIZE, CLASSES)
-    images = plain_step.PlainImages(dataset.images.numpy(), dataset.labels.tolist(), okdc_step.MEAN, okdc_step.STD)
-    batches = plain_step.PlainBatches(images, scale.batch_size, scale.workers, settings.torch_device)
-    second = Side("DataLoader", batches.next, scale.batch_size, batches.batches, batches.begin)
-    return Pair(okdc_step.data_path(dataset, scale.batch_size, settings), second, times_as_fast, batches.close)
+    pixels, labels = dataset.images.numpy(), dataset.labels.tolist()
+    images = plain_step.PlainImages(pixels, labels, okdc_step.MEAN, okdc_step.STD, keys)
+    # Varied images take several times as long there: of smaller batches a stretch is as long as of the others.
+    size = max(1, scale.batch_size // 8) if keys else scale.batch_size
+    batches = plain_step.PlainBatches(images, size, scale.workers, settings.torch_device)
+    second = Side("DataLoader", batches.next, size, batches.batches, batches.begin)
+    return Pair(okdc_step.data_path(dataset, scale.batch_size, settings, keys), second, times_as_fast, batches.close)
 
 
-def data_share(settings: Settings, scale: Scale, baseline: Work) -> Pair:
-    dataset = okdc_step.random_images(scale.images, SIZE, CLASSES)
-    first = okdc_step.data_path(dataset, scale.batch_size, settings)
+def data_share(settings: Settings, scale: Scale, baseline: Work, keys: Augment | None = None) -> Pair:
+    count = min(scale.images, PIXELS // baseline.size**2)
+    dataset = okdc_step.random_images(count, baseline.size, CLASSES)
+    first = okdc_step.data_path(dataset, baseline.batch_size, settings, keys)
     return Pair(first, baseline.training("baseline"), share)
 
 

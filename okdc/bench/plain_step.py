@@ -34,7 +34,7 @@ from okdc.cohort import Backbone
 from okdc.data.workers import end, forking, of_loader
 from okdc.methods.base import Batch, Method
 from okdc.precision.tools import quiet
-from okdc.recipe.schema import Optim
+from okdc.recipe.schema import Augment, Optim
 
 PREFETCH = 2  # batches of each worker, as torch has it
 
@@ -83,18 +83,28 @@ class PlainImages(loading.Dataset[tuple[Tensor, int]]):
     """Images one by one, as torchvision.datasets.CIFAR10 has them."""
 
     def __init__(
-        self, pixels: npt.NDArray[np.uint8], labels: Sequence[int], mean: Sequence[float], std: Sequence[float]
+        self,
+        pixels: npt.NDArray[np.uint8],
+        labels: Sequence[int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        keys: Augment | None = None,
     ) -> None:
+        """With `keys` torchvision's second transforms do the same; without, its first ones crop and mirror."""
         from torchvision import transforms
 
         self.pixels, self.labels = pixels, labels  # NHWC
-        self.transform = transforms.Compose(
-            [
-                transforms.RandomCrop(pixels.shape[1], padding=4),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(mean, std),
-            ]
+        self.transform = (
+            varied(keys, pixels.shape[1], mean, std)
+            if keys
+            else transforms.Compose(
+                [
+                    transforms.RandomCrop(pixels.shape[1], padding=4),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                    transforms.Normalize(mean, std),
+                ]
+            )
         )
 
     def __len__(self) -> int:
@@ -102,6 +112,27 @@ class PlainImages(loading.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
         return self.transform(Image.fromarray(self.pixels[row])), self.labels[row]
+
+
+def varied(keys: Augment, size: int, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """torchvision's transforms of the same operations, for PIL images: it is faster with them than with small tensors.
+
+    Without blur, grey and mixing, which no bench asks for.
+    """
+    from torchvision.transforms import v2
+
+    bilinear = v2.InterpolationMode.BILINEAR
+    transforms: list[Any] = [v2.RandomCrop(size, padding=keys.padding)]
+    transforms += [v2.RandomHorizontalFlip()] if keys.flip else []
+    if keys.rotation or keys.translate or keys.shear or keys.zoom != (1, 1):
+        shift, shear = (keys.translate, keys.translate), keys.shear or None
+        transforms.append(v2.RandomAffine(keys.rotation, shift, keys.zoom, shear, bilinear))
+    colours = keys.brightness, keys.contrast, keys.saturation, keys.hue
+    transforms += [v2.ColorJitter(*colours)] if any(colours) else []
+    transforms += [v2.TrivialAugmentWide(interpolation=bilinear)] if keys.policy == "trivial" else []
+    transforms += [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    transforms += [v2.RandomErasing(keys.erasing)] if keys.erasing else []
+    return v2.Compose(transforms)
 
 
 class PlainBatches:

@@ -25,14 +25,18 @@ from okdc.bench.pairings import Pair, Scale
 from okdc.bench.pairs import Taken, Watch, measure
 from okdc.bench.request import Request
 from okdc.bench.stats import FEWEST, judged, rounded
+from okdc.recipe.schema import Augment
 from okdc.runs import provenance
 from okdc.training import device
 from okdc.training.device import Settings
 
 ALWAYS = ("data_path_ratio", "data_path_share", "ffl_step_ratio", "fefr_step_over_macs", "eval_over_train")
 STEPS = ("ffl", "fefr", "recipe")  # groups whose sides are training steps
+AUGMENT = tuple(f"{name}_{what}" for name in ("augment", "trivial") for what in ("ratio", "share", "photo_share"))
 SPARE = 2  # pairs beyond the fewest in the seconds that are advised: one is not counted, and one may be slower
-OPTIONAL = ("step_ratio", "fefr32_step_over_macs", "further_student_over_macs", "export_ratio", "compile_gain")
+OPTIONAL = (
+    *AUGMENT, "step_ratio", "fefr32_step_over_macs", "further_student_over_macs", "export_ratio", "compile_gain",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def plan(request: Request, settings: Settings, scale: Scale, own: Work | None) -
         Measurement("fefr_step_over_macs", "fefr", f"FEFR / MACs, {a} ×2", 25, lambda: pairings.over_baseline(small)),
         Measurement("eval_over_train", "eval", f"evaluation, {a} ×2", 14, lambda: pairings.evaluation(small(2))),
     ]  # fmt: skip
+    measurements += _of_augmentation(settings, scale, partial(small, 1))
     if own:
         measurements.append(Measurement("step_ratio", "recipe", step, 30, lambda: pairings.beside_plain(own)))
     if settings.compiled:
@@ -74,6 +79,33 @@ def plan(request: Request, settings: Settings, scale: Scale, own: Work | None) -
         Measurement("export_ratio", "export", f"ONNX export, {a}", 50, lambda: pairings.export(small(1))),
     ]
     return [m for m in measurements if m.group in request.only]
+
+
+def _of_augmentation(settings: Settings, scale: Scale, baseline: Callable[[], Work]) -> list[Measurement]:
+    """Varied images beside torchvision's, and as a share of a step at two sizes: many operations, and one policy."""
+    photo = partial(pairings.photo, settings, scale)
+    network = scale.photo.rpartition(":")[2]
+
+    def share(work: Callable[[], Work], keys: Augment) -> Pair:
+        return pairings.data_share(settings, scale, work(), keys)
+
+    return [
+        measurement
+        for name, title, keys in (("augment", "varied", pairings.VARIED), ("trivial", "policy", pairings.TRIVIAL))
+        for measurement in (
+            Measurement(
+                f"{name}_ratio", "augment", f"{title} path", 12,
+                partial(pairings.data_path, settings, scale, keys),
+            ),
+            Measurement(
+                f"{name}_share", "augment", f"{title} / {scale.small} step", 8, partial(share, baseline, keys)
+            ),
+            Measurement(
+                f"{name}_photo_share", "augment", f"{title} / {network}", 18,
+                partial(share, photo, keys),
+            ),
+        )
+    ]  # fmt: skip
 
 
 def standard(request: Request) -> bool:
@@ -204,7 +236,7 @@ def _of_standard(todo: list[Measurement], settings: Settings, scale: Scale) -> d
         "settings": settings.saved() if batches else None,
         "image_size": pairings.SIZE if groups else None,
         "batch_size": scale.batch_size if batches else None,
-        "workers": scale.workers if "data" in groups else None,
+        "workers": scale.workers if groups & {"data", "augment"} else None,
     }
 
 

@@ -10,6 +10,8 @@ LEGEND = """\
 ratio: the median over n pairs measured in turn [its 95 % interval, by order statistics].
   It says how many times as fast okdc is as the other side, except for
   / step: the time as a share of the step's time
+  varied, policy: training images after many operations, after TrivialAugmentWide
+  / mobilenet_v2: as a share of its step, at 224×224 pixels, batch 16
   / MACs: how many times as long, divided by how many times as many multiply-adds (of a third student: added ones)"""
 
 
@@ -66,7 +68,7 @@ def _settings(settings: dict[str, Any]) -> str:
 
 def _row(facts: dict[str, Any], key: str, title: str) -> list[str]:
     measured = facts[key]
-    ratio = [_interval(measured, key == "data_path_share"), str(measured["n"])] if measured else ["-", ""]
+    ratio = [_interval(measured, key.endswith("_share")), str(measured["n"])] if measured else ["-", ""]
     exports = key == "export_ratio"
     speeds = facts["exports_per_s"] if exports else facts["images_per_s"].get(key)
     if not speeds:

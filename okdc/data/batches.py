@@ -135,6 +135,8 @@ class TrainBatches(Source):
         labels = self.dataset.labels[batch.rows]
         if sent:  # the batch alone is on the device: its images are rows 0 to B - 1
             (images,), batch = sent, batch.of_own_rows()
+        elif self.dataset.places is not None:
+            batch = batch.of_rows(self.dataset.places_of(batch.rows))
         return self.augmentation.examples(images, batch, labels, self.normalise)
 
     def close(self) -> None:

@@ -1,11 +1,13 @@
 """Decoded images on disk, so that a second start decodes nothing. numpy and Pillow only.
 
+Of images that stay in their files it keeps what was measured, or the sha256 of each file, in place of the pixels.
+
 An entry is one file, written aside and moved into place, so that a reader sees a whole entry or none:
 
     okdc decoded images, 3                      the format
     <length of the next line> <its sha256>
     {"key": ..., "shape": ..., ...}             `_Head`
-    N×size×size×3 bytes                         checked by the CRC-32 of each 64 MiB
+    N×size×size×3 bytes, or N rows of others    checked by the CRC-32 of each 64 MiB
 
 A checksum is not a signature: it finds what disks, memory and cut copies do, not somebody who wants to deceive.
 """
@@ -23,16 +25,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import PIL
 
 from okdc.data import files, workers
-from okdc.data.decoding import decode
+from okdc.data.decoding import Kind, Making, decode
 from okdc.data.images import Pixels, Progress, damage, may_pass, rule, unreadable
 from okdc.data.listing import Listing
-from okdc.errors import one_line
+from okdc.errors import DataError, one_line
 from okdc.runs.files import sync_folder
 
 try:
@@ -44,12 +46,13 @@ _VERSION = 3  # raise it with any change of what the same files decode to, or of
 _MAGIC = f"okdc decoded images, {_VERSION}\n".encode()
 _PART = 2**26  # bytes under one checksum; zlib lets go of Python's lock meanwhile
 _NEW = ".new-"
+DONE = {"pixels": "decoded", "measures": "measured", "contents": "hashed"}
 _OLD = 24 * 3600  # seconds after which a write without a lock of its own is dead
 
 
 @dataclass
 class Decoded:
-    pixels: Pixels  # N×size×size×3, of the files that are not among `damaged`
+    pixels: Pixels  # N×size×size×3, or the rows of another kind, of the files that are not among `damaged`
     sha256: str  # of those files' contents, in order
     notes: list[str]
     damaged: dict[int, str] = field(default_factory=dict)  # row of the listing to the reason: it has no pixels
@@ -83,42 +86,55 @@ def load(
     progress: Progress | None = None,
     shorter_side: int | None = None,
     skip_damaged: bool = False,
+    kind: Kind = "pixels",
 ) -> Decoded:
     """The pixels of a listing, from the cache if these very files (path, size, mtime) were decoded before.
+
+    Of another `kind` the rows are what `okdc.data.decoding.Making` makes of the files.
 
     An entry is proven to be as it was written, each time; a damaged one is replaced, and a note says so. If the cache
     cannot be written, a note says so and the run continues. Raises DataError that lists every file which is no whole
     image; with `skip_damaged` these are `Decoded.damaged` instead, and have no pixels.
     """
-    key, lost = _key(listing, size, shorter_side, skip_damaged)
+    making = Making(kind, size, shorter_side)
+    key, lost = _key(listing, making, skip_damaged)
     rows = [row for row in range(len(listing.files)) if row not in lost]
     entry, notes = cache_folder() / "images" / key, list[str]()
     try:
-        cached = _read(entry, key, len(rows), size)
+        cached = _read(entry, key, len(rows), making.shape)
     except _DamagedError as error:
         cached = None
         notes.append(f"the cached images in {entry} are not as they were written ({error}): they are decoded again")
     if cached and (skip_damaged or not cached[0].damaged):  # else the error names the damaged files
         head, pixels = cached
-        notes.append(f"{len(pixels):,} decoded images from the cache")
+        notes.append(f"{len(pixels):,} {DONE[kind]} images from the cache")
         return Decoded(pixels, head.sha256, notes, lost | {rows[i]: reason for i, reason in head.damaged})
     del cached
     of_rows = listing.files.take(rows) if lost else listing.files
-    pixels, sha256, damaged = decode(of_rows, size, progress, shorter_side, skip_damaged)
+    pixels, sha256, damaged = decode(of_rows, size, progress, shorter_side, skip_damaged, kind)
     try:
         _write(entry, key, pixels, sha256, damaged)
-        notes.append(f"decoded {len(pixels):,} images, cached in {entry}")
+        notes.append(f"{DONE[kind]} {len(pixels):,} images, cached in {entry}")
     except OSError as error:
-        notes.append(f"the decoded images are not cached: {entry}: {error.strerror or error}")
+        notes.append(f"the {DONE[kind]} images are not cached: {entry}: {error.strerror or error}")
     return Decoded(pixels, sha256, notes, lost | {rows[i]: reason for i, reason in damaged.items()})
 
 
-def _key(listing: Listing, size: int, shorter_side: int | None, skip_damaged: bool) -> tuple[str, dict[int, str]]:
+def has(listing: Listing, size: int, shorter_side: int | None) -> bool:
+    """Whether the cache seems to have the pixels of all of these files."""
+    try:
+        key, _ = _key(listing, Making("pixels", size, shorter_side), False)
+    except DataError:
+        return False
+    return (cache_folder() / "images" / key).is_file()
+
+
+def _key(listing: Listing, making: Making, skip_damaged: bool) -> tuple[str, dict[int, str]]:
     """The name of an entry, and the rows of the files that are not there to be decoded, with the reason.
 
     Raises DataError that lists these files, unless they may be skipped.
     """
-    digest = hashlib.sha256(json.dumps([_VERSION, PIL.__version__, rule(size, shorter_side)]).encode())
+    digest = hashlib.sha256(json.dumps([_VERSION, PIL.__version__, *_made_by(making)]).encode())
     lost: dict[int, str] = {}
     passing = False
     for row, (name, status) in enumerate(listing.files.stats()):
@@ -137,21 +153,29 @@ def _key(listing: Listing, size: int, shorter_side: int | None, skip_damaged: bo
     return digest.hexdigest()[:32], lost
 
 
+def _made_by(making: Making) -> list[Any]:
+    """What else than its files an entry follows from."""
+    if making.kind == "contents":
+        return [making.kind]
+    of_size = rule(making.size, making.shorter_side)
+    return [of_size] if making.kind == "pixels" else [of_size, making.kind]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One entry
 
 
 def _parts(pixels: Pixels) -> list[memoryview]:
     """The bytes of the pixels, piece by piece: none is a copy."""
-    whole = pixels.reshape(-1).data
+    whole = np.ascontiguousarray(pixels).reshape(-1).data
     return [whole[start : start + _PART] for start in range(0, len(whole), _PART)]
 
 
-def _read(entry: Path, key: str, count: int, size: int) -> tuple[_Head, Pixels] | None:
+def _read(entry: Path, key: str, count: int, shape: tuple[int, ...]) -> tuple[_Head, Pixels] | None:
     """An entry of `count` files, or None where there is none. Raises _DamagedError for one that cannot be believed."""
     try:
         with entry.open("rb") as stream:
-            head = _read_head(stream, key, count, size)
+            head = _read_head(stream, key, count, shape)
             pixels = np.empty(head.shape, np.uint8)
             if (expected := stream.tell() + pixels.nbytes) != (length := os.fstat(stream.fileno()).st_size):
                 raise _DamagedError(f"expected {expected:,} bytes, found {length:,}")
@@ -170,7 +194,7 @@ def _read(entry: Path, key: str, count: int, size: int) -> tuple[_Head, Pixels] 
     return head, pixels
 
 
-def _read_head(stream: BinaryIO, key: str, count: int, size: int) -> _Head:
+def _read_head(stream: BinaryIO, key: str, count: int, shape: tuple[int, ...]) -> _Head:
     if stream.read(len(_MAGIC)) != _MAGIC:
         raise _DamagedError("another format")
     try:
@@ -179,7 +203,7 @@ def _read_head(stream: BinaryIO, key: str, count: int, size: int) -> _Head:
         if hashlib.sha256(content).hexdigest().encode() != sha256:
             raise _DamagedError("checksum of the head")
         head = _Head(**json.loads(content))
-        expected = [count - len(head.damaged), size, size, 3]
+        expected = [count - len(head.damaged), *shape]
     except (ValueError, TypeError) as error:
         raise _DamagedError(one_line(error)) from None
     if (head.key, head.shape) != (key, expected):

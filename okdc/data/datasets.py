@@ -16,13 +16,14 @@ from torch import Tensor
 
 from okdc.data.ondemand import OnDemand
 from okdc.data.sending import Sender
-from okdc.data.source import Colour, Content, Request, Source
+from okdc.data.source import Colour, Content, Labels, Needed, Request, Source
 from okdc.data.splits import TEST_SHARE, apportion, test_images, validation_images
 from okdc.errors import DataError
 from okdc.plugins import no_exit
 from okdc.seeds import generator
 
 SPLIT_SEED = 0  # of every split that okdc makes itself
+SAMPLE = 4096  # images from which mean and deviation follow where decoding all of them may take hours
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Dataset:
     parts: Mapping[str, range] = field(default_factory=dict)  # rows of each part that the data brings
     skipped: tuple[str, ...] = ()  # a line `file: reason` for each damaged image that was left out
     sender: Sender | None = None  # of images that are not on the device of the labels (`okdc.data.placement`)
+    places: Tensor | None = None  # of each row in `images`, int64, where these are not all; on their device
+    sums: Tensor | None = None  # N×6 int64: of the channels of images in files, and of their squares
 
     @property
     def size(self) -> torch.Size:
@@ -63,14 +66,18 @@ class Dataset:
             return self.sender.filled(shape, lambda out: self._read(rows.cpu(), out))
         if self.files is not None:
             return torch.from_numpy(self.files[rows.cpu().numpy()])
-        return self.images[rows.to(self.images.device)]
+        return self.images[self.places_of(rows.to(self.images.device))]
+
+    def places_of(self, rows: Tensor) -> Tensor:
+        """Where `rows` lie in `images`; both on the device of the images."""
+        return rows if self.places is None else self.places[rows]
 
     def _read(self, rows: Tensor, out: Tensor) -> None:
         """Write the images of `rows` into `out`, on the CPU."""
         if self.files is not None:
             self.files.read(rows.numpy(), out.numpy())
         else:
-            torch.index_select(self.images, 0, rows, out=out)
+            torch.index_select(self.images, 0, self.places_of(rows), out=out)
 
     @property
     def final_split(self) -> tuple[str, Tensor]:
@@ -89,19 +96,23 @@ class Dataset:
         return "all", rows.tolist()
 
     def to(self, device: torch.device) -> Dataset:
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+        places = None if self.places is None else self.places.to(device)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device), places=places)
 
     def moments(self) -> tuple[Colour, Colour]:
-        """Mean and deviation of each channel of the training images, scaled to 0..1, exact to six decimals."""
-        assert self.files is None, "reading a hundred gigabytes for six numbers"
+        """Mean and deviation of each channel of the training images, scaled to 0..1, exact to six decimals.
+
+        Of files that nobody has measured they are those of SAMPLE training images, drawn by a fixed seed.
+        """
         height, width = self.images.shape[1:3]
-        total, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
-        for rows in self.train.split(max(1, 2**14 // height)):  # so many rows of pixels: their squares fit in 32 bits
-            pixels = self.images[rows].numpy().reshape(-1, width * 3).astype(np.uint16)
-            total += pixels.sum(0, np.uint32).reshape(-1, 3).sum(0, np.int64)
-            pixels *= pixels
-            squares += pixels.sum(0, np.uint32).reshape(-1, 3).sum(0, np.int64)
-        n = len(self.train) * height * width
+        rows = self.train
+        if self.sums is not None:
+            total, squares = self.sums[rows].sum(0).numpy().reshape(2, 3)
+        else:
+            if self.files is not None and len(rows) > SAMPLE:  # of another package's files nothing is measured
+                rows = rows[torch.randperm(len(rows), generator=generator(SPLIT_SEED, "moments"))[:SAMPLE]]
+            total, squares = self._sums(rows)
+        n = len(rows) * height * width
         means, deviations = [], []
         for s, q in zip(total.tolist(), squares.tolist(), strict=True):
             mean = s / n
@@ -110,6 +121,17 @@ class Dataset:
             deviations.append(round(max(variance, 1.0) ** 0.5 / 255, 6))  # a constant channel is left alone
         (r, g, b), (r_sd, g_sd, b_sd) = means, deviations
         return (r, g, b), (r_sd, g_sd, b_sd)
+
+    def _sums(self, rows: Tensor) -> tuple[Labels, Labels]:
+        """The sums of the three channels of these images, and of their squares."""
+        height, width = self.images.shape[1:3]
+        total, squares = np.zeros(3, np.int64), np.zeros(3, np.int64)
+        for part in rows.split(max(1, 2**14 // height)):  # so many rows of pixels: their squares fit in 32 bits
+            pixels = self.pixels(part).numpy().reshape(-1, width * 3).astype(np.uint16)
+            total += pixels.sum(0, np.uint32).reshape(-1, 3).sum(0, np.int64)
+            pixels *= pixels
+            squares += pixels.sum(0, np.uint32).reshape(-1, 3).sum(0, np.int64)
+        return total, squares
 
 
 def load(source: Source, request: Request) -> Dataset:
@@ -151,7 +173,30 @@ def dataset_of(name: str, content: Content) -> Dataset:
         files=files,
         parts=content.parts,
         skipped=content.skipped,
+        places=None if content.rows is None else _places(content.rows, len(labels)),
+        sums=None if content.measures is None else torch.from_numpy(content.measures.sums),
     )
+
+
+def _places(rows: Labels, count: int) -> Tensor:
+    """Where each of `count` rows lies, of images that are those of `rows`; the end for those that are not there."""
+    places = torch.full((count,), len(rows))
+    places[torch.from_numpy(rows)] = torch.arange(len(rows))
+    return places
+
+
+def needed(val_fraction: float, train_images: int | None, seed: int) -> Needed | None:
+    """Which images a training reads, as `divide` draws them: those held out, then those that train. None: all."""
+    if train_images is None:
+        return None
+
+    def of(classes: Sequence[str], labels: Labels, parts: Mapping[str, range]) -> list[Labels]:
+        blank = Content(tuple(classes), np.empty((0, 1, 1, 3), np.uint8), labels, parts, fingerprint="")
+        divided = divide(dataset_of("", blank), val_fraction, train_images, seed)
+        held_out = torch.cat([divided.val, divided.test]).sort().values
+        return [held_out.numpy(), divided.train.numpy()]
+
+    return of
 
 
 def divide(dataset: Dataset, val_fraction: float, train_images: int | None, seed: int) -> Dataset:

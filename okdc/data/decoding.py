@@ -1,4 +1,8 @@
-"""Many image files to one uint8 array, each decoded once, on all cores. numpy and Pillow only."""
+"""Many image files to one uint8 array, each read once, on all cores. numpy and Pillow only.
+
+A file becomes a row of that array: its pixels; where these stay in the file, what has to be known of them (`Measures`);
+or the sha256 of its bytes alone.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,12 @@ import functools
 import hashlib
 from collections.abc import Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from okdc.data import workers
 from okdc.data.files import read as read_file
@@ -17,13 +23,60 @@ from okdc.data.images import Pixels, Progress, damage, fit, may_pass, read, unre
 from okdc.data.paths import Paths
 from okdc.errors import DataError
 
+Kind = Literal["pixels", "measures", "contents"]
+
+_DIGEST = 32  # bytes of a sha256
+_SUMS = np.dtype("<i8")
 _PART = 64  # files that a worker decodes at a time, fewer of large images
 _PART_BYTES = 2**22
 _MOVED_BYTES = 2**24  # that move at once where damaged images leave gaps: numpy buffers as many
 
 
+@dataclass(frozen=True)
+class Making:
+    """What a file becomes: a row of bytes."""
+
+    kind: Kind
+    size: int = 0
+    shorter_side: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row."""
+        if self.kind == "pixels":
+            return (self.size, self.size, 3)
+        return (_DIGEST,) if self.kind == "contents" else (_SUMS.itemsize * 6 + _DIGEST,)
+
+    def row(self, content: bytes, sha256: bytes) -> Pixels:
+        """Raises whatever Pillow does where `content` is no whole image and is decoded."""
+        if self.kind == "contents":
+            return np.frombuffer(sha256, np.uint8)
+        pixels = read(content, lambda image: fit(image, self.size, self.shorter_side))
+        return pixels if self.kind == "pixels" else _measured(pixels)
+
+
+class Measures(NamedTuple):
+    """What is known of N images whose pixels are not in memory."""
+
+    sums: npt.NDArray[np.int64]  # N×6: of the values of each channel, then of their squares
+    digests: Pixels  # N×32: sha256 of the pixels
+
+    @classmethod
+    def of(cls, rows: Pixels) -> Measures:
+        """From the rows of the kind "measures"."""
+        sums, digests = np.split(rows, [rows.shape[1] - _DIGEST], axis=1)
+        return cls(np.ascontiguousarray(sums).view(_SUMS), digests)
+
+
+def _measured(pixels: Pixels) -> Pixels:
+    flat = pixels.reshape(-1, 3).astype(np.int64)
+    sums = np.concatenate([flat.sum(0), (flat * flat).sum(0)]).astype(_SUMS)
+    digest = np.frombuffer(hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), np.uint8)
+    return np.concatenate([sums.view(np.uint8), digest])
+
+
 class Decoding(NamedTuple):
-    pixels: Pixels  # N×size×size×3, of the files that are whole images
+    pixels: Pixels  # N×size×size×3, of the files that are whole images; or the rows of another kind
     sha256: str  # of the contents of those files, in order
     damaged: dict[int, str]  # index of a file that has no pixels here, and the reason
 
@@ -42,6 +95,7 @@ def decode(
     progress: Progress | None = None,
     shorter_side: int | None = None,
     skip_damaged: bool = False,
+    kind: Kind = "pixels",
 ) -> Decoding:
     """All files as one array. On all cores.
 
@@ -49,12 +103,13 @@ def decode(
     refused to read one.
     """
     paths = files if isinstance(files, Paths) else Paths.of(Path(), files)
-    pixels = np.empty((len(paths), size, size, 3), np.uint8)
-    digests = np.empty((len(paths), hashlib.sha256().digest_size), np.uint8)
+    making = Making(kind, size, shorter_side)
+    pixels = np.empty((len(paths), *making.shape), np.uint8)
+    digests = np.empty((len(paths), _DIGEST), np.uint8)
     bad: list[_Bad] = []
-    step = max(1, min(_PART, _PART_BYTES // (size * size * 3))) if len(paths) >= workers.MANY else 1
+    step = max(1, min(_PART, _PART_BYTES // max(1, size * size * 3))) if len(paths) >= workers.MANY else 1
     starts = range(0, len(paths), step)
-    decode_part = functools.partial(_decode_part, size=size, shorter_side=shorter_side)
+    decode_part = functools.partial(_decode_part, making=making)
     try:
         with wary(), workers.pool(len(paths)) as pool:
             for start, part in zip(starts, pool.map(decode_part, (paths[i : i + step] for i in starts)), strict=True):
@@ -89,18 +144,19 @@ def _without(rows: Pixels, gone: Collection[int]) -> Pixels:
     return rows[:kept]
 
 
-def _decode_part(paths: Paths, size: int, shorter_side: int | None) -> tuple[Pixels, Pixels, list[_Bad]]:
-    """A worker's task: the pixels of some files, the sha256 of each, and those that are no whole images."""
-    pixels = np.zeros((len(paths), size, size, 3), np.uint8)
-    digests = np.zeros((len(paths), hashlib.sha256().digest_size), np.uint8)
+def _decode_part(paths: Paths, making: Making) -> tuple[Pixels, Pixels, list[_Bad]]:
+    """A worker's task: the rows of some files, the sha256 of each, and those that are no whole images."""
+    pixels = np.zeros((len(paths), *making.shape), np.uint8)
+    digests = np.zeros((len(paths), _DIGEST), np.uint8)
     bad: list[_Bad] = []
     for i, path in enumerate(paths):
         if workers.stopped():
             break
         try:
             content = read_file(path)
-            digests[i] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-            pixels[i] = read(content, lambda image: fit(image, size, shorter_side))
+            sha256 = hashlib.sha256(content).digest()
+            digests[i] = np.frombuffer(sha256, np.uint8)
+            pixels[i] = making.row(content, sha256)
         except MemoryError:
             raise
         except Exception as error:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from okdc.data.decoding import Measures
 from okdc.data.images import Pixels, Progress
 from okdc.data.listing import class_names
 from okdc.data.ondemand import OnDemand
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from okdc.recipe.schema import Data
 
 Labels = npt.NDArray[np.int64]
+# From classes, N labels and the parts: groups of rows that a training reads. Those of one group are read together.
+Needed = Callable[[Sequence[str], Labels, Mapping[str, range]], Sequence[npt.NDArray[np.int64]]]
 Colour = tuple[float, float, float]
 
 
@@ -42,6 +45,9 @@ class Request:
     shorter_side: int | None = None  # None: image_size
     progress: Progress | None = None
     skip_damaged: bool = False  # leave out files that are no whole images, instead of an error
+    streamed: bool | None = None  # whether image files stay files; None: where their pixels take more than `room`
+    room: int | None = None  # bytes of memory for pixels; None: as many as `okdc.data.memory` finds
+    needed: Needed | None = None  # which images a training needs; None: all
 
     @property
     def folder(self) -> Path:
@@ -79,6 +85,8 @@ class Content(Part):
     splits: Mapping[str, range] | None = None  # rows of train, val and test, where the parts are named otherwise
     skipped: tuple[str, ...] = ()  # a line `file: reason` for each damaged image that was left out
     test_images: int | None = None  # how many of "all" okdc draws for the test split; None: a fifth
+    rows: npt.NDArray[np.int64] | None = None  # the rows that `images` has, in its order; None: all, in theirs
+    measures: Measures | None = None  # of images in files: of all rows, zeros of those that nobody needs
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ class Source:
     class_folders: bool = False  # images of any size in folders that name their classes; data.shorter_side applies
     image_size: int | None = None  # of every image, H = W; None: images are resized to data.image_size
     streamed: bool = False  # decoded batch by batch in training, never whole in memory
+    may_stream: bool = False  # the same where memory is short, or the recipe wants it: `data.stream` applies
     archive: Archive | None = None  # for `okdc download`
     by_hand: str = ""  # how to fetch a published data set without an archive
     caution: str = ""  # a sentence for the model card
@@ -144,6 +153,10 @@ class Source:
                     f"data.shorter_side: expected at least data.image_size ({data.image_size}), "
                     f"found {data.shorter_side}"
                 )
+        if data.stream == "on" and not (self.streamed or self.may_stream):
+            lines.append(f"data.stream: {self.name} has no image files that could stay files")
+        elif data.stream == "off" and self.streamed:
+            lines.append(f"data.stream: {self.name} is always decoded batch by batch; data.name=folder need not be")
         if data.skip_damaged and not self.class_folders:
             lines.append(f"data.skip_damaged: {self.name} has no image files of which one could be left out")
         elif data.skip_damaged and self.streamed:

@@ -197,7 +197,7 @@ def refused(draft: Draft, problems: Sequence[str]) -> RecipeError:
     for problem in problems:
         key = problem.partition(":")[0].partition("[")[0]
         override = next((o for o in reversed(draft.overrides) if _concerns(o.key, key)), None)
-        by_values = any(_concerns(given, key) or f"{given} " in problem for given in draft.overridden)
+        by_values = any(_concerns(given, key) or _names(problem, given) for given in draft.overridden)
         own += override is not None or by_values
         is_short = override is not None and not override.words.replace(" ", "").startswith(f"{override.key}=")
         lines.append(f"{problem} ({override.words})" if override is not None and is_short else problem)
@@ -215,6 +215,11 @@ def place_of(draft: Draft) -> str:
 
 def _concerns(given: str, key: str) -> bool:
     return given == key or given.startswith(f"{key}.") or key.startswith(f"{given}.")
+
+
+def _names(problem: str, key: str) -> bool:
+    """Whether a problem's line names a key of a table."""
+    return "." in key and re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", problem) is not None
 
 
 def _corrections(draft: Draft) -> dict[tuple[str, ...], tuple[str, ...]]:

@@ -116,6 +116,13 @@ class Data(Table):
             "and all are named."
         ),
     ] = False
+    stream: Annotated[
+        Literal["auto", "on", "off"],
+        Field(
+            description="Whether image files stay files and are decoded batch by batch; auto: where their pixels would "
+            "take more than half of the memory that is free."
+        ),
+    ] = "auto"
     train_images: Annotated[
         Count | None,
         Field(description="Size of a stratified subset of the training images, drawn by seed; left out: all of them."),

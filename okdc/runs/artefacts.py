@@ -200,6 +200,7 @@ class RunInfo(Provenance, File):
     data_sha256: str
     classes: Annotated[Tuple[str], Field(min_length=1)]
     skipped_images: Tuple[str] = ()  # a line `file: reason` for each damaged image that was left out
+    streamed: bool = False  # whether the images stayed in their files
     export_check: ExportCheck = "skipped"
     starts: Tuple[Start | None] = ()  # of each student; None: random weights, as all where the list is empty
     started_at: str  # sorts as text

@@ -44,7 +44,9 @@ def refuse(runs: Sequence[Finished]) -> None:
 def _budget(run: Finished) -> dict[str, Any]:
     """The keys that have one value in all runs of a comparison."""
     result, recipe = run.result, run.recipe
-    data = recipe.data.model_dump(exclude={"root", "mean", "std"})
+    data = recipe.data.model_dump(exclude={"root", "mean", "std", "stream"})
+    # A file's crop is taken of all its pixels; every other run is to the bit the same wherever its images lie.
+    cropped = {"augment.crop=resized of files": run.info.streamed} if recipe.augment.crop == "resized" else {}
     return {
         "data_sha256": result.data_sha256[:12],
         "judged_on": result.judged_on,
@@ -52,6 +54,7 @@ def _budget(run: Finished) -> dict[str, Any]:
         "classes": run.info.classes,
         **{f"data.{key}": value for key, value in data.items()},
         **{f"augment.{key}": value for key, value in recipe.augment.model_dump().items()},
+        **cropped,
         **{f"optim.{key}": value for key, value in recipe.optim.model_dump().items()},
         "cohort.keep_epoch": recipe.cohort.keep_epoch,
         "cohort.keep_metric": recipe.cohort.keep_metric,

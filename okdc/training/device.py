@@ -9,7 +9,8 @@ import ctypes
 import os
 import platform
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -71,14 +72,11 @@ class Settings:
         return torch.autocast(self.torch_device.type, self.torch_dtype, enabled=self.dtype != "float32")
 
 
-def choose(
-    engine: Engine, image_size: int, deterministic: bool = False, streamed: bool = False, ranks: Ranks = ALONE
-) -> Settings:
+def choose(engine: Engine, image_size: int, deterministic: bool = False, ranks: Ranks = ALONE) -> Settings:
     """The settings that the recipe names, and a choice for those that it leaves to `auto`. Raises DeviceError for a
     device that this machine lacks.
 
-    `streamed` images are decoded by worker processes while the loop trains; resident ones need none. Whether to compile
-    is decided later, when the length of the training is known.
+    Worker processes and whether to compile are decided later, when the images and the length of the training are known.
     """
     device, reason = _device(engine.device, ranks)
     reasons = [f"device {device} ({reason})"]
@@ -103,12 +101,8 @@ def choose(
         threads, reason = engine.threads, "as asked"
     refuse_too_many("OMP_NUM_THREADS" if engine.threads == "auto" else "engine.threads", threads)
     reasons.append(f"threads {threads} ({reason})")
-    workers, reason = (max(1, cores() // ranks.here), "cores") if streamed else (0, "")
-    if engine.workers != "auto":
-        workers, reason = engine.workers, "as asked"
+    workers = 0 if engine.workers == "auto" else engine.workers
     refuse_too_many("engine.workers", workers, processes=True)
-    if streamed:
-        reasons.append(f"workers {workers} ({reason})")
     if deterministic and device != "cpu":
         reasons.append("deterministic CUDA kernels (slower)")
     if not ranks.alone:
@@ -125,6 +119,19 @@ def choose(
         sync_batchnorm=engine.sync_batchnorm,
         reasons=tuple(reasons),
     )
+
+
+def with_workers(settings: Settings, asked: Literal["auto"] | int, streamed: bool, ranks: Ranks = ALONE) -> Settings:
+    """The settings with the number of worker processes, which decode images in files while the loop trains.
+
+    `asked` is what the recipe says; a run that goes on keeps its number. Resident images need no workers.
+    """
+    if not streamed:
+        return settings
+    workers, reason = settings.workers, "as asked"
+    if asked == "auto":
+        workers, reason = workers or max(1, cores() // ranks.here), "cores"
+    return replace(settings, workers=workers, reasons=(*settings.reasons, f"workers {workers} ({reason})"))
 
 
 def continued(recorded: RunSettings, ranks: Ranks = ALONE) -> Engine:

@@ -105,7 +105,14 @@ def _train(
                         teacher, export_check = _teacher(series), _export_check(series)
                         same = resolved.with_teacher(teacher) if teacher else resolved
                         same = same.with_weights(weights) if (weights := _weights(series)) else same
-                        starts.start(same.with_seed(seed), run.path, provenance, tell, export_check=export_check)
+                        starts.start(
+                            same.with_seed(seed),
+                            run.path,
+                            provenance,
+                            tell,
+                            export_check=export_check,
+                            streamed=_streamed(series),
+                        )
                     else:
                         starts.resume(run, tell, data_root)
                 except TrainingError as error:  # the run remembers it; other seeds may do better
@@ -130,6 +137,12 @@ def _weights(series: SeriesDir) -> tuple[str, ...] | None:
     """The hashes of the weights that the seeds before started from, so that others in their place are refused."""
     begun = [series.run(seed).read_recipe() for seed in series.seeds() if series.state_of(seed) is not None]
     return next((tuple(recipe["cohort"][WEIGHTS]) for recipe in begun if WEIGHTS in recipe["cohort"]), None)
+
+
+def _streamed(series: SeriesDir) -> bool | None:
+    """Whether the images of the seeds before stayed in their files. None: it is to be decided."""
+    begun = [series.run(seed).read_info() for seed in series.seeds() if series.state_of(seed) is not None]
+    return next((info.streamed for info in begun), None)
 
 
 def _export_check(series: SeriesDir) -> ExportCheck | None:

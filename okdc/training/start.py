@@ -24,6 +24,7 @@ from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.weights import Loaded
 from okdc.cohort import Cohort
+from okdc.data import memory
 from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError, RecipeError, RunError
@@ -46,19 +47,22 @@ def start(
     tell: Progress,
     ranks: Ranks = ALONE,
     export_check: ExportCheck | None = None,
+    streamed: bool | None = None,
 ) -> RunDir:
     """Train a recipe from scratch in a new run directory. Returns the run, complete.
 
     `export_check` is what is known of the students' export: "skipped" leaves the trial out, None asks for it.
+    `streamed`: whether image files stay files, where another run has decided that.
     """
     recipe = resolved.recipe
     settings = settings_of(resolved, recipe.engine, ranks)
     with ranks.joined(settings.device):
         ranks.first_does(lambda: refuse_taken(out))
+        room = ranks.first_does(partial(memory.room, ranks.here))  # before any process has read an image
 
         def read() -> Dataset:
             with tell.reading() as progress:
-                return assembly.dataset(resolved, progress)
+                return assembly.dataset(resolved, progress, streamed, room)
 
         def images() -> Dataset:
             dataset = ranks.in_turn(read)
@@ -81,6 +85,7 @@ def start(
             data_sha256=job.dataset.fingerprint,
             classes=job.dataset.classes,
             skipped_images=job.dataset.skipped,
+            streamed=job.dataset.files is not None,
             export_check=export_check,
             starts=job.starts,
             started_at=datetime.now(UTC).isoformat(timespec="microseconds"),
@@ -181,11 +186,12 @@ def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) 
             "cutmix mix neighbours",
             hint=f"in a new run, optim.batch_size={batch + ranks.count}",
         )
-    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, resolved.source.streamed, ranks)
+    return device.choose(chosen, recipe.data.image_size, recipe.deterministic, ranks)
 
 
 def decided(settings: Settings, job: Job, ranks: Ranks = ALONE) -> Settings:
-    """The settings with what follows from the whole training: whether its step is compiled, and replayed."""
+    """The settings with what follows from images and training: workers, whether the step is compiled, and replayed."""
+    settings = device.with_workers(settings, job.recipe.engine.workers, job.dataset.files is not None, ranks)
     return recording.decide(ranks.first_does(partial(compiling.decide, settings, job)), job, ranks)
 
 

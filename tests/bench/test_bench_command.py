@@ -30,7 +30,9 @@ from okdc.recipe.schema import Engine
 from okdc.training import compiling, step
 
 Captured = pytest.CaptureFixture[str]
-TINY = Scale(small="resnet8", large="resnet8", batch_size=2, images=64, workers=1)
+TINY = Scale(
+    small="resnet8", large="resnet8", photo="resnet8", photo_size=32, photo_batch=2, batch_size=2, images=64, workers=1
+)
 QUICK = ("--device", "cpu", "--threads", "1")
 OWN = ("digits_resnet8", "optim.batch_size=8", "--only", "recipe", "--seconds", "1")
 
@@ -47,7 +49,7 @@ def everything() -> dict[str, Any]:
     """All pairs but the export, of small networks and two images a batch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "MOST", 6)
-        return facts_of("data,ffl,fefr,eval,recipe", 500, "digits_resnet8", "optim.batch_size=8")
+        return facts_of("data,augment,ffl,fefr,eval,recipe", 700, "digits_resnet8", "optim.batch_size=8")
 
 
 def test_the_schema_of_the_facts(everything: dict[str, Any]) -> None:
@@ -74,7 +76,7 @@ def test_the_schema_of_the_facts(everything: dict[str, Any]) -> None:
             assert facts[key]["low"] <= facts[key]["median"] <= facts[key]["high"]
             assert facts[key]["n"] >= 6
     promised = {"data_path_ratio", "data_path_share", "ffl_step_ratio", "fefr_step_over_macs", "eval_over_train"}
-    assert {key for key in keys if facts[key]} >= promised | {"step_ratio", "fefr32_step_over_macs"}
+    assert {key for key in keys if facts[key]} >= promised | {*suite.AUGMENT, "step_ratio", "fefr32_step_over_macs"}
     assert set(facts["reasons"]) == {key for key in keys if not facts[key]}
     assert facts["recipe"]["settings"]["dtype"] == "float32"  # 8×8 images, whatever the others get
 
@@ -91,6 +93,7 @@ def test_each_pair_that_was_taken_says_how_fast_its_two_sides_are(everything: di
     ("only", "found", "missing"),
     [
         ("data", ["32×32 pixels, batch 128", "DataLoader: "], []),
+        ("augment", ["32×32 pixels, batch 128", "DataLoader: "], []),
         ("ffl", ["32×32 pixels, batch 128"], ["DataLoader: "]),
         ("export", ["32×32 pixels\n"], ["DataLoader: ", "batch 128", "eager"]),
         ("ffl,recipe", ["32×32 pixels, batch 128", "batch 32, 8×8", "float32 channels_last eager"], ["DataLoader: "]),
@@ -101,7 +104,7 @@ def test_the_header_is_of_what_was_measured(
 ) -> None:
     monkeypatch.setattr(suite, "measure", lambda *_, **__: Taken())
     side = pairs.Side("nothing", pairs.nothing)
-    for name in ("data_path", "beside_plain", "export"):
+    for name in ("data_path", "data_share", "beside_plain", "export"):
         monkeypatch.setattr(pairings, name, lambda *_: pairings.Pair(side, side, pairings.share))
     words = ["digits_resnet8"] if "recipe" in only else []
     wanted = request(words, ["engine.device=cpu"], only, 10)
@@ -224,8 +227,9 @@ def test_a_ratio_that_does_not_tell_is_explained_in_a_line(capsys: Captured, eve
     show(noisy)
     out = capsys.readouterr().out
     assert "FFL step, resnet8 ×2: no ratio: too noisy: it was" in out
-    assert out.count("2.50 [2.40, 2.60]") == len(everything["what"]) - 2
-    assert "250 % [240, 260]" in out  # of the one that is a share
+    shares = [key for key in everything["what"] if key.endswith("_share")]
+    assert out.count("2.50 [2.40, 2.60]") == len(everything["what"]) - 1 - len(shares)
+    assert out.count("250 % [240, 260]") == len(shares) == 5
 
 
 def test_launches_of_a_gpu_are_a_line_for_each_step(capsys: Captured, everything: dict[str, Any]) -> None:
@@ -270,8 +274,8 @@ def test_the_table_fits_80_columns(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("words", "kind", "said"),
     [
-        (["--only", "fferr"], "usage", "data, ffl, fefr, eval, export, recipe, found 'fferr' (did you mean"),
-        (["--only", ""], "usage", "--only: expected some of data, ffl, fefr, eval, export, recipe, found ''"),
+        (["--only", "fferr"], "usage", "data, augment, ffl, fefr, eval, export, recipe, found 'fferr' (did you mean"),
+        (["--only", ""], "usage", "--only: expected some of data, augment, ffl, fefr, eval, export, recipe, found ''"),
         (["--only", ""], "usage", "\n\nhint: okdc bench --only data,eval; without --only all are measured\n"),
         (["--only", "data,"], "usage", "\n\nhint: okdc bench --only data,eval; without --only all are measured\n"),
         (["--only", "recipe"], "usage", "--only recipe: no recipe was given"),

@@ -19,9 +19,11 @@ from okdc.bench import pairings
 from okdc.bench.okdc_step import MEAN, STD, Work, random_images
 from okdc.bench.pairings import Scale
 from okdc.bench.plain_step import PlainBatches, PlainImages, PlainStep, parts, to_onnx
+from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, in_order
 from okdc.data.datasets import Dataset
 from okdc.methods.base import Batch, Method
+from okdc.recipe.schema import Augment
 from okdc.training.device import Settings
 from okdc.training.step import TrainStep
 
@@ -161,6 +163,26 @@ def test_a_plain_image_is_okdcs_up_to_crop_and_mirroring() -> None:
         inside = image[1] != -2.0  # a padded pixel is black
         assert inside.any()
         torch.testing.assert_close(image[:, inside], ours[:, inside], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("keys", [pairings.VARIED, pairings.TRIVIAL], ids=["varied", "policy"])
+def test_plain_images_are_varied_as_okdcs_are(keys: Augment) -> None:
+    """Of one image varied many times, each pixel has the same mean and deviation both ways.
+
+    Without the crop's padding: torchvision turns a cropped image, and okdc shows what lies beyond the crop.
+    """
+    keys = keys.model_copy(update={"padding": 0})
+    n, size = 1500, 16
+    ramp = np.linspace(20, 235, size).astype(np.uint8)
+    image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], np.uint8(120)), 2)
+    rows = torch.zeros(n, dtype=torch.int64)
+    torch.manual_seed(0)
+    plain = PlainImages(image[None], [0], MEAN, STD, keys)
+    theirs = torch.stack([plain[0][0] for _ in range(n)])
+    ours = Augmentation(keys)
+    made = ours.of_batch(torch.from_numpy(image[None]), ours.draw(rows, 0, 0, (size, size)), Normalise(MEAN, STD))
+    assert float((theirs.mean(0) - made.mean(0)).abs().mean()) < 0.06
+    assert float((theirs.std(0) - made.std(0)).abs().mean()) < 0.06
 
 
 def test_evaluation_leaves_a_method_that_trains_again() -> None:

@@ -184,14 +184,14 @@ def test_no_bit_that_flips_anywhere_is_believed(root: Path, monkeypatch: pytest.
     first = load(listing, 8)
     (entry,) = entries()
     whole, key = entry.read_bytes(), entry.name
-    read = cache._read(entry, key, 5, 8)
+    read = cache._read(entry, key, 5, (8, 8, 3))
     assert read is not None
     assert np.array_equal(read[1], first.pixels)
     believed = []
     for at in range(len(whole)):
         entry.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         try:
-            cache._read(entry, key, 5, 8)
+            cache._read(entry, key, 5, (8, 8, 3))
             believed.append(at)
         except cache._DamagedError:
             pass

@@ -9,27 +9,33 @@ from types import ModuleType
 
 import pytest
 from runners import PYTHON
+from sharing import Shared
 
 from okdc.__main__ import main
 from okdc.runs.run import RunDir
 
 
 @pytest.fixture(scope="session")
-def shipped(finished: RunDir, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shipped(finished: RunDir, shared: Shared) -> Path:
     """The digits' bundle with all three models; tests that write into it take `bundle` instead."""
-    run = shutil.copytree(finished.path, tmp_path_factory.mktemp("shipped") / "run")
-    assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
-    return Path(run) / "bundle"
+
+    def export(folder: Path) -> None:
+        run = shutil.copytree(finished.path, folder / "run")
+        assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
+
+    return shared.made("shipped", export) / "run" / "bundle"
 
 
 @pytest.fixture(scope="session")
-def many_operators(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def many_operators(shared: Shared) -> Path:
     """The bundle, with all three models, of a network of operators that okdc's own do not have."""
-    run = tmp_path_factory.mktemp("many_operators") / "run"
     words = ["method.name=baseline", 'cohort.students=["networks.operators:many_operators"]', "data.val_fraction=0.2"]
-    assert main(["distill", *words, "optim.epochs=12", "optim.lr=0.02", "-o", str(run)]) == 0
-    assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
-    return run / "bundle"
+
+    def export(folder: Path) -> None:
+        assert main(["distill", *words, "optim.epochs=12", "optim.lr=0.02", "-o", str(folder / "run")]) == 0
+        assert main(["export", str(folder / "run"), "--onnx", "--int8", "--fp16"]) == 0
+
+    return shared.made("many_operators", export) / "run" / "bundle"
 
 
 @pytest.fixture

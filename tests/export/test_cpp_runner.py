@@ -115,7 +115,7 @@ def _libraries() -> list[Path]:
 
 reason = _missing()
 runtime_reason = reason or _missing_runtime()
-pytestmark = [pytest.mark.skipif(bool(reason), reason=reason), pytest.mark.xdist_group("cpp")]
+pytestmark = pytest.mark.skipif(bool(reason), reason=reason)
 needs_runtime = pytest.mark.skipif(bool(runtime_reason), reason=runtime_reason)
 
 

@@ -227,14 +227,14 @@ def test_the_script_states_the_rule_that_the_manifest_states(script: ModuleType)
     assert (script.RULE, script.LARGER) == (images.RESIZE, images.RESIZE_LARGER)
 
 
-def test_no_name_commands_the_terminal(script: ModuleType, shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_name_commands_the_terminal(script: ModuleType, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.shown(LETTERS) == escaping.shown(LETTERS)
     labels = [f"{digit}\x1b[31m\n{digit}" for digit in range(10)]
-    put(shipped, ("labels",), labels)
-    named = shipped / "sample" / "a\x9b31m.png"
-    named.write_bytes((shipped / "sample" / "0.png").read_bytes())
-    assert script.main([str(shipped), str(named)]) == 0
-    assert script.main([str(shipped), "nowhere\x1b[31m"]) == 2
+    put(bundle, ("labels",), labels)
+    named = bundle / "sample" / "a\x9b31m.png"
+    named.write_bytes((bundle / "sample" / "0.png").read_bytes())
+    assert script.main([str(bundle), str(named)]) == 0
+    assert script.main([str(bundle), "nowhere\x1b[31m"]) == 2
     out, err = capsys.readouterr()
     assert not {"\x1b", "\x9b"} & set(out + err)
     assert (len(out.splitlines()), len(err.splitlines())) == (1, 1)

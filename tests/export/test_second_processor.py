@@ -37,7 +37,6 @@ IMAGES = 300
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="needs an x86 with Linux"),
     pytest.mark.skipif(QEMU is None, reason="qemu-x86_64 is not installed (Debian: qemu-user)"),
-    pytest.mark.xdist_group("second_processor"),
 ]
 
 FEATURES = """

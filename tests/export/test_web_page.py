@@ -22,7 +22,7 @@ from runners import CHROMIUM, needs_chromium, needs_runtime, put, zoo
 from okdc.bundle import web
 from okdc.runs.files import read_json
 
-pytestmark = [needs_chromium, needs_runtime, pytest.mark.xdist_group("web page")]
+pytestmark = [needs_chromium, needs_runtime]
 
 FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync",

@@ -95,6 +95,7 @@ OTHER: dict[str, object] = {
     "data.name": "digits",
     "data.image_size": 64,
     "data.skip_damaged": True,
+    "data.stream": "on",
     "data.train_images": 77,
     "data.val_fraction": 0.25,
     "data.shorter_side": 40,

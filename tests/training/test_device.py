@@ -10,7 +10,7 @@ import torch
 from okdc.errors import DeviceError
 from okdc.recipe.schema import Engine
 from okdc.training import device
-from okdc.training.device import Settings, choose
+from okdc.training.device import Settings, choose, with_workers
 
 
 @pytest.fixture
@@ -96,10 +96,12 @@ def test_only_images_that_are_not_resident_get_workers_and_a_word_about_them(mon
     processor(monkeypatch)
     assert choose(Engine(), 32).workers == 0
     assert not any("workers" in reason for reason in choose(Engine(), 32).reasons)
-    streamed = choose(Engine(), 32, streamed=True)
+    assert with_workers(choose(Engine(), 32), "auto", streamed=False) == choose(Engine(), 32)
+    streamed = with_workers(choose(Engine(), 32), "auto", streamed=True)
     assert streamed.workers >= 1
     assert f"workers {streamed.workers} (cores)" in streamed.reasons
-    assert "workers 0 (as asked)" in choose(Engine(workers=0), 32, streamed=True).reasons
+    assert "workers 0 (as asked)" in with_workers(choose(Engine(workers=0), 32), 0, streamed=True).reasons
+    assert with_workers(choose(Engine(workers=5), 32), "auto", streamed=True).workers == 5, "a run keeps its number"
 
 
 @pytest.mark.usefixtures("no_cuda")

@@ -64,7 +64,10 @@ class Draws:
 
     def of_own_rows(self) -> Draws:
         """The same of images that lie in the order of the draws."""
-        rows = torch.arange(len(self.table), device=self.table.device)
+        return self.of_rows(torch.arange(len(self.table), device=self.table.device))
+
+    def of_rows(self, rows: Tensor) -> Draws:
+        """The same of images that lie in other rows."""
         return Draws(torch.cat([rows[:, None], self.table[:, 1:]], 1), self.numbers)
 
     def to(self, device: torch.device) -> Draws:
