@@ -253,9 +253,10 @@ def _training(story: Story) -> str:
     else:
         roles = f"{data['test']:,} test images to judge, once; none to choose"
     value, balanced = student.val_top1_pct, student.val_balanced_pct
-    best = f"{value:.2f} %" if balanced is None else f"balanced, {balanced:.2f} %"
-    last = value is None or story.recipe["cohort"].get("keep_epoch") == "last"  # no key: of a run from before it
-    epoch = "the last" if last else f"the best on validation ({best})"
+    if value is None or story.recipe["cohort"].get("keep_epoch") == "last":  # no key: of a run from before it
+        epoch = "the last"
+    else:
+        epoch = f"the best on validation ({f'{value:.2f} %' if balanced is None else f'balanced, {balanced:.2f} %'})"
     lines = [
         f"- {code(student.dataset)}: {data['train']:,} images to train, {roles}.",
         f"- Fingerprint of the images, classes and splits: `{result.data_sha256}`.",
