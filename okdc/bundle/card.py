@@ -253,9 +253,10 @@ def _training(story: Story) -> str:
     else:
         roles = f"{data['test']:,} test images to judge, once; none to choose"
     value, balanced = student.val_top1_pct, student.val_balanced_pct
-    best = f"{value:.2f} %" if balanced is None else f"balanced, {balanced:.2f} %"
-    last = value is None or story.recipe["cohort"].get("keep_epoch") == "last"  # no key: of a run from before it
-    epoch = "the last" if last else f"the best on validation ({best})"
+    epoch = "the last"
+    if value is not None and story.recipe["cohort"].get("keep_epoch") != "last":  # no key: of a run from before it
+        accuracy = f"{value:.2f} %" if balanced is None else f"balanced, {balanced:.2f} %"
+        epoch = f"the best on validation ({accuracy})"
     lines = [
         f"- {code(student.dataset)}: {data['train']:,} images to train, {roles}.",
         f"- Fingerprint of the images, classes and splits: `{result.data_sha256}`.",
@@ -267,9 +268,10 @@ def _training(story: Story) -> str:
             "schedule of the learning rate did not come to its end."
         )
     if student.averaged:
+        better = ", the better of the two on validation" if value is not None else ""
         lines.append(
             "- The weights are an exponential moving average of the student's over the training steps (decay "
-            f"{story.recipe['optim']['ema']:g}), the better of the two on validation."
+            f"{story.recipe['optim']['ema']:g}){better}."
         )
     lines += _starts(story)
     if teacher := result.teacher:

@@ -18,13 +18,14 @@ def folder(seen: Folder) -> None:
     """Images by class and split, their sizes, then what may be wrong with them."""
     count_table(seen.classes, seen.counts)
     sides, count = seen.shorter_sides, len(seen.listing.files)
-    of = "" if len(seen.headers) >= count else f" of a sample of {len(seen.headers):,}"
-    size = (
-        f"{seen.one_size}×{seen.one_size} pixels each"
-        if seen.one_size
-        else (f"shorter sides{of} of {sides[0]:,} to {sides[-1]:,} pixels, half of them up to {seen.shorter_side:,}")
-    )
-    console.out(f"{count:,} images in {len(seen.classes)} classes, {'grey, ' if seen.grey else ''}{size}")
+    if seen.one_size:
+        size = f"{seen.one_size}×{seen.one_size} pixels each"
+    elif sides[0] == sides[-1]:
+        size = f"shorter sides of {sides[0]:,} pixels"
+    else:
+        size = f"shorter sides of {sides[0]:,} to {sides[-1]:,} pixels, half of them up to {seen.shorter_side:,}"
+    sample = f" (of a sample of {len(seen.headers):,})" if len(seen.headers) < count else ""
+    console.out(f"{count:,} images in {len(seen.classes)} classes, {'grey, ' if seen.grey else ''}{size}{sample}")
     for note in seen.listing.notes:
         console.note(note)
     if seen.damaged:

@@ -114,6 +114,7 @@ SOURCE = Source(
     read_part=read_part,
     root="data/cinic10",
     classes=len(CLASSES),
+    may_stream=True,
     archive=Archive(
         url="https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
         md5="6ee4d0c996905fe93221de577967a372",

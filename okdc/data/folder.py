@@ -148,4 +148,4 @@ def read_part(request: Request, name: str) -> Part:
     return Part(listing.classes, images, np.asarray(listing.labels[rows.start : rows.stop], np.int64))
 
 
-SOURCE = Source(name="folder", read=read, read_part=read_part, needs_root=True, class_folders=True)
+SOURCE = Source(name="folder", read=read, read_part=read_part, needs_root=True, class_folders=True, may_stream=True)

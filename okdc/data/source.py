@@ -116,6 +116,7 @@ class Source:
     class_folders: bool = False  # images of any size in folders that name their classes; data.shorter_side applies
     image_size: int | None = None  # of every image, H = W; None: images are resized to data.image_size
     streamed: bool = False  # decoded batch by batch in training, never whole in memory
+    may_stream: bool = False  # the same where memory is short, or the recipe wants it: `data.stream` applies
     archive: Archive | None = None  # for `okdc download`
     by_hand: str = ""  # how to fetch a published data set without an archive
     caution: str = ""  # a sentence for the model card
@@ -152,7 +153,7 @@ class Source:
                     f"data.shorter_side: expected at least data.image_size ({data.image_size}), "
                     f"found {data.shorter_side}"
                 )
-        if data.stream == "on" and not self.class_folders:
+        if data.stream == "on" and not (self.streamed or self.may_stream):
             lines.append(f"data.stream: {self.name} has no image files that could stay files")
         elif data.stream == "off" and self.streamed:
             lines.append(f"data.stream: {self.name} is always decoded batch by batch; data.name=folder need not be")

@@ -6,7 +6,6 @@ check (exit code 1): an image that chooses or judges is also trained on. Everyth
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.cohort import Cohort, count_macs, count_params
 from okdc.data.datasets import Dataset
 from okdc.data.listing import list_images
+from okdc.data.memory import available, room
 from okdc.data.placement import free_bytes
 from okdc.distributed import ALONE
 from okdc.errors import CheckFailed
@@ -46,11 +46,12 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
     for note in resolved.notes:
         tell.note(note)
     settings = start.settings_of(resolved, recipe.engine)
+    free = room()  # before any image is read
     verdict = ""
 
     def read() -> Dataset:
         with tell.reading() as progress:
-            return assembly.dataset(resolved, progress)
+            return assembly.dataset(resolved, progress, None, free)
 
     def export(cohort: Cohort, classes: int) -> None:
         nonlocal verdict
@@ -149,7 +150,7 @@ def _namer(resolved: ResolvedRecipe, dataset: Dataset) -> Callable[[int], str]:
             left_out.pop(0)
         else:
             kept.append(row)
-    if len(kept) != len(dataset.images):  # a data set with an order of its own
+    if len(kept) != len(dataset.labels):  # a data set with an order of its own
         return lambda row: f"image {row}"
     return lambda row: _text(files.name(kept[row]))
 
@@ -212,7 +213,7 @@ def _warnings(report: Mapping[str, Any], job: Job) -> list[str]:
         smaller = f"; optim.batch_size={max(2, images // FEW_STEPS)} makes more" if report["batch_size"] > 2 else ""
         lines.append(f"{report['steps_per_epoch']} steps an epoch are few{smaller}")
     memory_bytes = report["memory_bytes"]
-    if memory_bytes["available"] is not None and memory_bytes["whole"] > memory_bytes["available"]:
+    if memory_bytes["whole"] > memory_bytes["available"]:
         needed, free = (f"{memory_bytes[name] / 1e9:.1f} GB" for name in ("whole", "available"))
         hint = "a smaller optim.batch_size or data.image_size needs less"
         lines.append(f"the training may need {needed} of memory, {free} are free: {hint}")
@@ -234,12 +235,8 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
-def _available(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where the system does not say."""
+def _available(device: torch.device) -> int:
+    """Bytes that are free on a device."""
     if device.type == "cuda":
         return free_bytes(device)
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return None
+    return available()

@@ -205,6 +205,8 @@ def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str)
         Line("optim.schedule", "onecycle", "rises for a third of the run, then falls to nothing"),
         Line("optim.label_smoothing", 0.1, "no answer is to be surer than a few images can make it"),
     ]
+    if tuned:
+        lines.append(Line("optim.freeze_epochs", 1, "the new heads learn first, so that they do not undo the weights"))
     if unequal := _unequal(divided):
         lines.append(Line("optim.class_weights", "balanced", f"rare classes are not to be forgotten: {unequal}"))
     return lines

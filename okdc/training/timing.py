@@ -99,7 +99,7 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float) ->
 
 def _steps(training: Training, wait: Callable[[], object], seconds: float) -> tuple[Spread, float]:
     """Seconds of a step in each timed span, and what the steps before the first span took longer."""
-    training.method.train()
+    training.step.begin(training.epochs - 1)  # what is fixed in the first epochs only learns then
     totals, whole = Totals(training.settings.torch_device), training.steps * training.epochs
     inputs, taken = _inputs(training), 0
 

@@ -253,6 +253,27 @@ def test_who_was_trained_beside_it_and_why_it_is_this_one() -> None:
     assert "Its settings differ from the default: `okddip peers=2`." in text
 
 
+def test_how_the_epoch_was_chosen_and_what_the_weights_are() -> None:
+    def text(student: dict[str, Any], recipe: dict[str, Any], **result: Any) -> str:
+        story = replace(
+            PLAIN, student=student_info(**student), recipe=RECIPE | recipe, result=changed(RESULT, **result)
+        )
+        return card(story).partition("## Training")[2]
+
+    assert "- Epoch 7 of 8, the best on validation (92.57 %)." in text({}, {})
+    assert "- Epoch 7 of 8, the best on validation (balanced, 81.50 %)." in text({"val_balanced_pct": 81.5}, {})
+    assert "- Epoch 7 of 8, the last." in text({}, {"cohort": {"keep": "best", "keep_epoch": "last"}})
+    early = text({}, {}, epochs_trained=7)
+    assert "- Epoch 7 of 7," in early
+    assert "before the recipe's 8 epochs" in early
+    for student, better in (({}, True), ({"val_top1_pct": None}, False)):
+        averaged = text(student | {"averaged": True}, {"optim": {"ema": 0.999}})
+        assert "moving average" in averaged
+        assert "(decay 0.999)" in averaged
+        assert ("the better of the two" in averaged) is better
+    assert "average" not in text({"averaged": False}, {"optim": {"ema": 0.999}})
+
+
 def test_a_student_without_peers_or_with_a_teacher_says_so() -> None:
     alone = changed(RESULT, students=["resnet8"], variant="baseline", method_card=CARDS["baseline"])
     text = card(replace(PLAIN, student=student_info(method="baseline"), result=alone))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from asking import ask, write_tree
-from harness import TEXT, Quiet, result, resume, rows, signalled
+from harness import TEXT, Quiet, no_waiting, result, resume, rows, signalled
 
 from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data import memory
+from okdc.data.augmentation import Augmentation
+from okdc.data.batches import Normalise, TrainBatches
+from okdc.data.cinic10 import CLASSES, SPLITS
 from okdc.data.datasets import Dataset, needed
 from okdc.data.decoding import decode
 from okdc.data.folder import read
@@ -24,6 +30,7 @@ from okdc.data.ondemand import OnDemand
 from okdc.data.source import Content, Request, Source
 from okdc.errors import DataError, Interrupted, RecipeError
 from okdc.recipe.draft import load
+from okdc.recipe.schema import Augment
 from okdc.runs.artefacts import Provenance
 from okdc.runs.run import RunDir
 from okdc.training import start as starts
@@ -123,6 +130,7 @@ def test_a_run_goes_on_as_it_began_however_much_memory_there_is(root: Path, monk
     run = RunDir(Path("run"))
     assert run.read_info().streamed
     assert run.read_info().settings.workers >= 1
+    assert assembly_of(run).files is not None
     resumed = resume(run.path)
     assert resumed.read_info().streamed
     assert rows(resumed) == rows(whole)
@@ -148,6 +156,22 @@ def test_runs_whose_crops_are_taken_of_files_and_of_pixels_in_memory_do_not_comp
     answer = ask(capsys, "compare", "streamed", "alone")
     assert answer.code == 2
     assert "they differ in augment.crop=resized of files" in answer.err
+
+
+def test_duplicates_between_the_splits_of_cinic10_are_counted_wherever_the_pixels_are(tmp_path: Path) -> None:
+    root = write_tree(tmp_path / "cinic", {split: dict.fromkeys(CLASSES, 3) for split in SPLITS})
+    shutil.copy(root / "train/dog/001.png", root / "test/cat/000.png")
+    shutil.copy(root / "train/dog/002.png", root / "train/cat/000.png")
+
+    def note(*words: str) -> str:
+        dataset = dataset_of(root, "data.name=cinic10", *words)
+        return next(note for note in dataset.notes if note.startswith("equal pixels: "))
+
+    resident = note("data.stream=off")
+    assert "1 of 30 test images are in train" in resident
+    assert note("data.stream=on") == resident
+    assert "of 30 test images are in train" in note("data.stream=on", "data.train_images=20", "seed=5")
+    assert note("data.stream=on", "data.train_images=20") == note("data.stream=off", "data.train_images=20")
 
 
 def test_other_bytes_of_a_streamed_file_are_other_images(root: Path) -> None:
@@ -189,8 +213,15 @@ def test_the_second_start_of_a_streamed_folder_decodes_nothing(root: Path, monke
     assert (second.fingerprint, second.moments()) == (first.fingerprint, first.moments())
 
 
-@pytest.mark.parametrize(("words", "key"), [(["data.name=digits", "data.stream=on"], "data.stream: digits has no")])
-def test_what_has_no_files_cannot_stream(words: list[str], key: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        (["data.name=digits", "data.stream=on"], "data.stream: digits has no"),
+        (["data.name=cifar10", "data.stream=on"], "data.stream: cifar10 has no"),
+        (["data.name=imagenet", "data.stream=off"], "data.stream: imagenet is always decoded batch by batch"),
+    ],
+)
+def test_what_cannot_stream_or_always_does_says_so(words: list[str], key: str) -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(*words)
     assert any(line.startswith(key) for line in caught.value.details)
@@ -261,6 +292,25 @@ def test_a_run_on_a_subset_is_the_same_whether_the_rest_was_decoded_or_not(root:
         assert rows(part) == rows(other)
         assert part.weights.read_bytes() == other.weights.read_bytes()
         assert np.array_equal(np.load(part.predictions)["test_rows"], np.load(other.predictions)["test_rows"])
+
+
+@pytest.mark.gpu
+def test_batches_of_a_subset_on_a_gpu_are_those_of_the_whole_and_never_waited_for(root: Path) -> None:
+    part = dataset_of(root, "data.train_images=24")
+    whole = dataset_of(root, "data.stream=off")
+    assert part.places is not None
+
+    def batches(dataset: Dataset, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        dataset = replace(dataset.to(torch.device(device)), train=part.train)
+        normalise = Normalise((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), torch.device(device))
+        made = TrainBatches(dataset, 8, Augmentation(Augment(padding=1)), normalise, seed=1)
+        drawn = list(made.drawn(0))
+        with no_waiting() if device == "cuda" else nullcontext():
+            return [(batch.images, batch.labels) for batch in (made.made(*tensors) for tensors in drawn)]
+
+    for (images, labels), (expected, its_labels) in zip(batches(part, "cuda"), batches(whole, "cpu"), strict=True):
+        assert images.cpu().equal(expected)
+        assert labels.cpu().equal(its_labels)
 
 
 def test_what_is_held_out_is_decoded_once_for_all_seeds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

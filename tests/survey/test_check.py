@@ -233,6 +233,15 @@ def test_files_that_are_read_later_are_read_now(tmp_path: Path) -> None:
     assert duplicates.find(streamed).equal == ((2, 3),)
 
 
+@pytest.mark.parametrize("words", [["data.train_images=16"], ["data.stream=on"]])
+def test_images_are_called_by_their_files_wherever_they_lie(words: list[str]) -> None:
+    pictures(Path("root"), TREE)
+    shutil.copy("root/val/dog/005.png", "root/test/dog/copy.png")
+    report = report_of(*words, images=True)
+    (pair,) = report["duplicates"]["equal"]["splits"]
+    assert [row["image"] for row in pair] == ["val/dog/005.png", "test/dog/copy.png"]
+
+
 def test_images_without_files_are_called_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mydata.py").write_text(
         "import numpy as np\n"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -109,9 +111,26 @@ def test_a_look_that_fails_leaves_the_method_its_own_weights() -> None:
     assert all(torch.equal(tensor, states[-1][name]) for name, tensor in step.method.state_dict().items())
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_no_copy_of_the_other_weights_is_left_in_autocast(context: Callable[[], AbstractContextManager[None]]) -> None:
+    """autocast keeps copies of weights in bfloat16 until its end; in inference mode it keeps none."""
+    step, _ = stepped(PLAIN, "optim.ema=0.9", "optim.lr=0.2")
+    method, images, average = step.method.eval(), a_batch().images, step.average
+    assert average is not None
+    network = method.cohort.backbone(0)
+    with average.applied(), torch.autocast("cpu", torch.bfloat16), context():
+        expected = network(images)
+    with torch.autocast("cpu", torch.bfloat16), context():
+        own = network(images)
+        with average.applied():
+            averaged = network(images)
+        assert torch.equal(network(images), own)
+    assert torch.equal(averaged, expected)
+    assert not torch.equal(averaged, own)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_heads_of_the_average_answer_with_its_weights(dtype: str) -> None:
-    """autocast keeps copies of weights in bfloat16, which are of the other ones."""
     settings = replace(PLAIN, dtype=dtype)
     step, _ = stepped(settings, "optim.ema=0.9", "optim.lr=0.2")
     assert step.average is not None
