@@ -19,7 +19,7 @@ from okdc.data.batches import Normalise, TrainBatches
 from okdc.data.placement import place
 from okdc.distributed import ALONE, Ranks
 from okdc.errors import DeviceError
-from okdc.methods.base import Step
+from okdc.methods.base import Batch, Step
 from okdc.recipe.schema import Augment, Engine
 from okdc.runs.artefacts import Provenance
 from okdc.training import device, recording
@@ -216,6 +216,21 @@ def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) -> None:
     assert_same_steps(25, dtype, *more)
+
+
+@pytest.mark.parametrize("keys", [Augment(padding=1), VARIED], ids=["usual", "mixed"])
+def test_a_method_is_given_all_that_is_known_of_a_batch(keys: Augment) -> None:
+    job = built(recipe(*MORE))
+    step = TrainStep(job.method.train(), job.recipe.optim, Settings("cpu", "float32", "contiguous", 1))
+    batches = TrainBatches(job.dataset, 16, Augmentation(keys), Normalise((0.5,) * 3, (0.5,) * 3), 0)
+    seen: list[Batch] = []
+    job.method.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    next(taken(CountedStep(step, batches, 0, print), steps=1))
+    expected = next(batches.epoch(0))
+    assert (expected.mix is None) == (keys is not VARIED)
+    for name, value in expected._asdict().items():
+        given = getattr(seen[0], name)
+        assert given is value is None or torch.equal(given, value), name
 
 
 @pytest.mark.gpu
