@@ -1514,7 +1514,7 @@ SURVEY = [
         ("damaged-files-are-counted", "listing.without(damaged) if damaged else listing", "listing",
          "test_a_file_that_is_no_image_is_left_out_and_named"),
         ("validation-as-written", "if wanted > most or wanted != validation_images(val_fraction, whole):", "if False:",
-         "test_any_folder_is_divided_or_refused_for_its_few_images"),
+         "test_as_many_are_held_out_as_the_classes_allow"),
     ),
     *_of("survey", "okdc/survey/places.py", "tests/survey/test_folder.py",
         ("classes-before-splits", 'for of in (split, label))', 'for of in (label, split))',

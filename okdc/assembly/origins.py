@@ -20,7 +20,7 @@ from okdc.backbones.naming import MSFE, split_output, variant
 from okdc.backbones.pretrained import Facts
 from okdc.data.source import Source
 from okdc.errors import OkdcError, RecipeError, RunError
-from okdc.recipe.schema import Data, Recipe
+from okdc.recipe.schema import WEIGHTS, Data, Recipe
 from okdc.runs import artefacts
 from okdc.runs.artefacts import StudentInfo
 from okdc.runs.run import RunDir
@@ -82,7 +82,8 @@ def chosen(tables: Mapping[str, Any], recipe: Recipe, source: Source, count: int
     if choice.problems:
         return choice
     if not any(origins):
-        choice.tables["cohort"] = {key: value for key, value in tables["cohort"].items() if key != "weights"}
+        named = ("weights", WEIGHTS)
+        choice.tables["cohort"] = {key: value for key, value in tables["cohort"].items() if key not in named}
         return choice
     full = [origin.where if origin else "none" for origin in origins]
     weights: str | list[str] = full[0] if len(set(full)) == 1 else full

@@ -29,6 +29,9 @@ from okdc.errors import DataError, RecipeError, nearest, one_line
 
 CONNECT_S = 10  # seconds within which a server has to answer
 
+# Built with weights these two take ImageNet's mean and deviation and turn them into a half: built without they do not.
+HALF = ("torchvision:googlenet", "torchvision:inception_v3")
+
 Colour = tuple[float, float, float]
 
 
@@ -191,8 +194,8 @@ def _of_torchvision(weights: Any, network: str) -> Pretrained:
         name=name,
         size=cropped[0] if cropped else None,
         crop=cropped[0] / resized[0] if cropped and resized else None,
-        mean=_colour(getattr(rule, "mean", None)),
-        std=_colour(getattr(rule, "std", None)),
+        mean=(0.5, 0.5, 0.5) if network in HALF else _colour(getattr(rule, "mean", None)),
+        std=(0.5, 0.5, 0.5) if network in HALF else _colour(getattr(rule, "std", None)),
         interpolation=str(getattr(getattr(rule, "interpolation", None), "value", "")),
         classes=len(labels) or None,
         labels=labels,

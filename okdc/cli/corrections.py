@@ -29,7 +29,7 @@ COMMANDS = {
     "version": ("--version",),
 }
 OPTIONS = {"gpu": ("--device", "cuda"), "cuda": ("--device", "cuda"), "cpu": ("--device", "cpu")}
-OF_KEYS = ("distill", "bench")  # commands whose words override keys of a recipe
+OF_KEYS = ("distill", "check", "bench")  # commands whose words override keys of a recipe
 
 
 def line(arguments: Sequence[str], corrections: Corrections) -> str:

@@ -22,7 +22,7 @@ from okdc.data.datasets import Dataset
 from okdc.errors import DataError, RecipeError, RunError
 from okdc.methods.base import Batch
 from okdc.progress import WARNING
-from okdc.recipe.draft import Draft, load, read
+from okdc.recipe.draft import load, read
 from okdc.recipe.schema import Recipe
 from okdc.runs.run import RunDir
 
@@ -279,7 +279,7 @@ def test_a_run_whose_recipe_was_spoilt_is_an_error_with_its_path() -> None:
 def test_resolving_leaves_the_draft_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OKDC_DATA_ROOT", "/x")
     draft = load(["cifar10_resnet20", "method.name=baseline"])
-    before = Draft(draft.path, read(draft.path), draft.overridden, draft.problems, draft.notes)
+    before = replace(draft, tables=read(draft.path))
     before.tables["method"]["name"] = "baseline"
     resolve(draft)
     assert draft == before

@@ -28,8 +28,10 @@ from okdc.backbones.pretrained import Facts
 from okdc.cohort import Backbone
 from okdc.errors import CheckFailed, Interrupted, OkdcError, RecipeError, RunError
 from okdc.recipe.draft import load, read
+from okdc.runs.artefacts import Provenance
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
+from okdc.training import series
 
 ALONE = ("method.name=baseline", "cohort.students=['resnet8']", "optim.epochs=1")
 DIGITS = tuple(str(digit) for digit in range(10))
@@ -470,6 +472,27 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_wants_the_very_file()
     text = run.recipe.read_text(encoding="utf-8").replace("w.safetensors", "moved.safetensors")
     run.recipe.write_text(text, encoding="utf-8")
     assert outcome(resume(run.path)) == whole
+
+
+def test_the_seeds_of_a_series_start_from_the_same_weights() -> None:
+    """Another file in its place, between two seeds, would make them two experiments."""
+    words = (*ALONE, f"cohort.weights={as_file(network().weights())}")
+    whole = series.start(recipe(*words), (0, 1), Path("whole"), Provenance(), Quiet())
+    hashes = [whole.run(seed).read_recipe()["cohort"]["weights_sha256"] for seed in (0, 1)]
+    assert hashes[0] == hashes[1]
+    shutil.rmtree(whole.run(1).path)
+    content = as_file(network(seed=5).weights())
+    with pytest.raises(RunError, match="has not the weights that the recipe began with"):
+        series.resume(whole, Provenance(), Quiet())
+    assert content == as_file(network().weights())
+    series.resume(whole, Provenance(), Quiet())
+    assert whole.run(1).read_recipe()["cohort"]["weights_sha256"] == hashes[0]
+
+
+def test_without_the_weights_their_hash_has_no_meaning() -> None:
+    run = start(*ALONE, f"cohort.weights={as_file(network().weights())}")
+    words = [str(run.recipe), "cohort.weights=none"]
+    assert resolve(load(words)).recipe.cohort == recipe(*ALONE).recipe.cohort
 
 
 def test_a_damaged_run_is_no_start(before: Path) -> None:

@@ -57,6 +57,20 @@ def test_torchvision_says_how_its_weights_were_trained() -> None:
     assert pretrained.find("torchvision:MobileNet_V2_Weights.IMAGENET1K_V1").facts.shorter_side(224) == 256
 
 
+def test_a_network_that_changes_its_pixels_with_weights_alone_gets_the_changed_ones() -> None:
+    """GoogLeNet's and Inception's own loaders turn on `transform_input`, which okdc's students are built without."""
+    pixels = torch.rand(1, 3, 8, 8)
+    own = models.GoogLeNet_Weights.IMAGENET1K_V1.transforms()
+    network = models.googlenet(weights=None, init_weights=False, transform_input=True)
+    facts = pretrained.find("torchvision:googlenet").facts
+    assert facts.mean is not None
+    assert facts.std is not None
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (facts.mean, facts.std))
+    theirs = (pixels - torch.tensor(own.mean).view(1, 3, 1, 1)) / torch.tensor(own.std).view(1, 3, 1, 1)
+    torch.testing.assert_close((pixels - mean) / std, network._transform_input(theirs))
+    assert pretrained.find("torchvision:inception_v3").facts.mean == facts.mean
+
+
 def test_timm_says_how_its_weights_were_trained() -> None:
     pytest.importorskip("timm", reason=TIMM)
     for name in ("timm:mobilenetv4_conv_small", "timm:mobilenetv4_conv_small.e2400_r224_in1k"):

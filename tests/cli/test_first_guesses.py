@@ -27,6 +27,7 @@ def hint(answer: Answer) -> str:
         ("distill --learning-rate 0.1 -o here", "okdc distill optim.lr=0.1 -o here"),
         ("distill --seed 1", "okdc distill seed=1"),
         ("distill --gpu", "okdc distill --device cuda"),
+        ("check --epochs 3", "okdc check optim.epochs=3"),
         ("distill --method dml", "okdc distill method.name=dml"),
         ("distill --devise cpu", "okdc distill --device cpu"),
         ("distill epochs 3 --threads 1", "okdc distill optim.epochs=3 --threads 1"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 from asking import ask, write_tree
-from harness import TEXT, Quiet, result, resume, rows, signalled
+from harness import TEXT, Quiet, no_waiting, result, resume, rows, signalled
 
 from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.data import memory
+from okdc.data.augmentation import Augmentation
+from okdc.data.batches import Normalise, TrainBatches
 from okdc.data.cinic10 import CLASSES, SPLITS
 from okdc.data.datasets import Dataset, needed
 from okdc.data.decoding import decode
@@ -26,6 +30,7 @@ from okdc.data.ondemand import OnDemand
 from okdc.data.source import Content, Request, Source
 from okdc.errors import DataError, Interrupted, RecipeError
 from okdc.recipe.draft import load
+from okdc.recipe.schema import Augment
 from okdc.runs.artefacts import Provenance
 from okdc.runs.run import RunDir
 from okdc.training import start as starts
@@ -125,6 +130,7 @@ def test_a_run_goes_on_as_it_began_however_much_memory_there_is(root: Path, monk
     run = RunDir(Path("run"))
     assert run.read_info().streamed
     assert run.read_info().settings.workers >= 1
+    assert assembly_of(run).files is not None
     resumed = resume(run.path)
     assert resumed.read_info().streamed
     assert rows(resumed) == rows(whole)
@@ -286,6 +292,25 @@ def test_a_run_on_a_subset_is_the_same_whether_the_rest_was_decoded_or_not(root:
         assert rows(part) == rows(other)
         assert part.weights.read_bytes() == other.weights.read_bytes()
         assert np.array_equal(np.load(part.predictions)["test_rows"], np.load(other.predictions)["test_rows"])
+
+
+@pytest.mark.gpu
+def test_batches_of_a_subset_on_a_gpu_are_those_of_the_whole_and_never_waited_for(root: Path) -> None:
+    part = dataset_of(root, "data.train_images=24")
+    whole = dataset_of(root, "data.stream=off")
+    assert part.places is not None
+
+    def batches(dataset: Dataset, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        dataset = replace(dataset.to(torch.device(device)), train=part.train)
+        normalise = Normalise((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), torch.device(device))
+        made = TrainBatches(dataset, 8, Augmentation(Augment(padding=1)), normalise, seed=1)
+        drawn = list(made.drawn(0))
+        with no_waiting() if device == "cuda" else nullcontext():
+            return [(batch.images, batch.labels) for batch in (made.made(*tensors) for tensors in drawn)]
+
+    for (images, labels), (expected, its_labels) in zip(batches(part, "cuda"), batches(whole, "cpu"), strict=True):
+        assert images.cpu().equal(expected)
+        assert labels.cpu().equal(its_labels)
 
 
 def test_what_is_held_out_is_decoded_once_for_all_seeds(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

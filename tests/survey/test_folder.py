@@ -72,6 +72,23 @@ def test_any_folder_is_divided_or_refused_for_its_few_images(counts: list[int], 
     assert all(divided.train)
 
 
+ONE_EACH = {f"c{i:02}": 1 for i in range(30)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "held_out"),
+    [({"cat": 3, "dog": 3}, 1), ({"train": ONE_EACH | {"c00": 2}, "test": {"c00": 1}}, 1), ({"cat": 50, "dog": 50}, 8)],
+    ids=["a tenth is none", "classes keep theirs", "a tenth"],
+)
+def test_as_many_are_held_out_as_the_classes_allow(
+    tmp_path: Path, tree: dict[str, dict[str, int] | int], held_out: int
+) -> None:
+    root = write_tree(tmp_path / "root", tree, size=4)
+    divided = division(look(str(root)), 0.1)
+    dataset = datasets.divide(read_data("folder", root), divided.val_fraction, None, seed=0)
+    assert sum(divided.val) == len(dataset.val) == held_out
+
+
 def test_sizes_and_colours_are_read_from_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for i, (width, height) in enumerate([(10, 40), (30, 20), (50, 50)]):
         for name in ("cat", "dog"):

@@ -484,6 +484,7 @@ def test_result_json_holds_these_facts() -> None:
         "students",
         "share",
         "teacher",
+        "starts",
         "leader",
         "dataset",
         "data_sha256",
