@@ -113,7 +113,7 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
     """
     run_state = run.state()
     if run_state == "complete":
-        restored = ranks.first_does(lambda: _restore_log(run))
+        restored = ranks.first and _restore_log(run)  # the processes are not connected: nothing is left to train
         tell.note(f"{run.path} is complete: " + ("its log is written again" if restored else "nothing to do"))
         return run
     info = run.read_info()

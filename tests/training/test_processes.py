@@ -285,6 +285,13 @@ def test_the_process_that_judges_takes_the_cores_of_those_that_are_through(
     assert [of.threads for of in told] == [cores() if asked else 1, 1]
 
 
+def test_a_complete_run_is_left_alone_by_all_processes(pair: tuple[RunDir, list[Told]]) -> None:
+    before = pair[0].result.read_bytes()
+    told = together(2, training, pair[0].path)
+    assert [each.error for each in told] == ["", ""]
+    assert pair[0].result.read_bytes() == before
+
+
 def test_images_per_second_are_those_of_all_processes(pair: tuple[RunDir, list[Told]]) -> None:
     found = read_json(pair[0].result)
     assert found["images_per_s"] == pytest.approx(EPOCHS * STEPS * 16 / found["seconds"], rel=0.01)

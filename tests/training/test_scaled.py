@@ -94,6 +94,22 @@ def test_a_step_that_overflows_changes_nothing_is_counted_and_halves_the_scale(c
     assert other.scaler.state()["scale"] == 2.0**14
 
 
+def test_adamw_skips_its_first_step_as_any_other() -> None:
+    """It counts its steps itself, for the correction of its means."""
+    learners = []
+    for weights in ((float("inf"), 1.0, float("inf"), 1.0), (1.0, 1.0)):
+        p = nn.Parameter(torch.tensor([1.0, -2.0]))
+        optimizer = torch.optim.AdamW([p], lr=0.1, fused=True)
+        scaler = Scaler(optimizer, CPU)
+        for weight in weights:
+            optimizer.zero_grad()
+            scaler.scale((p * p).sum() * weight).backward()
+            scaler.step()
+        assert scaler.skipped == len(weights) - 2
+        learners.append([p, *optimizer.state[p].values()])
+    assert all(torch.equal(a, b) for a, b in zip(*learners, strict=True))
+
+
 def test_a_restored_scaler_goes_on_as_the_one_that_was_saved() -> None:
     one = Learner(True)
     assert one.scaler is not None
