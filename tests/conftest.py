@@ -9,8 +9,10 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two workers share two cores
 
+import functools
 import gc
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +45,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 # The longest first, so that no worker is left with one at the end.
 FIRST = ("test_compiling.py", "test_any_network.py", "test_every_network.py", "test_faults.py", "test_adapters.py")
 LATE = ("test_every_method.py", "test_every_pair.py")  # whether it runs at all: after whether it computes what it says
+BY_CASE = (*LATE, "test_gpu.py", "test_gpu_methods.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -62,13 +65,14 @@ def _place(name: str) -> int:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """A worker takes whole files: what a module's fixtures and caches hold is made once.
 
-    Of the last ones it takes all cases of one method, network or recipe, and the workers end together.
+    Of the last ones it takes all cases of one method, network or recipe, and the workers end together. The gpu tests
+    are a run of their own.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     def scope(nodeid: str) -> str:
         file, _, case = nodeid.partition("::")
-        return f"{file} {case.split('-')[0]}" if file.endswith(LATE) else file
+        return f"{file} {case.split('-')[0]}" if file.endswith(BY_CASE) else file
 
     config.option.loadscopereorder = False  # not by the number of tests
     scheduler = LoadScopeScheduling(config, log)
@@ -85,6 +89,17 @@ def _no_gpu(item: pytest.Item) -> str:
     if item.get_closest_marker("fakegpu") and not fakegpu.present():
         return "only on the device that is not there: python tests/fakegpu pytest -m gpu"
     return ""
+
+
+@pytest.fixture(autouse=True)
+def _operators_once() -> None:
+    """torch reads the source of all of its ONNX operators for every export, which takes half a second.
+
+    Where a process has exported before, its other exports share what was read; another process reads it anew.
+    """
+    module = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if module and not isinstance(module.ONNXRegistry.from_torchlib, functools._lru_cache_wrapper):
+        module.ONNXRegistry.from_torchlib = staticmethod(functools.cache(module.ONNXRegistry.from_torchlib))
 
 
 @pytest.fixture(autouse=True)

@@ -278,7 +278,7 @@ def refused(name: str, size: int = 64) -> str:
     ("name", "size", "reason", "hint"),
     [
         ("swin_t", 64, "hand on one NCHW map", "a convolutional network"),
-        ("vit_b_16", 224, "hand on one NCHW map", "a convolutional network"),
+        ("vit_b_32", 224, "hand on one NCHW map", "a convolutional network"),
         ("vit_b_16", 64, "Wrong image height! Expected 224 but got 64!", "data.image_size=224"),
     ],
 )
