@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,6 @@ from okdc.assembly.resolve import resolve
 from okdc.errors import DataError, DeviceError, Interrupted, RunError
 from okdc.methods.base import Method
 from okdc.recipe.draft import load
-from okdc.recipe.schema import Optim
 from okdc.runs.artefacts import Provenance
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
@@ -181,8 +181,8 @@ def test_the_fused_optimiser_equals_the_plain_one_over_a_resume_in_channels_last
 
     fused, build_optimizer = final("fused"), optim.build_optimizer
 
-    def plain(method: Method, settings: Optim) -> torch.optim.Optimizer:
-        optimizer = build_optimizer(method, settings)
+    def plain(method: Method, *settings: Any) -> torch.optim.Optimizer:
+        optimizer = build_optimizer(method, *settings)
         for group in optimizer.param_groups:
             group["fused"] = group["foreach"] = False
         return optimizer
