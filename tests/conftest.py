@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 
-# torch's two million objects live as long as the process: to look through them again and again is a fourteenth of it.
+# What torch holds lives as long as the process. Looking through it took 4.5 of 62 CPU seconds of three files.
 gc.set_threshold(50_000, 20, 20)
 
 
