@@ -30,6 +30,10 @@ SHORT = ("optim.epochs=2", "data.train_images=64")
 # What scripts rely on: a change of this table is a change of what okdc promises.
 # fmt: off
 COMMANDS = {
+    "new": {"--out", "-o", "--flip", "--pretrained", "--budget", "--json"},
+    "check": {
+        "--trust-code", "--images", "--device", "--dtype", "--threads", "--compile", "--data-root", "--json",
+    },
     "distill": {
         "--trust-code", "--out", "-o", "--device", "--dtype", "--threads", "--compile", "--seeds", "--data-root",
         "--no-export-check", "--json",

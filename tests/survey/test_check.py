@@ -243,7 +243,7 @@ def test_images_are_called_by_their_files_wherever_they_lie(words: list[str]) ->
 
 
 def test_images_without_files_are_called_by_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mydata.py").write_text(
+    (tmp_path / "twins_in_memory.py").write_text(
         "import numpy as np\n"
         "def load(root=None, image_size=8):\n"
         "    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)\n"
@@ -253,7 +253,7 @@ def test_images_without_files_are_called_by_their_number(tmp_path: Path, monkeyp
         "    return {'classes': ['a', 'b'], **parts}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    words = ["digits_resnet8", "data.name=mydata:load", "optim.batch_size=4", "optim.epochs=1"]
+    words = ["digits_resnet8", "data.name=twins_in_memory:load", "optim.batch_size=4", "optim.epochs=1"]
     report = check(resolve(load(words)), True, Silent(), SECONDS)
     ((first, second),) = report["duplicates"]["equal"]["splits"]
     assert [first["image"], second["image"]] == ["image 3", "image 35"]
