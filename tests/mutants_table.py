@@ -1320,7 +1320,7 @@ BACKBONES = [
          "test_a_file_that_was_changed_on_its_way_is_refused"),
     ),
     *_of("starts", "okdc/training/finetuning.py", "tests/training/test_finetuning.py",
-        ("statistics-move", "module.eval()", "pass",
+        ("statistics-move", "module.training = False", "pass",
          "test_a_fixed_backbone_stays_to_the_bit_and_all_else_learns"),
         ("nothing-is-fixed", "parameter.requires_grad_(not fixed)", "parameter.requires_grad_(True)",
          "test_a_fixed_backbone_stays_to_the_bit_and_all_else_learns"),

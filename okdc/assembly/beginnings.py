@@ -232,6 +232,6 @@ def _why_new(head: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: F
     if missing := [key for key in head if key not in tensors]:
         return f"the weights have no {missing[0]}"
     if other := [key for key, tensor in head.items() if tensors[key].shape != tensor.shape]:
-        found = tensors[other[0]].shape
-        return f"{other[0]} is {by(found)} there, {by(head[other[0]].shape)} here"
+        shape = tensors[other[0]].shape
+        return f"{other[0]} is {by(shape)} there, {by(head[other[0]].shape)} here"
     return ""

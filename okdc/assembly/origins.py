@@ -166,8 +166,8 @@ def _of_path(value: str, network: str) -> Origin:
             usual = pretrained.default(network).facts
         except RecipeError:
             usual = Facts()
-        # Names of classes and a licence belong to a file, not to a network.
-        return Origin(value, replace(usual, classes=None, labels=(), licence=""), guessed=True)
+        # A name, classes and a licence belong to a file, not to a network.
+        return Origin(value, replace(usual, name="", classes=None, labels=(), licence=""), guessed=True)
     return Origin(value, facts or Facts())
 
 

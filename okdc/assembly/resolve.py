@@ -215,6 +215,11 @@ def _rules(recipe: Recipe, source: Source | None, students: int, needs_data: boo
     if source is not None:
         problems += source.problems(data, needs_data)
     problems += _rules_of_augment(recipe.augment, data.image_size)
+    if recipe.optim.sampler == "balanced" and (recipe.augment.mixup or recipe.augment.cutmix):
+        problems.append(
+            "optim.sampler: expected none beside augment.mixup and augment.cutmix, found balanced: neighbours are "
+            "mixed, and in its order they are never of one class; optim.class_weights=balanced goes with both"
+        )
     return problems + _rules_of_optim(recipe.optim, recipe.cohort) + _rules_of_weights(recipe)
 
 
@@ -243,6 +248,11 @@ def _rules_of_optim(optim: Optim, cohort: CohortTable) -> list[str]:
             f"optim.{unread}: {optim.optimizer} has none, its key is optim.{instead}; expected the default {default}, "
             f"found {value}"
         )
+    steps = Optim.model_fields["milestones"].default
+    if optim.schedule != "step" and optim.milestones != steps:
+        problems.append(
+            f"optim.milestones: optim.schedule={optim.schedule} has none; leave it out, found {list(optim.milestones)}"
+        )
     if optim.class_weights == optim.sampler == "balanced":
         problems.append(
             "optim.class_weights: expected none beside optim.sampler=balanced, found balanced: rare classes would "
@@ -266,6 +276,11 @@ def _rules_of_weights(recipe: Recipe) -> list[str]:
                 problems.append(
                     f"optim.{key}: it is for students that start from trained weights, and cohort.weights names none"
                 )
+    if 0 < optim.patience <= optim.freeze_epochs:
+        problems.append(
+            f"optim.patience: expected more than optim.freeze_epochs ({optim.freeze_epochs}), found {optim.patience}: "
+            "the training could end before its backbones learn"
+        )
     if optim.freeze_epochs > optim.epochs:
         problems.append(
             f"optim.freeze_epochs: expected optim.epochs ({optim.epochs}) at most, found {optim.freeze_epochs}"

@@ -212,27 +212,27 @@ def _of_timm(name: str) -> Pretrained:
 
     bare = network.removeprefix("timm:")
     try:
-        known = get_pretrained_cfg(name.removeprefix("timm:"))
+        config = get_pretrained_cfg(name.removeprefix("timm:"))
     except RuntimeError:
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{bare}.*")]
         raise RecipeError(
             f"timm has no weights {tag!r} of {network}{nearest(tag, tags)}",
             hint=f"there is: {', '.join(f'timm:{bare}.{tag}' for tag in tags)}" if tags else "train it: no weights",
         ) from None
-    if known is None or not known.has_weights:
+    if config is None or not config.has_weights:
         raise RecipeError(f"timm publishes no weights of {network}", hint=f"timm.list_pretrained({bare!r}) lists them")
-    full = f"{network}.{known.tag}" if known.tag else network
-    channels, height, width = known.input_size
+    full = f"{network}.{config.tag}" if config.tag else network
+    channels, height, width = config.input_size
     facts = Facts(
         name=full,
         size=height if height == width else None,
-        crop=known.crop_pct,
-        mean=_colour(known.mean) if channels == 3 else None,
-        std=_colour(known.std) if channels == 3 else None,
-        interpolation=known.interpolation,
-        classes=known.num_classes or None,
-        labels=tuple(known.label_names or ()),
-        licence=known.license or "",
+        crop=config.crop_pct,
+        mean=_colour(config.mean) if channels == 3 else None,
+        std=_colour(config.std) if channels == 3 else None,
+        interpolation=config.interpolation,
+        classes=config.num_classes or None,
+        labels=tuple(config.label_names or ()),
+        licence=config.license or "",
     )
     return Pretrained(full, network, facts)
 

@@ -28,6 +28,7 @@ __all__ = ["app"]
 
 BY_ONE = (
     "new",
+    "check",
     "profile",
     "export",
     "evaluate",

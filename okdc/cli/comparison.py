@@ -134,7 +134,8 @@ def _how_kept(facts: dict[str, Any]) -> str:
     if len(facts["keep"]) > 1:
         student = "the student that cohort.keep chooses"
     if facts["keep_epoch"] == "last":
-        return f"{student} on validation images, at the last epoch"
+        chosen = " on validation images" if facts["validated"] and facts["keep"] == ["best"] else ""
+        return f"{student}{chosen}, at the last epoch"
     without = "" if facts["validated"] else " (without them: at the last epoch)"
     return f"{student} at its best epoch, on validation images{without}"
 

@@ -86,7 +86,7 @@ def new(
         return
     console.say(f"{path} is written, with the reason beside each of its {len(planned.lines)} lines")
     for line in planned.lines:
-        if line.key in plan.TOLD:
+        if line.key in plan.PRINTED:
             console.note(f"{line.name} = {line.value}: {line.reason}")
     console.next_step("okdc distill", path)
 
@@ -141,4 +141,13 @@ def check(
         return
     prepare_tables.checked(report)
     raise_failures(report)
-    console.next_step("okdc distill", *map(shlex.quote, words or []))
+    options = {
+        "--device": device,
+        "--dtype": dtype,
+        "--threads": threads,
+        "--compile": compile_step,
+        "--data-root": data_root,
+    }
+    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    trusted = ["--trust-code"] if trust_code else []
+    console.next_step("okdc distill", *map(shlex.quote, [*(words or []), *given, *trusted]))

@@ -21,13 +21,13 @@ class TimeLeft:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._told: tuple[float, float] | None = None  # seconds left, and when that was said
+        self._estimate: tuple[float, float] | None = None  # seconds left, and when that was said
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
         self._total = 0
 
     def tell(self, seconds: float) -> None:
         """The work itself knows."""
-        self._told = seconds, self._clock()
+        self._estimate = seconds, self._clock()
 
     def count(self, done: int, total: int) -> None:
         """So much is done."""
@@ -41,8 +41,8 @@ class TimeLeft:
 
     def seconds(self) -> float | None:
         """None where nothing is known yet."""
-        if self._told is not None:
-            left, then = self._told
+        if self._estimate is not None:
+            left, then = self._estimate
             return max(0.0, left - (self._clock() - then))
         (began, first), (ended, last) = self._marks[0], self._marks[-1]
         if last == first or ended == began:

@@ -270,6 +270,9 @@ def cross_entropy(z: Tensor, batch: Batch, label_smoothing: float = 0.0, class_w
     if batch.mix is None and class_weights is None:
         return F.cross_entropy(z, batch.labels, label_smoothing=label_smoothing)
 
+    if class_weights is not None:
+        z = z.to(class_weights.dtype)  # torch takes weights of the logits' own type alone
+
     def errors(labels: Tensor) -> Tensor:  # N
         return F.cross_entropy(z, labels, class_weights, label_smoothing=label_smoothing, reduction="none")
 

@@ -230,8 +230,8 @@ class Augment(Table):
     cutmix: Annotated[
         NotNegative,
         Field(
-            description="CutMix: each image gets a rectangle of another in shares of Beta(α, α), for α here; 0 for "
-            "none, 1 is usual."
+            description="CutMix: each image gets a rectangle of another, of half its area at most, in shares of "
+            "Beta(α, α), for α here; 0 for none, 1 is usual."
         ),
     ] = 0.0
 

@@ -23,7 +23,8 @@ TUNED_OF_MANY = 8
 RATE, TUNED_RATE, RATE_BATCH = 3e-3, 5e-4, 16  # of AdamW; a batch below that size takes less, by the square root
 FEW = 200  # validation images below which the best epoch is luck: one image in 200 is half a point
 UNEQUAL = 1.5  # times as many images as the smallest class, from which on a class weighs too much
-TOLD = ("cohort.students", "data.image_size", "augment.flip", "optim.batch_size", "optim.epochs")  # on the terminal too
+# Of these the reasons stand on the terminal, too.
+PRINTED = ("cohort.students", "data.image_size", "augment.flip", "optim.batch_size", "optim.epochs")
 TURNED = re.compile(r"[0-9]+|[a-z]|.*(left|right|arrow|clock|east|west).*", re.IGNORECASE)
 
 

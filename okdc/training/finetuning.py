@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from okdc.assembly.beginnings import Finetuned
 
@@ -24,7 +24,7 @@ class Backbones:
             head = {id(p) for p in student.head}
             self.parameters += [p for p in student.network.parameters() if p.requires_grad and id(p) not in head]
             for module in student.network.modules():
-                statistics = any(buffer.is_floating_point() for buffer in module.buffers(recurse=False))
+                statistics = isinstance(getattr(module, "running_mean", None), Tensor)
                 if statistics and not any(id(p) in head for p in module.parameters(recurse=False)):
                     self._normalising.append(module)
         self.fixed = False
@@ -36,5 +36,5 @@ class Backbones:
             parameter.requires_grad_(not fixed)
         if fixed:
             for module in self._normalising:
-                module.eval()
+                module.training = False  # of it alone: eval() would reach the layers inside it
         return changed

@@ -80,7 +80,8 @@ def _gathered(own: Tensor) -> Tensor:
 def has_shared_buffers(method: nn.Module) -> bool:
     """Whether a step may read what an earlier one wrote into a buffer, so that all processes need the first one's.
 
-    No step reads the running statistics of a normalisation, and without those the wrapper need not send any buffer
+    A step reads the running statistics of a normalisation only where a backbone is fixed (`optim.freeze_epochs`): they
+    are then those of its trained weights, the same in all processes. Without them the wrapper need not send any buffer
     before each step. A checkpoint has the first process's statistics, and every process gets them before a validation.
     """
     statistics = {id(b) for m in method.modules() if isinstance(m, _NormBase) for b in m.buffers(recurse=False)}

@@ -347,6 +347,20 @@ def test_rare_classes_weigh_more_where_the_recipe_says_so() -> None:
     assert "class_weights" not in weighted.method.state_dict()
 
 
+@pytest.mark.parametrize("key", ["augment.mixup", "augment.cutmix"])
+def test_images_are_not_mixed_in_an_order_that_knows_the_classes(key: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolved(f"{key}=0.2", "optim.sampler=balanced")
+    assert [problem.partition(":")[0] for problem in caught.value.details] == ["optim.sampler"]
+    resolved(f"{key}=0.2", "optim.class_weights=balanced")
+
+
+def test_milestones_that_no_schedule_reads_are_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolved("optim.schedule=onecycle", "optim.milestones=[0.3]")
+    assert [problem.partition(":")[0] for problem in caught.value.details] == ["optim.milestones"]
+
+
 def test_rare_classes_are_not_made_up_for_twice() -> None:
     with pytest.raises(RecipeError) as caught:
         resolved("optim.class_weights=balanced", "optim.sampler=balanced")

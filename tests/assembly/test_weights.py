@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from okdc import backbones
-from okdc.assembly import weights
+from okdc.assembly import origins, weights
 from okdc.assembly.beginnings import Beginnings
 from okdc.assembly.origins import Origin
 from okdc.assembly.resolve import ResolvedRecipe, resolve
@@ -531,3 +531,16 @@ def test_a_teacher_that_started_from_weights_of_unknown_origin_is_said_to_have()
     tell = Quiet()
     start("method.name=kd", f"method.teacher={teacher.path}", "optim.epochs=1", tell=tell)
     assert any(f"it has learned from {path}, which may know the test images" in note for note in tell.notes)
+
+
+def test_a_file_of_ones_own_is_not_called_by_the_librarys_name(tmp_path: Path) -> None:
+    name, images, file = "torchvision:squeezenet1_1", torch.Size((3, 64, 64)), tmp_path / "own.pt"
+    student = backbones.build(name, 10, images)
+    torch.save(student.weights(), file)
+    origin = origins._origin(name, str(file))
+    assert origin is not None
+    beginnings = Beginnings([weights._load(origin)])
+    beginnings.put(0, student, 10, images)
+    (recorded,) = beginnings.recorded()
+    assert recorded is not None
+    assert recorded.weights == str(file)

@@ -212,6 +212,12 @@ def test_targets_by_hand() -> None:
     torch.testing.assert_close(smooth, torch.tensor([[0.05, 0.65, 0.05, 0.25], [0.85, 0.05, 0.05, 0.05]]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_class_weights_take_logits_of_half_precision(dtype: torch.dtype) -> None:
+    z, weights = torch.randn(4, K).to(dtype), torch.linspace(0.2, 3, K)
+    torch.testing.assert_close(cross_entropy(z, batch(), 0.1, weights), cross_entropy(z.float(), batch(), 0.1, weights))
+
+
 @pytest.mark.parametrize("name", methods.METHODS.own)
 def test_every_methods_cross_entropies_are_the_batchs_as_smoothing_and_weights_say(name: str) -> None:
     """A method that called F.cross_entropy would take the labels of mixed images for whole ones."""

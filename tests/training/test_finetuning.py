@@ -12,9 +12,10 @@ import torch
 from byhand import SMALL
 from harness import CALLS, Quiet, built, outcome, recipe, resume, signalled, start, train
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from okdc import backbones
+from okdc.assembly.beginnings import Finetuned
 from okdc.assembly.job import Job
 from okdc.errors import Interrupted, RecipeError
 from okdc.methods.base import Batch
@@ -195,3 +196,34 @@ def test_no_more_epochs_are_fixed_than_there_are() -> None:
     with pytest.raises(RecipeError) as caught:
         recipe(FROM, "optim.freeze_epochs=4")
     assert caught.value.details == ("optim.freeze_epochs: expected optim.epochs (3) at most, found 4",)
+
+
+def test_a_training_does_not_end_before_its_backbones_learn() -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe(FROM, "optim.freeze_epochs=2", "optim.patience=2")
+    assert [problem.partition(":")[0] for problem in caught.value.details] == ["optim.patience"]
+    recipe(FROM, "optim.freeze_epochs=2", "optim.patience=3")
+
+
+class Masked(nn.Module):
+    """A block with a constant of its own, as timm's Swin has, around layers that a fixed backbone leaves alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.zeros(3))
+        self.norm, self.drop = nn.BatchNorm2d(3), nn.Dropout(0.5)
+
+
+def test_of_a_fixed_backbone_only_running_statistics_stay() -> None:
+    network = backbones.build("resnet8", 10, torch.Size((3, 8, 8)))
+    masked = Masked()
+    network.stages.append(masked)
+    fixed = Backbones([Finetuned(network, ())])
+    network.train()
+    fixed.set(fixed=True)
+    assert masked.training
+    assert masked.drop.training
+    assert not masked.norm.training
+    network.train()
+    fixed.set(fixed=False)
+    assert masked.norm.training
