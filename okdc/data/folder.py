@@ -14,7 +14,7 @@ import numpy as np
 
 from okdc.data import cache, memory
 from okdc.data.decoding import Kind, Making, Measures
-from okdc.data.images import Pixels
+from okdc.data.images import DamagedError, Pixels, unreadable
 from okdc.data.listing import Listing, list_images
 from okdc.data.ondemand import OnDemand
 from okdc.data.source import Content, Labels, Part, Request, Source, fingerprint_of, part_rows
@@ -99,12 +99,18 @@ def _loaded(listing: Listing, request: Request, groups: Sequence[Labels] | None,
     contents = load(listing, "contents")
     shape = Making(kind, request.image_size).shape
     rows = np.empty((sum(map(len, groups)), *shape), np.uint8)
-    notes, start = list(contents.notes), 0
+    notes, start, bad = list(contents.notes), 0, list[str]()
     for group in filter(len, groups):
-        part = load(replace(listing, files=listing.files.take(group.tolist())), kind)
-        rows[start : start + len(group)] = part.pixels
+        try:
+            part = load(replace(listing, files=listing.files.take(group.tolist())), kind)
+        except DamagedError as error:
+            bad += error.details
+        else:
+            rows[start : start + len(group)] = part.pixels
+            notes += part.notes
         start += len(group)
-        notes += part.notes
+    if bad:
+        raise unreadable(bad, len(listing.files), request.skip_damaged)
     return _Loaded(rows, contents.sha256, notes, {})
 
 

@@ -168,7 +168,11 @@ def may_pass(error: Exception) -> bool:
 _HINT = "remove or replace these files"
 
 
-def unreadable(bad: Sequence[str], count: int, skip_damaged: bool | None = None) -> DataError:
+class DamagedError(DataError):
+    """Files that are no whole images: `details` has a line for each."""
+
+
+def unreadable(bad: Sequence[str], count: int, skip_damaged: bool | None = None) -> DamagedError:
     """The error for files that are no whole images: a line for each in `bad`, out of `count` files.
 
     `skip_damaged`: what the recipe says, where it could have them left out.
@@ -180,6 +184,6 @@ def unreadable(bad: Sequence[str], count: int, skip_damaged: bool | None = None)
         "start would train on other images",
     }
     bad = sorted(bad)
-    return DataError(
+    return DamagedError(
         f"{len(bad)} of {count} images cannot be read, the first is {bad[0]}", hint=hints[skip_damaged], details=bad
     )

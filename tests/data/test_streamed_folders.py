@@ -282,6 +282,19 @@ def _noted(decoded: list[tuple[str, int]]) -> Any:
     return noted
 
 
+def test_of_a_subset_every_damaged_image_is_named_at_once(root: Path) -> None:
+    listing = list_images(root)
+    of_test = next((root / "test").rglob("*.*"))
+    for file in (of_test, *(path for path in (root / "train").rglob("*.*") if path.is_file())):
+        file.write_bytes(b"no image at all")
+    with pytest.raises(DataError) as caught:
+        dataset_of(root, "data.train_images=10")
+    named = "".join(caught.value.details)
+    assert str(of_test) in named
+    assert str(root / "train") in named
+    assert f"of {len(listing.files)} images" in caught.value.message
+
+
 def test_a_run_on_a_subset_is_the_same_whether_the_rest_was_decoded_or_not(root: Path) -> None:
     words = ("data.train_images=24", "augment.rotation=5")
     part = run_of(root, *words, out=Path("part"))
