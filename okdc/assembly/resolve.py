@@ -134,9 +134,28 @@ def resolve(draft: Draft, needs_data: bool = True, begun: bool = False) -> Resol
         problems += [rule for rule in _rules(whole, source, count, needs_data) if rule.partition(":")[0] not in keys]
     if recipe is None or kind is None or config is None or source is None or problems:
         raise refused(draft, list(dict.fromkeys(problems)))
-    if recipe.optim.optimizer == "adamw" and recipe.optim.lr >= LARGE_FOR_ADAMW:
-        notes.append(f"{WARNING}optim.lr={recipe.optim.lr:g} is a rate for sgd: adamw usually learns with about 0.001")
-    return ResolvedRecipe(recipe, kind, config, source, place_of(draft), draft.stem, tuple(notes))
+    return ResolvedRecipe(
+        recipe, kind, config, source, place_of(draft), draft.stem, (*notes, *_remarks(recipe, config.name))
+    )
+
+
+def _remarks(recipe: Recipe, method: str) -> list[str]:
+    """What is allowed, and may not be what was meant."""
+    optim, augment, remarks = recipe.optim, recipe.augment, []
+    if optim.optimizer == "adamw" and optim.lr >= LARGE_FOR_ADAMW:
+        remarks.append(f"{WARNING}optim.lr={optim.lr:g} is a rate for sgd: adamw usually learns with about 0.001")
+    of_labels = {
+        "optim.label_smoothing": optim.label_smoothing > 0,
+        "optim.class_weights": optim.class_weights != "none",
+        "augment.mixup": augment.mixup > 0,
+        "augment.cutmix": augment.cutmix > 0,
+    }
+    if method not in methods.METHODS.own and (keys := [key for key, used in of_labels.items() if used]):
+        remarks.append(
+            f"{', '.join(keys)}: method.name={method} has them by Method.cross_entropy and Method.targets alone; a "
+            "loss of its own that reads batch.labels has not"
+        )
+    return remarks
 
 
 def _with_root(draft: Draft, source: Source | None) -> tuple[dict[str, Any], list[str]]:

@@ -361,6 +361,20 @@ def test_milestones_that_no_schedule_reads_are_refused() -> None:
     assert [problem.partition(":")[0] for problem in caught.value.details] == ["optim.milestones"]
 
 
+def test_a_method_of_ones_own_is_told_how_labels_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "of_my_own.py").write_text("from okdc.methods.baseline import Baseline as Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def remarks(*words: str) -> list[str]:
+        return [note for note in resolved(*words).notes if "batch.labels" in note]
+
+    own = "method.name=of_my_own:Mine"
+    assert not remarks(own)
+    (note,) = remarks(own, "optim.label_smoothing=0.1", "augment.mixup=0.2")
+    assert note.startswith("optim.label_smoothing, augment.mixup: method.name=of_my_own:Mine ")
+    assert not remarks("method.name=baseline", "optim.label_smoothing=0.1")
+
+
 def test_rare_classes_are_not_made_up_for_twice() -> None:
     with pytest.raises(RecipeError) as caught:
         resolved("optim.class_weights=balanced", "optim.sampler=balanced")
