@@ -17,6 +17,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 DataRoot = Annotated[
     str | None, typer.Option("--data-root", metavar="DIR", help="The folder of the images, in place of data.root.")
 ]
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="RECIPE|KEY=VALUE",
+        help="A recipe (default: digits_resnet8), and values that replace some of its own.",
+        autocompletion=completion.recipes,
+    ),
+]
 RunPath = Annotated[
     Path | None,
     typer.Argument(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from okdc.cli import completion, console, prepare_tables
+from okdc.cli import console, prepare_tables
 from okdc.cli.ends import leave
-from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, Threads, TrustCode, engine_flags, flag
+from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, Threads, TrustCode, Words, engine_flags, flag
 from okdc.errors import CheckFailed
 from okdc.runs.trust import trusting_code
 
@@ -101,14 +101,7 @@ def _ask_about_mirrors(folder: Folder) -> bool | None:
 
 
 def check(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RECIPE|KEY=VALUE",
-            help="A recipe (default: digits_resnet8), and values that replace some of its own.",
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
+    words: Words = None,
     images: Annotated[
         bool,
         typer.Option("--images", help="Also look for images that occur twice, or look the same, and damaged ones."),
@@ -141,13 +134,5 @@ def check(
         return
     prepare_tables.checked(report)
     raise_failures(report)
-    options = {
-        "--device": device,
-        "--dtype": dtype,
-        "--threads": threads,
-        "--compile": compile_step,
-        "--data-root": data_root,
-    }
-    given = [word for name, value in options.items() if value is not None for word in (name, str(value))]
-    trusted = ["--trust-code"] if trust_code else []
-    console.next_step("okdc distill", *map(shlex.quote, [*(words or []), *given, *trusted]))
+    given = [word for each in flags for word in (each.option, each.value)] + (["--trust-code"] if trust_code else [])
+    console.next_step("okdc distill", *map(shlex.quote, [*(words or []), *given]))

@@ -7,9 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from okdc.cli import completion, console, tables
+from okdc.cli import console, tables
 from okdc.cli.ends import leave
-from okdc.cli.options import Compile, DataRoot, Device, Dtype, Json, RunPath, Threads, TrustCode, engine_flags, flag
+from okdc.cli.options import (
+    Compile,
+    DataRoot,
+    Device,
+    Dtype,
+    Json,
+    RunPath,
+    Threads,
+    TrustCode,
+    Words,
+    engine_flags,
+    flag,
+)
 from okdc.distributed import Ranks
 from okdc.errors import UsageError
 from okdc.progress import Silent
@@ -20,14 +32,7 @@ if TYPE_CHECKING:
 
 
 def distill(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="RECIPE|KEY=VALUE",
-            help="A recipe (default: digits_resnet8), and values that replace some of its own.",
-            autocompletion=completion.recipes,
-        ),
-    ] = None,
+    words: Words = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder of the run (default: runs/RECIPE-N).")
     ] = None,
