@@ -98,7 +98,9 @@ def classes_of(resolved: ResolvedRecipe) -> int:
 def data_path(settings: Settings, scale: Scale, keys: Augment | None = None) -> Pair:
     dataset = okdc_step.random_images(scale.images, SIZE, CLASSES)
     pixels, labels = dataset.images.numpy(), dataset.labels.tolist()
-    images = plain_step.PlainImages(pixels, labels, okdc_step.MEAN, okdc_step.STD, keys)
+    moments = okdc_step.MEAN, okdc_step.STD
+    transform = plain_step.varied(keys, SIZE, *moments) if keys else plain_step.usual(SIZE, *moments)
+    images = plain_step.PlainImages(pixels, labels, transform)
     # Varied images take several times as long there: of smaller batches a stretch is as long as of the others.
     size = max(1, scale.batch_size // 8) if keys else scale.batch_size
     batches = plain_step.PlainBatches(images, size, scale.workers, settings.torch_device)

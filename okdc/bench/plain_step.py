@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
@@ -86,26 +86,9 @@ class PlainImages(loading.Dataset[tuple[Tensor, int]]):
         self,
         pixels: npt.NDArray[np.uint8],
         labels: Sequence[int],
-        mean: Sequence[float],
-        std: Sequence[float],
-        keys: Augment | None = None,
+        transform: Callable[[Image.Image], Tensor],
     ) -> None:
-        """With `keys` torchvision's second transforms do the same; without, its first ones crop and mirror."""
-        from torchvision import transforms
-
-        self.pixels, self.labels = pixels, labels  # NHWC
-        self.transform = (
-            varied(keys, pixels.shape[1], mean, std)
-            if keys
-            else transforms.Compose(
-                [
-                    transforms.RandomCrop(pixels.shape[1], padding=4),
-                    transforms.RandomHorizontalFlip(),
-                    transforms.ToTensor(),
-                    transforms.Normalize(mean, std),
-                ]
-            )
-        )
+        self.pixels, self.labels, self.transform = pixels, labels, transform  # NHWC
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -114,8 +97,22 @@ class PlainImages(loading.Dataset[tuple[Tensor, int]]):
         return self.transform(Image.fromarray(self.pixels[row])), self.labels[row]
 
 
+def usual(size: int, mean: Sequence[float], std: Sequence[float]) -> Any:
+    """torchvision's first transforms: crop and mirror."""
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.RandomCrop(size, padding=4),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(mean, std),
+        ]
+    )
+
+
 def varied(keys: Augment, size: int, mean: Sequence[float], std: Sequence[float]) -> Any:
-    """torchvision's transforms of the same operations, for PIL images: it is faster with them than with small tensors.
+    """torchvision's second transforms of the same operations, for PIL images: small tensors take them longer.
 
     Without blur, grey and mixing, which no bench asks for.
     """

@@ -10,44 +10,29 @@ Shapes: N images, HWC pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from torch.utils import data as loading
 
+from okdc.bench.plain_step import PlainImages, varied
 from okdc.data.datasets import Dataset
+from okdc.recipe.schema import Augment
 
 SMOOTHING = 0.1
-DEGREES, SHIFT, SCALE, JITTER = 10, (0.1, 0.1), (0.9, 1.1), (0.2, 0.2, 0.2)
-
-Transform = Callable[[Image.Image], Tensor]
+VARIED = Augment(padding=0, rotation=10.0, translate=0.1, zoom=(0.9, 1.1), brightness=0.2, contrast=0.2, saturation=0.2)
 
 
 def train(
     network: nn.Module, dataset: Dataset, epochs: int, batch: int, seed: int, flip: bool, lr: float = 3e-3
 ) -> None:
     """Train `network` on the training images, in place. `flip`: whether a mirrored image keeps its class."""
-    from torchvision.transforms import v2  # seconds to import
-
     torch.manual_seed(seed)
-    mean, std = dataset.moments()
-    transform = v2.Compose(
-        [
-            *([v2.RandomHorizontalFlip()] if flip else []),
-            v2.RandomAffine(DEGREES, SHIFT, SCALE, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.ColorJitter(*JITTER),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(mean), list(std)),
-        ]
-    )
-    loader = _loader(dataset, transform, batch)
+    keys = VARIED.model_copy(update={"flip": flip})
+    loader = _loader(dataset, varied(keys, dataset.size[1], *dataset.moments()), batch)
     optimizer = torch.optim.AdamW(network.parameters(), lr, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, epochs * len(loader), pct_start=0.2)
     network.train()
@@ -85,19 +70,8 @@ def fine_tune(network: nn.Module, dataset: Dataset, epochs: int, batch: int, see
             step += 1
 
 
-class _Photographs(loading.Dataset[tuple[Tensor, int]]):
-    """The training images one by one, as a transform changes them."""
-
-    def __init__(self, dataset: Dataset, transform: Transform) -> None:
-        self.pixels: npt.NDArray[Any] = dataset.pixels(dataset.train).numpy()
-        self.labels, self.transform = dataset.labels[dataset.train].tolist(), transform
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        return self.transform(Image.fromarray(self.pixels[row])), self.labels[row]
-
-
-def _loader(dataset: Dataset, transform: Transform, batch: int) -> loading.DataLoader[Any]:
-    return loading.DataLoader(_Photographs(dataset, transform), batch, shuffle=True, drop_last=True)
+def _loader(dataset: Dataset, transform: Any, batch: int) -> loading.DataLoader[Any]:
+    """The training images, as a transform changes each."""
+    labels: list[int] = dataset.labels[dataset.train].tolist()
+    images = PlainImages(dataset.pixels(dataset.train).numpy(), labels, transform)
+    return loading.DataLoader(images, batch, shuffle=True, drop_last=True)

@@ -18,7 +18,7 @@ from okdc.assembly import job as assembly
 from okdc.bench import pairings
 from okdc.bench.okdc_step import MEAN, STD, Work, random_images
 from okdc.bench.pairings import Scale
-from okdc.bench.plain_step import PlainBatches, PlainImages, PlainStep, parts, to_onnx
+from okdc.bench.plain_step import PlainBatches, PlainImages, PlainStep, parts, to_onnx, usual, varied
 from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, in_order
 from okdc.data.datasets import Dataset
@@ -116,7 +116,9 @@ def test_a_plain_step_is_torch_as_it_comes() -> None:
 @pytest.fixture
 def batches() -> Iterator[PlainBatches]:
     images = random_images(64, 8, 10)
-    found = PlainBatches(PlainImages(images.images.numpy(), images.labels.tolist(), MEAN, STD), 4, 1, CPU)
+    found = PlainBatches(
+        PlainImages(images.images.numpy(), images.labels.tolist(), usual(images.size[1], MEAN, STD)), 4, 1, CPU
+    )
     yield found
     found.close()
 
@@ -138,7 +140,7 @@ def test_plain_batches_are_crops_mirrored_and_normalised_and_a_stretch_ends_the_
 @pytest.mark.parametrize("workers", [1, 2, 64])
 def test_what_was_begun_before_a_stretch_is_little_of_it(workers: int) -> None:
     images = random_images(8, 8, 10)
-    plain = PlainImages(images.images.numpy(), images.labels.tolist(), MEAN, STD)
+    plain = PlainImages(images.images.numpy(), images.labels.tolist(), usual(images.size[1], MEAN, STD))
     batches = PlainBatches(plain, 4, workers, CPU)  # starts none before its first stretch
     assert batches.batches >= max(32, 8 * workers)
 
@@ -155,7 +157,7 @@ def test_workers_end_with_the_batches(batches: PlainBatches) -> None:
 def test_a_plain_image_is_okdcs_up_to_crop_and_mirroring() -> None:
     """A constant image is known wherever it is cut and however it is mirrored: in all but the zeros around it."""
     pixels = np.broadcast_to(np.array([0, 100, 255], np.uint8), (1, 8, 8, 3)).copy()
-    plain = PlainImages(pixels, [3], MEAN, STD)
+    plain = PlainImages(pixels, [3], usual(pixels.shape[1], MEAN, STD))
     ours = Normalise(MEAN, STD)(torch.from_numpy(pixels))[0]
     for _ in range(20):
         image, label = plain[0]
@@ -177,7 +179,7 @@ def test_plain_images_are_varied_as_okdcs_are(keys: Augment) -> None:
     image = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, ::-1], np.uint8(120)), 2)
     rows = torch.zeros(n, dtype=torch.int64)
     torch.manual_seed(0)
-    plain = PlainImages(image[None], [0], MEAN, STD, keys)
+    plain = PlainImages(image[None], [0], varied(keys, image.shape[0], MEAN, STD))
     theirs = torch.stack([plain[0][0] for _ in range(n)])
     ours = Augmentation(keys)
     made = ours.of_batch(torch.from_numpy(image[None]), ours.draw(rows, 0, 0, (size, size)), Normalise(MEAN, STD))

@@ -51,8 +51,8 @@ def test_plain_training_sees_every_image_once_an_epoch_and_no_other(
     seen: list[Tensor] = []
     network = backbones.build("resnet8", 10, IMAGES)
     network.register_forward_pre_hook(lambda _, images: seen.append(images[0].amax((1, 2, 3))))
-    monkeypatch.setattr(plain_training, "JITTER", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(plain_training, "SHIFT", (0.0, 0.0))
+    still = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "translate": 0.0}
+    monkeypatch.setattr(plain_training, "VARIED", plain_training.VARIED.model_copy(update=still))
     plain_training.train(network, digits, 2, 100, 0, flip=True)
     assert [len(batch) for batch in seen] == [100] * 12
     mean, std = digits.moments()
