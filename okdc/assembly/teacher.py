@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from okdc import backbones
 from okdc.assembly import student as students
+from okdc.assembly import weights as weights_files
 from okdc.cohort import Backbone
 from okdc.errors import CheckFailed, RecipeError, RunError
 from okdc.recipe.schema import TEACHER
@@ -88,8 +89,8 @@ def load(where: str, weights: str | None, classes: int, images: torch.Size) -> T
         raise RecipeError(f"method.weights: no such file: {path}")
     network = backbones.build(where, classes, images)
     try:
-        content, tensors = _read(path)
-        network.load_weights(tensors)
+        content = path.read_bytes()
+        network.load_weights(weights_files.stored(path, content))
     except OSError as error:
         raise RecipeError(f"method.weights: {weights}: cannot be read: {error.strerror}") from None
     except Exception as error:  # safetensors and torch raise kinds of their own, load_weights a RuntimeError
@@ -100,17 +101,6 @@ def load(where: str, weights: str | None, classes: int, images: torch.Size) -> T
             details=lines[1:6],
         ) from None
     return Teacher(network, weights, where, hashlib.sha256(content).hexdigest())
-
-
-def _read(path: Path) -> tuple[bytes, dict[str, Tensor]]:
-    """A .safetensors file, or what torch.save wrote of tensors alone: no pickle is run."""
-    content = path.read_bytes()
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load as from_safetensors
-
-        return content, from_safetensors(content)
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return content, tensors
 
 
 def _of_run(run: RunDir) -> Teacher:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -84,16 +85,23 @@ def _load(origin: Origin) -> Loaded:
         raise RecipeError(f"cohort.weights: {origin.where}: holds no weights: {first_line(error)}") from None
 
 
+def stored(path: Path, content: bytes) -> Any:
+    """What a .safetensors file holds, or a file that torch.save wrote: no pickle is run. Raises what both raise."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load as from_safetensors
+
+        return from_safetensors(content)
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
 def read_tensors(path: Path, content: bytes) -> dict[str, Tensor]:
     """A .safetensors file, or what torch.save wrote of tensors alone: no pickle is run.
 
     Raises ValueError for a file of anything else, and what safetensors and torch raise.
     """
+    loaded = stored(path, content)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load as from_safetensors
-
-        return from_safetensors(content)
-    loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        return dict(loaded)
     for key in NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -290,7 +290,7 @@ def test_a_network_that_is_all_head_cannot_start() -> None:
 def test_a_file_of_torch_is_read_as_training_scripts_write_it(inside: str | None) -> None:
     tensors = {f"module.{key}": tensor for key, tensor in network().weights().items()}
     torch.save({inside: tensors, "epoch": 3} if inside else tensors, "w.pt")
-    found = weights.read_tensors(Path("w.pt"), b"")
+    found = weights.read_tensors(Path("w.pt"), Path("w.pt").read_bytes())
     assert equal(found, network().weights()) == set(network().weights())
 
 
