@@ -5,7 +5,6 @@ Where their pixels would not fit in memory they are decoded once to be measured,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from okdc.data.decoding import Kind, Making, Measures
 from okdc.data.images import DamagedError, Pixels, unreadable
 from okdc.data.listing import Listing, list_images
 from okdc.data.ondemand import OnDemand
+from okdc.data.paths import legible
 from okdc.data.source import Content, Labels, Part, Request, Source, fingerprint_of, part_rows
 
 NAMED = 5  # damaged images that a note names
@@ -48,10 +48,7 @@ def decoded(listing: Listing, request: Request, notes: Notes = lambda *_: ()) ->
     read = _loaded(listing, request, groups, "measures" if streamed else "pixels")
     used = listing.without(read.damaged) if read.damaged else listing
     labels = np.asarray(used.labels, np.int64)
-    skipped = tuple(
-        f"{os.fsencode(listing.files.name(row)).decode(errors='backslashreplace')}: {reason}"
-        for row, reason in sorted(read.damaged.items())
-    )
+    skipped = tuple(f"{legible(listing.files.name(row))}: {reason}" for row, reason in sorted(read.damaged.items()))
     files = OnDemand(used.root, used.files, request.image_size, request.shorter_side)
     content = Content(
         classes=used.classes,

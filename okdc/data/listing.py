@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from okdc.data.images import endings
-from okdc.data.paths import Paths
+from okdc.data.paths import Paths, legible
 from okdc.data.walk import LeftOut, images_below, inside
 from okdc.errors import DataError, nearest
 
@@ -109,7 +109,7 @@ def _expected() -> str:
 
 def _text(name: object) -> str:
     """A path or a name in a message; one that is no UTF-8 with its bytes escaped."""
-    return os.fsencode(str(name)).decode(errors="backslashreplace")
+    return legible(os.fsencode(str(name)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

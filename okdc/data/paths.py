@@ -10,6 +10,11 @@ from typing import overload
 import numpy as np
 
 
+def legible(name: bytes) -> str:
+    """A path or a name for people; one that is no UTF-8 with its bytes escaped."""
+    return name.decode(errors="backslashreplace")
+
+
 class Paths(Sequence[Path]):
     """Files below the folder `root`, in order. Indexing makes the Path.
 

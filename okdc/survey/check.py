@@ -20,6 +20,7 @@ from okdc.cohort import Cohort, count_macs, count_params
 from okdc.data.datasets import Dataset
 from okdc.data.listing import list_images
 from okdc.data.memory import available, room
+from okdc.data.paths import legible
 from okdc.data.placement import free_bytes
 from okdc.distributed import ALONE
 from okdc.errors import CheckFailed
@@ -27,11 +28,11 @@ from okdc.progress import Progress
 from okdc.survey import duplicates
 from okdc.survey.duplicates import Duplicates
 from okdc.survey.places import by_place
+from okdc.survey.plan import STEPS
 from okdc.training import exportable, memory, start, timing
 from okdc.training.compiling import forward_macs
 
 SPLITS = ("train", "val", "test")
-FEW_STEPS = 20  # of an epoch: below, the learning rate and the batch statistics move in leaps
 FEW_IMAGES = 5  # of a class in a split: below, its recall says next to nothing
 NAMED = 3  # pairs of images that a line names
 IN = {"train": "training images", "val": "validation images", "test": "test images"}
@@ -138,7 +139,7 @@ def _namer(resolved: ResolvedRecipe, dataset: Dataset) -> Callable[[int], str]:
     """How an image is called: by its file below data.root, or by its number in the data set."""
     if dataset.files is not None:
         paths = dataset.files.paths
-        return lambda row: _text(paths.name(row))
+        return lambda row: legible(paths.name(row))
     root = resolved.recipe.data.root
     if not resolved.source.class_folders or root is None:
         return lambda row: f"image {row}"
@@ -146,17 +147,13 @@ def _namer(resolved: ResolvedRecipe, dataset: Dataset) -> Callable[[int], str]:
     left_out = list(dataset.skipped)  # in the order of the files
     kept = []
     for row, name in enumerate(files.names()):
-        if left_out and left_out[0].startswith(f"{_text(name)}: "):
+        if left_out and left_out[0].startswith(f"{legible(name)}: "):
             left_out.pop(0)
         else:
             kept.append(row)
     if len(kept) != len(dataset.labels):  # a data set with an order of its own
         return lambda row: f"image {row}"
-    return lambda row: _text(files.name(kept[row]))
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")
+    return lambda row: legible(files.name(kept[row]))
 
 
 def _described(seen: Duplicates, dataset: Dataset, name: Callable[[int], str]) -> dict[str, Any]:
@@ -208,9 +205,9 @@ def _warnings(report: Mapping[str, Any], job: Job) -> list[str]:
             lines.append(
                 f"classes with fewer than {FEW_IMAGES} {IN[split]} ({len(few):,} of {len(counts):,}): {_few(few)}"
             )
-    if report["steps_per_epoch"] < FEW_STEPS:
+    if report["steps_per_epoch"] < STEPS:
         images = report["images"]["train"]
-        smaller = f"; optim.batch_size={max(2, images // FEW_STEPS)} makes more" if report["batch_size"] > 2 else ""
+        smaller = f"; optim.batch_size={max(2, images // STEPS)} makes more" if report["batch_size"] > 2 else ""
         lines.append(f"{report['steps_per_epoch']} steps an epoch are few{smaller}")
     memory_bytes = report["memory_bytes"]
     if memory_bytes["whole"] > memory_bytes["available"]:

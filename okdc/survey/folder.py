@@ -16,13 +16,13 @@ from typing import Any
 from okdc.data import files
 from okdc.data.images import Header, Progress, damage, header, may_pass, unreadable, wary
 from okdc.data.listing import Listing, list_images
+from okdc.data.paths import legible
 from okdc.data.splits import apportion, most_outside, test_images, validation_images
 from okdc.errors import DataError
 from okdc.survey.places import Groups, by_place
 
 MOST = 20_000  # headers that are read: of more files, those of a sample
 BEGINNING = 2**14  # bytes that files of one size are first compared by
-UNEQUAL = 1.5  # times as many images as the smallest class, from which on classes are unequal
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Folder:
 
     def name(self, row: int) -> str:
         """A file below the root, as text whatever its bytes are."""
-        return _text(self.listing.files.name(row))
+        return legible(self.listing.files.name(row))
 
     def alike(self) -> dict[str, Groups]:
         """The groups of files with the same bytes, by where they lie."""
@@ -142,7 +142,7 @@ def look(root: str, progress: Progress | None = None) -> Folder:
         root.encode()
     except UnicodeEncodeError:
         raise DataError(
-            f"{_text(os.fsencode(root))}: the path is not UTF-8, and a recipe is", hint="rename it"
+            f"{legible(os.fsencode(root))}: the path is not UTF-8, and a recipe is", hint="rename it"
         ) from None
     path = Path(root).expanduser()
     if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir() raises for a path that is too long)
@@ -169,15 +169,11 @@ def look(root: str, progress: Progress | None = None) -> Folder:
                 progress(done, len(rows))
     if passing:
         raise unreadable(passing, count)
-    lines = tuple(f"{_text(listing.files.name(row))}: {reason}" for row, reason in sorted(damaged.items()))
+    lines = tuple(f"{legible(listing.files.name(row))}: {reason}" for row, reason in sorted(damaged.items()))
     if not headers:
         raise DataError(f"{root}: none of {count:,} files is an image, the first is {lines[0]}", details=lines)
     whole = listing.without(damaged) if damaged else listing
     return Folder(root, whole, tuple(headers), lines, tuple(_repeated(whole)))
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="backslashreplace")
 
 
 def _repeated(listing: Listing) -> list[tuple[int, ...]]:

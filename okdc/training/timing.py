@@ -28,6 +28,7 @@ from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.loop import Training
 from okdc.training.metrics import Totals, count
+from okdc.training.pace import JUDGING
 from okdc.training.recording import Inputs
 
 SECONDS = 8.0  # for the timed steps, if they are short
@@ -92,7 +93,7 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float) ->
     dataset, rows = training.dataset, job.dataset.final_split[1]
     with settings.autocast():
         validation = _evaluation(training, dataset.val, wait, seconds / 4)
-    judging = 2 * _evaluation(training, rows, wait, seconds / 4)  # of every head, and of every student from its file
+    judging = JUDGING * _evaluation(training, rows, wait, seconds / 4)
     saving = _saving(training)
     return Duration(step, training.steps, training.epochs, start, validation, saving, judging), training
 
