@@ -152,8 +152,8 @@ def _remarks(recipe: Recipe, method: str) -> list[str]:
     }
     if method not in methods.METHODS.own and (keys := [key for key, used in of_labels.items() if used]):
         remarks.append(
-            f"{', '.join(keys)}: method.name={method} has them by Method.cross_entropy and Method.targets alone; a "
-            "loss of its own that reads batch.labels has not"
+            f"{', '.join(keys)}: method.name={method} gets them only through Method.cross_entropy and "
+            "Method.targets; a loss that reads batch.labels ignores them"
         )
     return remarks
 

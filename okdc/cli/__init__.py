@@ -26,15 +26,8 @@ from okdc.version import __version__
 
 __all__ = ["app"]
 
-BY_ONE = (
-    "new",
-    "check",
-    "profile",
-    "export",
-    "evaluate",
-    "download",
-    "bench",
-)  # two of them would write one file or slow each other
+# Two processes of these would write one file, or slow each other.
+BY_ONE = ("new", "check", "profile", "export", "evaluate", "download", "bench")
 
 app = typer.Typer(
     name="okdc",

@@ -17,7 +17,7 @@ WINDOW_S = 30.0  # the estimate looks back so far
 
 
 class TimeLeft:
-    """The seconds that some work still takes: as it is told, else from what it has done in the last half minute."""
+    """The seconds that some work still takes: the work's own estimate, else one from its last half minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -26,11 +26,11 @@ class TimeLeft:
         self._total = 0
 
     def tell(self, seconds: float) -> None:
-        """The work itself knows."""
+        """Take the estimate of the work itself."""
         self._estimate = seconds, self._clock()
 
     def count(self, done: int, total: int) -> None:
-        """So much is done."""
+        """Note that `done` of `total` units are finished."""
         now, self._total = self._clock(), total
         if done < self._marks[-1][1]:
             self._marks.clear()

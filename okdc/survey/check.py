@@ -1,7 +1,7 @@
 """`okdc check`: everything that a training does before its first epoch, and what can be said of it beforehand.
 
-What would stop the training is the error that it would stop with (exit code 2). What would spoil its result is a failed
-check (exit code 1): an image that chooses or judges is also trained on. Everything else that looks wrong is a warning.
+An error that would stop the training stops the check with the same message (exit code 2). A check fails (exit code 1)
+where an image that chooses or judges is also trained on. Everything else that looks wrong is a warning.
 """
 
 from __future__ import annotations

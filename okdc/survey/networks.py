@@ -29,9 +29,8 @@ PRETRAINED_SIZE = 224  # that these weights were made for
 PRETRAINED_SIDE = 232  # of which these are the middle, for the big one
 SMALL = 40  # pixels up to which images stay as they are
 FROM_PHOTOGRAPHS = 128  # pixels from which on photographs lose much at 32
-ENLARGED = (
-    64  # shorter sides below are enlarged more than three times to 224: pretrained features are then of little use
-)
+# Shorter sides below this are enlarged more than three times to 224: pretrained features are then of little use.
+ENLARGED = 64
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def changed(planes: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
 def of_some(planes: Tensor, number: Tensor, none: float, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The planes with those images changed whose number is not `none`.
 
-    A GPU changes all and takes some, since which ones are concerned is known on the host no more.
+    A GPU changes every image and keeps some results: only the device knows which images drew the operation.
     """
     asked = number != none
     if planes.device.type != "cpu":
