@@ -4,10 +4,10 @@ mixup   share·x + (1 - share)·x'                  Zhang et al., ICLR 2018
 CutMix  a rectangle of x' in x, 1 - share of it   Yun et al., ICCV 2019
 
 The order of an epoch is random, so that neighbours are random pairs. In the balanced sampler's order they are never of
-one class, so a recipe cannot ask for both. The share is drawn for each image, from Beta(α, α), and is at least a half: the larger part of a
-mixed image is the image itself, and its own label the larger one. For mixup that is the same distribution of mixed
-images, since both of a pair are equally likely to be either; of CutMix it leaves out rectangles of more than half of
-the image.
+one class, so a recipe cannot ask for both. The share is drawn for each image, from Beta(α, α), and is at least a half:
+the larger part of a mixed image is the image itself, and its own label the larger one. For mixup that is the same
+distribution of mixed images, since both of a pair are equally likely to be either. CutMix never draws a rectangle of
+more than half of the image.
 
 Shapes: B images of a batch, N of an epoch, CHW pixels.
 """
