@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,8 +149,8 @@ def _of_path(value: str, network: str) -> Origin:
     path = Path(value).expanduser()
     if RunDir.is_at(path):
         return _of_run(value, RunDir.open(path), None)
-    if path.parent.name == "students" and RunDir.is_at(path.parents[1]) and path.name.isdecimal():
-        return _of_run(value, RunDir.open(path.parents[1]), int(path.name))
+    if student := _student_of_a_run(path):
+        return _of_run(value, *student)
     if SeriesDir.is_at(path):
         raise RecipeError(f"{value} is a series of runs", hint=f"name one of them: {path / 'seed0'}")
     if not path.is_file():
@@ -169,6 +170,19 @@ def _of_path(value: str, network: str) -> Origin:
         # A name, classes and a licence belong to a file, not to a network.
         return Origin(value, replace(usual, name="", classes=None, labels=(), licence=""), guessed=True)
     return Origin(value, facts or Facts())
+
+
+def _student_of_a_run(path: Path) -> tuple[RunDir, int | None] | None:
+    """The run of a path inside it and the number of its student, None for the kept one.
+
+    A student is named as `students/1`, or by its file: both are held to the run's record of it.
+    """
+    if path == RunDir(path.parent).weights and RunDir.is_at(path.parent):
+        return RunDir.open(path.parent), None
+    number = re.fullmatch(r"(\d+)|student(\d+)\.safetensors", path.name)
+    if number and path.parent.name == "students" and RunDir.is_at(path.parents[1]):
+        return RunDir.open(path.parents[1]), int(number[1] or number[2])
+    return None
 
 
 def _of_run(value: str, run: RunDir, index: int | None) -> Origin:

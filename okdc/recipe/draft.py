@@ -154,7 +154,10 @@ def _find(word: str) -> tuple[Path, list[str]]:
 
 def _no_recipe(word: str, path: Path) -> RecipeError:
     """The error for a word that names no recipe, with the words that would, as far as they can be guessed."""
-    hint = "a path to a .toml file, or one that ships with okdc: okdc recipes lists them"
+    hint = (
+        "a path to a .toml file, or one that ships with okdc: okdc recipes lists them; a method is named as "
+        "method=fefr, a network as students=resnet20"
+    )
     right: tuple[str, ...] = ()
     if (inside := path / "recipe.toml").is_file():
         problem, right = f"is a folder, expected a .toml file (there is {inside})", (str(inside),)
@@ -162,6 +165,8 @@ def _no_recipe(word: str, path: Path) -> RecipeError:
         problem = f"is a folder, expected a .toml file; okdc new {shlex.quote(word)} writes one that fits its images"
         if any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):  # of classes, or splits
             right = (OF_FOLDERS, f"data.root={word}")
+    elif re.fullmatch(r"[\w.]+:[\w.]+", word):  # timm:NAME, package.module:callable
+        problem, right = "no such recipe file; it is written like the name of a network", (f"cohort.students={word}",)
     else:
         names = list(catalog.recipes())
         word_of = path.stem.lower().replace("-", "_")

@@ -113,9 +113,7 @@ class Training:
         )
         self.step = CountedStep(self.train_step, self.batches, recipe.seed, progress.note)
         self.steps, self.epochs = self.batches.steps, recipe.optim.epochs
-        self.pace = Pace(
-            self.steps, self.epochs, recipe.optim.batch_size, len(self.dataset.val), len(self.dataset.final_split[1])
-        )
+        self.pace = Pace(recipe.optim.batch_size, len(self.dataset.val), len(self.dataset.final_split[1]))
         self._counted = time.perf_counter()  # when `position.seconds` was brought up to date
 
     def train(self) -> None:
@@ -149,7 +147,7 @@ class Training:
                         raise
                     position.step += 1
                     if self.pace.step():
-                        self._tell_time_left(done + 1)
+                        self._tell_time_left(whole - done - 1)
                     show(done + 1, whole, text)
 
                 # Counts. Here the host waits for the device, once an epoch. A loss or a weight that is not finite ends
@@ -179,7 +177,7 @@ class Training:
                 ranks.first_does(partial(self._record, trained, validated, seconds))
                 if validated:
                     self.pace.validated(seconds["seconds_validation"])
-                self._tell_time_left(position.epoch * self.steps)
+                self._tell_time_left(whole - position.epoch * self.steps)
                 text = self._line(trained, validated)
                 show(position.epoch * self.steps, whole, text)
                 if number := stops.requested():
@@ -245,8 +243,9 @@ class Training:
         self.run.append(position.rows[-1])
         checkpoint.save(self.run, position.state([]) | self.train_step.state())
 
-    def _tell_time_left(self, done: int) -> None:
-        if (seconds := self.pace.left(done)) is not None:
+    def _tell_time_left(self, steps: int) -> None:
+        """With so many steps, and the validations of this epoch and of all after it."""
+        if (seconds := self.pace.left(steps, self.epochs - self.position.epoch)) is not None:
             self.progress.remaining(seconds)
 
     def _skipped_steps(self) -> dict[str, int]:

@@ -18,16 +18,13 @@ class Pace:
 
     def __init__(
         self,
-        steps: int,
-        epochs: int,
         batch_size: int,
         validation: int,
         judging: int,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`steps` of an epoch, `validation` and `judging` images."""
-        self.steps, self.epochs, self.batch_size = steps, epochs, batch_size
-        self.validation, self.judging = validation, judging
+        """`validation` and `judging` images."""
+        self.batch_size, self.validation, self.judging = batch_size, validation, judging
         self._clock = clock
         self._recent: deque[tuple[int, float]] = deque()  # steps and their seconds, in pieces of about a second
         self._warm = False  # the first step compiles, starts workers, fills caches
@@ -59,8 +56,8 @@ class Pace:
         """A validation took so long."""
         self._validated = seconds
 
-    def left(self, done: int) -> float | None:
-        """The seconds that are left after `done` steps of the whole training; None before two have been taken."""
+    def left(self, steps: int, validations: int) -> float | None:
+        """The seconds of so many steps and validations and of the judging; None before two steps have been taken."""
         taken, seconds = sum(count for count, _ in self._recent), sum(seconds for _, seconds in self._recent)
         if not taken:
             return None
@@ -69,9 +66,8 @@ class Pace:
         if validation is None:  # not yet seen
             validation = self.validation * step / self.batch_size * FORWARD
         an_image = validation / self.validation if self.validation else step / self.batch_size * FORWARD
-        validations = self.epochs - done // self.steps
         judging = (JUDGING * self.judging + self.validation) * an_image  # the kept student answers both splits
-        return (self.steps * self.epochs - done) * step + validations * validation + judging
+        return steps * step + validations * validation + judging
 
     def _keep(self, seconds: float) -> None:
         self._recent.append((self._taken, seconds))

@@ -117,11 +117,12 @@ def test_a_file_gives_its_tensors_and_the_hash_and_the_name_are_written_down() -
 def test_a_run_gives_its_kept_student_or_the_one_of_a_number(before: Path) -> None:
     result = read_json(before / "result.json")
     other = 1 - result["kept"]["student"]
-    for where, file in ((before, "student"), (before / "students" / str(other), f"students/student{other}")):
-        job = built(recipe(*ALONE, f"cohort.weights={where}"))
-        expected = load_file(before / f"{file}.safetensors")
+    kept, student = "student.safetensors", f"students/student{other}.safetensors"
+    for where, file in (("", kept), (kept, kept), (f"students/{other}", student), (student, student)):
+        job = built(recipe(*ALONE, f"cohort.weights={before / where}"))
+        expected = load_file(before / file)
         assert equal(job.method.cohort.backbone(0).weights(), expected) == set(expected)
-        sha256 = hashlib.sha256((before / f"{file}.safetensors").read_bytes()).hexdigest()
+        sha256 = hashlib.sha256((before / file).read_bytes()).hexdigest()
         assert job.recipe.cohort.weights_sha256 == (sha256,)
         start = job.starts[0]
         assert start is not None
@@ -408,11 +409,14 @@ def test_weights_that_were_trained_with_different_pixels_are_refused_with_the_li
 
 def test_a_run_and_a_file_beside_its_description_say_how_they_were_trained(before: Path) -> None:
     info = read_json(before / "student.json")
-    for where in (before, before / "student.safetensors"):
+    Path("elsewhere").mkdir()
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(before / f"student{suffix}", "elsewhere")
+    for where in (before, before / "student.safetensors", "elsewhere/student.safetensors"):
         data = resolved(f"cohort.weights={where}").recipe.data
         assert (data.image_size, list(data.mean or ())) == (8, info["preprocessing"]["mean"])
-    (before / "student.safetensors").write_bytes(Path(as_file(network().weights())).read_bytes())
-    assert resolved(f"cohort.weights={before / 'student.safetensors'}").recipe.data.mean is None
+    shutil.copy(as_file(network().weights()), "elsewhere/student.safetensors")
+    assert resolved("cohort.weights=elsewhere/student.safetensors").recipe.data.mean is None, "another file's"
 
 
 def test_a_file_that_says_nothing_leaves_the_recipe_and_says_that() -> None:
@@ -506,8 +510,9 @@ def test_a_damaged_run_is_no_start(before: Path) -> None:
 
 
 def test_a_run_that_held_out_other_images_is_refused(before: Path) -> None:
-    said = refused(*ALONE, f"cohort.weights={before}", "data.val_fraction=0.3")
-    assert "before was trained with data.val_fraction=0.05, this recipe has 0.3" in said
+    for where in ("before", "before/student.safetensors"):
+        said = refused(*ALONE, f"cohort.weights={where}", "data.val_fraction=0.3")
+        assert f"{where} was trained with data.val_fraction=0.05, this recipe has 0.3" in said
 
 
 def test_a_start_from_a_run_that_had_one_itself_names_both() -> None:

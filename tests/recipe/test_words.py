@@ -128,6 +128,8 @@ def test_a_short_key_of_the_method_is_the_methods() -> None:
         (["epochs:3"], {("epochs:3",): ("optim.epochs=3",)}),
         (["digits_resnet8", "epochs", "3"], {("epochs", "3"): ("optim.epochs=3",)}),
         (["digits"], {("digits",): ("digits_resnet8",)}),
+        (["timm:resnet18.a1_in1k"], {("timm:resnet18.a1_in1k",): ("cohort.students=timm:resnet18.a1_in1k",)}),
+        (["fefr"], {}),
         (["cifar10"], {}),  # seven recipes
         (["root=pics"], {("root=pics",): ("folder_resnet20", "data.root=pics")}),
     ],
