@@ -510,7 +510,7 @@ def test_a_damaged_run_is_no_start(before: Path) -> None:
 
 
 def test_a_run_that_held_out_other_images_is_refused(before: Path) -> None:
-    for where in ("before", "before/student.safetensors"):
+    for where in (before, before / "student.safetensors"):
         said = refused(*ALONE, f"cohort.weights={where}", "data.val_fraction=0.3")
         assert f"{where} was trained with data.val_fraction=0.05, this recipe has 0.3" in said
 
