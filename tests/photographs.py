@@ -43,6 +43,7 @@ from okdc.study import finished, stats
 RECIPE = Path(__file__).parent.parent / "recipes" / "folder_resnet20.toml"
 PLAIN, BASELINE = "plain", "baseline"
 LITE0 = "timm:tf_efficientnet_lite0"
+SMALL_PEER = "torchvision:mobilenet_v3_small"  # from random weights
 UNEQUAL = (20, 139, 60)
 STARTS = {"first five": slice(0, 5), "last five": slice(5, 10)}
 
@@ -100,8 +101,12 @@ def carried(trials: Sequence[Trial], jobs: int) -> Iterator[tuple[Trial, float]]
         yield from map(carry, trials)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(carry, trial) for trial in trials]):
-            yield done.result()
+        try:
+            for done in as_completed([pool.submit(carry, trial) for trial in trials]):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or all that wait would be trained before the error is seen
+            raise
 
 
 def plainly(trial: Trial) -> Bits:
@@ -193,7 +198,7 @@ def pretrained(options: argparse.Namespace, classes: Sequence[str]) -> list[Tria
         "optim": {"epochs": 12, "batch_size": 16, "lr": 5e-4},
     }
     alone = {"students": [LITE0], "weights": str(options.weights)}
-    pair = {"students": [LITE0, "mobilenetv2"], "weights": [str(options.weights), ""], "keep": 0}
+    pair = {"students": [LITE0, SMALL_PEER], "weights": [str(options.weights), "none"], "keep": 0}
     arms = [
         Arm(PLAIN, common | {"cohort": alone, "method": {"name": BASELINE}}),
         Arm(BASELINE, common | {"cohort": alone, "method": {"name": BASELINE}}),

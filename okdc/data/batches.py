@@ -18,7 +18,7 @@ from okdc.data.datasets import Dataset
 from okdc.distributed import ALONE, Ranks
 
 EVAL_BATCH = 500  # images in every evaluation; a recorded accuracy depends on it, so parity uses it too
-EVAL_PIXELS = 100 * 224 * 224  # in an evaluation's batch at most: the maps of 500 large images are gigabytes
+EVAL_PIXELS = 20 * 224 * 224  # in an evaluation's batch at most: an image of 224 pixels has maps of 10 MB and more
 
 
 def eval_batch(height: int, width: int) -> int:

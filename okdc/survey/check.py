@@ -47,7 +47,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
     for note in resolved.notes:
         tell.note(note)
     settings = start.settings_of(resolved, recipe.engine)
-    free = room()  # before any image is read
+    free, unused = room(), _available(settings.torch_device)  # before any image is read
     verdict = ""
 
     def read() -> Dataset:
@@ -97,7 +97,12 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         "epochs": took.epochs,
         "patience": recipe.optim.patience,
         "steps": took.steps * took.epochs,
-        "memory_bytes": asdict(needed) | {"whole": needed.whole, "available": _available(settings.torch_device)},
+        "memory_bytes": {
+            **asdict(needed),
+            "whole": needed.whole,
+            "peak": memory.peak(settings.torch_device),
+            "available": unused,
+        },
         "seconds": {
             "step": asdict(took.step),
             "validation": took.validation,
@@ -210,8 +215,9 @@ def _warnings(report: Mapping[str, Any], job: Job) -> list[str]:
         smaller = f"; optim.batch_size={max(2, images // STEPS)} makes more" if report["batch_size"] > 2 else ""
         lines.append(f"{report['steps_per_epoch']} steps an epoch are few{smaller}")
     memory_bytes = report["memory_bytes"]
-    if memory_bytes["whole"] > memory_bytes["available"]:
-        needed, free = (f"{memory_bytes[name] / 1e9:.1f} GB" for name in ("whole", "available"))
+    most = max(memory_bytes["whole"], memory_bytes["peak"])
+    if most > memory_bytes["available"]:
+        needed, free = (f"{value / 1e9:.1f} GB" for value in (most, memory_bytes["available"]))
         hint = "a smaller optim.batch_size or data.image_size needs less"
         lines.append(f"the training may need {needed} of memory, {free} are free: {hint}")
     if not len(job.dataset.test):

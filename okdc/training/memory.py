@@ -1,7 +1,12 @@
-"""The memory that a training's steps need, in bytes: counted, since a process on a CPU cannot tell what is a step's."""
+"""The memory that a training's steps need, in bytes: counted, since a process on a CPU cannot tell what is a step's.
+
+What the process has had at most is told beside it: kernels need room of their own, and freed memory stays with it.
+"""
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
@@ -42,6 +47,14 @@ def needed(training: Training) -> Memory:
         optimiser=_bytes(tensor for tensor in states if isinstance(tensor, Tensor)),
         maps=round(few + of_image * (training.batches.batch_size - SMALL[0])),
     )
+
+
+def peak(device: torch.device) -> int:
+    """The most that this process has had so far: on a GPU its tensors, else its part of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -236,8 +236,8 @@ def test_a_cache_of_one_shorter_side_is_not_taken_for_another(tree: Path) -> Non
 
 
 def test_a_batch_of_large_images_is_smaller() -> None:
-    assert eval_batch(8, 8) == eval_batch(64, 64) == EVAL_BATCH
-    assert eval_batch(224, 224) == 100
+    assert eval_batch(8, 8) == eval_batch(32, 32) == EVAL_BATCH
+    assert eval_batch(224, 224) == 20
     assert eval_batch(9000, 9000) == 1
 
 

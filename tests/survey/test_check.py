@@ -362,4 +362,5 @@ def test_on_a_gpu_the_timed_steps_are_those_of_the_training() -> None:
     assert report["settings"]["device"] == "cuda"
     assert report["seconds"]["step"]["n"] >= timing.FEWEST
     assert report["memory_bytes"]["images"] > 0
+    assert report["memory_bytes"]["peak"] > 0
     assert report["memory_bytes"]["available"] > 0
