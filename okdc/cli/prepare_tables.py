@@ -82,7 +82,7 @@ def checked(report: dict[str, Any]) -> None:
         f"{_digits(used[name] / 1e6)} MB {name}" for name in ("images", "weights", "gradients", "optimiser", "maps")
     )
     console.out(f"memory of the training: {_digits(used['whole'] / 1e6)} MB ({parts})")
-    console.out(f"peak of this check, with what kernels need beside: {_digits(used['peak'] / 1e6)} MB")
+    console.out(f"this check took at most {_digits(used['peak'] / 1e6)} MB, libraries and all")
     seconds = report["seconds"]
     step, epoch, whole_time = (seconds[name] for name in ("step", "epoch", "whole"))
     console.out(
