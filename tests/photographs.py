@@ -115,7 +115,7 @@ def plainly(trial: Trial) -> Bits:
     dataset, optim = assembly.dataset(recipe), recipe.recipe.optim
     network = _network(recipe, trial.seed, len(dataset.classes))
     if trial.experiment.startswith("pretrained"):
-        plain_training.fine_tune(network, dataset, optim.epochs, optim.batch_size, trial.seed)
+        plain_training.fine_tune(network, dataset, optim.epochs, optim.batch_size, trial.seed, optim.lr)
         moments = network.default_cfg["mean"], network.default_cfg["std"]
     else:
         plain_training.train(network, dataset, optim.epochs, optim.batch_size, trial.seed, flip=True)
@@ -195,7 +195,7 @@ def pretrained(options: argparse.Namespace, classes: Sequence[str]) -> list[Tria
     images = chosen(options.photographs, options.out / "images20", dict.fromkeys(classes, 20))
     common = {
         "data": {"image_size": 128},
-        "optim": {"epochs": 12, "batch_size": 16, "lr": 5e-4},
+        "optim": {"epochs": 20, "batch_size": 16, "lr": 2e-3, "freeze_epochs": 1},
     }
     alone = {"students": [LITE0], "weights": str(options.weights)}
     pair = {"students": [LITE0, SMALL_PEER], "weights": [str(options.weights), "none"], "keep": 0}

@@ -20,7 +20,7 @@ EPOCHS = ((500, 100), (5_000, 60), (20_000, 40))  # up to so many training image
 EPOCHS_OF_MANY = 30
 TUNED = ((500, 40), (5_000, 20), (20_000, 10))  # the same of pretrained networks
 TUNED_OF_MANY = 8
-RATE, TUNED_RATE, RATE_BATCH = 3e-3, 5e-4, 16  # of AdamW; a batch below that size takes less, by the square root
+RATE, TUNED_RATE, RATE_BATCH = 3e-3, 2e-3, 16  # of AdamW; a batch below that size takes less, by the square root
 FEW = 200  # validation images below which the best epoch is luck: one image in 200 is half a point
 UNEQUAL = 1.5  # times as many images as the smallest class, from which on a class weighs too much
 # Of these the reasons stand on the terminal, too.
@@ -193,7 +193,7 @@ def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str)
     tuned, images = networks.pretrained, sum(divided.train)
     epochs = _up_to(images, TUNED, TUNED_OF_MANY) if tuned else _up_to(images, EPOCHS, EPOCHS_OF_MANY)
     rate, full = _rate(TUNED_RATE if tuned else RATE, batch), batch >= RATE_BATCH
-    start = "pretrained weights are to move little" if tuned else "AdamW takes about a hundredth of SGD's"
+    start = "less than from random weights, which have farther to go" if tuned else "AdamW takes about a hundredth of SGD's"
     lines = [
         Line("optim.epochs", epochs, f"{images:,} training images: {epochs * (images // batch):,} steps in all"),
         Line("optim.batch_size", batch, batch_reason),
