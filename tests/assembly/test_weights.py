@@ -502,9 +502,10 @@ def test_without_the_weights_their_hash_has_no_meaning() -> None:
 def test_a_damaged_run_is_no_start(before: Path) -> None:
     content = (before / "student.safetensors").read_bytes()
     (before / "student.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(CheckFailed) as caught:
-        built(recipe(*ALONE, f"cohort.weights={before}"))
-    assert caught.value.message.startswith("cohort.weights: before/student.safetensors is not the file")
+    for where in (before, before / "student.safetensors"):
+        with pytest.raises(CheckFailed) as caught:
+            built(recipe(*ALONE, f"cohort.weights={where}"))
+        assert caught.value.message.startswith("cohort.weights: before/student.safetensors is not the file")
     (before / "result.json").unlink()
     assert "not complete" in refused(*ALONE, f"cohort.weights={before}")
 

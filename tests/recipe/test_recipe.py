@@ -259,7 +259,10 @@ def test_an_unknown_recipe_names_the_nearest_and_where_all_are_listed(word: str,
     with pytest.raises(RecipeError) as caught:
         load([word])
     assert caught.value.message == f"{word}: no such recipe file{near}"
-    assert caught.value.hint.startswith("a path to a .toml file, or one that ships with okdc: okdc recipes lists them")
+    assert caught.value.hint == (
+        "a path to a .toml file, or one that ships with okdc: okdc recipes lists them; a method is named as "
+        "method=fefr, a network as students=resnet20"
+    )
 
 
 def test_a_run_given_as_a_recipe_is_told_where_its_recipe_is() -> None:

@@ -324,6 +324,19 @@ def test_memory_is_that_of_tensors_and_maps_of_a_batch(optimizer: str, tensors: 
     assert needed.whole == sum((needed.images, needed.weights, needed.gradients, needed.optimiser, needed.maps))
 
 
+def test_a_peak_beyond_the_free_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the tensors that were counted are few: a kernel's own memory is in no count."""
+    resolved = resolve(load(["digits_resnet8", "data.train_images=40"]))
+    monkeypatch.setattr("okdc.survey.check._available", lambda _: 2**50)
+    report = check(resolved, False, Silent(), 0.0)
+    used = report["memory_bytes"]
+    assert used["whole"] < used["peak"] < used["available"] == 2**50
+    assert not any("of memory" in line for line in report["warnings"])
+    monkeypatch.setattr("okdc.survey.check._available", lambda _: used["peak"] - 1)
+    (line,) = (line for line in check(resolved, False, Silent(), 0.0)["warnings"] if "of memory" in line)
+    assert line.startswith("the training may need ")
+
+
 def test_weights_are_no_maps() -> None:
     """One image of eight pixels: its maps are a few kilobytes, and the weights of two ResNet-8 more than half a MB."""
     job, settings = job_of("data.train_images=40")
