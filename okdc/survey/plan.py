@@ -193,7 +193,7 @@ def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str)
     tuned, images = networks.pretrained, sum(divided.train)
     epochs = _up_to(images, TUNED, TUNED_OF_MANY) if tuned else _up_to(images, EPOCHS, EPOCHS_OF_MANY)
     rate, full = _rate(TUNED_RATE if tuned else RATE, batch), batch >= RATE_BATCH
-    start = "less than random weights are given" if tuned else "AdamW takes about a hundredth of SGD's"
+    start = "a fine-tune takes less than random weights do" if tuned else "AdamW takes about a hundredth of SGD's"
     lines = [
         Line("optim.epochs", epochs, f"{images:,} training images: {epochs * (images // batch):,} steps in all"),
         Line("optim.batch_size", batch, batch_reason),
