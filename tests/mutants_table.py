@@ -1529,6 +1529,8 @@ SURVEY = [
          "test_smaller_batches_take_smaller_rates"),
         ("best-of-no-images", 'if keep == "best" and not held_out:', "if False:",
          "test_without_images_to_choose_by_the_first_student_is_kept"),
+        ("nothing-judges", "or not sum(held_out.test) ", "",
+         "test_few_images_are_held_out_only_where_no_others_judge"),
     ),
     *_of("survey", "okdc/survey/networks.py", "tests/survey/test_new.py",
         ("enlarged-for-pretrained-weights", "and here and large", "and here",

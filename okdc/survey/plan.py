@@ -21,7 +21,9 @@ EPOCHS_OF_MANY = 30
 TUNED = ((500, 40), (5_000, 20), (20_000, 10))  # the same of pretrained networks
 TUNED_OF_MANY = 8
 RATE, TUNED_RATE, RATE_BATCH = 3e-3, 2e-3, 16  # of AdamW; a batch below that size takes less, by the square root
+SHARE = 0.1  # of the training images, held out to choose by
 FEW = 200  # validation images below which the best epoch is luck: one image in 200 is half a point
+WORTH = 100  # images for validation below which none are held out, where others judge: they are worth more in training
 UNEQUAL = 1.5  # times as many images as the smallest class, from which on a class weighs too much
 # Of these the reasons stand on the terminal, too.
 PRINTED = ("cohort.students", "data.image_size", "augment.flip", "optim.batch_size", "optim.epochs")
@@ -68,7 +70,7 @@ def plan(folder: Folder, networks: Networks, flip: bool | None) -> Plan:
 
     Raises DataError where the images are too few.
     """
-    divided = division(folder, 0.1)
+    divided = _divided(folder)
     images = sum(divided.train)
     whole = sum(map(sum, divided.counts().values()))
     parts = ", ".join(f"{name} {sum(counts):,}" for name, counts in divided.counts().items() if sum(counts))
@@ -86,6 +88,13 @@ def plan(folder: Folder, networks: Networks, flip: bool | None) -> Plan:
         "The reason stands beside each line; `okdc recipes keys` explains every key.",
     )
     return Plan(head, tuple(lines), divided, images // batch)
+
+
+def _divided(folder: Folder) -> Division:
+    held_out = division(folder, SHARE)
+    if "val" in folder.counts or not sum(held_out.test) or sum(held_out.val) >= WORTH:
+        return held_out
+    return folder.divided(0.0)
 
 
 def _named(folder: Folder) -> str:
@@ -128,8 +137,10 @@ def _validation(folder: Folder, divided: Division) -> Line:
     fraction, images = divided.val_fraction, sum(divided.val)
     if "val" in folder.counts:
         reason = f"not read: the folder brings {images:,} images for validation"
-    elif not images:
+    elif max(divided.train) == 1:
         reason = "each class has one image for training: none can be held out"
+    elif not images:
+        reason = f"so few images are worth more in training than held out; {SHARE} to compare recipes by such"
     else:
         reason = f"{images:,} training images are held out to choose by"
     return Line("data.val_fraction", fraction, reason)
@@ -175,7 +186,7 @@ def _cohort(networks: Networks, divided: Division) -> list[Line]:
     ]
     if networks.pretrained:
         lines.append(Line("cohort.weights", "pretrained", "ImageNet's, by the library of each network"))
-    if unequal := _unequal(divided):
+    if held_out and (unequal := _unequal(divided)):
         lines.append(Line("cohort.keep_metric", "balanced", f"each class is to count as much: {unequal}"))
     if held_out < FEW:
         why = f"{held_out:,} validation images would choose an epoch by luck" if held_out else "no epoch can be chosen"

@@ -81,7 +81,7 @@ def test_a_recipe_is_written_that_trains_and_names_the_next_command(capsys: Capt
     assert tables["data"]["image_size"] == 8
     distilled = ask(capsys, "distill", "my_pets.toml", "optim.epochs=1", "cohort.students=['resnet8','resnet8']")
     assert distilled.code == 0, distilled.err
-    assert resolved.recipe.optim.batch_size * STEPS <= 72
+    assert resolved.recipe.optim.batch_size * STEPS <= 80
 
 
 @given(
@@ -228,16 +228,38 @@ def test_without_images_to_choose_by_the_first_student_is_kept(tmp_path: Path) -
     assert made.value("data.val_fraction") == 0
 
 
+@pytest.mark.parametrize(
+    ("trees", "worth", "val"),
+    [
+        ({"train": 50, "test": 9}, 11, 0),
+        ({"train": 50, "test": 9}, 10, 10),
+        ({"train": 50}, 11, 10),
+        ({"train": 50, "val": 2}, 11, 4),
+        ({"all": 50}, 9, 0),
+        ({"all": 50}, 8, 8),
+    ],
+)
+def test_few_images_are_held_out_only_where_no_others_judge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trees: dict[str, int], worth: int, val: int
+) -> None:
+    monkeypatch.setattr(plan, "WORTH", worth)
+    counts = {split: {"cat": n, "dog": n} for split, n in trees.items()}
+    made = planned(write_tree(tmp_path / "root", counts.get("all", counts), size=4))
+    assert sum(made.division.val) == val
+    assert (made.value("data.val_fraction") == 0) == (val == 0)
+    assert made.value("cohort.keep") == ("best" if val else 0)
+
+
 @pytest.mark.parametrize(("dogs", "balanced"), [(40, False), (59, False), (90, True)])
 def test_unequal_classes_count_as_much(tmp_path: Path, dogs: int, balanced: bool) -> None:
-    root = write_tree(tmp_path / "root", {"cat": 40, "dog": dogs}, size=4)
+    root = write_tree(tmp_path / "root", {"train": {"cat": 40, "dog": dogs}, "val": {"cat": 9, "dog": 9}}, size=4)
     keys = {line.key: line.value for line in planned(root).lines}
     expected = {"cohort.keep_metric": "balanced", "optim.class_weights": "balanced"} if balanced else {}
     assert {key: keys[key] for key in ("cohort.keep_metric", "optim.class_weights") if key in keys} == expected
 
 
 def test_the_best_epoch_is_kept_where_many_images_choose_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = write_tree(tmp_path / "root", {"cat": 40, "dog": 40}, size=4)
+    root = write_tree(tmp_path / "root", {"train": {"cat": 40, "dog": 40}, "val": {"cat": 3, "dog": 3}}, size=4)
     assert planned(root).value("cohort.keep_epoch") == "last"
     monkeypatch.setattr(plan, "FEW", 6)
     assert "cohort.keep_epoch" not in [line.key for line in planned(root).lines]
