@@ -1,11 +1,16 @@
-"""A bundle as a page: export/web, the bundle and onnxruntime-web in one folder for any static server. No torch.
+"""A bundle as a page: export/web, the bundle and onnxruntime-web in one folder, for any static server or the one here.
+
+No torch.
 
 out/  index.html  app.mjs  ...  bundle/ (the files of its manifest)  ort/ (onnxruntime-web, for one CPU thread)
 """
 
 from __future__ import annotations
 
+import errno
 import shutil
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from okdc.bundle.bundle import BundleDir
@@ -18,6 +23,7 @@ from okdc.runs.folders import whole
 
 PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+PORT = 8000
 INSTALL = "npm install --no-save --ignore-scripts onnxruntime-web@1.30.0"
 
 
@@ -61,3 +67,30 @@ def find_runtime(named: Path | None) -> Path:
             return place
     where = str(named) if named is not None else "node_modules of this folder or of one above"
     raise UsageError(f"onnxruntime-web is missing: expected {RUNTIME[0]} in {where}", hint=INSTALL)
+
+
+class PageServer(ThreadingHTTPServer):
+    """Serves the folder `page` to browsers of this machine alone: at port 8000, or at any free one where that is taken.
+
+    `serve_forever` answers until an exception ends it, such as KeyboardInterrupt. Raises OSError where no port is free.
+    """
+
+    daemon_threads = True  # a browser that keeps its connection open must not keep the program
+
+    def __init__(self, page: Path) -> None:
+        handler = partial(_Quiet, directory=str(page))
+        try:
+            super().__init__(("127.0.0.1", PORT), handler)
+        except OSError as error:
+            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                raise
+            super().__init__(("127.0.0.1", 0), handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://localhost:{self.server_port}"
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing: a line for each file of the page would scroll its address away."""

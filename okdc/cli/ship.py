@@ -116,6 +116,9 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="Folder of onnxruntime-web, for --target web (default: in node_modules)."),
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Serve the page of --target web to this machine's browser, until Ctrl-C.")
+    ] = False,
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
@@ -131,13 +134,14 @@ def export(
         raise UsageError(f"--target {target}: expected web{nearest(str(target), ['web'])}")
     if target:
         runtime = web.find_runtime(runtime)  # before an export that takes minutes
-    elif runtime is not None:
-        raise UsageError("--runtime is an option of --target web, which was not asked for")
+    elif runtime is not None or serve:
+        option = "--serve" if runtime is None else "--runtime"
+        raise UsageError(f"{option} is an option of --target web, which was not asked for")
     if thing and exported:
         if target is None or any((student, budget, int8, fp16, license_, data_root, replace)):
             again = f"okdc export {console.quoted(thing)} --target web"
             raise UsageError(f"{thing} is a bundle: it was exported", hint=again)
-        _finished_page(thing, out or thing.with_name("web"), runtime, as_json)
+        _finished_page(thing, out or thing.with_name("web"), runtime, serve, as_json)
         return
     from okdc import api
     from okdc.deploy.reduced import Wanted
@@ -158,7 +162,7 @@ def export(
     if done.error:
         leave(done.error)
     if target:
-        _finished_page(done.folder, out or run / "web", runtime, as_json)
+        _finished_page(done.folder, out or run / "web", runtime, serve, as_json)
     elif not as_json:
         console.next_step("okdc verify", done.folder, *_where_images_are(api.Run(run), data_root))
 
@@ -252,12 +256,23 @@ def _where_images_are(run: Run, data_root: str | None) -> tuple[str | Path, ...]
     return () if root in (None, resolved.source.root) else ("--data-root", Path(root))
 
 
-def _finished_page(bundle: Path, out: Path, runtime: Path | None, as_json: bool) -> None:
+def _finished_page(bundle: Path, out: Path, runtime: Path | None, serve: bool, as_json: bool) -> None:
     from okdc.bundle import web
 
     page = web.lay(bundle, out, runtime)
-    if as_json:
-        console.out_json({"page": str(page), "bundle": str(bundle)})
+    facts = {"page": str(page), "bundle": str(bundle)}
+    if not as_json:
+        console.out(f"page {page}")
+    if not serve:
+        if as_json:
+            console.out_json(facts)
+        else:
+            console.next_step("python -m http.server -b localhost -d", page, " # then open http://localhost:8000")
         return
-    console.out(f"page {page}")
-    console.next_step("python -m http.server -b localhost -d", page, " # then open http://localhost:8000")
+    with web.PageServer(page) as server:
+        if as_json:
+            console.out_json(facts | {"url": server.url})
+        else:
+            console.out(f"open {server.url}")
+            console.say("Ctrl-C ends the server; the page stays")
+        server.serve_forever()

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -117,3 +128,69 @@ def _refuses(bundle: Path, out: Path, runtime: Path) -> None:
     with pytest.raises(OkdcError):
         web.lay(bundle, out, runtime)
     assert [path.name for path in out.parent.iterdir() if "page" in path.name] == []
+
+
+@contextmanager
+def _serving(page: Path) -> Iterator[web.PageServer]:
+    with web.PageServer(page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _get(url: str) -> tuple[str, bytes]:
+    with closing(urllib.request.urlopen(url)) as answer:
+        return answer.headers["Content-type"], answer.read()
+
+
+def test_a_page_is_served_as_browsers_want_it_and_to_this_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(web, "PORT", 0)
+    types = {"index.html": "text/html", "app.mjs": "text/javascript", "a.wasm": "application/wasm"}
+    for name in types:
+        (tmp_path / name).write_text(name)
+    with _serving(tmp_path) as server:
+        assert server.server_address[0] == "127.0.0.1"
+        assert {name: _get(f"{server.url}/{name}") for name in types} == {
+            name: (kind, name.encode()) for name, kind in types.items()
+        }
+        assert _get(server.url)[1] == b"index.html"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_port_that_is_taken_is_left_for_a_free_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with web.PageServer(tmp_path) as first:
+        monkeypatch.setattr(web, "PORT", first.server_port)
+        with web.PageServer(tmp_path) as second:
+            assert second.url == f"http://localhost:{second.server_port}"
+            assert second.server_port not in (0, first.server_port)
+
+
+def test_another_error_of_the_network_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(_: ThreadingHTTPServer) -> None:
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+
+    monkeypatch.setattr(ThreadingHTTPServer, "server_bind", bind)
+    with pytest.raises(OSError, match=os.strerror(errno.EADDRNOTAVAIL)):
+        web.PageServer(tmp_path)
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_serve_says_its_address_and_ends_with_ctrl_c(bundle: Path, runtime: Path, as_json: list[str]) -> None:
+    command: list[str | Path] = [sys.executable, "-m", "okdc", "export", bundle, "--target", "web", "--serve"]
+    command += ["--runtime", runtime, *as_json]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        url = next(match[0] for line in process.stdout if (match := re.search(r"http://localhost:[0-9]+", line)))
+        page = (catalog.folder("export") / "web" / "index.html").read_bytes()
+        assert _get(f"{url}/index.html") == ("text/html", page)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert (bundle.with_name("web") / "index.html").is_file()

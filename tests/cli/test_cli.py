@@ -43,7 +43,7 @@ COMMANDS = {
     "export": {"--trust-code",
         "--onnx", "--target", "--out", "-o", "--data-root", "--student", "--budget", "--int8", "--fp16",
         "--calib-images", "--full-range", "--max-drop", "--min-agreement", "--diagnose", "--license", "--replace",
-        "--runtime", "--json",
+        "--runtime", "--serve", "--json",
     },
     "download": {"--data-root", "--url", "--out", "-o", "--json"},
     "evaluate": {"--trust-code", "--data-root", "--json"},

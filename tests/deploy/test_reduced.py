@@ -193,6 +193,7 @@ def test_a_student_that_fails_float32_parity_gets_no_reduced_file(
         (["--student", "0", "--budget", "params<1k"], "student and budget both choose"),
         (["--target", "wen"], "did you mean 'web'"),
         (["--runtime", "here"], "--runtime is an option of --target web"),
+        (["--serve"], "--serve is an option of --target web"),
         (["--int8", "--calib-images", "10"], "--calib-images"),
         (["--int8", "--max-drop", "-1"], "--max-drop"),
         (["--int8", "--min-agreement", "101"], "--min-agreement"),
