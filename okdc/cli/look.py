@@ -172,10 +172,17 @@ def _named(word: str, of_tables: list[Key]) -> list[Key]:
     if word.split(".")[0] == "method" and word != "method.name":
         rows += _of_methods(word)
     if not rows:
+        from okdc.recipe.shorthand import full_keys
+
+        short = full_keys(word)
+        rows = [row for row in of_tables if [row.key] == short]
+    if not rows:
         parents = list(dict.fromkeys(row.table for row in of_tables if row.table))
         names = [*(row.key for row in of_tables), *parents, *catalog.recipes()]
+        begun = [name for name in catalog.recipes() if name.startswith(f"{word}_")]
+        meant = f" (did you mean {' or '.join(map(repr, begun))}?)" if 0 < len(begun) < 4 else nearest(word, names)
         raise UsageError(
-            f"{word} is no recipe, table or key{nearest(word, names)}",
+            f"{word} is no recipe, table or key{meant}",
             hint=f"tables: {', '.join(parents)}; okdc recipes keys explains every key, okdc recipes lists the recipes",
         )
     return rows

@@ -14,6 +14,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from okdc.recipe.reference import alternatives, keys
 from okdc.recipe.schema import Recipe
 
@@ -72,7 +74,7 @@ def suggestions(key: str) -> list[str]:
         return list(_by_name()[close[0]])[:3]
     if parts := [key for each, full in _by_name().items() if name in each.split("_") for key in full]:
         return parts[:3] if len(parts) <= 3 else []
-    close = difflib.get_close_matches(name, list(_by_name()), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, list(_by_name()), n=1, cutoff=0.75)
     return [key for each in close for key in _by_name()[each]][:3]
 
 
@@ -84,6 +86,28 @@ def _all() -> frozenset[str]:
 def is_key(key: str) -> bool:
     """Whether the tables have this key. The keys of a method are not looked at."""
     return key in _all()
+
+
+def takes(key: str, value: Any) -> bool:
+    """Whether a key takes a value that was written for another one. Of a table only its kind is looked at."""
+    if isinstance(value, str):
+        value = value_of(key, value, _bare)[0]
+    names = tuple(key.split("."))
+    tables: Any = value
+    for name in reversed(names):
+        tables = {name: tables}
+    try:
+        Recipe.model_validate(tables)
+    except ValidationError as error:
+        places = [problem["loc"] for problem in error.errors()]
+        return not any(
+            place == names or (place[: len(names)] == names and not isinstance(value, dict)) for place in places
+        )
+    return True
+
+
+def _bare(_: str) -> Any:
+    raise ValueError("a word and no TOML")
 
 
 def leaves_of(key: str) -> list[Any]:
