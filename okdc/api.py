@@ -481,7 +481,7 @@ def write_bundle(
         raise UsageError("student and budget both choose a student", hint="one of them")
     if run is None:
         folder = RunDir.newest("complete")
-        progress.note(f"no run named: {folder.path} is the newest complete one")
+        progress.note(f"nothing named: {folder.path} is the newest complete run")
     else:
         folder = RunDir.open(run.path if isinstance(run, Run) else Path(run))
     index, reason = None, ""
