@@ -85,8 +85,9 @@ def checked(report: dict[str, Any]) -> None:
     console.out(f"this check took at most {_digits(used['peak'] / 1e6)} MB, libraries and all")
     seconds = report["seconds"]
     step, epoch, whole_time = (seconds[name] for name in ("step", "epoch", "whole"))
+    epochs = f"{report['epochs']:,} epoch{'s' * (report['epochs'] > 1)}"
     console.out(
-        f"{report['epochs']:,} epochs of {report['steps_per_epoch']:,} steps of {report['batch_size']} images: "
+        f"{epochs} of {report['steps_per_epoch']:,} steps of {report['batch_size']} images: "
         f"{report['steps']:,} steps of {_digits(1000 * step['median'])} ms "
         f"({_digits(1000 * step['low'])} to {_digits(1000 * step['high'])}, n = {step['n']})"
     )

@@ -49,8 +49,9 @@ def continuable(run: RunDir) -> Iterator[None]:
             yield
     except KeyboardInterrupt as stop:
         number = signals.signal_of(stop)
+        stands = f"{run.path} is as its last checkpoint left it"
         raise Interrupted(
-            f"{number.name}: {run.path} is as its last checkpoint left it",
+            f"{number.name}: {stands if run.checkpoint.exists() else f'no epoch was finished in {run.path}'}",
             exit_code=128 + number,
             hint=run.resume_command(),
             run=run.path,

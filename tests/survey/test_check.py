@@ -96,6 +96,8 @@ def test_it_passes_names_the_next_command_and_leaves_nothing_behind(capsys: Capt
     assert answer.code == 0, answer.err
     assert "next: okdc distill folder_resnet20 " in answer.err
     assert "34 train, 12 val, 13 test images" in answer.out
+    assert "7 epochs of 8 steps" in answer.out
+    assert "1 epoch of 8 steps" in ask(capsys, "check", *SMALL, "epochs=1").out
     assert "to the end: about " in answer.out
     assert sorted(path for path in Path().rglob("*") if "cache" not in path.parts) == before
 
