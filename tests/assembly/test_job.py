@@ -63,6 +63,28 @@ def test_fewer_images_than_a_batch_is_an_error_with_a_batch_that_fits() -> None:
     assert len(assembly.dataset(of_folder("optim.batch_size=18")).train) == 18
 
 
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (("method.name=okddip", "cohort.keep=0"), ["cohort.keep=2"]),
+        (("method.name=okddip", "cohort.keep=2"), []),
+        (("method.name=okddip",), []),
+        (("cohort.keep=0",), []),
+        (("cohort.keep=0", "data.val_fraction=0", "cohort.keep_metric=balanced"), ["cohort.keep_metric"]),
+    ],
+)
+def test_what_keeping_does_not_do_although_it_seems_to_is_a_warning(
+    root: Path, words: tuple[str, ...], warned: list[str]
+) -> None:
+    write_tree(root, {"test": {"a": 2, "b": 2}})
+    recipe = of_folder("cohort.students=['resnet8','resnet8','resnet8']", *words)
+    notes = assembly.job(recipe, lambda: assembly.dataset(recipe)).notes
+    warnings = [note for note in notes if note.startswith(WARNING)]
+    assert len(warnings) == len(warned)
+    assert all(key in line for key, line in zip(warned, warnings, strict=True))
+    assert ("no validation images: the last epoch is kept" in notes) == ("data.val_fraction=0" in words)
+
+
 @pytest.mark.usefixtures("root")
 def test_to_keep_the_best_needs_images_to_choose_on() -> None:
     for fraction in ("0", "0.001"):

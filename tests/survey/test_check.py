@@ -92,6 +92,16 @@ def test_it_counts_what_a_training_would_use() -> None:
         assert 0 <= counted["macs"] - row["macs"] < 10_000
 
 
+def test_classes_that_no_image_judges_are_named_before_those_that_few_do() -> None:
+    pictures(Path("root"), {"train": {"cat": 20, "dog": 14, "owl": 9}, "test": {"cat": 7, "owl": 2}})
+    warnings = report_of("data.val_fraction=0.3")["warnings"]
+    without, few = (line for line in warnings if line.startswith("classes") and "test images" in line)
+    assert "'dog'" in without
+    assert not any(f"'{name}'" in without for name in ("cat", "owl"))
+    assert "'owl'" in few
+    assert not any(f"'{name}'" in few for name in ("cat", "dog"))
+
+
 def test_it_passes_names_the_next_command_and_leaves_nothing_behind(capsys: Captured) -> None:
     pictures(Path("root"), TREE)
     before = sorted(path for path in Path().rglob("*") if "cache" not in path.parts)
