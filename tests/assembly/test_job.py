@@ -353,6 +353,14 @@ def test_a_rate_that_ruins_adamw_is_warned_of(optimizer: str, lr: float, warned:
     assert sum(note.startswith(WARNING) and "optim.lr" in note for note in notes) == warned
 
 
+def test_the_rate_of_the_backbones_is_said_since_its_key_is_a_factor(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").touch()
+    start = ["cohort.share=none", f"cohort.weights={tmp_path / 'w.safetensors'}", "optim.lr=0.2"]
+    (note,) = (note for note in resolved("digits_resnet8", *start, "optim.backbone_lr=0.1").notes if "factor" in note)
+    assert "0.02" in note
+    assert not any("factor" in note for note in resolved("digits_resnet8", *start).notes)
+
+
 def test_rare_classes_weigh_more_where_the_recipe_says_so() -> None:
     write_tree(Path("root"), {"train": {"a": 30, "b": 10}})
     plain, weighted = (
