@@ -95,6 +95,36 @@ def test_a_key_that_holds_a_list_takes_words_between_commas(word: str, expected:
     assert draft.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("runs/A-1,none", ["runs/A-1", "none"]),
+        ("[runs/A-1,none]", ["runs/A-1", "none"]),
+        ("[runs/A-1, 'none']", ["runs/A-1", "none"]),
+        ("none, none", ["none", "none"]),
+        ("a.safetensors,b.pt", ["a.safetensors", "b.pt"]),
+        ("[pretrained]", ["pretrained"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("pretrained", "pretrained"),
+        ("'a,b'", "a,b"),
+        ("[a", "[a"),
+        ("run,1", "run,1"),
+        ("[run]", "[run]"),
+        ("~nobody-here/a,none", ["~nobody-here/a", "none"]),
+        (f"{'a' * 300},none", ["a" * 300, "none"]),
+    ],
+)
+def test_a_key_of_text_or_a_list_takes_words_between_commas_but_for_a_path(words: str, expected: object) -> None:
+    Path("run,1").touch()
+    Path("[run]").mkdir()
+    draft = load(["digits_resnet8", f"cohort.weights={words}"])
+    assert value(draft, "cohort.weights") == expected
+    assert draft.notes == ()
+    short = load(["digits_resnet8", f"weights={words}"])
+    assert value(short, "cohort.weights") == expected
+    assert short.notes == (f"weights={words} is read as cohort.weights={words}",)
+
+
 def test_a_recipe_after_an_empty_value_is_the_recipe() -> None:
     draft = load(["about.title=", "folder_resnet20"])
     assert (draft.stem, draft.tables["about"]["title"]) == ("folder_resnet20", "")
