@@ -129,7 +129,7 @@ def _origin(student: str, value: str) -> Origin | None:
     if value == PRETRAINED:
         weights = pretrained.find(base) if tag else pretrained.default(network)
         return Origin(weights.name, weights.facts)
-    if tag and value != base:
+    if tag and value != base and not _is_file_of(value, base):
         raise RecipeError(
             f"{student} names trained weights, and {value} names others",
             hint=f'cohort.weights="pretrained" takes the first; or the network alone: {untagged(student)}',
@@ -143,6 +143,12 @@ def _origin(student: str, value: str) -> Origin | None:
             )
         return Origin(weights.name, weights.facts)
     return _of_path(value, network)
+
+
+def _is_file_of(value: str, name: str) -> bool:
+    """Whether a file says that it holds the weights of this full name."""
+    path = Path(value).expanduser()
+    return path.is_file() and (_header(path) or Facts()).name == name
 
 
 def _of_path(value: str, network: str) -> Origin:

@@ -84,10 +84,7 @@ class Pretrained:
             if isinstance(error, HTTPError):
                 error.close()
             raise DataError(
-                f"{self.name}: these weights are not on this machine, and {library} cannot load them: "
-                f"{one_line(error)}",
-                hint=f"where there is a network: okdc download weights {self.name} -o FOLDER; here "
-                f"cohort.weights=FOLDER/{self.file}",
+                f"{self.name}: these weights are not on this machine, and {library} cannot load them: {one_line(error)}"
             ) from error
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import os
+import shlex
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,12 @@ def value_of(key: str, text: str, toml: Callable[[str], Any]) -> tuple[Any, bool
     if bool in leaves and isinstance(value, str) and (switch := SWITCHES.get(value.casefold())) is not None:
         return switch, True
     return _chosen(value, choices) if isinstance(value, str) else (value, False)
+
+
+def typed(key: str, values: Sequence[str]) -> str:
+    """A key of words as a shell takes it, `cohort.weights=a,b`; of a value with commas, brackets or quotes as TOML."""
+    plain = not any(letter in value for value in values for letter in ",[]\"'")
+    return shlex.quote(f"{key}={','.join(values) if plain else json.dumps(list(values), ensure_ascii=False)}")
 
 
 def _chosen(word: str, choices: list[str]) -> tuple[str, bool]:

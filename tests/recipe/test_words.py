@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from okdc.assembly.resolve import resolve
 from okdc.errors import OkdcError, RecipeError, UsageError
 from okdc.recipe import catalog
 from okdc.recipe.draft import Draft, load, read
-from okdc.recipe.shorthand import full_keys, suggestions
+from okdc.recipe.shorthand import full_keys, suggestions, typed
 from okdc.recipe.words import Flag
 
 
@@ -123,6 +124,12 @@ def test_a_key_of_text_or_a_list_takes_words_between_commas_but_for_a_path(words
     short = load(["digits_resnet8", f"weights={words}"])
     assert value(short, "cohort.weights") == expected
     assert short.notes == (f"weights={words} is read as cohort.weights={words}",)
+
+
+@pytest.mark.parametrize("values", [["a"], ["a", "none"], ["a b/c.pt", "none"], ["a,b.pt", "none"], ["it's", "[x]"]])
+def test_a_list_is_typed_as_it_is_read(values: list[str]) -> None:
+    (word,) = shlex.split(typed("cohort.students", values))
+    assert value(load([word]), "cohort.students") == values
 
 
 def test_a_recipe_after_an_empty_value_is_the_recipe() -> None:
