@@ -251,16 +251,30 @@ def test_keys_that_do_not_fit_are_listed_and_nothing_is_taken() -> None:
     del tensors[missing]
     tensors[wide] = torch.zeros(3, 3)
     tensors["more"] = torch.zeros(2)
-    with pytest.raises(RecipeError, match=r"cohort\.weights: w are not the weights of resnet8: 3 of") as caught:
+    with pytest.raises(
+        RecipeError, match=r"cohort\.weights: w are not the weights of resnet8: 2 of its .* and 1 of the"
+    ) as caught:
         begun(tensors, student)
     assert [line.partition(":")[0] for line in caught.value.details] == [missing, wide, "more"]
     assert equal(student.weights(), before) == set(before)
 
 
-def test_the_weights_of_another_network_are_refused_with_few_of_their_many_keys() -> None:
-    said = refused(*ALONE, f"cohort.weights={as_file(network('resnet14').weights())}")
-    assert "are not the weights of resnet8" in said
-    assert said.splitlines()[-1].startswith("and ")
+def test_the_weights_of_another_network_are_one_problem_with_true_counts() -> None:
+    """And few of their many keys."""
+    own, other = network().weights(), network("resnet14").weights()
+    with pytest.raises(RecipeError) as caught:
+        built(recipe(*ALONE, f"cohort.weights={as_file(other)}"))
+    assert caught.value.message.endswith(": 1 problem")
+    what, *lines, last = caught.value.details
+    assert (len(lines), last[:4]) == (10, "and ")
+    foreign = len(other.keys() - own.keys())
+    assert what.endswith(f"are not the weights of resnet8: {foreign} of the {len(other)} there are not of this network")
+    with pytest.raises(RecipeError) as caught:
+        built(recipe(*ALONE, f"cohort.weights={as_file({'mine.' + key: own[key] for key in own})}"))
+    head = {"head.fc.weight", "head.fc.bias"}
+    missing = sum(key not in head and "num_batches_tracked" not in key for key in own)
+    assert f": {missing} of its {len(own)} tensors are missing or of another shape" in caught.value.details[0]
+    assert caught.value.details[0].endswith(f", and {len(own)} of the {len(own)} there are not of this network")
 
 
 def test_counts_of_batches_may_be_missing_and_numbers_that_are_none_are_refused() -> None:
