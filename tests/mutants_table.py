@@ -1308,6 +1308,8 @@ BACKBONES = [
          "test_what_a_recipe_says_of_its_images_stands"),
         ("description-of-another-file", "if info.weights_sha256 == hashlib", "if True or hashlib",
          "test_a_run_and_a_file_beside_its_description_say_how_they_were_trained"),
+        ("every-crop-is-the-middle", 'if facts.crop_mode not in ("", pretrained.CENTER) and', "if False and",
+         "test_weights_that_saw_whole_images_are_named"),
     ),
     *_of("starts", "okdc/assembly/origins.py", "tests/backbones/test_pretrained.py",
         ("tag-ignored", "    if value in RANDOM:\n        if tag:\n", "    if value in RANDOM:\n        if False:\n",

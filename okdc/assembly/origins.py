@@ -31,6 +31,7 @@ RANDOM = ("", "none")
 PRETRAINED = "pretrained"
 METADATA = "okdc"  # the key of the facts in the header of a .safetensors file
 BILINEAR = "bilinear"  # how okdc and every client of a bundle resize
+WHOLE = {"squash": "whole images, squeezed to squares", "border": "whole images with a border"}  # by Facts.crop_mode
 
 
 @dataclass(frozen=True)
@@ -214,6 +215,7 @@ def _facts_of_student(info: StudentInfo) -> Facts:
         interpolation=BILINEAR,
         classes=len(info.classes),
         labels=info.classes,
+        crop_mode=pretrained.CENTER,
     )
 
 
@@ -305,6 +307,9 @@ def _remarks(origin: Origin, size: int, taken: Collection[str], source: Source) 
         lines.append(
             f"{origin.where} was trained on {facts.interpolation} resizing; okdc and every client resize bilinear"
         )
+    if facts.crop_mode not in ("", pretrained.CENTER) and source.class_folders:
+        seen = WHOLE.get(facts.crop_mode, f"the crop {facts.crop_mode!r}")
+        lines.append(f"{origin.where} was trained on {seen}; okdc and every client cut out the middle")
     if facts.mean is None or facts.std is None:
         lines.append(
             f"{origin.where} does not say which mean and deviation it was trained with; data.mean and data.std do"

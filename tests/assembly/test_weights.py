@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Mapping
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import harness
@@ -399,6 +400,16 @@ def test_the_pixels_of_the_weights_are_written_into_a_recipe_that_has_none() -> 
     notes = "\n".join(found.notes)
     assert "data.image_size 24" in notes
     assert "bicubic" in notes
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"), [("squash", "squeezed"), ("border", "border"), ("other", "'other'"), ("center", ""), ("", "")]
+)
+def test_weights_that_saw_whole_images_are_named(mode: str, word: str) -> None:
+    notes = resolved(f"cohort.weights={described('w.safetensors', replace(FACTS, crop_mode=mode))}").notes
+    assert ["cut out the middle" in note and word in note for note in notes].count(True) == bool(word)
+    plain = recipe(*ALONE, "cohort.weights=w.safetensors").notes
+    assert not any("cut out the middle" in note for note in plain), "the digits are not cut"
 
 
 def test_what_a_recipe_says_of_its_images_stands() -> None:

@@ -82,6 +82,8 @@ def test_timm_says_how_its_weights_were_trained() -> None:
         assert (facts.size, facts.shorter_side(224), facts.interpolation) == (224, 256, "bicubic")
         assert (facts.classes, facts.labels, facts.licence) == (1000, (), "apache-2.0")
     assert pretrained.find("timm:tf_efficientnet_lite0").facts.mean == (0.5, 0.5, 0.5)
+    assert pretrained.find("timm:convnext_tiny.fb_in22k_ft_in1k_384").facts.crop_mode == "squash"
+    assert pretrained.find("timm:convnext_tiny.fb_in22k_ft_in1k").facts.crop_mode == "center"
 
 
 @pytest.mark.parametrize(
