@@ -30,6 +30,10 @@ from okdc.runs.series import SeriesDir
 RANDOM = ("", "none")
 PRETRAINED = "pretrained"
 METADATA = "okdc"  # the key of the facts in the header of a .safetensors file
+VALUES = "pretrained, none, timm:NAME.TAG, torchvision:ENUM.MEMBER, a .safetensors or .pt file, or runs/NAME"
+NO_WEIGHTS = "is no .safetensors file and no file of torch.save with weights alone"
+# How files of torch.save begin: a zip archive, and before torch 1.6 this number in their first bytes.
+ZIP, MAGIC = b"PK\x03\x04", (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 BILINEAR = "bilinear"  # how okdc and every client of a bundle resize
 WHOLE = {"squash": "whole images, squeezed to squares", "border": "whole images with a border"}  # by Facts.crop_mode
 
@@ -163,9 +167,11 @@ def _of_path(value: str, network: str) -> Origin:
     if not path.is_file():
         raise RecipeError(
             f"{value}: there is no such file and no such run",
-            hint="pretrained, none, timm:NAME.TAG, torchvision:ENUM.MEMBER, a .safetensors or .pt file, or runs/NAME",
+            hint=VALUES,
         )
     try:
+        if not _may_hold_weights(path):
+            raise RecipeError(f"{value} {NO_WEIGHTS}", hint=VALUES)
         facts = _header(path) or _beside(path)
     except OSError as error:
         raise RecipeError(f"{value}: cannot be read: {error.strerror}") from None
@@ -177,6 +183,15 @@ def _of_path(value: str, network: str) -> Origin:
         # A name, classes and a licence belong to a file, not to a network.
         return Origin(value, replace(usual, name="", classes=None, labels=(), licence=""), guessed=True)
     return Origin(value, facts or Facts())
+
+
+def _may_hold_weights(path: Path) -> bool:
+    """Whether a file is called .safetensors, or begins as torch.save writes. Raises OSError."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as stream:
+        beginning = stream.read(32)
+    return beginning.startswith(ZIP) or MAGIC in beginning
 
 
 def _student_of_a_run(path: Path) -> tuple[RunDir, int | None] | None:

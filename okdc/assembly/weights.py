@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import pickle
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from okdc.assembly import origins
 from okdc.assembly import student as students
-from okdc.assembly.origins import METADATA, Origin
+from okdc.assembly.origins import METADATA, NO_WEIGHTS, VALUES, Origin
 from okdc.backbones import pretrained
 from okdc.backbones.pretrained import Facts, Pretrained
 from okdc.errors import CheckFailed, DataError, RecipeError, RunError, UsageError, first_line
@@ -109,6 +111,14 @@ def _load(origin: Origin) -> Loaded:
         return Loaded(origin, _sha256(content), read_tensors(path, content))
     except OSError as error:
         raise RecipeError(f"cohort.weights: {origin.where}: cannot be read: {error.strerror}") from None
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"holds more than weights: {named[1]}, whose code okdc does not run" if named else NO_WEIGHTS
+        hint = 'torch.save(model.state_dict(), "weights.pt") writes weights alone'
+        raise RecipeError(f"cohort.weights: {origin.where} {what}", hint=hint) from None
+    except RuntimeError as error:  # torch's, with advice for its own callers after the first sentence
+        reason = first_line(error).partition(". ")[0][:200]
+        raise RecipeError(f"cohort.weights: {origin.where} {NO_WEIGHTS} ({reason})", hint=VALUES) from None
     except Exception as error:  # safetensors and torch raise kinds of their own
         raise RecipeError(f"cohort.weights: {origin.where}: holds no weights: {first_line(error)}") from None
 

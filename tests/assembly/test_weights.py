@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import shutil
 import signal
+import zipfile
 from collections.abc import Mapping
 from contextlib import chdir
 from dataclasses import replace
@@ -308,6 +310,8 @@ def test_a_file_of_torch_is_read_as_training_scripts_write_it(inside: str | None
     torch.save({inside: tensors, "epoch": 3} if inside else tensors, "w.pt")
     found = weights.read_tensors(Path("w.pt"), Path("w.pt").read_bytes())
     assert equal(found, network().weights()) == set(network().weights())
+    torch.save(tensors, "old.pt", _use_new_zipfile_serialization=False)
+    assert built(recipe(*ALONE, "cohort.weights=old.pt")).starts[0] is not None
 
 
 class Wicked:
@@ -316,13 +320,40 @@ class Wicked:
 
 
 def test_a_file_of_anything_else_is_refused_and_none_of_its_code_runs() -> None:
-    for name, content in (("code.pt", {"a": Wicked()}), ("list.pt", [1, 2]), ("text.pt", {"epoch": 3})):
+    for name, content in (("list.pt", [1, 2]), ("text.pt", {"epoch": 3})):
         torch.save(content, name)
         assert f"cohort.weights: {name}: holds no weights" in refused(*ALONE, f"cohort.weights={name}")
+    torch.save({"a": Wicked()}, "code.pt")
+    assert "cohort.weights: code.pt holds more than weights: " in refused(*ALONE, "cohort.weights=code.pt")
     assert not Path("owned").exists()
+    torch.save(nn.Linear(2, 2), "whole.pt", _use_new_zipfile_serialization=False)
+    said = refused(*ALONE, "cohort.weights=whole.pt")
+    assert "torch.nn.modules.linear.Linear" in said
+    assert "state_dict()" in said
     Path("cut.safetensors").write_bytes(Path(as_file(network().weights())).read_bytes()[:200])
     assert "holds no weights" in refused(*ALONE, "cohort.weights=cut.safetensors")
     assert "there is no such file and no such run" in refused(*ALONE, "cohort.weights=nowhere.pt")
+
+
+@pytest.mark.parametrize("content", [b"[data]\nroot = 1\n", b"", b"if this were a pickle", pickle.dumps({"a": 1})])
+def test_a_file_of_another_kind_is_one_problem_of_the_recipe(content: bytes) -> None:
+    """Before anything else is said of it."""
+    Path("photos.toml").write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        recipe(*ALONE, "cohort.weights=photos.toml")
+    (problem,) = caught.value.details
+    assert problem.startswith(f"cohort.weights: photos.toml {origins.NO_WEIGHTS}; pretrained, none, ")
+
+
+def test_an_archive_that_is_none_of_torch_or_cut_short_says_so_in_one_sentence() -> None:
+    torch.save(network().weights(), "cut.pt")
+    Path("cut.pt").write_bytes(Path("cut.pt").read_bytes()[:500])
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    for name in ("cut.pt", "some.zip"):
+        said = refused(*ALONE, f"cohort.weights={name}")
+        assert f"cohort.weights: {name} {origins.NO_WEIGHTS} (" in said
+        assert "checkpoint" not in said
 
 
 # --- an extraction
