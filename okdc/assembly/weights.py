@@ -17,7 +17,7 @@ from torch import Tensor
 
 from okdc.assembly import origins
 from okdc.assembly import student as students
-from okdc.assembly.origins import METADATA, NO_WEIGHTS, VALUES, Origin
+from okdc.assembly.origins import METADATA, NO_WEIGHTS, RANDOM, VALUES, Origin
 from okdc.backbones import pretrained
 from okdc.backbones.pretrained import Facts, Pretrained
 from okdc.errors import CheckFailed, DataError, RecipeError, RunError, UsageError, first_line
@@ -81,6 +81,13 @@ def _file_of(weights: Pretrained) -> str:
 def _as_files(weights: Iterable[Pretrained], values: Sequence[str]) -> str:
     """The hint for a machine without a network, with the `values` of `cohort.weights` there."""
     return f"where there is a network: {_download(weights)} -o FOLDER; here {typed('cohort.weights', values)}"
+
+
+def places(recipe: Recipe) -> list[Path]:
+    """The files and runs that a completed recipe's students start from."""
+    weights = recipe.cohort.weights or ""
+    values = dict.fromkeys(weights if isinstance(weights, tuple) else (weights,))
+    return [Path(v).expanduser().absolute() for v in values if v not in RANDOM and not pretrained.is_name(v)]
 
 
 def _prove(start: Loaded | None, expected: str) -> None:

@@ -525,9 +525,15 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_wants_the_very_file()
     run = RunDir.open(Path("run"))
     run.checkpoint.unlink()
     run.previous_checkpoint.unlink(missing_ok=True)
-    as_file(network(seed=5).weights())
-    with pytest.raises(RunError, match="has not the weights that the recipe began with"):
+    Path("w.safetensors").unlink()
+    with pytest.raises(RecipeError, match="there is no such file") as caught:
         resume(run.path)
+    assert f"restore {Path('w.safetensors').absolute()}, then resume" in caught.value.hint
+    assert "pretrained" not in caught.value.hint, "nobody can name others"
+    as_file(network(seed=5).weights())
+    with pytest.raises(RunError, match="has not the weights that the recipe began with") as other:
+        resume(run.path)
+    assert other.value.hint == caught.value.hint
     as_file(network().weights(), "moved.safetensors")
     text = run.recipe.read_text(encoding="utf-8").replace("w.safetensors", "moved.safetensors")
     run.recipe.write_text(text, encoding="utf-8")

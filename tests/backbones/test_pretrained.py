@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from harness import built, recipe
 from safetensors.torch import load_file, save
 from serving import Server, served
 
+from okdc.assembly import weights
 from okdc.assembly.weights import to_safetensors
 from okdc.backbones import pretrained
 from okdc.errors import DataError, OkdcError, RecipeError
@@ -233,6 +235,19 @@ def test_what_is_there_already_is_not_brought_again(
     answer = ask(capsys, "distill", *SIZE, "method.name=dml", *words)
     assert "okdc download weights torchvision:SqueezeNet1_0_Weights.IMAGENET1K_V1 -o FOLDER;" in answer.err
     assert f"cohort.weights={SQUEEZENET},FOLDER/SqueezeNet1_0_Weights.IMAGENET1K_V1.safetensors" in answer.err
+
+
+def test_weights_of_a_run_that_starts_anew_come_to_their_librarys_cache(
+    published: tuple[Server, dict[str, torch.Tensor]],
+) -> None:
+    """A file has another sha256, and resume takes no key."""
+    server, _ = published
+    job = built(recipe(*SIZE, "cohort.students=torchvision:squeezenet1_1", "cohort.weights=pretrained"))
+    shutil.rmtree("torch")
+    server.status = 503
+    with pytest.raises(DataError) as caught:
+        weights.load(job.recipe, 1)
+    assert caught.value.hint.endswith(f"okdc download weights {SQUEEZENET}")
 
 
 @pytest.mark.parametrize("out", [(), ("-o", "here")])
