@@ -202,7 +202,9 @@ def method(
             built.label_smoothing = smoothing
         return built, sharing
     except RecipeError as error:
-        raise refusal(resolved.place, [error.message, *error.details], error.hint) from None
+        refused = refusal(resolved.place, [error.message], error.hint)
+        refused.details += error.details
+        raise refused from None
     except ValueError as error:
         raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {error}"]) from None
     except (Exception, SystemExit) as error:
