@@ -561,4 +561,4 @@ def download_weights(*names: str, out: str | Path | None = None) -> list[dict[st
     """
     from okdc.assembly import weights
 
-    return [weights.download(name, _path(out)) for name in names]
+    return weights.download(names, _path(out))

@@ -147,6 +147,9 @@ def _remarks(recipe: Recipe, method: str) -> list[str]:
     optim, augment, remarks = recipe.optim, recipe.augment, []
     if optim.optimizer == "adamw" and optim.lr >= LARGE_FOR_ADAMW:
         remarks.append(f"{WARNING}optim.lr={optim.lr:g} is a rate for sgd: adamw usually learns with about 0.001")
+    if optim.backbone_lr != 1:
+        rate = optim.lr * optim.backbone_lr
+        remarks.append(f"optim.backbone_lr={optim.backbone_lr:g} is a factor: the backbones learn with {rate:g}")
     of_labels = {
         "optim.label_smoothing": optim.label_smoothing > 0,
         "optim.class_weights": optim.class_weights != "none",
@@ -309,7 +312,8 @@ def _rules_of_optim(optim: Optim, cohort: CohortTable) -> list[str]:
     if optim.patience and cohort.keep_epoch == "last":
         problems.append(
             f"optim.patience: expected 0 with cohort.keep_epoch=last, found {optim.patience}: it ends a training some "
-            "epochs after the best one, and the last would be kept"
+            "epochs after the best one, and the last would be kept; an early stop wants cohort.keep_epoch=best "
+            "cohort.keep=best data.val_fraction=0.1"
         )
     return problems
 

@@ -65,6 +65,7 @@ def download(
 
 def _download_weights(names: list[str], out: Path | None, of_images: str | None, as_json: bool) -> None:
     from okdc import api
+    from okdc.recipe.shorthand import typed
 
     if not names:
         raise UsageError(
@@ -80,9 +81,11 @@ def _download_weights(names: list[str], out: Path | None, of_images: str | None,
     for weights in facts:
         where = weights["file"] or "the cache of its library"
         console.out(f"{weights['name']} is in {where}; licence: {weights['licence'] or 'its library states none'}")
-    first = facts[0]
-    where = first["file"] or "pretrained"
-    console.next_step(f"okdc distill RECIPE 'cohort.students=[\"{first['network']}\"]' cohort.weights={where}")
+    networks = [weights["network"] for weights in facts]
+    if len(networks) == 1:
+        networks *= 2  # methods of distillation teach two students at least; others take the first
+    values = [weights["file"] or weights["name"] for weights in facts]
+    console.next_step("okdc distill RECIPE", typed("cohort.students", networks), typed("cohort.weights", values))
 
 
 def recipes(

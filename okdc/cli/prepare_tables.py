@@ -95,6 +95,11 @@ def checked(report: dict[str, Any]) -> None:
         f"an epoch takes {duration(epoch['median'])}, of which validation {duration(seconds['validation'])} and the "
         f"checkpoint {duration(seconds['saving'])}"
     )
+    if fixed := seconds["fixed_step"]:
+        console.out(
+            f"the backbones are fixed in {report['fixed_epochs']:,} of these epochs: "
+            f"steps of {_digits(1000 * fixed['median'])} ms there"
+        )
     at_most = "at most " if report["patience"] else ""
     console.out(
         f"to the end: {at_most}about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from okdc.assembly.resolve import resolve
 from okdc.errors import DataError, OkdcError, RecipeError, UsageError
 from okdc.recipe import catalog
 from okdc.recipe.draft import Draft, load, read
-from okdc.recipe.shorthand import full_keys, suggestions
+from okdc.recipe.shorthand import full_keys, suggestions, typed
 from okdc.recipe.words import Flag
 
 
@@ -93,6 +94,42 @@ def test_a_key_that_holds_a_list_takes_words_between_commas(word: str, expected:
     draft = load(["digits_resnet8", word])
     assert value(draft, word.partition("=")[0]) == expected
     assert draft.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("runs/A-1,none", ["runs/A-1", "none"]),
+        ("[runs/A-1,none]", ["runs/A-1", "none"]),
+        ("[runs/A-1, 'none']", ["runs/A-1", "none"]),
+        ("none, none", ["none", "none"]),
+        ("a.safetensors,b.pt", ["a.safetensors", "b.pt"]),
+        ("[pretrained]", ["pretrained"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("pretrained", "pretrained"),
+        ("'a,b'", "a,b"),
+        ("[a", "[a"),
+        ("run,1", "run,1"),
+        ("[run]", "[run]"),
+        ("~nobody-here/a,none", ["~nobody-here/a", "none"]),
+        (f"{'a' * 300},none", ["a" * 300, "none"]),
+    ],
+)
+def test_a_key_of_text_or_a_list_takes_words_between_commas_but_for_a_path(words: str, expected: object) -> None:
+    Path("run,1").touch()
+    Path("[run]").mkdir()
+    draft = load(["digits_resnet8", f"cohort.weights={words}"])
+    assert value(draft, "cohort.weights") == expected
+    assert draft.notes == ()
+    short = load(["digits_resnet8", f"weights={words}"])
+    assert value(short, "cohort.weights") == expected
+    assert short.notes == (f"weights={words} is read as cohort.weights={words}",)
+
+
+@pytest.mark.parametrize("values", [["a"], ["a", "none"], ["a b/c.pt", "none"], ["a,b.pt", "none"], ["it's", "[x]"]])
+def test_a_list_is_typed_as_it_is_read(values: list[str]) -> None:
+    (word,) = shlex.split(typed("cohort.students", values))
+    assert value(load([word]), "cohort.students") == values
 
 
 def test_a_recipe_after_an_empty_value_is_the_recipe() -> None:
