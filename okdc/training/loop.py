@@ -322,8 +322,8 @@ class Training:
     def _line(self, trained: Summary, validated: Summary | None) -> str:
         text = f"epoch {self.position.epoch}/{self.epochs}  loss {sum(trained.losses.values()):.3f}"
         if validated:
-            accuracies = validated.accuracy_pct(self.job.recipe.cohort.keep_metric)
-            text += f"  val {_in_words(accuracies)}"
+            metric = self.job.recipe.cohort.keep_metric
+            text += f"  {'balanced' if metric == 'balanced' else 'val'} {_in_words(validated.accuracy_pct(metric))}"
         return text
 
 

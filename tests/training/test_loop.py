@@ -765,11 +765,12 @@ def test_a_deterministic_run_on_the_gpu_is_equal_to_the_bit(monkeypatch: pytest.
         torch.use_deterministic_algorithms(False)
 
 
-def test_the_line_of_an_epoch_fits_eighty_columns() -> None:
+@pytest.mark.parametrize(("metric", "word", "pct"), [("top1", "val", 100.0), ("balanced", "balanced", 62.5)])
+def test_the_line_of_an_epoch_fits_eighty_columns_and_says_what_it_measures(metric: str, word: str, pct: float) -> None:
     heads = ("student0", "student1", "fused", "ensemble")
-    summary = Summary({"all": 99.999}, dict.fromkeys(heads, 100.0), None)
-    recipe = SimpleNamespace(cohort=SimpleNamespace(keep_metric="top1"))
+    summary = Summary({"all": 99.999}, dict.fromkeys(heads, pct), None, dict.fromkeys(heads, pct))
+    recipe = SimpleNamespace(cohort=SimpleNamespace(keep_metric=metric))
     training = SimpleNamespace(position=SimpleNamespace(epoch=999), epochs=999, job=SimpleNamespace(recipe=recipe))
     line = loop.Training._line(training, summary, summary)  # type: ignore[arg-type]
-    assert line.endswith("val students 100.0 100.0 fused 100.0 ensemble 100.0")
+    assert line.endswith(f"  {word} students {pct} {pct} fused {pct} ensemble {pct}")
     assert len(line) <= 80
