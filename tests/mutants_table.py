@@ -1239,6 +1239,8 @@ BACKBONES = [
          "test_okdcs_own_passes_leave_a_network_as_it_was"),
         ("half-is-taken", "parameter.dtype != torch.float32", "False",
          "test_what_cannot_be_kept_is_refused_with_the_reason_and_a_way_out"),
+        ("chance-told-as-state", "if random_in_evaluation(entry.net, entry, _probe(1, images)):", "if False:",
+         "test_what_cannot_be_kept_is_refused_with_the_reason_and_a_way_out"),
     ),
     *_of("backbones", "okdc/backbones/behaviour.py", "tests/backbones/test_kept_as_written.py",
         ("gradients-not-compared", "if parameter.grad is not None:", "if False:",
