@@ -997,6 +997,18 @@ TRIAL = [
         ("series-forgets", "if not series.read_info().export_check:", "if False:",
          "test_a_series_that_is_continued_asks_no_more_than_it_did"),
     ),
+    *_of("trial", "okdc/training/computable.py", "tests/training/test_computable.py",
+        ("any-type", "if not (reason := _refusal(student, size, settings)):", "if True:",
+         "test_a_type_that_was_asked_for_and_that_a_student_refuses_is_an_error_before_the_images_are_read"),
+        ("asked-type-is-left", 'if asked != "auto":', "if False:",
+         "test_a_type_that_was_asked_for_and_that_a_student_refuses_is_an_error_before_the_images_are_read"),
+        ("automatic-type-stays", 'if asked != "auto":', "if True:",
+         "test_a_type_that_nobody_asked_for_is_float32_then_and_the_run_says_why_and_keeps_it"),
+        ("a-student-itself-learns", "copy.deepcopy(student)", "student",
+         "test_the_question_changes_nothing_in_the_student_and_in_random_numbers"),
+        ("float32-not-tried", "_step(student, size, settings, nullcontext())", "pass",
+         "test_what_float32_does_not_help_is_left_to_the_first_step"),
+    ),
 ]
 
 PRECISION = [
