@@ -481,7 +481,7 @@ def write_bundle(
         raise UsageError("student and budget both choose a student", hint="one of them")
     if run is None:
         folder = RunDir.newest("complete")
-        progress.note(f"no run named: {folder.path} is the newest complete one")
+        progress.note(f"nothing named: {folder.path} is the newest complete run")
     else:
         folder = RunDir.open(run.path if isinstance(run, Run) else Path(run))
     index, reason = None, ""
@@ -561,4 +561,4 @@ def download_weights(*names: str, out: str | Path | None = None) -> list[dict[st
     """
     from okdc.assembly import weights
 
-    return [weights.download(name, _path(out)) for name in names]
+    return weights.download(names, _path(out))

@@ -184,19 +184,21 @@ def _dependent(student: Backbone, more: Mapping[str, torch.Size]) -> set[int]:
 def _put(loaded: Loaded, student: Backbone, classes: int, images: torch.Size) -> _Begun:
     tensors, facts, name = loaded.tensors, loaded.origin.facts, student.architecture
     more = backbones.shapes(name, classes + 1, images)
-    dependent, wrong = _dependent(student, more), []
+    dependent = _dependent(student, more)
     for network in (student, *student.inner):  # the weights of a network with an extraction, or of one without
         own = network.weights()
         head = {key: tensor for key, tensor in own.items() if tensor.data_ptr() in dependent}
-        wrong = _wrong(own, head, tensors, more.keys())
-        if not wrong:
+        wrong, foreign = _wrong(own, head, tensors), _foreign(own, tensors, more.keys())
+        if not wrong and not foreign:
             break
-    if wrong:
-        rest = [f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else []
+    else:
+        counts = [f"{len(wrong)} of its {len(own)} tensors are missing or of another shape"] if wrong else []
+        counts += [f"{len(foreign)} of the {len(tensors)} there are not of this network"] if foreign else []
+        lines = wrong + foreign
+        rest = [f"and {len(lines) - LISTED} more"] if len(lines) > LISTED else []
         raise RecipeError(
-            f"cohort.weights: {loaded.origin.where} are not the weights of {name}: {len(wrong)} of its "
-            f"{len(own)} tensors do not fit",
-            details=[*wrong[:LISTED], *rest],
+            f"cohort.weights: {loaded.origin.where} are not the weights of {name}: {', and '.join(counts)}",
+            details=[*lines[:LISTED], *rest],
         )
     reason = _why_new(head, tensors, facts, classes)
     fresh = {} if reason else {key: tensor.clone() for key, tensor in head.items()}
@@ -207,11 +209,9 @@ def _put(loaded: Loaded, student: Backbone, classes: int, images: torch.Size) ->
     return _Begun(loaded, name, len(given), head, fresh, reason)
 
 
-def _wrong(
-    own: Mapping[str, Tensor], head: Collection[str], tensors: Mapping[str, Tensor], authors: Collection[str]
-) -> list[str]:
-    """A line for each tensor that does not fit. The head may differ; a count of batches takes part in no answer, and
-    outputs that the stages leave out, which are among the author's names, have no place.
+def _wrong(own: Mapping[str, Tensor], head: Collection[str], tensors: Mapping[str, Tensor]) -> list[str]:
+    """A line for each of the network's tensors that does not fit. The head may differ, and a count of batches takes
+    part in no answer.
     """
     lines = []
     for key, tensor in own.items():
@@ -222,9 +222,14 @@ def _wrong(
                 lines.append(f"{key}: missing, expected {by(tensor.shape) or 'a number'}")
         elif tensors[key].shape != tensor.shape:
             lines.append(f"{key}: expected {by(tensor.shape)}, found {by(tensors[key].shape)}")
-    return lines + [
-        f"{key}: the network has no such tensor" for key in tensors if key not in own and key not in authors
-    ]
+    return lines
+
+
+def _foreign(own: Collection[str], tensors: Collection[str], authors: Collection[str]) -> list[str]:
+    """A line for each tensor that the network does not have. Outputs that the stages leave out, which are among the
+    author's names, have no place.
+    """
+    return [f"{key}: the network has no such tensor" for key in tensors if key not in own and key not in authors]
 
 
 def _why_new(head: Mapping[str, Tensor], tensors: Mapping[str, Tensor], facts: Facts, classes: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,8 +25,9 @@ from okdc.data.source import Colour, Request
 from okdc.errors import DataError, RecipeError, one_line
 from okdc.methods import METHODS
 from okdc.methods.base import Method
+from okdc.progress import WARNING
 from okdc.recipe.explain import refusal
-from okdc.recipe.schema import TEACHER, Recipe
+from okdc.recipe.schema import TEACHER, CohortTable, Recipe
 from okdc.runs.artefacts import Start
 from okdc.seeds import seeded
 
@@ -124,12 +125,22 @@ def job(
         dataset,
         assembly.method,
         normalisation,
-        (*notes, *assembly.notes),
+        (*notes, *assembly.notes, *_kept(resolved.recipe.cohort, assembly.method.leader, len(dataset.val))),
         resolved.variant,
         teacher.facts if teacher else None,
         starts,
         _finetuned(resolved, assembly.method.cohort, len(dataset.classes)),
     )
+
+
+def _kept(cohort: CohortTable, leader: int | None, validation_images: int) -> Iterator[str]:
+    """What `cohort.keep` and its like do not do here, although they seem to."""
+    if isinstance(cohort.keep, int) and leader not in (None, cohort.keep):
+        yield f"{WARNING}cohort.keep={cohort.keep} keeps a peer: cohort.keep={leader} is the leader"
+    if not validation_images:
+        yield "no validation images: the last epoch is kept"
+        if cohort.keep_metric == "balanced":
+            yield f"{WARNING}cohort.keep_metric='balanced' chooses on validation images, and there are none"
 
 
 def _finetuned(resolved: ResolvedRecipe, cohort: Cohort, classes: int) -> tuple[Finetuned, ...]:
@@ -191,7 +202,9 @@ def method(
             built.label_smoothing = smoothing
         return built, sharing
     except RecipeError as error:
-        raise refusal(resolved.place, [error.message, *error.details], error.hint) from None
+        refused = refusal(resolved.place, [error.message], error.hint)
+        refused.details += error.details
+        raise refused from None
     except ValueError as error:
         raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {error}"]) from None
     except (Exception, SystemExit) as error:

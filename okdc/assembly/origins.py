@@ -30,7 +30,12 @@ from okdc.runs.series import SeriesDir
 RANDOM = ("", "none")
 PRETRAINED = "pretrained"
 METADATA = "okdc"  # the key of the facts in the header of a .safetensors file
+VALUES = "pretrained, none, timm:NAME.TAG, torchvision:ENUM.MEMBER, a .safetensors or .pt file, or runs/NAME"
+NO_WEIGHTS = "is no .safetensors file and no file of torch.save with weights alone"
+# How files of torch.save begin: a zip archive, and before torch 1.6 this number in their first bytes.
+ZIP, MAGIC = b"PK\x03\x04", (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 BILINEAR = "bilinear"  # how okdc and every client of a bundle resize
+WHOLE = {"squash": "whole images, squeezed to squares", "border": "whole images with a border"}  # by Facts.crop_mode
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ def _origin(student: str, value: str) -> Origin | None:
     if value == PRETRAINED:
         weights = pretrained.find(base) if tag else pretrained.default(network)
         return Origin(weights.name, weights.facts)
-    if tag and value != base:
+    if tag and value != base and not _is_file_of(value, base):
         raise RecipeError(
             f"{student} names trained weights, and {value} names others",
             hint=f'cohort.weights="pretrained" takes the first; or the network alone: {untagged(student)}',
@@ -145,6 +150,12 @@ def _origin(student: str, value: str) -> Origin | None:
     return _of_path(value, network)
 
 
+def _is_file_of(value: str, name: str) -> bool:
+    """Whether a file says that it holds the weights of this full name."""
+    path = Path(value).expanduser()
+    return path.is_file() and (_header(path) or Facts()).name == name
+
+
 def _of_path(value: str, network: str) -> Origin:
     path = Path(value).expanduser()
     if RunDir.is_at(path):
@@ -156,9 +167,11 @@ def _of_path(value: str, network: str) -> Origin:
     if not path.is_file():
         raise RecipeError(
             f"{value}: there is no such file and no such run",
-            hint="pretrained, none, timm:NAME.TAG, torchvision:ENUM.MEMBER, a .safetensors or .pt file, or runs/NAME",
+            hint=VALUES,
         )
     try:
+        if not _may_hold_weights(path):
+            raise RecipeError(f"{value} {NO_WEIGHTS}", hint=VALUES)
         facts = _header(path) or _beside(path)
     except OSError as error:
         raise RecipeError(f"{value}: cannot be read: {error.strerror}") from None
@@ -170,6 +183,15 @@ def _of_path(value: str, network: str) -> Origin:
         # A name, classes and a licence belong to a file, not to a network.
         return Origin(value, replace(usual, name="", classes=None, labels=(), licence=""), guessed=True)
     return Origin(value, facts or Facts())
+
+
+def _may_hold_weights(path: Path) -> bool:
+    """Whether a file is called .safetensors, or begins as torch.save writes. Raises OSError."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as stream:
+        beginning = stream.read(32)
+    return beginning.startswith(ZIP) or MAGIC in beginning
 
 
 def _student_of_a_run(path: Path) -> tuple[RunDir, int | None] | None:
@@ -208,6 +230,7 @@ def _facts_of_student(info: StudentInfo) -> Facts:
         interpolation=BILINEAR,
         classes=len(info.classes),
         labels=info.classes,
+        crop_mode=pretrained.CENTER,
     )
 
 
@@ -299,6 +322,9 @@ def _remarks(origin: Origin, size: int, taken: Collection[str], source: Source) 
         lines.append(
             f"{origin.where} was trained on {facts.interpolation} resizing; okdc and every client resize bilinear"
         )
+    if facts.crop_mode not in ("", pretrained.CENTER) and source.class_folders:
+        seen = WHOLE.get(facts.crop_mode, f"the crop {facts.crop_mode!r}")
+        lines.append(f"{origin.where} was trained on {seen}; okdc and every client cut out the middle")
     if facts.mean is None or facts.std is None:
         lines.append(
             f"{origin.where} does not say which mean and deviation it was trained with; data.mean and data.std do"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -100,6 +101,8 @@ def resolve(draft: Draft, needs_data: bool = True, begun: bool = False) -> Resol
         raise _no_folder_read(source, typed)
     draft, short = _with_short_keys_of_method(draft)
     tables, notes = _with_root(draft, source)
+    if needs_data and not begun and source is not None and source.files:
+        _refuse_root_beside_recipe(draft, tables["data"].get("root"))
     notes += short
     kind, config = None, None
     method = tables.get("method")
@@ -117,7 +120,7 @@ def resolve(draft: Draft, needs_data: bool = True, begun: bool = False) -> Resol
             except ValidationError as error:
                 problems += explain(error, kind.Config, "method.")
     recipe, wrong = check(replace(draft, tables=tables))
-    problems = wrong + problems
+    problems = [*map(_with_owners, wrong), *problems]
     students = tables.get("cohort", {}).get("students", []) if isinstance(tables.get("cohort"), dict) else []
     for name in [s for s in students if isinstance(s, str)] if isinstance(students, list) else []:
         try:
@@ -144,6 +147,9 @@ def _remarks(recipe: Recipe, method: str) -> list[str]:
     optim, augment, remarks = recipe.optim, recipe.augment, []
     if optim.optimizer == "adamw" and optim.lr >= LARGE_FOR_ADAMW:
         remarks.append(f"{WARNING}optim.lr={optim.lr:g} is a rate for sgd: adamw usually learns with about 0.001")
+    if optim.backbone_lr != 1:
+        rate = optim.lr * optim.backbone_lr
+        remarks.append(f"optim.backbone_lr={optim.backbone_lr:g} is a factor: the backbones learn with {rate:g}")
     of_labels = {
         "optim.label_smoothing": optim.label_smoothing > 0,
         "optim.class_weights": optim.class_weights != "none",
@@ -169,6 +175,19 @@ def _with_root(draft: Draft, source: Source | None) -> tuple[dict[str, Any], lis
         elif source.root is not None:
             tables["data"] = {"root": source.root} | tables["data"]
     return tables, notes
+
+
+def _refuse_root_beside_recipe(draft: Draft, root: Any) -> None:
+    """Raises DataError where a file's `data.root` leads nowhere from the working directory, but does from the file."""
+    if not isinstance(root, str) or root != draft.tables["data"].get("root") or "data.root" in draft.overridden:
+        return
+    beside = os.path.normpath(draft.path.parent / root)
+    if not os.path.isdir(os.path.expanduser(root)) and os.path.isdir(beside):  # noqa: PTH111, PTH112  (any path)
+        raise DataError(
+            f"{draft.path}: data.root is {root}, which leads to no folder from here: it is relative to the folder in "
+            "which okdc is called, not to the recipe",
+            hint=f"--data-root {shlex.quote(beside)}",
+        )
 
 
 def _typed(draft: Draft, key: str) -> Override | None:
@@ -201,6 +220,19 @@ def _with_short_keys_of_method(draft: Draft) -> tuple[Draft, list[str]]:
         notes = [f"{o.words} is read as {mine[o.key]}={o.value.strip()}" for o in short if o.key in mine]
         return replace(draft, tables=tables, overrides=overrides, overridden=keys), notes
     return draft, []
+
+
+def _with_owners(problem: str) -> str:
+    """The line of a problem; of an unknown key at the top level with the methods that have a key of this name."""
+    key, _, rest = problem.partition(": unknown key")
+    if not rest or "." in key or full_keys(key):
+        return problem
+    owners = [name for name in sorted(methods.METHODS.own) if key in methods.find(name).Config.model_fields]
+    if not owners:
+        return problem
+    return (
+        f"{key}: unknown key of this method; it is one of {', '.join(owners)} (okdc recipes method.{owners[0]}.{key})"
+    )
 
 
 def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
@@ -280,7 +312,8 @@ def _rules_of_optim(optim: Optim, cohort: CohortTable) -> list[str]:
     if optim.patience and cohort.keep_epoch == "last":
         problems.append(
             f"optim.patience: expected 0 with cohort.keep_epoch=last, found {optim.patience}: it ends a training some "
-            "epochs after the best one, and the last would be kept"
+            "epochs after the best one, and the last would be kept; an early stop wants cohort.keep_epoch=best "
+            "cohort.keep=best data.val_fraction=0.1"
         )
     return problems
 

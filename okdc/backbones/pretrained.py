@@ -32,6 +32,8 @@ CONNECT_S = 10  # seconds within which a server has to answer
 # Built with weights these two take ImageNet's mean and deviation and turn them into a half: built without they do not.
 HALF = ("torchvision:googlenet", "torchvision:inception_v3")
 
+CENTER = "center"  # the crop that keeps the middle of an image
+
 Colour = tuple[float, float, float]
 
 
@@ -48,6 +50,7 @@ class Facts:
     labels: tuple[str, ...] = ()  # in the order of the logits
     licence: str = ""  # as their library states it
     name: str = ""  # in full, as `find` takes it
+    crop_mode: str = ""  # as timm says: center; squash, of the whole image; border, which pads it
 
     def shorter_side(self, size: int) -> int:
         """The pixels that the shorter side is resized to before the centre of `size` pixels is cut out."""
@@ -84,10 +87,7 @@ class Pretrained:
             if isinstance(error, HTTPError):
                 error.close()
             raise DataError(
-                f"{self.name}: these weights are not on this machine, and {library} cannot load them: "
-                f"{one_line(error)}",
-                hint=f"where there is a network: okdc download weights {self.name} -o FOLDER; here "
-                f"cohort.weights=FOLDER/{self.file}",
+                f"{self.name}: these weights are not on this machine, and {library} cannot load them: {one_line(error)}"
             ) from error
 
 
@@ -200,6 +200,7 @@ def _of_torchvision(weights: Any, network: str) -> Pretrained:
         classes=len(labels) or None,
         labels=labels,
         licence=str(meta.get("license", "")),
+        crop_mode=CENTER if cropped else "",
     )
     return Pretrained(name, network, facts)
 
@@ -233,6 +234,7 @@ def _of_timm(name: str) -> Pretrained:
         classes=config.num_classes or None,
         labels=tuple(config.label_names or ()),
         licence=config.license or "",
+        crop_mode=config.crop_mode or "",
     )
     return Pretrained(full, network, facts)
 
@@ -252,5 +254,6 @@ def facts_of(tables: Mapping[str, Any]) -> Facts:
             "mean": _colour(tables.get("mean")),
             "std": _colour(tables.get("std")),
             "labels": tuple(tables.get("labels", ())),
+            "crop_mode": str(tables.get("crop_mode", "")),
         }
     )

@@ -152,6 +152,15 @@ def accuracies(counts: ByClass, recorded: Kept | Model) -> list[Comparison]:
 
 def check_labels(bundle: BundleDir, part: Part) -> None:
     """Raises CheckFailed ("labels") where the images' classes are not the bundle's labels, in order."""
+    classes, labels = set(part.classes), set(bundle.labels)
+    if classes != labels:
+        other = next(name for name in (*part.classes, *bundle.labels) if name not in classes & labels)
+        raise CheckFailed(
+            "labels",
+            f"{bundle.folder / MANIFEST}: the images are of another data set: {len(classes & labels)} of "
+            f"{len(labels)} classes in common, not {other!r}",
+            hint="--data-root DIR says where its own are",
+        )
     if list(part.classes) != bundle.labels:
         swapped = next(
             (pair for pair in zip(part.classes, bundle.labels, strict=False) if pair[0] != pair[1]), ("none", "one")

@@ -96,10 +96,11 @@ def _explanations(facts: dict[str, Any]) -> list[str]:
     seeds = _ranges(sorted({seed for row in rows for seed in row["seeds"]}))
     first = rows[0]
     low, high = first["kept_interval_pct"]
+    epochs = f"{facts['epochs']} epoch{'s' * (facts['epochs'] > 1)}"
     lines = [
         f"kept: {_how_kept(facts)}; this student is exported. last: at the last epoch, the first student, or the "
         "leader of a method that has one. ±: standard deviation over n seeds, one training for each",
-        f"{facts['dataset']}, {facts['epochs']} epochs, seeds {seeds}, all judged on the same {images}: an "
+        f"{facts['dataset']}, {epochs}, seeds {seeds}, all judged on the same {images}: an "
         f"accuracy of {first['kept']['mean_top1_pct']:.2f} % on as many is [{low:.2f}, {high:.2f}] (Wilson's "
         f"{facts['confidence_pct']:g} % interval), which more seeds do not make narrower",
     ]

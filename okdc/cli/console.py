@@ -170,7 +170,7 @@ class Talk:
 
     @contextmanager
     def training(self) -> Iterator[Callable[[int, int, str], None]]:
-        self._left = TimeLeft()  # each seed of a series has its own
+        self._left = TimeLeft(from_counts=False)  # each seed of a series has its own; the first step may compile
         with progress("training", self._left, each_text=True) as update:
             yield update
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,9 @@ def guess(arguments: Sequence[str], group: Any) -> Corrections:
     if place is None:
         return {}
     name = arguments[place]
+    following = arguments[place + 1 : place + 2]
+    if name == "help" and following and following[0] in group.commands:
+        return {(name, *following): (*following, "--help")}
     if name not in group.commands:
         return _command(name, list(group.commands))
     if name not in OF_KEYS:
@@ -103,7 +107,9 @@ def _options(words: Sequence[str], command: Any) -> Iterator[tuple[tuple[str, ..
             typed = (word, value)
         near = difflib.get_close_matches(option, list(options), n=1, cutoff=0.75)
         keys = full_keys(name) or ([] if near else suggestions(name))
-        if len(keys) == 1 and value:
+        if keys == ["data.name"] and os.path.isdir(value):  # noqa: PTH112  (Path.is_dir() raises for some words)
+            yield typed, ("--data-root", value)
+        elif len(keys) == 1 and value:
             yield typed, (f"{keys[0]}={value}",)
         elif near:
             yield typed, (near[0], value) if value else (near[0],)

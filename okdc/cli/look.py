@@ -65,6 +65,7 @@ def download(
 
 def _download_weights(names: list[str], out: Path | None, of_images: str | None, as_json: bool) -> None:
     from okdc import api
+    from okdc.recipe.shorthand import typed
 
     if not names:
         raise UsageError(
@@ -80,9 +81,11 @@ def _download_weights(names: list[str], out: Path | None, of_images: str | None,
     for weights in facts:
         where = weights["file"] or "the cache of its library"
         console.out(f"{weights['name']} is in {where}; licence: {weights['licence'] or 'its library states none'}")
-    first = facts[0]
-    where = first["file"] or "pretrained"
-    console.next_step(f"okdc distill RECIPE 'cohort.students=[\"{first['network']}\"]' cohort.weights={where}")
+    networks = [weights["network"] for weights in facts]
+    if len(networks) == 1:
+        networks *= 2  # methods of distillation teach two students at least; others take the first
+    values = [weights["file"] or weights["name"] for weights in facts]
+    console.next_step("okdc distill RECIPE", typed("cohort.students", networks), typed("cohort.weights", values))
 
 
 def recipes(
@@ -172,10 +175,17 @@ def _named(word: str, of_tables: list[Key]) -> list[Key]:
     if word.split(".")[0] == "method" and word != "method.name":
         rows += _of_methods(word)
     if not rows:
+        from okdc.recipe.shorthand import full_keys
+
+        short = full_keys(word)
+        rows = [row for row in of_tables if [row.key] == short]
+    if not rows:
         parents = list(dict.fromkeys(row.table for row in of_tables if row.table))
         names = [*(row.key for row in of_tables), *parents, *catalog.recipes()]
+        begun = [name for name in catalog.recipes() if name.startswith(f"{word}_")]
+        meant = f" (did you mean {' or '.join(map(repr, begun))}?)" if 0 < len(begun) < 4 else nearest(word, names)
         raise UsageError(
-            f"{word} is no recipe, table or key{nearest(word, names)}",
+            f"{word} is no recipe, table or key{meant}",
             hint=f"tables: {', '.join(parents)}; okdc recipes keys explains every key, okdc recipes lists the recipes",
         )
     return rows

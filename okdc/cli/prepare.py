@@ -85,9 +85,8 @@ def new(
         )
         return
     console.say(f"{path} is written, with the reason beside each of its {len(planned.lines)} lines")
-    for line in planned.lines:
-        if line.key in plan.PRINTED:
-            console.note(f"{line.name} = {line.value}: {line.reason}")
+    for line in planned.printed:
+        console.note(f"{line.name} = {writing.toml(line.value)}: {line.reason}")
     console.next_step("okdc distill", path)
 
 

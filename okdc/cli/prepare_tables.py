@@ -85,8 +85,9 @@ def checked(report: dict[str, Any]) -> None:
     console.out(f"this check took at most {_digits(used['peak'] / 1e6)} MB, libraries and all")
     seconds = report["seconds"]
     step, epoch, whole_time = (seconds[name] for name in ("step", "epoch", "whole"))
+    epochs = f"{report['epochs']:,} epoch{'s' * (report['epochs'] > 1)}"
     console.out(
-        f"{report['epochs']:,} epochs of {report['steps_per_epoch']:,} steps of {report['batch_size']} images: "
+        f"{epochs} of {report['steps_per_epoch']:,} steps of {report['batch_size']} images: "
         f"{report['steps']:,} steps of {_digits(1000 * step['median'])} ms "
         f"({_digits(1000 * step['low'])} to {_digits(1000 * step['high'])}, n = {step['n']})"
     )
@@ -94,6 +95,11 @@ def checked(report: dict[str, Any]) -> None:
         f"an epoch takes {duration(epoch['median'])}, of which validation {duration(seconds['validation'])} and the "
         f"checkpoint {duration(seconds['saving'])}"
     )
+    if fixed := seconds["fixed_step"]:
+        console.out(
+            f"the backbones are fixed in {report['fixed_epochs']:,} of these epochs: "
+            f"steps of {_digits(1000 * fixed['median'])} ms there"
+        )
     at_most = "at most " if report["patience"] else ""
     console.out(
         f"to the end: {at_most}about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "

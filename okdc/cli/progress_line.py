@@ -17,10 +17,13 @@ WINDOW_S = 30.0  # the estimate looks back so far
 
 
 class TimeLeft:
-    """The seconds that some work still takes: the work's own estimate, else one from its last half minute."""
+    """The seconds that some work still takes: the work's own estimate, else one from its last half minute.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    `from_counts`: False where the work will tell, and its first units say nothing of all others.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, from_counts: bool = True) -> None:
+        self._clock, self._from_counts = clock, from_counts
         self._estimate: tuple[float, float] | None = None  # seconds left, and when that was said
         self._marks: deque[tuple[float, int]] = deque([(clock(), 0)])
         self._total = 0
@@ -45,7 +48,7 @@ class TimeLeft:
             left, then = self._estimate
             return max(0.0, left - (self._clock() - then))
         (began, first), (ended, last) = self._marks[0], self._marks[-1]
-        if last == first or ended == began:
+        if last == first or ended == began or not self._from_counts:
             return None
         return max(0.0, (self._total - last) * (ended - began) / (last - first) - (self._clock() - ended))
 

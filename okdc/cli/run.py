@@ -104,7 +104,8 @@ def _in_words(error: Exception | SystemExit, arguments: Sequence[str]) -> OkdcEr
         return error
     if isinstance(error, typer.TyperException):
         context = getattr(error, "ctx", None)
-        command = context.command_path if context else "okdc"
+        named = next((f"okdc {word}" for word in arguments[:1] if word in _commands().commands), "okdc")
+        command = context.command_path if context else named  # an option without its value comes without
         right = corrections.guess(arguments, _commands())
         hint = corrections.line(arguments, right) if right else f"{command} --help"
         return UnforeseenError("usage", error.format_message(), hint)

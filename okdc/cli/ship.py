@@ -12,6 +12,7 @@ from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import BundlePath, DataRoot, Json, TrustCode
 from okdc.errors import CheckFailed, UsageError, nearest
+from okdc.recipe import catalog
 from okdc.runs.trust import trusting_code
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def profile(
 ) -> None:
     """Count parameters and MACs of networks; measure latency."""
     from okdc import api
-    from okdc.runs.run import refuse_series
+    from okdc.runs.run import RunDir, refuse_series
 
     for thing in things or []:
         refuse_series(Path(thing))
@@ -46,10 +47,14 @@ def profile(
         console.out_json(report)
         return
     tables.profile(report)
+    run = RunDir(Path(report["run"])) if report["run"] else None
     if any(row["kept"] for row in report["rows"]):
         console.next_step("okdc export", Path(report["run"]), "--onnx")
+    elif run and run.state() == "resumable":
+        console.next_step(run.resume_command())
     else:
-        console.next_step("okdc distill")
+        recipes = [Path(thing) for thing in things or [] if Path(thing).is_file() or catalog.find_recipe(thing)]
+        console.next_step("okdc distill", *recipes[:1])
 
 
 def export(
@@ -149,7 +154,7 @@ def export(
     wanted = Wanted(int8, fp16, full_range, calib_images, max_drop, min_agreement, diagnose)
     run = thing or api.Run.newest().path
     if thing is None:
-        console.note(f"no run named: {run} is the newest complete one")
+        console.note(f"nothing named: {run} is the newest complete run")
     place = None if target else out  # with a page, -o is the page's
     keep = target is not None and not any((int8, fp16, license_, data_root, replace))
     with trusting_code(trust_code):
@@ -194,7 +199,8 @@ def evaluate(
         return
     tables.evaluation(report)
     if report["kind"] == "run":
-        console.next_step("okdc export", chosen, "--onnx")
+        moved = ("--data-root", Path(data_root)) if data_root else ()
+        console.next_step("okdc export", chosen, "--onnx", *moved)
     else:
         console.next_step("okdc predict", chosen, "IMAGE ...")
 

@@ -191,6 +191,9 @@ def _paper(paper: dict[str, Any] | None) -> str:
     )
 
 
+ORT_MS = "latency_ms_p50_onnxruntime"
+
+
 def profile(report: dict[str, Any]) -> None:
     """The costs of the networks side by side, the kept student, the Pareto front, and the stages of each network."""
     rows = report["rows"]
@@ -223,9 +226,10 @@ def profile(report: dict[str, Any]) -> None:
     accuracies = "".join(f"{split} %: 95 % interval, {n:,} images. " for split, n in sorted(splits))
     if elsewhere := [row["name"] for row in rows if row["judged_device"] not in (None, "cpu")]:
         accuracies += f"Judged on the GPU: {', '.join(dict.fromkeys(elsewhere))}; an export judges again on the CPU. "
+    engines = "in torch and in onnxruntime (ORT)" if any(row[ORT_MS] for row in rows) else "in torch"
     console.note(
         f"{accuracies}MACs: of convolutions and linear layers, equal to torch's FlopCounterMode; FLOPs: 2 × MACs. "
-        "ms: median time of one image in torch and in onnxruntime (ORT), "
+        f"ms: median time of one image {engines}, "
         f"{latency['threads']} thread{'s' if latency['threads'] > 1 else ''}, {latency['processor']}. "
         "--json adds p90, activations and fvcore's count"
     )
@@ -245,7 +249,7 @@ def _costs(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
         "MACs": [("≥ " if row["lower_bound"] else "") + f"{row['macs']:,}" for row in rows],
         "ONNX\nkB": [f"{row['onnx_bytes'] / 1000:,.0f}" if row["onnx_bytes"] else "" for row in rows],
         "torch\nms": [_decimals(row["latency_ms_p50_torch"]) for row in rows],
-        "ORT\nms": [_decimals(row["latency_ms_p50_onnxruntime"]) for row in rows],
+        "ORT\nms": [_decimals(row[ORT_MS]) for row in rows],
     }
     shown = {header: cells for header, cells in columns.items() if any(cells)}
     return list(shown), [list(cells) for cells in zip(*shown.values(), strict=True)]

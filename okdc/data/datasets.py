@@ -20,9 +20,11 @@ from okdc.data.source import Colour, Content, Labels, Needed, Request, Source
 from okdc.data.splits import TEST_SHARE, apportion, test_images, validation_images
 from okdc.errors import DataError
 from okdc.plugins import no_exit
+from okdc.progress import WARNING
 from okdc.seeds import generator
 
 SPLIT_SEED = 0  # of every split that okdc makes itself
+NAMED = 5  # classes that a note names
 SAMPLE = 4096  # images from which mean and deviation follow where decoding all of them may take hours
 
 
@@ -154,10 +156,13 @@ def dataset_of(name: str, content: Content) -> Dataset:
         everything, count = splits["all"], content.test_images
         if count is None:
             count = test_images(len(everything))
-            notes += (
-                f"one folder of classes: {TEST_SHARE:.0%} of each is the test split, drawn with seed {SPLIT_SEED}",
-            )
+            notes += (f"one folder of classes: {TEST_SHARE:.0%} are the test split, drawn with seed {SPLIT_SEED}",)
         splits["test"] = stratified(labels, everything, count, SPLIT_SEED, "test")
+        judged = set(labels[splits["test"]].tolist())
+        if without := [name for label, name in enumerate(content.classes) if label not in judged]:
+            more = f" and {len(without) - NAMED:,} more" if len(without) > NAMED else ""
+            named = ", ".join(map(repr, without[:NAMED]))
+            notes += (f"{WARNING}no test image is of the classes {named}{more}: they have too few",)
         splits["train"] = _without(everything, splits["test"])
     return Dataset(
         name=name,

@@ -43,8 +43,8 @@ def check(status: os.stat_result) -> None:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file to read from, links followed, and its size. Raises NoFileError for another kind, and OSError.
+def opened(path: Path) -> Iterator[tuple[BinaryIO, os.stat_result]]:
+    """A regular file to read from, links followed, and its status. Raises NoFileError for another kind, and OSError.
 
     Opening a pipe would wait for a writer, and /dev/zero has no end. The kind is that of the opened file: another
     process may have put something else in its place since a listing looked at it.
@@ -54,12 +54,12 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         status = os.fstat(descriptor)
         check(status)
         with open(descriptor, "rb", closefd=False) as stream:
-            yield stream, status.st_size
+            yield stream, status
     finally:
         os.close(descriptor)
 
 
 def read(path: Path) -> bytes:
     """The bytes of a regular file. Raises as `opened`."""
-    with opened(path) as (stream, size):
-        return stream.read(size)  # a file that grows meanwhile has an end all the same
+    with opened(path) as (stream, status):
+        return stream.read(status.st_size)  # a file that grows meanwhile has an end all the same

@@ -45,14 +45,17 @@ def decoded(listing: Listing, request: Request, notes: Notes = lambda *_: ()) ->
     if groups is not None and not streamed and not _streams(request, len(labels))[0]:
         has_all = cache.has(listing, request.image_size, request.shorter_side)
         groups = None if has_all else groups
+    # Held before they are read: one that is written meanwhile is not what identifies the data.
+    files = OnDemand(listing.root, listing.files, request.image_size, request.shorter_side).hold() if streamed else None
     read = _loaded(listing, request, groups, "measures" if streamed else "pixels")
     used = listing.without(read.damaged) if read.damaged else listing
     labels = np.asarray(used.labels, np.int64)
     skipped = tuple(f"{legible(listing.files.name(row))}: {reason}" for row, reason in sorted(read.damaged.items()))
-    files = OnDemand(used.root, used.files, request.image_size, request.shorter_side)
+    if files is not None and read.damaged:
+        files = files.take([row for row in range(len(files)) if row not in read.damaged])
     content = Content(
         classes=used.classes,
-        images=files if streamed else read.rows,
+        images=read.rows if files is None else files,
         labels=labels,
         parts=used.splits,
         fingerprint=fingerprint_of(read.sha256, used.classes, labels, used.splits),

@@ -35,6 +35,12 @@ _NAMES = {
 _LIKE_A_SPLIT = re.compile(r"(train|test|val|dev|eval|fold|split|part|holdout)", re.IGNORECASE)
 
 
+class ClassesBelowError(DataError):
+    """The class folders lie one folder lower than was said."""
+
+    below: Path
+
+
 @dataclass
 class Listing:
     """The images of a folder: files in a fixed order, their classes and their splits."""
@@ -88,10 +94,13 @@ def list_images(root: Path) -> Listing:
     Raises DataError for a missing folder, an empty class, fewer than two classes, a class that train lacks, two folders
     for one split or class, a name that is no text, a folder that cannot be listed.
     """
+    relative = "" if root.is_absolute() else "; it is relative to the folder in which okdc is called"
     root = Path(os.path.abspath(root))  # noqa: PTH100  (resolve() would follow links: the user's own path stays readable)
     if not os.path.isdir(root):  # noqa: PTH112  (Path.is_dir() raises for a path that is too long)
         kind = "a file" if os.path.exists(root) else "nothing"  # noqa: PTH110
-        raise DataError(f"data.root: expected a folder of images at {_text(root)}, found {kind}", hint=_expected())
+        raise DataError(
+            f"data.root: expected a folder of images at {_text(root)}, found {kind}{relative}", hint=_expected()
+        )
     return _list(root, _tree(root))
 
 
@@ -218,12 +227,16 @@ def _classes_of(splits: dict[str, Path], notes: list[str]) -> _Tree:
     if len(names) < 2:
         loose = len(inside(str(folder), LeftOut()).images)
         deeper = folder / names[0] if names and first == "all" and _folders(folder / names[0]) else None
-        raise DataError(
+        problem = (
             f"{_text(folder)}: expected at least two class folders, found {len(names)}"
             + (f" ({_text(names[0])})" if names else "")
-            + (f" and {loose} loose images" if loose else ""),
-            hint=(f"is data.root={_text(deeper)} meant? " if deeper else "") + _expected(),
+            + (f" and {loose} loose images" if loose else "")
         )
+        if deeper is None:
+            raise DataError(problem, hint=_expected())
+        error = ClassesBelowError(problem, hint=f"is data.root={_text(deeper)} meant? {_expected()}")
+        error.below = deeper
+        raise error
     seen: dict[str, str] = {}
     for name in names:
         if (other := seen.setdefault(_spelt(name), name)) != name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from okdc.data import workers
-from okdc.data.files import NoFileError, check
-from okdc.data.files import read as read_file
+from okdc.data.files import NoFileError, check, opened
 from okdc.data.images import Pixels, Progress, damage, fit, read, unreadable, wary
 from okdc.data.paths import Paths
 
@@ -26,15 +26,21 @@ class UnreadableError(Exception):
     """A file that is no whole image; the text is its path and the reason."""
 
 
+class _ChangedError(Exception):
+    """A file is another one than when it was held."""
+
+
 class OnDemand:
     """N image files below the folder `root` as N×size×size×3 uint8, by the resize rule of `okdc.data.images`.
 
-    Nothing stays decoded: memory holds only the rows of one read.
+    Nothing stays decoded: memory holds only the rows of one read. A file that is another one than at `hold` is not
+    read: what identifies the data of a training was measured once, and it reads each file many times.
     """
 
     def __init__(self, root: Path, files: Sequence[Path], size: int, shorter_side: int | None = None) -> None:
         self.paths = Paths.of(root, files)
         self.size, self.shorter_side = size, shorter_side
+        self._held: npt.NDArray[np.int64] | None = None  # N×2: size, and nanoseconds of the last change
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,13 +80,26 @@ class OnDemand:
 
     def take(self, rows: Sequence[int]) -> OnDemand:
         """These files alone, in this order."""
-        return OnDemand(self.paths.root, self.paths.take(rows), self.size, self.shorter_side)
+        taken = OnDemand(self.paths.root, self.paths.take(rows), self.size, self.shorter_side)
+        taken._held = None if self._held is None else self._held[list(rows)]
+        return taken
+
+    def hold(self) -> OnDemand:
+        """Note what each file is now; one that cannot be looked at stays as unreadable as it is. Returns itself."""
+        self._held = np.empty((len(self), 2), np.int64)
+        for row, (_, status) in enumerate(self.paths.stats()):
+            self._held[row] = _mark(status)
+        return self
 
     def decode(self, row: int, transform: Callable[[Image.Image], Pixels]) -> Pixels:
         """One image after `transform`. Raises UnreadableError, which names the file."""
         path = self.path(row)
         try:
-            return read(read_file(path), transform)
+            with opened(path) as (stream, status):
+                if self._held is not None and _mark(status) != tuple(self._held[row].tolist()):
+                    raise _ChangedError("it was changed after the training began")
+                content = stream.read(status.st_size)
+            return read(content, transform)
         except MemoryError:
             raise
         except Exception as error:
@@ -94,12 +113,15 @@ class OnDemand:
     def sha256_of_names(self, progress: Progress | None = None) -> str:
         """sha256 of the names and sizes of all files, in order: cheap, where reading a hundred gigabytes is not.
 
+        Holds them, as `hold`.
         Blind to a change that keeps a file's size. Times are left out: a copy of the data set is the same data set.
         Raises DataError that lists every file which is empty, gone or no regular file.
         """
         digest, bad = hashlib.sha256(), []
+        self._held = np.empty((len(self), 2), np.int64)
         for row, (name, status) in enumerate(self.paths.stats()):
             size = 0
+            self._held[row] = _mark(status)
             try:
                 if isinstance(status, OSError):
                     raise status
@@ -115,3 +137,7 @@ class OnDemand:
         if bad:
             raise unreadable(bad, len(self))
         return digest.hexdigest()
+
+
+def _mark(status: os.stat_result | OSError) -> tuple[int, int]:
+    return (-1, -1) if isinstance(status, OSError) else (status.st_size, status.st_mtime_ns)

@@ -47,7 +47,7 @@ class OKDDip(Method[OKDDipConfig]):
                 "method.name=fefr, mfef, dml or kdcl takes students that differ"
             )
         self.leader = len(self.cohort.students) - 1
-        self.notes = (f"the leader is student{self.leader}: keep='best' keeps its best epoch",)
+        self.notes = (f"the leader is student{self.leader}",)
         if self.leader == 1:
             self.notes += ("its one peer has nobody to attend to but itself: three students make two peers",)
         inner = max(widths[0] // self.config.factor, 1)

@@ -6,6 +6,7 @@ recipe, problems = check(draft)                                     tables -> Re
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
@@ -22,7 +23,7 @@ from okdc.errors import RecipeError, nearest
 from okdc.recipe import catalog
 from okdc.recipe.explain import explain, refusal
 from okdc.recipe.schema import Recipe
-from okdc.recipe.shorthand import is_key, suggestions, value_of
+from okdc.recipe.shorthand import is_key, leaves_of, suggestions, takes, value_of
 from okdc.recipe.words import Flag, Override
 from okdc.recipe.words import read as read_words
 
@@ -159,8 +160,10 @@ def _no_recipe(word: str, path: Path) -> RecipeError:
         "method=fefr, a network as students=resnet20"
     )
     right: tuple[str, ...] = ()
-    if (inside := path / "recipe.toml").is_file():
-        problem, right = f"is a folder, expected a .toml file (there is {inside})", (str(inside),)
+    new = Path(re.sub(r"[^\w.-]+", "_", path.name) + ".toml")  # as `okdc new` names the recipe of a folder
+    of_folder = (path / "recipe.toml", new, path.parent / f"{path.name}.toml")
+    if path.is_dir() and (there := next((each for each in of_folder if each.is_file()), None)):
+        problem, right = f"is a folder, expected a .toml file (there is {there})", (str(there),)
     elif path.is_dir():
         problem = f"is a folder, expected a .toml file; okdc new {shlex.quote(word)} writes one that fits its images"
         if any(entry.is_dir() and not entry.name.startswith(".") for entry in path.iterdir()):  # of classes, or splits
@@ -208,7 +211,9 @@ def refused(draft: Draft, problems: Sequence[str]) -> RecipeError:
         lines.append(f"{problem} ({override.words})" if override is not None and is_short else problem)
     given = "the command line" if draft.overrides else "the given values"
     place = given if own == len(problems) else f"{draft.path} and {given}" if own else str(draft.path)
-    return refusal(place, lines, corrections=_corrections(draft))
+    of_tables = [o.key for o in draft.overrides if o.key in Recipe.model_fields and not is_key(o.key)]
+    hint = f"okdc recipes {of_tables[0]} explains its keys" if of_tables else ""
+    return refusal(place, lines, hint, _corrections(draft))
 
 
 def place_of(draft: Draft) -> str:
@@ -231,12 +236,19 @@ def _corrections(draft: Draft) -> dict[tuple[str, ...], tuple[str, ...]]:
     """For each override of a key that no table has: the words for the one key that may be meant."""
     right: dict[tuple[str, ...], tuple[str, ...]] = {}
     for override in draft.overrides:
-        if is_key(override.key) or override.key.startswith("method.") or override.key in Recipe.model_fields:
+        if is_key(override.key) or override.key.startswith("method."):
             continue
-        keys = suggestions(override.key)
+        keys = _of_table(override) if override.key in Recipe.model_fields else suggestions(override.key)
+        keys = [key for key in keys if takes(key, _toml_or_text(override.value))]
         if len(keys) == 1:
             right[override.typed] = (f"{keys[0]}={override.value.strip()}",)
     return right
+
+
+def _of_table(override: Override) -> list[str]:
+    """The keys of a table that have the word as one of theirs, where it was given to the table."""
+    keys = [f"{override.key}.{name}" for leaf in leaves_of(override.key) for name in getattr(leaf, "model_fields", ())]
+    return [key for key in keys if override.value.strip() in leaves_of(key)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,6 +292,12 @@ def _set(tables: dict[str, Any], names: Sequence[str], value: Any) -> list[str]:
         table = inner
     table[last] = value
     return []
+
+
+def _toml_or_text(text: str) -> Any:
+    with contextlib.suppress(ValueError, RecursionError):
+        return _toml_of(text)
+    return text
 
 
 def _toml_of(text: str) -> Any:

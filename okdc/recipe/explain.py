@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 from okdc.errors import RecipeError, nearest, quoted
 from okdc.recipe.reference import alternatives
 from okdc.recipe.schema import NUMBERED, Recipe
-from okdc.recipe.shorthand import suggestions
+from okdc.recipe.shorthand import suggestions, takes
 
 # type of an error -> what was expected, with parts of its ctx
 EXPECTED = {
@@ -80,7 +80,11 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         elif kind == "extra_forbidden":
             table = f"[{key.rpartition('.')[0]}]" if "." in key else "the top level"
             fields = list(owner.model_fields)
-            near = (nearest(name[:LONGEST], fields) or _elsewhere(key)) if few else ""
+            if few and "." not in key and model is Recipe:
+                near = nearest(name[:LONGEST], [field for field in fields if takes(field, found)])
+            else:
+                near = nearest(name[:LONGEST], fields) if few else ""
+            near = near or (_elsewhere(key, found) if few else "")
             lines[key] = f"{key}: unknown key{near}; {table} has {', '.join(fields)}"
         elif kind == "missing":
             description = owner.model_fields[name].description if name in owner.model_fields else None
@@ -92,9 +96,9 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
     return list(lines.values())
 
 
-def _elsewhere(key: str) -> str:
-    """The keys of other tables that may be meant."""
-    keys = suggestions(key)
+def _elsewhere(key: str, value: Any) -> str:
+    """The keys of other tables that may be meant, and take this value."""
+    keys = [each for each in suggestions(key) if takes(each, value)]
     return f" (did you mean {' or '.join(map(repr, keys))}?)" if keys else ""
 
 

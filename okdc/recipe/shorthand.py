@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
+import os
+import shlex
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from okdc.recipe.reference import alternatives, keys
 from okdc.recipe.schema import Recipe
@@ -72,7 +78,7 @@ def suggestions(key: str) -> list[str]:
         return list(_by_name()[close[0]])[:3]
     if parts := [key for each, full in _by_name().items() if name in each.split("_") for key in full]:
         return parts[:3] if len(parts) <= 3 else []
-    close = difflib.get_close_matches(name, list(_by_name()), n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name, list(_by_name()), n=1, cutoff=0.75)
     return [key for each in close for key in _by_name()[each]][:3]
 
 
@@ -84,6 +90,28 @@ def _all() -> frozenset[str]:
 def is_key(key: str) -> bool:
     """Whether the tables have this key. The keys of a method are not looked at."""
     return key in _all()
+
+
+def takes(key: str, value: Any) -> bool:
+    """Whether a key takes a value that was written for another one. Of a table only its kind is looked at."""
+    if isinstance(value, str):
+        value = value_of(key, value, _bare)[0]
+    names = tuple(key.split("."))
+    tables: Any = value
+    for name in reversed(names):
+        tables = {name: tables}
+    try:
+        Recipe.model_validate(tables)
+    except ValidationError as error:
+        places = [problem["loc"] for problem in error.errors()]
+        return not any(
+            place == names or (place[: len(names)] == names and not isinstance(value, dict)) for place in places
+        )
+    return True
+
+
+def _bare(_: str) -> Any:
+    raise ValueError("a word and no TOML")
 
 
 def leaves_of(key: str) -> list[Any]:
@@ -103,7 +131,8 @@ def value_of(key: str, text: str, toml: Callable[[str], Any]) -> tuple[Any, bool
     """The value that `text` gives to a key, and whether it is spelt in a way that only the command line takes.
 
     It is TOML where `toml` can read it (raising ValueError or RecursionError where not), else the bare word; a key that
-    holds text takes the word as it stands, a key that holds a list takes items between commas.
+    holds text takes the word as it stands, a key that holds a list takes items between commas. A key that holds either
+    takes items too, unless the whole word is a path that exists.
     """
     leaves = leaves_of(key)
     choices = [leaf for leaf in leaves if isinstance(leaf, str)]
@@ -114,14 +143,22 @@ def value_of(key: str, text: str, toml: Callable[[str], Any]) -> tuple[Any, bool
             value = text
         return _chosen(value if isinstance(value, str) else text, choices)
     try:
-        value = toml(text)
+        value, is_bare = toml(text), False
     except (ValueError, RecursionError):
-        value = text
-    if leaves and all(typing.get_origin(leaf) in (tuple, list) for leaf in leaves):
+        value, is_bare = text, True
+    if leaves and all(map(_is_list, leaves)):
+        return _items(value, text, toml), False
+    if is_bare and any(map(_is_list, leaves)) and _is_listed(text.strip()):
         return _items(value, text, toml), False
     if bool in leaves and isinstance(value, str) and (switch := SWITCHES.get(value.casefold())) is not None:
         return switch, True
     return _chosen(value, choices) if isinstance(value, str) else (value, False)
+
+
+def typed(key: str, values: Sequence[str]) -> str:
+    """A key of words as a shell takes it, `cohort.weights=a,b`; of a value with commas, brackets or quotes as TOML."""
+    plain = not any(letter in value for value in values for letter in ",[]\"'")
+    return shlex.quote(f"{key}={','.join(values) if plain else json.dumps(list(values), ensure_ascii=False)}")
 
 
 def _chosen(word: str, choices: list[str]) -> tuple[str, bool]:
@@ -134,6 +171,20 @@ def _chosen(word: str, choices: list[str]) -> tuple[str, bool]:
         first = "on" if SWITCHES[first] else "off"
     meant = first + colon + number
     return (meant, meant != word) if first in choices else (word, False)
+
+
+def _is_list(leaf: Any) -> bool:
+    return typing.get_origin(leaf) in (tuple, list)
+
+
+def _is_listed(word: str) -> bool:
+    """Whether a word is a list, by a comma or brackets. A path may have both, too."""
+    if "," not in word and (word[:1], word[-1:]) != ("[", "]"):
+        return False
+    try:
+        return not os.path.lexists(Path(word).expanduser())  # False for a name too long, where Path.exists raises
+    except RuntimeError:  # ~ of nobody
+        return True
 
 
 def _items(value: Any, text: str, toml: Callable[[str], Any]) -> Any:

@@ -58,6 +58,11 @@ def read(words: Sequence[str | Flag], is_recipe: Callable[[str], bool]) -> Words
             overrides.append(Override(typed.key, typed.value, (typed.option, typed.value)))
         elif "=" in (word := "".join(typed)):
             key, _, value = word.partition("=")
+            recipe, _, rest = word.partition(",")
+            if "=" not in recipe and is_recipe(recipe):
+                raise UsageError(
+                    f"{word!r}: a recipe and an override are two words", corrections={typed: (recipe, rest)}
+                )
             overrides.append(Override(_full(key.strip(), value), value, typed))
         else:
             recipes.append(word)

@@ -310,25 +310,25 @@ def refuse_series(path: Path) -> None:
     inside, chosen = runs(path), best(path)
     if chosen is None:
         raise RunError(f"{path} is a series, and none of its runs is complete yet", hint=f"okdc resume {path}")
+    first = f"okdc profile {shlex.quote(str(chosen.path))}, as one of them: nothing was validated"
     raise RunError(
         f"{path} is a series of {len(inside)} runs, expected one run",
-        hint=f"the best of them on validation is {chosen.path}",
+        hint=first if _validated(chosen) < 0 else f"the best of them on validation is {chosen.path}",
         details=[f"{run.path} ({run.state()})" for run in inside],
     )
 
 
 def best(root: Path) -> RunDir | None:
     """The complete run below `root` whose student is best on validation: at equal accuracy the first that was begun."""
+    return max((run for run in runs(root) if run.state() == "complete"), key=_validated, default=None)
 
-    def validated(
-        run: RunDir,
-    ) -> float:  # below all others where nothing was validated, or result.json is damaged
-        with contextlib.suppress(RunError):
-            value = run.read_result().kept.chosen_by_pct
-            return -1.0 if value is None else value
-        return -2.0
 
-    return max((run for run in runs(root) if run.state() == "complete"), key=validated, default=None)
+def _validated(run: RunDir) -> float:
+    """Of the kept student, in %: below 0 where nothing was validated, and lower where result.json is damaged."""
+    with contextlib.suppress(RunError):
+        value = run.read_result().kept.chosen_by_pct
+        return -1.0 if value is None else value
+    return -2.0
 
 
 def runs(root: Path = ROOT) -> list[RunDir]:

@@ -96,6 +96,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         "batch_size": recipe.optim.batch_size,
         "steps_per_epoch": took.steps,
         "epochs": took.epochs,
+        "fixed_epochs": took.fixed_epochs,
         "patience": recipe.optim.patience,
         "steps": took.steps * took.epochs,
         "memory_bytes": {
@@ -106,6 +107,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         },
         "seconds": {
             "step": asdict(took.step),
+            "fixed_step": asdict(took.fixed) if took.fixed else None,
             "validation": took.validation,
             "saving": took.saving,
             "epoch": asdict(took.epoch),
@@ -206,8 +208,11 @@ def _warnings(report: Mapping[str, Any], job: Job) -> list[str]:
             lines.append(f"pictures in two classes look the same ({len(groups):,}): {_pairs(groups)}")
     for split in SPLITS:
         counts = {row["class"]: row[split] for row in report["classes"]}
-        few = [name for name, count in counts.items() if count < FEW_IMAGES]
-        if few and sum(counts.values()):
+        if not sum(counts.values()):
+            continue
+        if without := [name for name, count in counts.items() if not count]:
+            lines.append(f"classes without {IN[split]} ({len(without):,} of {len(counts):,}): {_few(without)}")
+        if few := [name for name, count in counts.items() if 0 < count < FEW_IMAGES]:
             lines.append(
                 f"classes with fewer than {FEW_IMAGES} {IN[split]} ({len(few):,} of {len(counts):,}): {_few(few)}"
             )

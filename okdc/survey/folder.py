@@ -15,7 +15,7 @@ from typing import Any
 
 from okdc.data import files
 from okdc.data.images import Header, Progress, damage, header, may_pass, unreadable, wary
-from okdc.data.listing import Listing, list_images
+from okdc.data.listing import ClassesBelowError, Listing, list_images
 from okdc.data.paths import legible
 from okdc.data.splits import apportion, most_outside, test_images, validation_images
 from okdc.errors import DataError
@@ -148,7 +148,11 @@ def look(root: str, progress: Progress | None = None) -> Folder:
     if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir() raises for a path that is too long)
         kind = "a file" if os.path.exists(path) else "nothing"  # noqa: PTH110
         raise DataError(f"{root}: expected a folder of images, found {kind}")
-    listing = list_images(path)
+    try:
+        listing = list_images(path)
+    except ClassesBelowError as error:
+        below = os.path.join(root, error.below.name)  # noqa: PTH118  (as it was typed)
+        raise DataError(error.message, hint=f"{below} is meant?", corrections={(root,): (below,)}) from None
     count = len(listing.files)
     rows = range(count) if count <= MOST else [i * count // MOST for i in range(MOST)]
     headers: list[Header] = []

@@ -110,10 +110,13 @@ def _small_size(folder: Folder) -> tuple[int, str]:
         return one, f"every image has {one}×{one} pixels"
     if side <= SMALL:
         size = max(8, 4 * round(side / 4))
-        return size, f"half of the images have a shorter side of {side} pixels or less"
+        return size, f"half of the images have a shorter side of {side:,} pixels or less"
     if side < FROM_PHOTOGRAPHS:
-        return 32, f"what small networks are drawn for; the images' shorter sides have a median of {side}"
-    return 64, f"photographs lose much at 32; the shorter sides have a median of {side} pixels; 32 is four times faster"
+        return 32, f"what small networks are drawn for; the images' shorter sides have a median of {side:,}"
+    return (
+        64,
+        f"photographs lose much at 32; the shorter sides have a median of {side:,} pixels; 32 is four times faster",
+    )
 
 
 def _within(names: Sequence[str], size: int, folder: Folder, limits: Sequence[Limit], tell: Progress) -> list[str]:

@@ -25,8 +25,9 @@ SHARE = 0.1  # of the training images, held out to choose by
 FEW = 200  # validation images below which the best epoch is luck: one image in 200 is half a point
 WORTH = 100  # images for validation below which none are held out, where others judge: they are worth more in training
 UNEQUAL = 1.5  # times as many images as the smallest class, from which on a class weighs too much
-# Of these the reasons stand on the terminal, too.
+# Of these the reasons stand on the terminal, too; of the second ones where no image is held out for validation.
 PRINTED = ("cohort.students", "data.image_size", "augment.flip", "optim.batch_size", "optim.epochs")
+NOT_HELD_OUT = ("data.val_fraction", "cohort.keep")
 TURNED = re.compile(r"[0-9]+|[a-z]|.*(left|right|arrow|clock|east|west).*", re.IGNORECASE)
 
 
@@ -55,6 +56,12 @@ class Plan:
     lines: tuple[Line, ...]  # those of one table stand together
     division: Division
     steps: int  # of an epoch
+
+    @property
+    def printed(self) -> list[Line]:
+        """The lines whose reasons stand on the terminal, too."""
+        keys = {*PRINTED, *(() if sum(self.division.val) else NOT_HELD_OUT)}
+        return [line for line in self.lines if line.key in keys]
 
     def value(self, key: str) -> Any:
         return next(line.value for line in self.lines if line.key == key)
@@ -140,7 +147,9 @@ def _validation(folder: Folder, divided: Division) -> Line:
     elif max(divided.train) == 1:
         reason = "each class has one image for training: none can be held out"
     elif not images:
-        reason = f"so few images are worth more in training than held out; {SHARE} to compare recipes by such"
+        reason = (
+            f"as few images as a tenth would be are worth more in training; {SHARE} holds them out, to compare recipes"
+        )
     else:
         reason = f"{images:,} training images are held out to choose by"
     return Line("data.val_fraction", fraction, reason)
@@ -178,10 +187,12 @@ def _cohort(networks: Networks, divided: Division) -> list[Line]:
     keep, reason = networks.keep, networks.keep_reason
     held_out = sum(divided.val)
     if keep == "best" and not held_out:
-        keep, reason = 0, "nothing is held out to choose by"
+        keep, reason = 0, "the first student: nothing is held out to choose by"
+    is_equal = len(set(networks.students)) == 1
+    shared = '; "low" shares all stages but the last of equal students, which is cheaper' if is_equal else ""
     lines = [
         Line("cohort.students", list(networks.students), networks.reason),
-        Line("cohort.share", "none", '"low" shares all stages but the last, of equal students: cheaper'),
+        Line("cohort.share", "none", f"each student learns features of its own{shared}"),
         Line("cohort.keep", keep, reason),
     ]
     if networks.pretrained:
@@ -204,13 +215,24 @@ def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str)
     tuned, images = networks.pretrained, sum(divided.train)
     epochs = _up_to(images, TUNED, TUNED_OF_MANY) if tuned else _up_to(images, EPOCHS, EPOCHS_OF_MANY)
     rate, full = _rate(TUNED_RATE if tuned else RATE, batch), batch >= RATE_BATCH
-    start = "a fine-tune takes less than random weights do" if tuned else "AdamW takes about a hundredth of SGD's"
+    start = (
+        "a fine-tune takes less than random weights do"
+        if tuned
+        else f"small networks from random weights learnt best with {RATE:g}"
+    )
+    steps = epochs * (images // batch)
     lines = [
-        Line("optim.epochs", epochs, f"{images:,} training images: {epochs * (images // batch):,} steps in all"),
+        Line(
+            "optim.epochs",
+            epochs,
+            f"the fewer the images, the more often each is seen: {steps:,} steps in all from {images:,}",
+        ),
         Line("optim.batch_size", batch, batch_reason),
         Line("optim.optimizer", "adamw", "few images and few steps: it needs no search for a rate"),
         Line(
-            "optim.lr", rate, start if full else f"{start}, and less where a batch has fewer than {RATE_BATCH} images"
+            "optim.lr",
+            rate,
+            start if full else f"{start}; by the square root less where a batch has fewer than {RATE_BATCH} images",
         ),
         Line("optim.weight_decay", 0.05, "few images are learnt by heart"),
         Line("optim.aux_weight_decay", 0.05, "of the fused classifier, which sees the same images"),

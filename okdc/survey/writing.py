@@ -28,7 +28,7 @@ def text(plan: Plan, path: Path) -> str:
 
 
 def _aligned(lines: list[Line]) -> list[str]:
-    settings = [f"{line.name} = {_toml(line.value)}" for line in lines]
+    settings = [f"{line.name} = {toml(line.value)}" for line in lines]
     width = max((len(setting) for setting in settings if len(setting) <= WIDEST), default=0)
     return [
         f"{setting:<{width}}  # {_comment(line.reason)}" if line.reason else setting
@@ -36,10 +36,10 @@ def _aligned(lines: list[Line]) -> list[str]:
     ]
 
 
-def _toml(value: object) -> str:
+def toml(value: object) -> str:
     """A value on one line."""
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml, value))}]"
     return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
 
 
@@ -56,6 +56,8 @@ def place(root: Path, out: Path | None) -> Path:
     path = out or Path(f"{_stem(root)}.toml")
     if "=" in str(path):
         raise UsageError(f"-o {path}: a word with = is an override of a recipe", hint="another name for the recipe")
+    if not os.path.isdir(path.parent):  # noqa: PTH112  (Path.is_dir() raises for a path that is too long)
+        raise UsageError(f"-o {path}: no folder {path.parent}", hint="make it first, or another -o")
     if os.path.lexists(path):
         kind = "a folder" if path.is_dir() else "a file"
         raise UsageError(f"{path}: {kind} of this name is there already", hint="-o ANOTHER.toml, or move it away")

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeVar
 
 from okdc import signals, torch_errors
+from okdc.data.images import DamagedError
 from okdc.distributed import ALONE, LOST, Ranks
 from okdc.errors import (
     DataError,
@@ -49,8 +50,9 @@ def continuable(run: RunDir) -> Iterator[None]:
             yield
     except KeyboardInterrupt as stop:
         number = signals.signal_of(stop)
+        stands = f"{run.path} is as its last checkpoint left it"
         raise Interrupted(
-            f"{number.name}: {run.path} is as its last checkpoint left it",
+            f"{number.name}: {stands if run.checkpoint.exists() else f'no epoch was finished in {run.path}'}",
             exit_code=128 + number,
             hint=run.resume_command(),
             run=run.path,
@@ -68,8 +70,14 @@ def continuable(run: RunDir) -> Iterator[None]:
             f"a process that decodes images died: {first_line(error)}",
             hint=f"out of memory, or of shared memory (/dev/shm)? fewer engine.workers; {run.resume_command()}",
         ) from None
+    except DamagedError as error:  # outside the steps: when it is continued, or while the test split is read
+        raise DataError(error.message, hint=_with_the_images(run), details=error.details) from None
     except DiskError as error:
         raise DiskError(error.message, hint=f"free some space, then: {run.resume_command()}") from error
+
+
+def _with_the_images(run: RunDir) -> str:
+    return f"restore these files as they were when it was started, then: {run.resume_command()}"
 
 
 def _with_less_memory(run: RunDir, device: str) -> str:
@@ -137,9 +145,7 @@ class Stops:
             self.save()
             if error is None:
                 raise ToldElsewhere(DataError.exit_code)
-            raise DataError(
-                error.message, hint=f"{error.hint}, then: {self.run.resume_command()}", details=error.details
-            )
+            raise DataError(error.message, hint=_with_the_images(self.run), details=error.details)
         return result, number  # type: ignore[return-value]
 
     def leave(self, number: int) -> NoReturn:

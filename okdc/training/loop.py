@@ -19,6 +19,7 @@ read for. step.py has the step itself, recording.py how the loop takes it, which
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -322,5 +323,14 @@ class Training:
         text = f"epoch {self.position.epoch}/{self.epochs}  loss {sum(trained.losses.values()):.3f}"
         if validated:
             accuracies = validated.accuracy_pct(self.job.recipe.cohort.keep_metric)
-            text += "  val " + " ".join(f"{name} {value:.1f}" for name, value in accuracies.items())
+            text += f"  val {_in_words(accuracies)}"
         return text
+
+
+def _in_words(accuracies: Mapping[str, float]) -> str:
+    """`students 91.2 90.8 fused 92.0`: short enough for a line of 80 columns."""
+    students = [name for name in accuracies if re.fullmatch("student[0-9]+", name)]
+    words = [f"{name} {value:.1f}" for name, value in accuracies.items() if name not in students]
+    if len(students) < 2:
+        return " ".join([*(f"{name} {accuracies[name]:.1f}" for name in students), *words])
+    return " ".join(["students", *(f"{accuracies[name]:.1f}" for name in students), *words])

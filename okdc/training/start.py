@@ -22,7 +22,7 @@ from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import ResolvedRecipe
-from okdc.assembly.weights import Loaded
+from okdc.assembly.weights import Loaded, places
 from okdc.cohort import Cohort
 from okdc.data import memory
 from okdc.data.datasets import Dataset
@@ -134,7 +134,9 @@ def resume(run: RunDir, tell: Progress, data_root: str | None = None, ranks: Ran
             ranks.first_does(lambda: run.note(**now))
         begins = not ranks.first_does(lambda: checkpoint.is_written(run))
         read = partial(reopen.data_of, run, resolved, tell)
-        job = assembly.job(resolved, lambda: ranks.in_turn(read), load=partial(_weights, ranks), begins=begins)
+        job = assembly.job(
+            resolved, lambda: ranks.in_turn(read), load=partial(_weights_anew, run, ranks), begins=begins
+        )
         job = replace(job, starts=info.starts)
         settings = decided(settings, job, ranks)
         state, notes = ranks.first_does(lambda: checkpoint.load(run))
@@ -157,6 +159,19 @@ def _weights(ranks: Ranks, resolved: ResolvedRecipe) -> list[Loaded | None]:
     loaded = ranks.in_turn(lambda: assembly.weights_of(resolved))
     ranks.agree("the weights that the students start from", json.dumps([start and start.sha256 for start in loaded]))
     return loaded
+
+
+def _weights_anew(run: RunDir, ranks: Ranks, resolved: ResolvedRecipe) -> list[Loaded | None]:
+    """The same for a run that has no checkpoint yet: where they are missing, nobody can name others."""
+    try:
+        return _weights(ranks, resolved)
+    except (RecipeError, RunError) as error:
+        where = ", ".join(map(str, places(resolved.recipe)))
+        error.hint = (
+            f"{run.path} has no checkpoint yet and starts anew, with the weights it was started with: restore {where}, "
+            "then resume; or start another run"
+        )
+        raise
 
 
 def _as_started(info: RunInfo, settings: Settings, ranks: Ranks) -> Iterator[str]:

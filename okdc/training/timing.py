@@ -57,6 +57,10 @@ class Spread:
         """`count` of it, and `more` seconds beside."""
         return Spread(self.median * count + more, self.low * count + more, self.high * count + more, self.n)
 
+    def and_(self, other: Spread) -> Spread:
+        """Both, one after the other: slow moments of a machine come to both alike."""
+        return Spread(self.median + other.median, self.low + other.low, self.high + other.high, min(self.n, other.n))
+
 
 @dataclass(frozen=True)
 class Duration:
@@ -65,6 +69,8 @@ class Duration:
     step: Spread  # with its batch
     steps: int  # of an epoch
     epochs: int
+    fixed: Spread | None  # a step of the epochs that fix the backbones (`optim.freeze_epochs`), which learns less
+    fixed_epochs: int
     start: float  # what the first steps took longer: compiling, for one
     validation: float  # of an epoch
     saving: float  # of an epoch's checkpoint
@@ -72,11 +78,15 @@ class Duration:
 
     @property
     def epoch(self) -> Spread:
-        return self.step.times(self.steps, self.validation + self.saving)
+        return self._epoch_of(self.step)
 
     @property
     def whole(self) -> Spread:
-        return self.epoch.times(self.epochs, self.start + self.judging)
+        learning = self.epoch.times(self.epochs - self.fixed_epochs, self.start + self.judging)
+        return learning.and_(self._epoch_of(self.fixed).times(self.fixed_epochs)) if self.fixed else learning
+
+    def _epoch_of(self, step: Spread) -> Spread:
+        return step.times(self.steps, self.validation + self.saving)
 
 
 def measure(job: Job, settings: Settings, progress: Progress, seconds: float) -> tuple[Duration, Training]:
@@ -87,20 +97,23 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float) ->
     nowhere = RunDir(Path("no run"))  # no step writes anything
     training = Training(job, nowhere, settings, Position(), None, progress, ALONE)
     wait: Callable[[], object] = torch.cuda.synchronize if settings.cuda else lambda: None
+    frozen = job.recipe.optim.freeze_epochs
     with closing(training.batches):
-        step, start = _steps(training, wait, seconds)
+        fixed, start = _steps(training, wait, seconds / 2, 0) if frozen else (None, 0.0)
+        step, more = _steps(training, wait, seconds / 2 if frozen else seconds, training.epochs - 1)
         training.step.close()
     dataset, rows = training.dataset, job.dataset.final_split[1]
     with settings.autocast():
         validation = _evaluation(training, dataset.val, wait, seconds / 4)
     judging = JUDGING * _evaluation(training, rows, wait, seconds / 4)
     saving = _saving(training)
-    return Duration(step, training.steps, training.epochs, start, validation, saving, judging), training
+    took = Duration(step, training.steps, training.epochs, fixed, frozen, start + more, validation, saving, judging)
+    return took, training
 
 
-def _steps(training: Training, wait: Callable[[], object], seconds: float) -> tuple[Spread, float]:
-    """Seconds of a step in each timed span, and what the steps before the first span took longer."""
-    training.step.begin(training.epochs - 1)  # what is fixed in the first epochs only learns then
+def _steps(training: Training, wait: Callable[[], object], seconds: float, epoch: int) -> tuple[Spread, float]:
+    """Seconds of a step of an epoch in each timed span, and what the steps before the first span took longer."""
+    training.step.begin(epoch)  # the first epochs may fix the backbones
     totals, whole = Totals(training.settings.torch_device), training.steps * training.epochs
     inputs, taken = _inputs(training), 0
 

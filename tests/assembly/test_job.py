@@ -63,6 +63,28 @@ def test_fewer_images_than_a_batch_is_an_error_with_a_batch_that_fits() -> None:
     assert len(assembly.dataset(of_folder("optim.batch_size=18")).train) == 18
 
 
+@pytest.mark.parametrize(
+    ("words", "warned"),
+    [
+        (("method.name=okddip", "cohort.keep=0"), ["cohort.keep=2"]),
+        (("method.name=okddip", "cohort.keep=2"), []),
+        (("method.name=okddip",), []),
+        (("cohort.keep=0",), []),
+        (("cohort.keep=0", "data.val_fraction=0", "cohort.keep_metric=balanced"), ["cohort.keep_metric"]),
+    ],
+)
+def test_what_keeping_does_not_do_although_it_seems_to_is_a_warning(
+    root: Path, words: tuple[str, ...], warned: list[str]
+) -> None:
+    write_tree(root, {"test": {"a": 2, "b": 2}})
+    recipe = of_folder("cohort.students=['resnet8','resnet8','resnet8']", *words)
+    notes = assembly.job(recipe, lambda: assembly.dataset(recipe)).notes
+    warnings = [note for note in notes if note.startswith(WARNING)]
+    assert len(warnings) == len(warned)
+    assert all(key in line for key, line in zip(warned, warnings, strict=True))
+    assert ("no validation images: the last epoch is kept" in notes) == ("data.val_fraction=0" in words)
+
+
 @pytest.mark.usefixtures("root")
 def test_to_keep_the_best_needs_images_to_choose_on() -> None:
     for fraction in ("0", "0.001"):
@@ -329,6 +351,14 @@ def test_a_key_of_the_other_optimiser_is_refused_unless_it_is_the_default(
 def test_a_rate_that_ruins_adamw_is_warned_of(optimizer: str, lr: float, warned: int) -> None:
     notes = resolved("digits_resnet8", f"optim.optimizer={optimizer}", f"optim.lr={lr}").notes
     assert sum(note.startswith(WARNING) and "optim.lr" in note for note in notes) == warned
+
+
+def test_the_rate_of_the_backbones_is_said_since_its_key_is_a_factor(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").touch()
+    start = ["cohort.share=none", f"cohort.weights={tmp_path / 'w.safetensors'}", "optim.lr=0.2"]
+    (note,) = (note for note in resolved("digits_resnet8", *start, "optim.backbone_lr=0.1").notes if "factor" in note)
+    assert "0.02" in note
+    assert not any("factor" in note for note in resolved("digits_resnet8", *start).notes)
 
 
 def test_rare_classes_weigh_more_where_the_recipe_says_so() -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 import shutil
 import signal
+import zipfile
 from collections.abc import Mapping
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import harness
@@ -251,16 +254,30 @@ def test_keys_that_do_not_fit_are_listed_and_nothing_is_taken() -> None:
     del tensors[missing]
     tensors[wide] = torch.zeros(3, 3)
     tensors["more"] = torch.zeros(2)
-    with pytest.raises(RecipeError, match=r"cohort\.weights: w are not the weights of resnet8: 3 of") as caught:
+    with pytest.raises(
+        RecipeError, match=r"cohort\.weights: w are not the weights of resnet8: 2 of its .* and 1 of the"
+    ) as caught:
         begun(tensors, student)
     assert [line.partition(":")[0] for line in caught.value.details] == [missing, wide, "more"]
     assert equal(student.weights(), before) == set(before)
 
 
-def test_the_weights_of_another_network_are_refused_with_few_of_their_many_keys() -> None:
-    said = refused(*ALONE, f"cohort.weights={as_file(network('resnet14').weights())}")
-    assert "are not the weights of resnet8" in said
-    assert said.splitlines()[-1].startswith("and ")
+def test_the_weights_of_another_network_are_one_problem_with_true_counts() -> None:
+    """And few of their many keys."""
+    own, other = network().weights(), network("resnet14").weights()
+    with pytest.raises(RecipeError) as caught:
+        built(recipe(*ALONE, f"cohort.weights={as_file(other)}"))
+    assert caught.value.message.endswith(": 1 problem")
+    what, *lines, last = caught.value.details
+    assert (len(lines), last[:4]) == (10, "and ")
+    foreign = len(other.keys() - own.keys())
+    assert what.endswith(f"are not the weights of resnet8: {foreign} of the {len(other)} there are not of this network")
+    with pytest.raises(RecipeError) as caught:
+        built(recipe(*ALONE, f"cohort.weights={as_file({'mine.' + key: own[key] for key in own})}"))
+    head = {"head.fc.weight", "head.fc.bias"}
+    missing = sum(key not in head and "num_batches_tracked" not in key for key in own)
+    assert f": {missing} of its {len(own)} tensors are missing or of another shape" in caught.value.details[0]
+    assert caught.value.details[0].endswith(f", and {len(own)} of the {len(own)} there are not of this network")
 
 
 def test_counts_of_batches_may_be_missing_and_numbers_that_are_none_are_refused() -> None:
@@ -293,6 +310,8 @@ def test_a_file_of_torch_is_read_as_training_scripts_write_it(inside: str | None
     torch.save({inside: tensors, "epoch": 3} if inside else tensors, "w.pt")
     found = weights.read_tensors(Path("w.pt"), Path("w.pt").read_bytes())
     assert equal(found, network().weights()) == set(network().weights())
+    torch.save(tensors, "old.pt", _use_new_zipfile_serialization=False)
+    assert built(recipe(*ALONE, "cohort.weights=old.pt")).starts[0] is not None
 
 
 class Wicked:
@@ -301,13 +320,40 @@ class Wicked:
 
 
 def test_a_file_of_anything_else_is_refused_and_none_of_its_code_runs() -> None:
-    for name, content in (("code.pt", {"a": Wicked()}), ("list.pt", [1, 2]), ("text.pt", {"epoch": 3})):
+    for name, content in (("list.pt", [1, 2]), ("text.pt", {"epoch": 3})):
         torch.save(content, name)
         assert f"cohort.weights: {name}: holds no weights" in refused(*ALONE, f"cohort.weights={name}")
+    torch.save({"a": Wicked()}, "code.pt")
+    assert "cohort.weights: code.pt holds more than weights: " in refused(*ALONE, "cohort.weights=code.pt")
     assert not Path("owned").exists()
+    torch.save(nn.Linear(2, 2), "whole.pt", _use_new_zipfile_serialization=False)
+    said = refused(*ALONE, "cohort.weights=whole.pt")
+    assert "torch.nn.modules.linear.Linear" in said
+    assert "state_dict()" in said
     Path("cut.safetensors").write_bytes(Path(as_file(network().weights())).read_bytes()[:200])
     assert "holds no weights" in refused(*ALONE, "cohort.weights=cut.safetensors")
     assert "there is no such file and no such run" in refused(*ALONE, "cohort.weights=nowhere.pt")
+
+
+@pytest.mark.parametrize("content", [b"[data]\nroot = 1\n", b"", b"if this were a pickle", pickle.dumps({"a": 1})])
+def test_a_file_of_another_kind_is_one_problem_of_the_recipe(content: bytes) -> None:
+    """Before anything else is said of it."""
+    Path("photos.toml").write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        recipe(*ALONE, "cohort.weights=photos.toml")
+    (problem,) = caught.value.details
+    assert problem.startswith(f"cohort.weights: photos.toml {origins.NO_WEIGHTS}; pretrained, none, ")
+
+
+def test_an_archive_that_is_none_of_torch_or_cut_short_says_so_in_one_sentence() -> None:
+    torch.save(network().weights(), "cut.pt")
+    Path("cut.pt").write_bytes(Path("cut.pt").read_bytes()[:500])
+    with zipfile.ZipFile("some.zip", "w") as archive:
+        archive.writestr("a.txt", "text")
+    for name in ("cut.pt", "some.zip"):
+        said = refused(*ALONE, f"cohort.weights={name}")
+        assert f"cohort.weights: {name} {origins.NO_WEIGHTS} (" in said
+        assert "checkpoint" not in said
 
 
 # --- an extraction
@@ -385,6 +431,16 @@ def test_the_pixels_of_the_weights_are_written_into_a_recipe_that_has_none() -> 
     notes = "\n".join(found.notes)
     assert "data.image_size 24" in notes
     assert "bicubic" in notes
+
+
+@pytest.mark.parametrize(
+    ("mode", "word"), [("squash", "squeezed"), ("border", "border"), ("other", "'other'"), ("center", ""), ("", "")]
+)
+def test_weights_that_saw_whole_images_are_named(mode: str, word: str) -> None:
+    notes = resolved(f"cohort.weights={described('w.safetensors', replace(FACTS, crop_mode=mode))}").notes
+    assert ["cut out the middle" in note and word in note for note in notes].count(True) == bool(word)
+    plain = recipe(*ALONE, "cohort.weights=w.safetensors").notes
+    assert not any("cut out the middle" in note for note in plain), "the digits are not cut"
 
 
 def test_what_a_recipe_says_of_its_images_stands() -> None:
@@ -469,9 +525,15 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_wants_the_very_file()
     run = RunDir.open(Path("run"))
     run.checkpoint.unlink()
     run.previous_checkpoint.unlink(missing_ok=True)
-    as_file(network(seed=5).weights())
-    with pytest.raises(RunError, match="has not the weights that the recipe began with"):
+    Path("w.safetensors").unlink()
+    with pytest.raises(RecipeError, match="there is no such file") as caught:
         resume(run.path)
+    assert f"restore {Path('w.safetensors').absolute()}, then resume" in caught.value.hint
+    assert "pretrained" not in caught.value.hint, "nobody can name others"
+    as_file(network(seed=5).weights())
+    with pytest.raises(RunError, match="has not the weights that the recipe began with") as other:
+        resume(run.path)
+    assert other.value.hint == caught.value.hint
     as_file(network().weights(), "moved.safetensors")
     text = run.recipe.read_text(encoding="utf-8").replace("w.safetensors", "moved.safetensors")
     run.recipe.write_text(text, encoding="utf-8")

@@ -9,6 +9,8 @@ import hashlib
 import io
 import json
 import os
+import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,9 +26,11 @@ from harness import built, recipe
 from safetensors.torch import load_file, save
 from serving import Server, served
 
+from okdc.assembly import weights
+from okdc.assembly.weights import to_safetensors
 from okdc.backbones import pretrained
 from okdc.errors import DataError, OkdcError, RecipeError
-from okdc.recipe.draft import read
+from okdc.recipe.draft import load, read
 
 Captured = pytest.CaptureFixture[str]
 SQUEEZENET = "torchvision:SqueezeNet1_1_Weights.IMAGENET1K_V1"
@@ -80,6 +84,8 @@ def test_timm_says_how_its_weights_were_trained() -> None:
         assert (facts.size, facts.shorter_side(224), facts.interpolation) == (224, 256, "bicubic")
         assert (facts.classes, facts.labels, facts.licence) == (1000, (), "apache-2.0")
     assert pretrained.find("timm:tf_efficientnet_lite0").facts.mean == (0.5, 0.5, 0.5)
+    assert pretrained.find("timm:convnext_tiny.fb_in22k_ft_in1k_384").facts.crop_mode == "squash"
+    assert pretrained.find("timm:convnext_tiny.fb_in22k_ft_in1k").facts.crop_mode == "center"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +196,85 @@ def test_weights_that_cannot_be_had_are_one_line_with_the_command_that_brings_th
     assert f"okdc download weights {SQUEEZENET} -o FOLDER" in answer.err
     assert "Traceback" not in answer.err
     assert not Path("runs").exists()
+
+
+def test_the_hint_brings_all_missing_weights_and_gives_the_whole_list(
+    published: tuple[Server, dict[str, torch.Tensor]], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Typed as it stands, once where there is a network and once here."""
+    server, _ = published
+    server.status = 503
+    other = "torchvision:SqueezeNet1_0_Weights.IMAGENET1K_V1"
+    url = f"{server.url.rpartition('/')[0]}/squeezenet1_0-12345678.pth"
+    weights = models.SqueezeNet1_0_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(weights, "_value_", replace(weights.value, url=url))
+    networks = "cohort.students=torchvision:squeezenet1_1,resnet8,torchvision:squeezenet1_0"
+    words = ("distill", *SIZE, "method.name=dml", networks, "optim.epochs=1", "--no-export-check")
+    answer = ask(capsys, *words, f"cohort.weights={SQUEEZENET},none,pretrained")
+    hint = answer.err.partition("hint: where there is a network: ")[2].strip()
+    download, _, here = hint.partition("; here ")
+    assert shlex.split(download) == ["okdc", "download", "weights", SQUEEZENET, other, "-o", "FOLDER"]
+    monkeypatch.setattr(pretrained.Pretrained, "load", random_weights)
+    assert ask(capsys, *shlex.split(download)[1:]).code == 0
+    assert ask(capsys, *words, *shlex.split(here)).code == 0
+
+
+def random_weights(weights: pretrained.Pretrained) -> dict[str, torch.Tensor]:
+    return dict(models.get_model(weights.network.partition(":")[2], weights=None).state_dict())
+
+
+def test_what_is_there_already_is_not_brought_again(
+    published: tuple[Server, dict[str, torch.Tensor]], capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = published
+    pretrained.find(SQUEEZENET).load()
+    weights = models.SqueezeNet1_0_Weights.IMAGENET1K_V1
+    monkeypatch.setattr(weights, "_value_", replace(weights.value, url=f"{server.url}/none-12345678.pth"))
+    server.status = 503
+    words = ("cohort.students=torchvision:squeezenet1_1,torchvision:squeezenet1_0", "cohort.weights=pretrained")
+    answer = ask(capsys, "distill", *SIZE, "method.name=dml", *words)
+    assert "okdc download weights torchvision:SqueezeNet1_0_Weights.IMAGENET1K_V1 -o FOLDER;" in answer.err
+    assert f"cohort.weights={SQUEEZENET},FOLDER/SqueezeNet1_0_Weights.IMAGENET1K_V1.safetensors" in answer.err
+
+
+def test_weights_of_a_run_that_starts_anew_come_to_their_librarys_cache(
+    published: tuple[Server, dict[str, torch.Tensor]],
+) -> None:
+    """A file has another sha256, and resume takes no key."""
+    server, _ = published
+    job = built(recipe(*SIZE, "cohort.students=torchvision:squeezenet1_1", "cohort.weights=pretrained"))
+    shutil.rmtree("torch")
+    server.status = 503
+    with pytest.raises(DataError) as caught:
+        weights.load(job.recipe, 1)
+    assert caught.value.hint.endswith(f"okdc download weights {SQUEEZENET}")
+
+
+@pytest.mark.parametrize("out", [(), ("-o", "here")])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_next_line_of_a_download_has_two_students_at_least(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, out: tuple[str, ...], count: int
+) -> None:
+    monkeypatch.setattr(pretrained.Pretrained, "load", random_weights)
+    names = ["torchvision:squeezenet1_1", "torchvision:squeezenet1_0"][:count]
+    answer = ask(capsys, "download", "weights", *names, *out)
+    *_, students, taken = shlex.split(answer.err.partition("next: ")[2])
+    cohort = load(["folder_resnet20", students, taken]).tables["cohort"]
+    assert cohort["students"] == (names * 2)[:2]
+    members = ["SqueezeNet1_1_Weights.IMAGENET1K_V1", "SqueezeNet1_0_Weights.IMAGENET1K_V1"][:count]
+    values = [f"here/{each}.safetensors" if out else f"torchvision:{each}" for each in members]
+    assert cohort["weights"] == (values if count == 2 else values[0])
+
+
+def test_a_tagged_student_takes_the_file_of_that_tag() -> None:
+    timm = pytest.importorskip("timm", reason=TIMM)
+    tensors = timm.create_model("test_resnet", pretrained=False).state_dict()
+    words = (*SIZE, "cohort.students=timm:test_resnet.r160_in1k", "cohort.weights=w.safetensors")
+    facts = pretrained.find("timm:test_resnet.r160_in1k").facts
+    Path("w.safetensors").write_bytes(to_safetensors(tensors, facts))
+    assert recipe(*words).recipe.cohort.students == ("timm:test_resnet",)
+    Path("w.safetensors").write_bytes(to_safetensors(tensors, replace(facts, name="timm:test_resnet.other")))
+    assert "names trained weights, and w.safetensors names others" in refused(*words[len(SIZE) :])
 
 
 def test_a_file_that_was_changed_on_its_way_is_refused(published: tuple[Server, dict[str, torch.Tensor]]) -> None:

@@ -206,6 +206,9 @@ def test_a_folder_moved_between_start_and_resume_is_found_by_data_root(
     assert "--data-root DIR" in lost.err
     nothing_went_wrong(ask(capsys, "resume", "--data-root", "elsewhere"))
     assert RunDir.open(Path("runs/folder_resnet20-1")).state() == "complete"
+    answer = ask(capsys, "evaluate", "--data-root", "elsewhere")
+    nothing_went_wrong(answer)
+    assert "next: okdc export runs/folder_resnet20-1 --onnx --data-root elsewhere\n" in answer.err
 
 
 # --- resume, recipes, runs

@@ -43,10 +43,24 @@ def hint(answer: Answer) -> str:
         ("convert", "okdc export --onnx"),
         ("distil", "okdc distill"),
         ("export", "okdc export --onnx"),
+        ("help distill", "okdc distill --help"),
+        ("export -o", "okdc export --help"),
+        ("new --budget", "okdc new --help"),
+        ("distill digits_resnet8,epochs=3 --json", "okdc distill digits_resnet8 epochs=3 --json"),
+        ("distill folder_resnet20 --data 'my pics'", "okdc distill folder_resnet20 --data-root 'my pics'"),
+        ("distill --data digits", "okdc distill data.name=digits"),
+        ("distill optim=sgd seed=1", "okdc distill optim.optimizer=sgd seed=1"),
+        ("distill augment=trivial", "okdc distill augment.policy=trivial"),
+        ("distill optim=5", "okdc recipes optim explains its keys"),
+        ("distill known", "okdc distill known.toml"),
+        ("distill there/known", "okdc distill there/known.toml"),
+        ("new outside --no-flip", "okdc new 'outside/my pics' --no-flip"),
     ],
 )
 def test_the_hint_is_the_whole_line_to_type(capsys: Captured, typed: str, right: str) -> None:
-    Path("my pics/cat").mkdir(parents=True)
+    for folder in ("my pics/cat", "known/cat", "there/known/cat", "outside/my pics/cat"):
+        Path(folder).mkdir(parents=True)
+    Path("there/known.toml" if "there" in typed else "known.toml").touch()
     assert hint(ask(capsys, *shlex.split(typed))) == right
     assert not Path("runs").exists()
 

@@ -103,3 +103,13 @@ def test_a_time_that_nobody_tells_follows_from_the_last_half_minute() -> None:
         if done == 600:
             assert left.seconds() == pytest.approx(40)
     assert left.seconds() == 0
+
+
+def test_the_first_step_of_a_training_says_nothing_of_all_others() -> None:
+    clock = Clock()
+    left = TimeLeft(clock, from_counts=False)
+    clock.now += 120  # compiling
+    left.count(1, 1000)
+    assert left.words() == ""
+    left.tell(30)
+    assert left.words() == "0:30 left"

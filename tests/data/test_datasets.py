@@ -22,6 +22,7 @@ from okdc.data.datasets import Dataset, divide, same_classes, stratified
 from okdc.data.digits import CLASSES, arrays
 from okdc.data.source import fingerprint_of
 from okdc.errors import DataError
+from okdc.progress import WARNING
 from okdc.recipe.draft import load
 
 
@@ -231,9 +232,17 @@ def test_one_folder_of_classes_gives_a_fifth_of_each_to_a_fixed_test_split() -> 
     dataset = read_data("folder", root, 8)
     assert counts(dataset, dataset.test) == [4, 2]
     assert sorted(chain(*splits(dataset))) == list(range(30))
-    assert any("20% of each is the test split, drawn with seed 0" in note for note in dataset.notes)
+    assert any("20% are the test split, drawn with seed 0" in note for note in dataset.notes)
     for seed in (0, 1):
         assert divide(dataset, 0.1, 12, seed).test.tolist() == read_data("folder", root, 8).test.tolist()
+
+
+def test_classes_without_a_test_image_are_named() -> None:
+    dataset = read_data("folder", write_tree(Path("root"), {"cat": 30, "dog": 1, "owl": 1}), 8)
+    (note,) = (note for note in dataset.notes if note.startswith(WARNING))
+    assert counts(dataset, dataset.test) == [6, 0, 0]
+    assert "'dog', 'owl'" in note
+    assert "cat" not in note
 
 
 def test_the_fingerprint_is_that_of_the_contents_and_the_same_from_the_cache() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from contextlib import nullcontext
@@ -185,6 +186,45 @@ def test_other_bytes_of_a_streamed_file_are_other_images(root: Path) -> None:
         assembly_of(run)
     file.write_bytes(before)
     assembly_of(run)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_file_that_is_changed_while_it_trains_is_named_and_never_read(
+    root: Path, split: str, same_size: bool
+) -> None:
+    files = sorted(root.glob(f"{split}/a/*.png"))
+    before = {file: file.read_bytes() for file in files}
+
+    def change(call: int) -> None:
+        if call == 2:
+            for file in files:
+                file.write_bytes(before[file] if same_size else before[files[0]] + bytes(1))
+                os.utime(file, ns=(0, 10**18))
+
+    run = Path("run")
+    with pytest.raises(DataError, match=rf"{split}/a/.*it was changed after the training began") as caught:
+        run_of(root, "data.stream=on", tell=Quiet(change), out=run)
+    assert "okdc resume run" in caught.value.hint
+    assert not any(word in caught.value.hint for word in ("remove", "skip_damaged"))
+    assert RunDir(run).state() == "resumable"
+    if not same_size:
+        with pytest.raises(DataError, match="the images are not those of"):
+            resume(run)
+    for file, content in before.items():
+        file.write_bytes(content)
+    whole = run_of(root, "data.stream=on", out=Path("whole"))
+    assert result(resume(run))["weights_sha256"] == result(whole)["weights_sha256"]
+
+
+def test_files_that_are_left_out_are_not_held_in_the_place_of_others(root: Path) -> None:
+    (root / "train/a/003.png").write_bytes(b"no image")
+    streamed = dataset_of(root, "data.stream=on", "data.skip_damaged=true")
+    assert streamed.files is not None
+    assert len(streamed.files[:]) == 57
+    (root / "train/a/004.png").write_bytes((root / "train/a/005.png").read_bytes() + bytes(1))
+    with pytest.raises(DataError, match=r"1 of 57 images cannot be read, the first is .*004\.png: it was changed"):
+        _ = streamed.files[:]
 
 
 def assembly_of(run: RunDir) -> Dataset:

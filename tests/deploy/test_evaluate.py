@@ -292,7 +292,7 @@ def test_a_bundle_refuses_other_images(capsys: Captured, moved: Path) -> None:
     answer = ask(capsys, "evaluate", str(moved), "--data-root", "elsewhere")
     assert answer.code == 1
     assert "error[labels]" in answer.err
-    assert "'c', of the labels 'b'" in answer.err
+    assert "1 of 2 classes in common, not 'c'" in answer.err
 
 
 def test_images_that_are_decoded_as_they_are_needed_are_evaluated_too(capsys: Captured) -> None:

@@ -275,7 +275,19 @@ def test_an_unfinished_run_is_counted_without_accuracies(
     for row in report["rows"]:
         assert (row["kept"], row["front"], row["val_top1_pct"], row["top1_pct"]) == (False, None, None, None)
     assert report["shrink"] is None
-    assert ask(capsys, "profile", str(run.path)).code == 0
+    answer = ask(capsys, "profile", str(run.path))
+    assert answer.code == 0
+    assert f"next: okdc resume {run.path}\n" in answer.err
+
+
+def test_a_recipe_is_followed_by_its_training_and_no_missing_column_is_explained(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answer = ask(capsys, "profile", "resnet8", "digits_resnet8")
+    assert answer.code == 0
+    assert "next: okdc distill digits_resnet8\n" in answer.err
+    assert "torch" in answer.out
+    assert "ORT" not in answer.out + answer.err
 
 
 KEYS = (profile.MORE, *profile.LESS)

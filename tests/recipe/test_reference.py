@@ -95,6 +95,7 @@ def test_the_readme_has_the_same_reference(capsys: Captured) -> None:
         (["about"], [key for key in KEYS if key.startswith("about.")]),
         (["optim.lr"], ["optim.lr"]),
         (["seed", "data.root"], ["seed", "data.root"]),
+        (["lr", "flip"], ["optim.lr", "augment.flip"]),
         (["method.name"], ["method.name"]),
         (["keys", "method.kdcl.temperature"], ["method.temperature"]),
     ],
@@ -133,6 +134,13 @@ def test_a_word_that_names_nothing_is_told_with_the_nearest(capsys: Captured, wo
     assert answer.err.startswith("error[usage]: ")
     assert word in answer.err
     assert (f"did you mean {near!r}?" in answer.err) == (near is not None)
+
+
+def test_the_beginning_of_a_recipes_name_is_told_with_the_whole_names(capsys: Captured) -> None:
+    for word in ("folder", "cinic10", "digits"):
+        answer = ask(capsys, "recipes", word)
+        assert answer.code == 2
+        assert all(repr(name) in answer.err for name in catalog.recipes() if name.startswith(f"{word}_"))
 
 
 def test_a_recipe_is_printed_as_it_stands_with_its_command(capsys: Captured) -> None:

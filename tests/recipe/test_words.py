@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ import pytest
 import tomli_w
 
 from okdc.assembly.resolve import resolve
-from okdc.errors import OkdcError, RecipeError, UsageError
+from okdc.errors import DataError, OkdcError, RecipeError, UsageError
 from okdc.recipe import catalog
 from okdc.recipe.draft import Draft, load, read
-from okdc.recipe.shorthand import full_keys, suggestions
+from okdc.recipe.shorthand import full_keys, suggestions, typed
 from okdc.recipe.words import Flag
 
 
@@ -95,6 +96,42 @@ def test_a_key_that_holds_a_list_takes_words_between_commas(word: str, expected:
     assert draft.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("runs/A-1,none", ["runs/A-1", "none"]),
+        ("[runs/A-1,none]", ["runs/A-1", "none"]),
+        ("[runs/A-1, 'none']", ["runs/A-1", "none"]),
+        ("none, none", ["none", "none"]),
+        ("a.safetensors,b.pt", ["a.safetensors", "b.pt"]),
+        ("[pretrained]", ["pretrained"]),
+        ('["a", "b"]', ["a", "b"]),
+        ("pretrained", "pretrained"),
+        ("'a,b'", "a,b"),
+        ("[a", "[a"),
+        ("run,1", "run,1"),
+        ("[run]", "[run]"),
+        ("~nobody-here/a,none", ["~nobody-here/a", "none"]),
+        (f"{'a' * 300},none", ["a" * 300, "none"]),
+    ],
+)
+def test_a_key_of_text_or_a_list_takes_words_between_commas_but_for_a_path(words: str, expected: object) -> None:
+    Path("run,1").touch()
+    Path("[run]").mkdir()
+    draft = load(["digits_resnet8", f"cohort.weights={words}"])
+    assert value(draft, "cohort.weights") == expected
+    assert draft.notes == ()
+    short = load(["digits_resnet8", f"weights={words}"])
+    assert value(short, "cohort.weights") == expected
+    assert short.notes == (f"weights={words} is read as cohort.weights={words}",)
+
+
+@pytest.mark.parametrize("values", [["a"], ["a", "none"], ["a b/c.pt", "none"], ["a,b.pt", "none"], ["it's", "[x]"]])
+def test_a_list_is_typed_as_it_is_read(values: list[str]) -> None:
+    (word,) = shlex.split(typed("cohort.students", values))
+    assert value(load([word]), "cohort.students") == values
+
+
 def test_a_recipe_after_an_empty_value_is_the_recipe() -> None:
     draft = load(["about.title=", "folder_resnet20"])
     assert (draft.stem, draft.tables["about"]["title"]) == ("folder_resnet20", "")
@@ -123,6 +160,13 @@ def test_a_short_key_of_the_method_is_the_methods() -> None:
         (["size=16"], {}),  # of the images, or of a batch
         (["name=fefr"], {}),
         (["qqq=1"], {}),
+        (["dropout=0.5"], {}),
+        (["data_dir=0.5"], {}),  # a number is no folder
+        (["epoch=many"], {}),
+        (["optim=sgd"], {("optim=sgd",): ("optim.optimizer=sgd",)}),
+        (["optim=none"], {}),  # of several keys
+        (["method=dml", "target=linear"], {}),
+        (["digits_resnet8,epochs=3"], {("digits_resnet8,epochs=3",): ("digits_resnet8", "epochs=3")}),
         (["epochs", "3"], {("epochs", "3"): ("optim.epochs=3",)}),
         (["seed", "1"], {("seed", "1"): ("seed=1",)}),
         (["epochs:3"], {("epochs:3",): ("optim.epochs=3",)}),
@@ -144,6 +188,30 @@ def test_where_two_keys_may_be_meant_both_are_named() -> None:
     assert problem.startswith("name: unknown key (did you mean 'data.name' or 'method.name'?)")
     (problem,) = refused("size=16").details
     assert "(did you mean 'data.image_size' or 'optim.batch_size'?)" in problem
+
+
+def test_a_key_of_another_method_is_told_with_that_method() -> None:
+    (problem,) = refused("method=dml", "target=linear").details
+    assert "kdcl" in problem
+    assert "augment" not in problem
+
+
+@pytest.mark.parametrize("root", ["pics", "../pics"])
+def test_a_root_that_is_seen_from_the_recipe_is_named_as_it_is_seen_from_here(root: str) -> None:
+    Path("deep/recipes").mkdir(parents=True)
+    tables = read(catalog.recipes()["folder_resnet20"])
+    path = Path("deep/recipes/mine.toml")
+    path.write_text(tomli_w.dumps(tables | {"data": tables["data"] | {"root": root}}), encoding="utf-8")
+    assert resolve(load([str(path)])).recipe.data.root == root, "no such folder either way: the images are missed later"
+    there = Path("deep/pics" if root.startswith("..") else "deep/recipes/pics")
+    there.mkdir()
+    with pytest.raises(DataError) as caught:
+        resolve(load([str(path)]))
+    assert caught.value.hint == f"--data-root {there}"
+    assert resolve(load([str(path), "data.root=other"])).recipe.data.root == "other"
+    assert resolve(load([str(path)]), needs_data=False).recipe.data.root == root
+    Path(root).mkdir(exist_ok=True)
+    assert resolve(load([str(path)])).recipe.data.root == root
 
 
 def test_a_folder_of_images_is_answered_with_the_recipe_for_it() -> None:

@@ -304,6 +304,16 @@ def test_a_command_for_one_run_names_the_runs_of_a_series(capsys: Captured, comm
     assert "the best of them on validation is runs/digits-1/seed1" in answer.err
 
 
+def test_where_nothing_was_validated_no_run_of_a_series_is_the_best(capsys: Captured) -> None:
+    series = made(0, 1)
+    for seed in (0, 1):
+        finish(begin(series, seed), val_top1_pct=None)
+    answer = ask(capsys, "evaluate", str(series.path))
+    assert answer.code == 2
+    assert "hint: okdc profile runs/digits-1/seed0" in answer.err
+    assert "best" not in answer.err
+
+
 def test_the_list_of_runs_says_what_is_left_of_a_series(capsys: Captured) -> None:
     series = made(0, 1, 2)
     empty = ask(capsys, "runs")

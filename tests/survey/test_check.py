@@ -18,8 +18,10 @@ from reading import read_data
 
 import okdc
 from okdc.assembly import job as assembly
+from okdc.assembly.beginnings import finetuned
 from okdc.assembly.job import Job
 from okdc.assembly.resolve import resolve
+from okdc.assembly.student import square
 from okdc.data import datasets
 from okdc.data.ondemand import OnDemand
 from okdc.distributed import ALONE
@@ -33,6 +35,7 @@ from okdc.survey.check import check
 from okdc.training import memory, start, timing
 from okdc.training.checkpoint import Position
 from okdc.training.loop import Training
+from okdc.training.step import TrainStep
 from okdc.training.timing import Duration, Spread
 
 Captured = pytest.CaptureFixture[str]
@@ -89,6 +92,16 @@ def test_it_counts_what_a_training_would_use() -> None:
         assert 0 <= counted["macs"] - row["macs"] < 10_000
 
 
+def test_classes_that_no_image_judges_are_named_before_those_that_few_do() -> None:
+    pictures(Path("root"), {"train": {"cat": 20, "dog": 14, "owl": 9}, "test": {"cat": 7, "owl": 2}})
+    warnings = report_of("data.val_fraction=0.3")["warnings"]
+    without, few = (line for line in warnings if line.startswith("classes") and "test images" in line)
+    assert "'dog'" in without
+    assert not any(f"'{name}'" in without for name in ("cat", "owl"))
+    assert "'owl'" in few
+    assert not any(f"'{name}'" in few for name in ("cat", "dog"))
+
+
 def test_it_passes_names_the_next_command_and_leaves_nothing_behind(capsys: Captured) -> None:
     pictures(Path("root"), TREE)
     before = sorted(path for path in Path().rglob("*") if "cache" not in path.parts)
@@ -96,6 +109,8 @@ def test_it_passes_names_the_next_command_and_leaves_nothing_behind(capsys: Capt
     assert answer.code == 0, answer.err
     assert "next: okdc distill folder_resnet20 " in answer.err
     assert "34 train, 12 val, 13 test images" in answer.out
+    assert "7 epochs of 8 steps" in answer.out
+    assert "1 epoch of 8 steps" in ask(capsys, "check", *SMALL, "epochs=1").out
     assert "to the end: about " in answer.out
     assert sorted(path for path in Path().rglob("*") if "cache" not in path.parts) == before
 
@@ -271,10 +286,41 @@ def job_of(*words: str) -> tuple[Job, Any]:
 
 def test_the_time_to_the_end_is_that_of_its_parts() -> None:
     duration = Duration(
-        Spread(0.5, 0.4, 0.8, 10), steps=20, epochs=30, start=4.0, validation=2.0, saving=1.0, judging=6.0
+        Spread(0.5, 0.4, 0.8, 10),
+        steps=20,
+        epochs=30,
+        fixed=None,
+        fixed_epochs=0,
+        start=4.0,
+        validation=2.0,
+        saving=1.0,
+        judging=6.0,
     )
     assert duration.epoch == Spread(13, 11, 19, 10)
     assert duration.whole == Spread(400, 340, 580, 10)
+    ten_fixed = replace(duration, fixed=Spread(0.2, 0.1, 0.25, 8), fixed_epochs=10)
+    assert ten_fixed.epoch == duration.epoch
+    assert ten_fixed.whole == Spread(340, 280, 470, 8)
+
+
+def test_epochs_that_fix_the_backbones_are_timed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, settings = job_of("data.train_images=24", "optim.epochs=3")
+    optim = job.recipe.optim.model_copy(update={"freeze_epochs": 2})
+    students = tuple(finetuned(student, 10, square(8)) for student in job.method.cohort.backbones())
+    job = replace(job, recipe=job.recipe.model_copy(update={"optim": optim}), finetuned=students)
+    fixed: list[bool] = []
+    learn = TrainStep._learn
+
+    def noted(self: TrainStep, batch: Batch, done: float) -> Step:
+        fixed.append(self.backbones.fixed)
+        return learn(self, batch, done)
+
+    monkeypatch.setattr(TrainStep, "_learn", noted)
+    duration, _ = timing.measure(job, settings, Silent(), 0.0)
+    steps = timing.WARM + timing.FEWEST
+    assert fixed == [True] * steps + [False] * steps
+    assert duration.fixed is not None
+    assert duration.fixed_epochs == 2
 
 
 def test_a_tenth_of_the_spans_is_below_and_above() -> None:

@@ -157,7 +157,7 @@ def test_a_file_of_a_size_of_its_own_is_not_read_whole(tmp_path: Path, monkeypat
     opened: list[Path] = []
     before = files.opened
 
-    def noted(path: Path) -> AbstractContextManager[tuple[BinaryIO, int]]:
+    def noted(path: Path) -> AbstractContextManager[tuple[BinaryIO, os.stat_result]]:
         opened.append(path)
         return before(path)
 

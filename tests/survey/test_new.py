@@ -77,6 +77,7 @@ def test_a_recipe_is_written_that_trains_and_names_the_next_command(capsys: Capt
     resolved, tables = written(answer, "my_pets.toml")
     assert "next: okdc distill my_pets.toml" in answer.err
     assert "100 images in 2 classes" in answer.out
+    assert 'students = ["resnet20", "resnet20"]: ' in answer.err
     assert tables["data"]["root"] == "my pets"
     assert tables["data"]["image_size"] == 8
     distilled = ask(capsys, "distill", "my_pets.toml", "optim.epochs=1", "cohort.students=['resnet8','resnet8']")
@@ -226,6 +227,9 @@ def test_without_images_to_choose_by_the_first_student_is_kept(tmp_path: Path) -
     made = planned(root)
     assert made.value("cohort.keep") == 0
     assert made.value("data.val_fraction") == 0
+    assert {"cohort.keep", "data.val_fraction"} <= {line.key for line in made.printed}
+    held_out = planned(write_tree(tmp_path / "other", {"cat": 640, "dog": 640}, size=8))
+    assert {line.key for line in held_out.printed} == {*plan.PRINTED}
 
 
 @pytest.mark.parametrize(
@@ -342,7 +346,7 @@ def test_a_budget_that_nothing_fits_is_answered_with_what_each_costs(capsys: Cap
         (["root", "-o", "there.toml"], "usage"),
         (["root", "-o", "root"], "usage"),
         (["root", "-o", "a=b.toml"], "usage"),
-        (["root", "-o", "no/such/folder/r.toml"], "disk"),
+        (["root", "-o", "no/such/folder/r.toml"], "usage"),
         (["root", "--budget", "weight<3"], "usage"),
         ([], "usage"),
         (["one"], "data"),

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ from okdc.recipe.schema import Augment
 from okdc.runs import predictions
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
-from okdc.training import checkpoint
+from okdc.training import checkpoint, loop
 from okdc.training import selection as keep
 from okdc.training.metrics import Summary, top1_pct
 
@@ -762,3 +763,13 @@ def test_a_deterministic_run_on_the_gpu_is_equal_to_the_bit(monkeypatch: pytest.
         assert outcome(start(*words)) == outcome(start(*words))
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_the_line_of_an_epoch_fits_eighty_columns() -> None:
+    heads = ("student0", "student1", "fused", "ensemble")
+    summary = Summary({"all": 99.999}, dict.fromkeys(heads, 100.0), None)
+    recipe = SimpleNamespace(cohort=SimpleNamespace(keep_metric="top1"))
+    training = SimpleNamespace(position=SimpleNamespace(epoch=999), epochs=999, job=SimpleNamespace(recipe=recipe))
+    line = loop.Training._line(training, summary, summary)  # type: ignore[arg-type]
+    assert line.endswith("val students 100.0 100.0 fused 100.0 ensemble 100.0")
+    assert len(line) <= 80

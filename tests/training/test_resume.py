@@ -80,7 +80,7 @@ def test_a_signal_that_ends_the_compiler_too_is_no_failure_of_it(
     with pytest.raises(Interrupted) as caught:
         start("engine.compile=on", tell=tell, out=Path("run"))
     assert caught.value.exit_code == code
-    assert caught.value.message == f"{number.name}: run is as its last checkpoint left it"
+    assert caught.value.message == f"{number.name}: no epoch was finished in run"
     assert caught.value.hint == "okdc resume run"
     said = f"{number.name}: stopping after this step, which may still be compiling; another one stops at once"
     assert tell.notes[-1] == said
@@ -93,7 +93,7 @@ def test_sigterm_before_the_first_step_is_called_by_its_name(
     monkeypatch.setattr(engine, "TrainStep", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     answer = ask(capsys, "distill", str(write_recipe()), "-o", "run")
     assert answer.code == 143
-    assert "interrupted: SIGTERM: run is as its last checkpoint left it" in answer.err
+    assert "interrupted: SIGTERM: no epoch was finished in run" in answer.err
 
 
 @pytest.mark.parametrize("call", range(1, CALLS + 1))
