@@ -154,13 +154,15 @@ class Finetuned:
 
     network: Backbone  # without an extraction behind its last stage, which learns from its beginning
     head: tuple[nn.Parameter, ...]  # what of it depends on the number of classes
+    head_buffers: frozenset[str] = frozenset()  # the names of those that do: another device has other tensors
 
 
 def finetuned(student: Backbone, classes: int, images: torch.Size) -> Finetuned:
     """A student's head, told from its backbone. The student is on the CPU."""
     dependent = _dependent(student, backbones.shapes(student.architecture, classes + 1, images))
     network = _innermost(student)
-    return Finetuned(network, tuple(p for p in network.parameters() if p.data_ptr() in dependent))
+    buffers = frozenset(name for name, b in network.named_buffers() if b.data_ptr() in dependent)
+    return Finetuned(network, tuple(p for p in network.parameters() if p.data_ptr() in dependent), buffers)
 
 
 def _innermost(student: Backbone) -> Backbone:

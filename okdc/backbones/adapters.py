@@ -25,6 +25,7 @@ from okdc.backbones.behaviour import (
     chance,
     difference,
     preserved,
+    random_in_evaluation,
     same,
 )
 from okdc.backbones.cutting import A_BACKBONE, Cut, clone_first, cut, in_any_layout, out_of_place
@@ -310,6 +311,11 @@ def _check_same(
     except Exception as error:
         raise CannotCut(f"its stages raised {one_line(error)}, the network itself did not", A_BACKBONE) from error
     if not same(expected[EVALUATION], expected[FROM_FILE]):
+        if random_in_evaluation(entry.net, entry, _probe(1, images)):
+            raise CannotCut(
+                "it is random in evaluation: the same image gets another answer the second time",
+                "F.dropout needs training=self.training, or nn.Dropout in its place; other draws need if self.training",
+            )
         raise CannotCut(
             "training changes what no file of its weights holds, and its answers depend on that",
             "hold it in a buffer (register_buffer), not in an attribute or in a buffer with persistent=False",

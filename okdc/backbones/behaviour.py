@@ -142,6 +142,18 @@ def behaviour(
     return prints
 
 
+@torch.no_grad()
+def random_in_evaluation(net: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether two evaluations of the images `x` (NCHW) differ, from one state of `net` and other random numbers."""
+    answers = []
+    with chance():
+        for _ in range(2):
+            with preserved(net):
+                net.eval()
+                answers.append(forward(x.clone()).clone())
+    return not same(*answers)
+
+
 class WithoutDropout(TorchFunctionMode):
     """Dropout gives its input, as in evaluation: what is compared draws other random numbers, or fewer."""
 

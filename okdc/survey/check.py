@@ -55,8 +55,9 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
             return assembly.dataset(resolved, progress, None, free)
 
     def export(cohort: Cohort, classes: int) -> None:
-        nonlocal verdict
+        nonlocal verdict, settings
         verdict = exportable.check(cohort.backbones(), recipe.data.image_size, classes, resolved.place, None, tell)
+        settings = start.computing(resolved, settings, cohort)
 
     job = assembly.job(resolved, read, export, assembly.weights_of)
     settings = start.decided(settings, job, ALONE)

@@ -34,7 +34,7 @@ from okdc.runs import trust
 from okdc.runs.artefacts import ExportCheck, Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences, provenance
 from okdc.runs.run import RunDir, log_bytes, refuse_taken
-from okdc.training import cards, checkpoint, compiling, device, exportable, loop, recording
+from okdc.training import cards, checkpoint, compiling, computable, device, exportable, loop, recording
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import continuable
@@ -70,9 +70,10 @@ def start(
             return dataset
 
         def check(cohort: Cohort, classes: int) -> None:
-            nonlocal export_check
+            nonlocal export_check, settings
             ask = partial(exportable.check, cohort.backbones(), recipe.data.image_size, classes, resolved.place)
             export_check = ranks.first_does(lambda: ask(export_check, tell))
+            settings = ranks.first_does(partial(computing, resolved, settings, cohort))
 
         ranks.agree("the recipe's keys", recipe.sha256())
         job = assembly.job(resolved, images, check, partial(_weights, ranks))
@@ -202,6 +203,12 @@ def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) 
             hint=f"in a new run, optim.batch_size={batch + ranks.count}",
         )
     return device.choose(chosen, recipe.data.image_size, recipe.deterministic, ranks)
+
+
+def computing(resolved: ResolvedRecipe, settings: Settings, cohort: Cohort) -> Settings:
+    """The settings with a type that the students can be computed in. Raises RecipeError where another was asked for."""
+    recipe = resolved.recipe
+    return computable.settled(settings, cohort.backbones(), recipe.data.image_size, recipe.engine.dtype, resolved.place)
 
 
 def decided(settings: Settings, job: Job, ranks: Ranks = ALONE) -> Settings:

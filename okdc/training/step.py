@@ -153,6 +153,7 @@ class TrainStep:
     def compute(self, batch: Batch) -> Step:
         """Everything that the device does in a step."""
         step = self._tried(batch) if self._taken < FIRST and self._may_fall_back else self._gradients(batch)
+        self.backbones.put_back()
         if self.recipe.clip:
             if self.scaler:
                 self.scaler.unscale()

@@ -754,6 +754,29 @@ REFUSED = {
         """,
         "squeeze()",
     ),
+    "dropout that is on in evaluation": (
+        """
+        class Mine(Net):
+            def forward(self, x):
+                return self.fc(F.dropout(self.maps(x).mean((2, 3)), 0.3))
+        """,
+        "training=self.training",
+    ),
+    "numbers of numpy in evaluation": (
+        """
+        import numpy as np
+
+        class Noisy(nn.Module):
+            def forward(self, x):
+                return x + float(np.random.rand())
+
+        class Mine(Net):
+            def __init__(self, classes):
+                super().__init__(classes)
+                self.c.append(Noisy())
+        """,
+        "random in evaluation",
+    ),
 }
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import compilers
 import pytest
@@ -13,6 +15,7 @@ from byhand import SMALL
 from harness import CALLS, Quiet, built, outcome, recipe, resume, signalled, start, train
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations, spectral_norm
 
 from okdc import backbones
 from okdc.assembly.beginnings import Finetuned
@@ -100,6 +103,98 @@ def test_an_extraction_of_which_no_weights_are_learns_at_once() -> None:
     own = {name for name in extraction if name.startswith("cohort.students.0.stages.3.0.")}
     assert changed & extraction == extraction - own
     assert own
+
+
+NORMED = """
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+def old_spectral_norm(layer):
+    return torch.nn.utils.spectral_norm(layer)
+
+class Iterated(nn.Conv2d):
+    "A spectral norm by hand, whose buffer is another tensor after each step."
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, 3, padding=1)
+        self.register_buffer("u", torch.ones(outputs))
+
+    def forward(self, x):
+        flat = self.weight.detach().flatten(1)
+        if self.training:
+            self.u = nn.functional.normalize(flat @ (flat.T @ self.u), dim=0)
+        return self._conv_forward(x, self.weight / (flat.T @ self.u).norm(), self.bias)
+
+class Seen(nn.Module):
+    "Counts the images of its training, beside a dropout of its own."
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("images", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if self.training:
+            self.images += len(x)
+        return nn.functional.dropout(x, 0.5, self.training)
+
+class Centred(nn.Module):
+    "A part of a head that learns without a gradient."
+    def __init__(self, classes):
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(classes))
+
+    def forward(self, x):
+        if self.training:
+            self.centre.lerp_(x.detach().mean(0), 0.1)
+        return x - self.centre
+
+def normed(classes):
+    new, old = parametrizations.spectral_norm, old_spectral_norm
+    layers = [new(nn.Conv2d(3, 8, 3, padding=1)), nn.ReLU(), old(nn.Conv2d(8, 8, 3, 2, 1)), nn.BatchNorm2d(8)]
+    layers += [nn.ReLU()]
+    layers += [Iterated(8, 8), Seen(), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1), nn.ReLU()]
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), new(nn.Linear(8, classes)), Centred(classes)]
+    return nn.Sequential(*layers)
+"""
+OF_THE_HEAD = (".12.", ".13.")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.spectral_norm.*:FutureWarning")
+def test_no_buffer_of_a_fixed_backbone_moves_and_those_of_its_head_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "normed_nets", raising=False)
+    Path("normed_nets.py").write_text(NORMED, encoding="utf-8")
+    torch.manual_seed(4)
+    save_file(backbones.build("normed_nets:normed", 7, SMALL).weights(), "n.safetensors")
+    words = ("cohort.weights=n.safetensors", "cohort.students=['normed_nets:normed']", "method.name=baseline")
+    job = built(recipe(*words, "optim.freeze_epochs=2", "optim.epochs=2"))
+    before = copied(job)
+    train(job)
+    state = job.method.state_dict()
+    inside = {name for name in before if name.startswith("cohort.students.0.")}
+    head = {name for name in inside if any(part in name for part in OF_THE_HEAD)}
+    assert moved(before, state) == head
+    assert {name.rpartition(".")[2] for name in head} >= {"_u", "_v", "centre", "original"}
+    assert {name.rpartition(".")[2] for name in inside - head} >= {"_u", "weight_v", "u", "images", "running_mean"}
+
+
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+@pytest.mark.parametrize("norm", [parametrizations.spectral_norm, spectral_norm])
+def test_spectral_norms_are_as_in_evaluation_while_they_are_fixed_and_go_on_afterwards(norm: Any) -> None:
+    """The weight that a step computes with, to the bit. A dropout that goes by the same mode stays on."""
+    network = backbones.build("resnet8", 10, SMALL)
+    layer = norm(nn.Linear(6, 5))
+    network.stages.append(layer)
+    x = torch.randn(3, 6)
+    expected = layer.eval()(x)
+    fixed = Backbones([Finetuned(network, ())])
+    network.train()
+    fixed.set(fixed=True)
+    for _ in range(2):
+        assert torch.equal(layer(x), expected)
+    assert layer.training
+    network.train()
+    fixed.set(fixed=False)
+    assert not torch.equal(layer(x), expected)
 
 
 @pytest.mark.parametrize("call", [1, 5, 7, 8, 9, CALLS - 1])
