@@ -366,7 +366,11 @@ def test_a_root_that_is_no_folder_is_named_in_full(name: str, kind: str) -> None
     Path("file").touch()
     with pytest.raises(DataError) as caught:
         list_images(Path("images/..") / name)
-    assert caught.value.message == f"data.root: expected a folder of images at {Path.cwd() / name}, found {kind}"
+    message = f"data.root: expected a folder of images at {Path.cwd() / name}, found {kind}"
+    assert caught.value.message == f"{message}; it is relative to the folder in which okdc is called"
+    with pytest.raises(DataError) as caught:
+        list_images(Path.cwd() / name)
+    assert caught.value.message == message
     assert "root/<split>/<class>/" in caught.value.hint
 
 
