@@ -45,7 +45,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 # The longest first, so that no worker is left with one at the end.
 FIRST = ("test_compiling.py", "test_any_network.py", "test_every_network.py", "test_faults.py", "test_adapters.py")
 LATE = ("test_every_method.py", "test_every_pair.py")  # whether it runs at all: after whether it computes what it says
-BY_CASE = (*LATE, "test_gpu.py", "test_gpu_methods.py")
+BY_CASE = (*LATE, "test_gpu.py", "test_gpu_methods.py", "test_recording.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
