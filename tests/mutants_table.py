@@ -984,7 +984,7 @@ TRIAL = [
          "test_a_file_that_answers_otherwise_to_a_batch_is_refused"),
     ),
     *_of("trial", "okdc/training/exportable.py", "tests/training/test_exportable.py",
-        ("each-student", "foreign = {student.architecture: student", "foreign = {id(student): student",
+        ("each-student", "return {student.architecture: student", "return {id(student): student",
          "test_every_architecture_that_okdc_has_not_proven_is_tried_once"),
         ("skip-is-forgotten", 'return verdict or "passed"', 'return "passed"',
          "test_it_is_left_out_where_nobody_wants_it"),

@@ -30,6 +30,19 @@ class Server:
 
 
 @contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """The server answers in a thread, and is closed in the end."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
 def served() -> Iterator[Server]:
     """A server on a free port of this machine."""
     serving = Server()
@@ -55,13 +68,10 @@ def served() -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        serving.url = f"http://127.0.0.1:{http.server_address[1]}/archive.tar.gz"
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    serving.url = f"http://127.0.0.1:{http.server_address[1]}/archive.tar.gz"
+    with running(http):
         yield serving
-        http.shutdown()
-        thread.join()
 
 
 def change_source(name: str, patch: pytest.MonkeyPatch, **fields: object) -> Source:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -21,6 +23,12 @@ def recipes() -> dict[str, Path]:
 def find_recipe(word: str) -> Path | None:
     """The shipped recipe that `word` names: with or without folder and `.toml`, also with capitals and hyphens."""
     return recipes().get(Path(word).name.lower().removesuffix(".toml").replace("-", "_"))
+
+
+def recipe_of(root: Path) -> Path:
+    """How `okdc new` names the recipe of a folder of images: a name that every shell and command takes as it is."""
+    name = os.fsencode(root.expanduser().absolute().resolve().name).decode(errors="replace")
+    return Path((re.sub(r"[^\w.-]+", "_", name).strip("._-") or "recipe") + ".toml")
 
 
 def keys() -> list[str]:

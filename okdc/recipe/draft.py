@@ -160,8 +160,7 @@ def _no_recipe(word: str, path: Path) -> RecipeError:
         "method=fefr, a network as students=resnet20"
     )
     right: tuple[str, ...] = ()
-    new = Path(re.sub(r"[^\w.-]+", "_", path.name) + ".toml")  # as `okdc new` names the recipe of a folder
-    of_folder = (path / "recipe.toml", new, path.parent / f"{path.name}.toml")
+    of_folder = (path / "recipe.toml", catalog.recipe_of(path), path.parent / f"{path.name}.toml")
     if path.is_dir() and (there := next((each for each in of_folder if each.is_file()), None)):
         problem, right = f"is a folder, expected a .toml file (there is {there})", (str(there),)
     elif path.is_dir():

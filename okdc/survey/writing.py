@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 from itertools import groupby
 from pathlib import Path
@@ -12,6 +11,7 @@ import tomli_w
 
 from okdc.errors import UsageError
 from okdc.escaping import shown
+from okdc.recipe.catalog import recipe_of
 from okdc.runs.files import write
 from okdc.survey.plan import Line, Plan
 
@@ -53,7 +53,7 @@ def place(root: Path, out: Path | None) -> Path:
 
     Raises UsageError where something is there already, or where no command could take the name for a recipe.
     """
-    path = out or Path(f"{_stem(root)}.toml")
+    path = out or recipe_of(root)
     if "=" in str(path):
         raise UsageError(f"-o {path}: a word with = is an override of a recipe", hint="another name for the recipe")
     if not os.path.isdir(path.parent):  # noqa: PTH112  (Path.is_dir() raises for a path that is too long)
@@ -62,12 +62,6 @@ def place(root: Path, out: Path | None) -> Path:
         kind = "a folder" if path.is_dir() else "a file"
         raise UsageError(f"{path}: {kind} of this name is there already", hint="-o ANOTHER.toml, or move it away")
     return path
-
-
-def _stem(root: Path) -> str:
-    """A folder's name as the name of a file that every shell and every command of okdc takes as it is."""
-    name = os.fsencode(root.expanduser().absolute().resolve().name).decode(errors="replace")
-    return re.sub(r"[^\w.-]+", "_", name).strip("._-") or "recipe"
 
 
 def save(path: Path, content: str) -> None:

@@ -13,10 +13,11 @@ from dataclasses import replace
 
 import torch
 
-from okdc import backbones, signals, torch_errors
+from okdc import signals, torch_errors
 from okdc.cohort import Backbone
 from okdc.errors import RecipeError, one_line
 from okdc.training.device import Settings
+from okdc.training.exportable import foreign
 
 IMAGES = 2  # a layer of batch statistics needs two
 
@@ -29,8 +30,7 @@ def settled(settings: Settings, students: Iterable[Backbone], size: int, asked: 
     """
     if settings.dtype == "float32":
         return settings
-    foreign = {student.architecture: student for student in students if not backbones.is_proven(student.architecture)}
-    for name, student in foreign.items():
+    for name, student in foreign(students).items():
         if not (reason := _refusal(student, size, settings)):
             continue
         refused = f"{name} cannot be computed in {settings.dtype} on {settings.device}: {reason}"

@@ -14,6 +14,11 @@ from okdc.runs.artefacts import ExportCheck
 FLAG = "--no-export-check"
 
 
+def foreign(students: Iterable[Backbone]) -> dict[str, Backbone]:
+    """A student of every architecture that no test of okdc has proven, by the architecture's name."""
+    return {student.architecture: student for student in students if not backbones.is_proven(student.architecture)}
+
+
 def check(
     students: Iterable[Backbone], size: int, classes: int, place: str, verdict: ExportCheck | None, tell: Progress
 ) -> ExportCheck:
@@ -27,12 +32,12 @@ def check(
         tell.note(f"export not tried before the training ({FLAG}): a bundle is not promised")
     elif verdict is not None:
         return verdict
-    foreign = {student.architecture: student for student in students if not backbones.is_proven(student.architecture)}
-    if not foreign:
+    unproven = foreign(students)
+    if not unproven:
         return verdict or "proven"
     from okdc.deploy import trial  # imports torch.onnx and onnxruntime, which takes seconds
 
-    for name, student in foreign.items():
+    for name, student in unproven.items():
         try:
             if verdict == "skipped":
                 said = trial.softmax(student, size, classes)

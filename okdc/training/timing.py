@@ -57,7 +57,7 @@ class Spread:
         """`count` of it, and `more` seconds beside."""
         return Spread(self.median * count + more, self.low * count + more, self.high * count + more, self.n)
 
-    def and_(self, other: Spread) -> Spread:
+    def __add__(self, other: Spread) -> Spread:
         """Both, one after the other: slow moments of a machine come to both alike."""
         return Spread(self.median + other.median, self.low + other.low, self.high + other.high, min(self.n, other.n))
 
@@ -83,7 +83,7 @@ class Duration:
     @property
     def whole(self) -> Spread:
         learning = self.epoch.times(self.epochs - self.fixed_epochs, self.start + self.judging)
-        return learning.and_(self._epoch_of(self.fixed).times(self.fixed_epochs)) if self.fixed else learning
+        return learning + self._epoch_of(self.fixed).times(self.fixed_epochs) if self.fixed else learning
 
     def _epoch_of(self, step: Spread) -> Spread:
         return step.times(self.steps, self.validation + self.saving)

@@ -9,16 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import urllib.request
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from bundles import of_digits
 from making import write_json
+from serving import running
 
 from okdc.bundle import web
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
@@ -130,18 +129,6 @@ def _refuses(bundle: Path, out: Path, runtime: Path) -> None:
     assert [path.name for path in out.parent.iterdir() if "page" in path.name] == []
 
 
-@contextmanager
-def _serving(page: Path) -> Iterator[web.PageServer]:
-    with web.PageServer(page) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
-
-
 def _get(url: str) -> tuple[str, bytes]:
     with closing(urllib.request.urlopen(url)) as answer:
         return answer.headers["Content-type"], answer.read()
@@ -154,7 +141,8 @@ def test_a_page_is_served_as_browsers_want_it_and_to_this_machine_alone(
     types = {"index.html": "text/html", "app.mjs": "text/javascript", "a.wasm": "application/wasm"}
     for name in types:
         (tmp_path / name).write_text(name)
-    with _serving(tmp_path) as server:
+    server = web.PageServer(tmp_path)
+    with running(server):
         assert server.server_address[0] == "127.0.0.1"
         assert {name: _get(f"{server.url}/{name}") for name in types} == {
             name: (kind, name.encode()) for name, kind in types.items()

@@ -8,8 +8,6 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 from making import write_json
 from runners import CHROMIUM, needs_chromium, needs_runtime, put, zoo
+from serving import running
 
 from okdc.bundle import web
 from okdc.runs.files import read_json
@@ -152,19 +151,6 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
         """The tests look at `paths`."""
 
 
-@contextmanager
-def _serving(folder: Path) -> Iterator[_Server]:
-    server = _Server(folder)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 IMAGES = [
     "wide.png", "tall.png", "grey.png", "palette.png", "one_bit.png", "exact.png", "tiny.png", "turned_6.png",
     "turned_8.png", "lossless.webp", "alpha.png", "grey_alpha.png", "clear.png", "sixteen.png", "turned.jpg",
@@ -204,7 +190,8 @@ def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPath
     put(root / "outside" / "bundle", ("models", "float32", "file"), "../../good/bundle/model.onnx")
     shutil.rmtree(root / "alone" / "ort")
     (root / "drive.html").write_text(DRIVER)
-    with _serving(root) as server, _serving(tmp_path_factory.mktemp("elsewhere")) as elsewhere:
+    server, elsewhere = _Server(root), _Server(tmp_path_factory.mktemp("elsewhere"))
+    with running(server), running(elsewhere):
         plan = {"images": IMAGES, "broken": list(BROKEN), "elsewhere": f"{elsewhere.address}/leak"}
         write_json(root / "plan.json", plan)
         log = tmp_path_factory.mktemp("log") / "net.json"
