@@ -531,10 +531,10 @@ def compare(
     each requirement, such as "fefr>baseline", whether it holds. Raises RunError for runs that are missing, not complete
     or not comparable, UsageError for a row that is not there.
     """
-    from okdc.study import compare as study
+    from okdc.comparison import compare as comparison
 
     paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
-    return study.compare(paths, baseline, require)
+    return comparison.compare(paths, baseline, require)
 
 
 def download(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtri, stdtrit
 
-from okdc.study.stats import half_width
+from okdc.comparison.stats import half_width
 
 SEEDS, IMAGES, DEVIATIONS = (3, 5, 10), (60, 300, 1000, 10_000), (0.0, 0.3, 1.0)
 ACCURACIES = ((60.0, 60.0), (80.0, 78.0), (90.0, 90.0), (95.0, 94.0), (99.0, 99.0))  # of both methods, in percent

@@ -38,7 +38,7 @@ from okdc.bench import plain_training
 from okdc.data.batches import Normalise, eval_batches
 from okdc.runs.predictions import Bits
 from okdc.seeds import seeded
-from okdc.study import finished, stats
+from okdc.comparison import finished, stats
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "folder_resnet20.toml"
 PLAIN, BASELINE = "plain", "baseline"

@@ -35,10 +35,10 @@ LIGHT = {
     "okdc.backbones": HEAVY,
     "okdc.data": HEAVY,
     "okdc.deploy": HEAVY,
-    "okdc.study": HEAVY,
+    "okdc.comparison": HEAVY,
     "okdc.data.download": NO_TORCH,
     "okdc.runs.predictions": NO_TORCH,
-    "okdc.study.compare": NO_TORCH,
+    "okdc.comparison.compare": NO_TORCH,
     **{f"okdc.data.{name}": NO_TORCH for name in ("digits", "folder", "cifar", "cinic10", "imagenet", "custom")},
 }
 
@@ -127,7 +127,7 @@ print(json.dumps([code, "torch" in sys.modules]))
 
 def test_the_packages_themselves_import_none_of_their_modules() -> None:
     root = Path(okdc.__file__).parent
-    for name in ("assembly", "deploy", "profiling", "recipe", "runs", "study"):
+    for name in ("assembly", "deploy", "profiling", "recipe", "runs", "comparison"):
         tree = ast.parse((root / name / "__init__.py").read_text(encoding="utf-8"))
         assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)], name
 

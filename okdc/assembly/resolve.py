@@ -53,7 +53,7 @@ class ResolvedRecipe:
         students = self.recipe.cohort.students
         names = students[:1] if self.kind.single else students
         output = self.recipe.cohort.output
-        return tuple(self.kind.architecture(backbones.with_output(name, output), self.config) for name in names)
+        return self.kind.architectures([backbones.with_output(name, output) for name in names], self.config)
 
     @property
     def has_teacher(self) -> bool:

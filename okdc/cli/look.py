@@ -280,8 +280,8 @@ def compare(
         raise UsageError("--md and --json are two ways to print the same", hint="one of them")
     from okdc import api
     from okdc.cli.comparison import show
-    from okdc.study import compare as study
-    from okdc.study.require import check
+    from okdc.comparison import compare as comparison
+    from okdc.comparison.require import check
 
     facts = api.compare(paths or [], baseline=baseline, require=require or [])
     if as_json:
@@ -293,7 +293,7 @@ def compare(
         return
     show(facts, markdown)
     check(facts)
-    console.next_step(study.next_step(facts))
+    console.next_step(comparison.next_step(facts))
 
 
 def _summary(run: RunDir) -> dict[str, Any]:

@@ -107,6 +107,13 @@ class Batch(NamedTuple):
     mix: Tensor | None = None  # N, 0..1
     views: tuple[Tensor, ...] = ()  # NCHW each: further augmentations of the same images, `Method.views` of them
 
+    def view(self, k: int) -> Tensor:
+        """The images as the network k sees them, NCHW: augmentation k of each, or the only one that there is.
+
+        A batch of an evaluation has one, whatever the method's `views`.
+        """
+        return self.views[k - 1] if k and self.views else self.images
+
 
 class Step(NamedTuple):
     """What one batch gives."""
@@ -138,11 +145,13 @@ class Method(nn.Module, Generic[C]):
     alternatives: ClassVar[str] = ""  # nobody trains separate networks unawares; what to do instead, for that refusal
     single: ClassVar[bool] = False  # gets a cohort of the first student alone
     least_students: ClassVar[int] = 1
-    views: ClassVar[int] = 0  # further augmentations of each image that a batch brings; none are drawn yet
+    exchanges: ClassVar[bool] = False  # whether `forward` exchanges numbers with the other processes of a training
 
     notes: tuple[str, ...] = ()  # what was chosen when it was built, for the run to print
     unrolled: bool = False  # whether `forward` repeats small operations so often that compiling it takes many minutes
     leader: int | None = None  # the student that is made to be kept, where a method has one
+    views: int = 0  # further augmentations of each image that a training batch brings: `Batch.view` reads them
+    decayed_as_students: tuple[str, ...] = ()  # modules outside the cohort that have the students' weight decay
     label_smoothing: float = 0.0  # of `cross_entropy` and `targets`, 0..1
     class_weights: Tensor | None  # K, of `cross_entropy`; a buffer, so that it is where the logits are
     teacher: nn.Module | None  # frozen and in eval mode, of a method whose table is a TaughtConfig
@@ -178,16 +187,25 @@ class Method(nn.Module, Generic[C]):
         """
         raise NotImplementedError
 
+    def after_step(self) -> None:
+        """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.
+
+        A CUDA graph may hold it, so it reads no tensor on the host.
+        """
+
     def check_built(self) -> None:
-        """Raises ValueError without `Method.__init__`, for a leader that is no student, and for further views."""
+        """Raises ValueError without `Method.__init__`, and where an attribute names what is not there."""
         if not hasattr(self, "cohort"):
             raise ValueError("__init__ does not call Method.__init__; setup is the place to add modules")
         if self.leader is not None and self.leader not in range(len(self.cohort.students)):
             raise ValueError(
                 f"leader: expected the index of one of {len(self.cohort.students)} students, found {self.leader!r}"
             )
-        if self.views:
-            raise ValueError(f"views={self.views}: no further views of an image are drawn yet, expected 0")
+        if not isinstance(self.views, int) or self.views < 0:
+            raise ValueError(f"views: expected a number of further views, 0 or more, found {self.views!r}")
+        parts = dict(self.named_modules())
+        if missing := [name for name in self.decayed_as_students if name not in parts]:
+            raise ValueError(f"decayed_as_students: expected names of modules, found {', '.join(missing)}")
 
     def check_step(self, step: object) -> None:
         """Raises TypeError or ValueError where `step` is not what `forward` is to return."""
@@ -240,9 +258,9 @@ class Method(nn.Module, Generic[C]):
         )
 
     @classmethod
-    def architecture(cls, name: str, config: C) -> str:  # noqa: ARG003
-        """The zoo name of the network that is trained where the recipe's student is `name`."""
-        return name
+    def architectures(cls, names: Sequence[str], config: C) -> tuple[str, ...]:  # noqa: ARG003
+        """The names of the networks that are trained where `names` are the recipe's students."""
+        return tuple(names)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ Shapes: N images, C channels, H×W pixels of a student's last map, K classes; n 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -128,9 +129,9 @@ class MFEF(Method[MFEFConfig]):
         return path
 
     @classmethod
-    def architecture(cls, name: str, config: MFEFConfig) -> str:
-        suffix = MSFE[config.attention]
-        return name + suffix if config.in_path and not name.endswith(suffix) else name
+    def architectures(cls, names: Sequence[str], config: MFEFConfig) -> tuple[str, ...]:
+        suffix = MSFE[config.attention] if config.in_path else ""
+        return tuple(name if name.endswith(suffix) else name + suffix for name in names)
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         config = self.config

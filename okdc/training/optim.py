@@ -19,12 +19,15 @@ RISE, FIRST_DIVISOR, LAST_DIVISOR = 0.3, 25.0, 25.0 * 1e4
 def build_optimizer(method: Method, optim: Optim, backbones: Sequence[Tensor] = ()) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum, or AdamW, for what is under `cohort` and for all scaffolding, with its own decay.
 
+    Scaffolding that a method names in `decayed_as_students` has that of the students.
+
     Frozen parameters are in no group. Each group has a `factor` on the learning rate: `optim.backbone_lr` for the
     parameters in `backbones`, else 1. The memory format of the weights has to be final: the fused kernel walks raw
     memory, and a gradient or momentum with other strides would be added to the wrong weights without an error.
     """
     # By identity, not by name: a trunk's parameters have a name under every student that shares it.
-    inside = {id(p) for p in method.cohort.parameters()}
+    students = [method.cohort, *(method.get_submodule(name) for name in method.decayed_as_students)]
+    inside = {id(p) for part in students for p in part.parameters()}
     trained = [p for p in method.parameters() if p.requires_grad]
     slow = {id(p) for p in backbones} if optim.backbone_lr != 1 else set()
     groups = []

@@ -161,6 +161,8 @@ class TrainStep:
         if not self._taken:
             optim.assert_same_strides(self.optimizer)
         (self.scaler or self.optimizer).step()
+        with torch.no_grad():
+            self.method.after_step()
         if self.average:
             self.average.update()
         self._taken += 1
@@ -192,7 +194,8 @@ class TrainStep:
     @property
     def _may_fall_back(self) -> bool:
         """Not where the processes exchange anything in a forward pass: one that fails leaves the others in there."""
-        exchange = self.settings.sync_batchnorm or synced.has_shared_buffers(self.method)
+        shared = synced.has_shared_buffers(self.method)
+        exchange = self.settings.sync_batchnorm or shared or self.method.exchanges
         return self.settings.may_fall_back and (self.ranks.alone or not exchange)
 
     def _tried(self, batch: Batch) -> Step:

@@ -19,7 +19,7 @@ from okdc.runs import artefacts, predictions
 from okdc.runs.artefacts import Result
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
-from okdc.study import finished as study
+from okdc.comparison import finished
 
 
 class Notes(Silent):
@@ -85,7 +85,7 @@ def test_an_export_has_the_cpus_number_says_so_and_leaves_the_run_as_it_is(run: 
     assert any(f"student{k}" in line and "on cuda" in line for line in notes.lines)
     assert bundle.verify()["passed"]
     assert files(run) == before
-    assert study.load(run.path).result.kept == run.read_result().kept
+    assert finished.load(run.path).result.kept == run.read_result().kept
 
 
 @pytest.mark.parametrize(("device", "wrong"), [("cpu", 1), ("cuda", 2)])

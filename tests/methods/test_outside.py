@@ -62,7 +62,7 @@ class OtherLeader(Plain):
 
 
 class Views(Plain):
-    views = 2
+    views = -1
 
 
 class OtherArguments(Plain):

@@ -16,10 +16,10 @@ from typing import Any
 from okdc.recipe.schema import Paper
 from okdc.runs.accuracy import CONFIDENCE_PCT, interval_pct
 from okdc.runs.run import RECIPE, SERIES
-from okdc.study import comparable, stats
-from okdc.study.finished import find
-from okdc.study.require import parse, verdict
-from okdc.study.rows import KEPT, STUDENT, Row, called, grouped
+from okdc.comparison import comparable, stats
+from okdc.comparison.finished import find
+from okdc.comparison.require import parse, verdict
+from okdc.comparison.rows import KEPT, STUDENT, Row, called, grouped
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None, require: Sequence[str] = ()) -> dict[str, Any]:

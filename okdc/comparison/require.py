@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from okdc.errors import CheckFailed, UsageError
-from okdc.study import stats
-from okdc.study.rows import KEPT, Row, called
+from okdc.comparison import stats
+from okdc.comparison.rows import KEPT, Row, called
 
 
 def parse(text: str) -> tuple[str, str, str]:

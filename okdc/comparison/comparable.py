@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from okdc.errors import RunError
-from okdc.study.finished import Finished
+from okdc.comparison.finished import Finished
 
 NAMED = 3  # runs on one line of a message
 

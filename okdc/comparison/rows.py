@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from okdc.errors import UsageError, nearest
 from okdc.runs.predictions import Bits
-from okdc.study.comparable import refuse_doubles
-from okdc.study.finished import Finished
+from okdc.comparison.comparable import refuse_doubles
+from okdc.comparison.finished import Finished
 
 # Keys of Finished.top1_pct that are not heads: what is kept, and one student whom no choice has made better, the first
 # or, where a method has one, the leader.

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from making import PAPER, SETTINGS, make_row, make_run, write_json
 from scipy.special import stdtrit
 
-import okdc.study
+import okdc.comparison
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
 from okdc.runs import predictions
 from okdc.runs.files import read_json
 from okdc.runs.predictions import Bits
 from okdc.runs.run import RunDir
-from okdc.study import stats
-from okdc.study.compare import compare, next_step
-from okdc.study.require import check
+from okdc.comparison import stats
+from okdc.comparison.compare import compare, next_step
+from okdc.comparison.require import check
 
 
 def compared(*paths: str, **options: Any) -> dict[str, Any]:
@@ -666,5 +666,5 @@ def test_the_export_that_comes_next_is_chosen_on_validation() -> None:
 
 
 def test_the_package_itself_imports_none_of_its_modules() -> None:
-    tree = ast.parse(Path(okdc.study.__file__).read_text(encoding="utf-8"))
+    tree = ast.parse(Path(okdc.comparison.__file__).read_text(encoding="utf-8"))
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
