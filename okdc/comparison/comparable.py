@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from okdc.errors import RunError
 from okdc.comparison.finished import Finished
+from okdc.errors import RunError
 
 NAMED = 3  # runs on one line of a message
 
