@@ -125,6 +125,8 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         lines.append("the runs had different processors or numbers of threads: their seconds do not compare")
     lines += _differing("the last epoch (optim.patience)", [(run, run.result.last_epoch) for run in runs])
     lines += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])
+    views = _differing("the number of views of each image in a step", [(run, 1 + run.result.views) for run in runs])
+    lines += [f"{line}: further views alone may cause a difference" for line in views]
     for variant in dict.fromkeys(run.result.variant for run in runs):
         taught = [run for run in runs if run.result.variant == variant and run.result.teacher]
         lines += _differing(

@@ -59,6 +59,8 @@ def _name(run: Finished, runs: Iterable[Finished]) -> str:
     if len(result.students) > 1 and len({len(other.students) for other in cohorts}) > 1:
         name += f", {len(result.students)} students"
     siblings = [other.result for other in runs if other.result.method == result.method]
+    if len({other.result.views for other in runs}) > 1:
+        name += f", {1 + result.views} view{'s' * (result.views > 0)}"
     if len({other.share for other in siblings}) > 1:
         name += f", share={result.share}"
     if result.teacher and len({other.teacher.weights_sha256 for other in siblings if other.teacher}) > 1:
