@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         download_weights,
         evaluate,
         export,
+        features,
         load_recipe,
         profile,
         resume,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "okdc.api": (
         "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "download_weights",
-        "evaluate", "export", "load_recipe", "profile", "resume",
+        "evaluate", "export", "features", "load_recipe", "profile", "resume",
     ),
     "okdc.assembly.resolve": ("ResolvedRecipe",),
     "okdc.cohort": ("Backbone", "Cohort"),
@@ -60,7 +61,8 @@ _HOMES = {
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
-    "download", "download_weights", "evaluate", "export", "load_recipe", "profile", "resume", "trusting_code",
+    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "resume",
+    "trusting_code",
 ]  # fmt: skip
 
 

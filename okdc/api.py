@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
-    "load_recipe", "profile", "resume",
+    "features", "load_recipe", "profile", "resume",
 ]  # fmt: skip
 
 
@@ -520,6 +520,34 @@ def evaluate(
 
 def _folder(subject: Run | Bundle | str | Path) -> Path:
     return subject.path if isinstance(subject, (Run, Bundle)) else Path(subject)
+
+
+def features(
+    *runs: Run | str | Path,
+    out: str | Path | None = None,
+    data_root: str | None = None,
+    neighbours: int = 10,
+    images: int = 10_000,
+    points: int = 2_000,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The features that each classifier of a run reads, with numbers and a map: the report of `okdc features --json`.
+
+    None: of the newest complete run. They go to RUN/features.npz or to `out`: `features_HEAD`, N×C float32, and
+    `tsne_HEAD` for the images `tsne_images`. `knn_pct` is the share of images that their nearest `neighbours` classify,
+    `silhouette` how narrow and far apart the classes are, -1 to 1.
+
+    Raises RunError for a run that is not complete or has lost its checkpoint, DataError where its images are missing or
+    others, UsageError for options that do not go together.
+    """
+    from okdc.embedding import features as embedding
+
+    progress = progress or Silent()
+    paths = [_folder(run) for run in runs]
+    if not paths:
+        paths = [RunDir.newest("complete").path]
+        progress.note(f"nothing named: {paths[0]} is the newest complete run")
+    return embedding.features(paths, progress, _path(out), data_root, neighbours, images, points)
 
 
 def compare(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import TypeVar
 
 from okdc.cohort import Cohort
+from okdc.kernels import global_average
 from okdc.runs.artefacts import MethodCard
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -186,6 +187,15 @@ class Method(nn.Module, Generic[C]):
         It is a tensor because a number that changes at each step would be compiled anew at each step.
         """
         raise NotImplementedError
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """The vectors that classifiers read, NC, by head: those of `okdc features`.
+
+        Of each student its pooled last map, and of the ensemble all of them side by side: its logits, their mean, are
+        one linear function of these. A method adds what its fused classifier reads.
+        """
+        pooled = [global_average(own[-1]) for own in self.cohort(batch.images)]
+        return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
 
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.
