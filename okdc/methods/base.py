@@ -245,6 +245,10 @@ class Method(nn.Module, Generic[C]):
         """The distribution that each image's logits are to have, NK, float32: for losses that read labels otherwise."""
         return targets(batch, self.classes, self.label_smoothing)
 
+    def student_parts(self) -> list[nn.Module]:
+        """The modules that have the students' weight decay: the cohort, and what `decayed_as_students` names."""
+        return [self.cohort, *(self.get_submodule(name) for name in self.decayed_as_students)]
+
     def require_students(self, count: int) -> None:
         """Raises ValueError for fewer students than `count`: some would have nobody to learn from."""
         if len(self.cohort.students) < count:
