@@ -67,8 +67,8 @@ class Study(Table):
     ]
     where: Annotated[
         dict[Label, Annotated[tuple[Label, ...], Field(strict=False, min_length=1)]],
-        Field(description="The columns of a method that is not in all of them."),
-    ] = {}
+        Field(default_factory=dict, description="The columns of a method that is not in all of them."),
+    ]
     baseline: Annotated[str | None, Field(description="The method that differences are taken to; left out: none.")] = (
         None
     )
