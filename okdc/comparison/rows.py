@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from okdc.errors import UsageError, nearest
-from okdc.runs.predictions import Bits
 from okdc.comparison.comparable import refuse_doubles
 from okdc.comparison.finished import Finished
+from okdc.errors import UsageError, nearest
+from okdc.runs.predictions import Bits
 
 # Keys of Finished.top1_pct that are not heads: what is kept, and one student whom no choice has made better, the first
 # or, where a method has one, the leader.
