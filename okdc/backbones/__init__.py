@@ -41,7 +41,7 @@ NETWORKS = Registry(
         "resnet34": "okdc.backbones.resnet:resnet34",
     },
     RecipeError,
-    outside="torchvision:NAME, timm:NAME, package.module:callable; any of them as NAME+msfe, resnet* and wrn* as NAME+4",
+    outside="torchvision:NAME, timm:NAME, package.module:callable; any of them as NAME+msfe; resnet20+4 and the like",
 )
 
 # Whose last stage is a chain of equal blocks, so that NAME+N is the same network with N more of them. A layer more
