@@ -144,7 +144,7 @@ def _own(base: str, classes: int) -> Backbone | None:
     Raises RecipeError for blocks that are added to a network that takes none.
     """
     plain, added = split_depth(base)
-    if added:
+    if added or split_depth(split_output(base)[0])[1]:
         check(base)
     if plain not in NETWORKS.own:
         return None

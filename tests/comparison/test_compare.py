@@ -16,14 +16,14 @@ from making import PAPER, SETTINGS, make_row, make_run, write_json
 from scipy.special import stdtrit
 
 import okdc.comparison
+from okdc.comparison import stats
+from okdc.comparison.compare import compare, next_step
+from okdc.comparison.require import check
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
 from okdc.runs import predictions
 from okdc.runs.files import read_json
 from okdc.runs.predictions import Bits
 from okdc.runs.run import RunDir
-from okdc.comparison import stats
-from okdc.comparison.compare import compare, next_step
-from okdc.comparison.require import check
 
 
 def compared(*paths: str, **options: Any) -> dict[str, Any]:

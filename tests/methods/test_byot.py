@@ -50,6 +50,11 @@ def byot(student: str = "resnet8", images: torch.Size = SMALL, **keys: Any) -> B
     return method
 
 
+def configured(**keys: Any) -> BYOTConfig:
+    """A table of its own, checked."""
+    return BYOTConfig.model_validate({"name": "byot", **keys})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The exits, once more
 
@@ -169,7 +174,7 @@ def test_what_a_recipe_leaves_out_is_what_the_code_of_its_loss_has(loss: str) ->
     a, b, _ = PUBLISHED[loss]
     assert (method.alpha, method.beta) == (a, b)
     assert method.hinted == {"conference": (1, 2), "journal": (1,)}[loss]
-    blocks = [[type(module) for module in leave.get_submodule("block")] for leave in method.exits]
+    blocks = [[type(module) for module in leave.get_submodule("block").children()] for leave in method.exits]
     assert (
         blocks
         == {
@@ -272,7 +277,8 @@ def test_losses_and_logits_are_float32_under_autocast(loss: str) -> None:
 def test_exits_stand_where_the_recipe_says_and_by_default_between_stem_and_last(
     taps: list[int] | None, found: tuple[int, ...]
 ) -> None:
-    method = byot(**({} if taps is None else {"taps": taps}))
+    keys: dict[str, Any] = {} if taps is None else {"taps": taps}
+    method = byot(**keys)
     assert method.taps == found
     step = method(batch(), torch.tensor(0.5))
     assert list(step.logits) == ["student0", *(f"exit{i}" for i in found), "ensemble"]
@@ -305,13 +311,13 @@ def stages(count: int) -> Cohort:
 
 def test_a_network_without_a_stage_between_the_first_and_the_last_is_refused_with_the_way_out() -> None:
     with pytest.raises(ValueError, match=r"small, which has 2: method\.taps=\[0\]"):
-        BYOT(stages(2), BYOTConfig(name="byot"), SMALL, 10)
-    assert BYOT(stages(2), BYOTConfig(name="byot", taps=(0,)), SMALL, 10).taps == (0,)
-    assert BYOT(stages(3), BYOTConfig(name="byot"), SMALL, 10).taps == (1,)
+        BYOT(stages(2), configured(), SMALL, 10)
+    assert BYOT(stages(2), configured(taps=[0]), SMALL, 10).taps == (0,)
+    assert BYOT(stages(3), configured(), SMALL, 10).taps == (1,)
     with pytest.raises(ValueError, match="which has 1"):
-        BYOT(stages(1), BYOTConfig(name="byot"), SMALL, 10)
+        BYOT(stages(1), configured(), SMALL, 10)
     with pytest.raises(ValueError, match="taps"):
-        BYOT(stages(1), BYOTConfig(name="byot", taps=(0,)), SMALL, 10)
+        BYOT(stages(1), configured(taps=[0]), SMALL, 10)
 
 
 @BLOCKS
@@ -440,4 +446,4 @@ def test_a_run_keeps_the_plain_network(loss: str) -> None:
 )  # fmt: skip
 def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):
-        BYOTConfig.model_validate({"name": "byot", **keys})
+        configured(**keys)
