@@ -103,10 +103,10 @@ class AHBF(Method[AHBFConfig]):
     j = 1 on. The heads of the e_j are fused0, fused1, and so on; that of the last is fused.
     """
 
-    title = "AHBF-OKD"
+    title = "AHBF"
     summary = (
-        "Trained as the shallowest branch of a trunk, taught by deeper branches and their fusion (AHBF-OKD; Gong et "
-        "al., AAAI 2023)."
+        "Trained as the shallowest branch of a trunk, taught by deeper branches and their fusion (AHBF; Gong et al., "
+        "AAAI 2023)."
     )
     branches = True
     needs_trunk = True

@@ -30,7 +30,7 @@ FOREIGN = (
     "convnext_tiny",
 )  # fmt: skip
 EXTRACTING = tuple(f"resnet8{suffix}" for suffix in MSFE.values())
-DEEPER = ("resnet8+2", "resnet18+1", "wrn16_1+1", "resnet8+1+msfe")
+DEEPER = ("resnet8+2", "wrn16_1+1")
 SIZES = dict.fromkeys((*backbones.NETWORKS.own, *EXTRACTING, *DEEPER), 32) | {
     f"torchvision:{name}": 64 for name in FOREIGN
 }
