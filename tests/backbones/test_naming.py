@@ -80,6 +80,7 @@ def test_a_deeper_network_is_okdcs_own(name: str) -> None:
     assert network.architecture == name
     assert network(torch.zeros(2, *SMALL)).shape == (2, 7)
     shapes = backbones.shapes(name, 7, SMALL)
+    assert len(shapes) > len(backbones.shapes(naming.deepened(name, -naming.depth_added(name)), 7, SMALL))
     inner = (network, *network.inner)[-1].weights()
     assert {key: tensor.shape for key, tensor in inner.items()} == shapes
 
