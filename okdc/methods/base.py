@@ -273,7 +273,10 @@ class Method(nn.Module, Generic[C]):
 
     @classmethod
     def architectures(cls, names: Sequence[str], config: C) -> tuple[str, ...]:  # noqa: ARG003
-        """The names of the networks that are trained where `names` are the recipe's students."""
+        """The names of the networks that are trained where `names` are the recipe's students.
+
+        Raises RecipeError where there are none.
+        """
         return tuple(names)
 
 
