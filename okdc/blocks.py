@@ -134,6 +134,14 @@ class ChannelAttention(nn.Module):
         return x * weight_NC[:, :, None, None]
 
 
+def _pooled_channels(x: Tensor) -> Tensor:
+    """Mean and maximum of all channels, NCHW -> N2HW.
+
+    Concatenated, as MFEF eq. 7 says: a caption of FEFR has a sum here, which would leave its own convolution nothing.
+    """
+    return torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
+
+
 class SpatialAttention(nn.Module):
     """Where to attend to (MFEF eq. 7-8): x · σ(BN(conv [mean_c x; max_c x])), a kernel×kernel convolution 2 → 1."""
 
@@ -143,9 +151,7 @@ class SpatialAttention(nn.Module):
         self.bn = nn.BatchNorm2d(1) if norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        # Concatenated, as eq. 7 says: a caption of FEFR has a sum here, which would leave its own convolution nothing.
-        pooled_N2HW = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
-        return x * torch.sigmoid(self.bn(self.conv(pooled_N2HW)))  # the weight is N1HW
+        return x * torch.sigmoid(self.bn(self.conv(_pooled_channels(x))))  # the weight is N1HW
 
 
 class DualAttention(nn.Sequential):
@@ -192,8 +198,7 @@ class RandomAttention(nn.Module):
             F.linear(F.relu(F.linear(pooled, reduce)), expand) for pooled in (global_average(x), x.amax((2, 3)))
         )
         x = x * torch.sigmoid(by_mean + by_max)[:, :, None, None]
-        pooled_N2HW = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
-        return x * torch.sigmoid(F.conv2d(pooled_N2HW, where, padding=self.padding))
+        return x * torch.sigmoid(F.conv2d(_pooled_channels(x), where, padding=self.padding))
 
 
 def _uniform(key: Tensor, count: int) -> Tensor:
