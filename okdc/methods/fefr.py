@@ -341,7 +341,11 @@ class FeaturePath(nn.Module):
                 channels, config.reduction, config.spatial_kernel, config.attention_bias, config.attention_norm
             )
         self.size = torch.Size((channels, *size[1:]))
-        matched = f", matched by {config.match} to {written(size)}" if config.early_fusion else ""
+        matched = ""
+        if config.early_fusion and config.scale == "last":
+            matched = f", matched by {config.match} to {written(sizes[self.taps[-1]])}"
+        elif config.early_fusion:
+            matched = f", matched by {config.match}, each to the next, and joined at {written(size)}"
         self.description = f"taps {', '.join(f'{i}: {written(sizes[i])}' for i in self.taps)}{matched}"
 
     @staticmethod

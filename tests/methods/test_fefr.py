@@ -26,7 +26,7 @@ from okdc.training.optim import build_optimizer
 
 CIFAR = torch.Size((3, 32, 32))
 SMALL = torch.Size((3, 8, 8))
-MATCHES, RECONSTRUCTIONS = ("patch", "conv3x3_s2", "pool1x1"), ("skip", "cyclic", "loo", "cross", "none")
+MATCHES, RECONSTRUCTIONS = ("patch", "conv3x3_s2", "pool1x1"), ("skip", "cyclic", "loo", "cross", "split", "none")
 
 
 def config(**keys: Any) -> FEFRConfig:
@@ -245,9 +245,21 @@ def test_reconstruction_equals_loops_over_the_groups(mode: str, groups: int) -> 
         "cyclic": [(G[i] + G[(i + 1) % p]) / 2 for i in range(p)],
         "loo": [sum((G[j] for j in range(p) if j != i), torch.zeros(())) / (p - 1) for i in range(p)],
         "cross": [(G[i] + G[p - 1 - i]) / 2 for i in range(p // 2)],
+        "split": split(G),
         "none": G,
     }[mode]
     torch.testing.assert_close(reconstruct(mode, f, groups), torch.cat(rows, 1))
+
+
+def split(G: list[Tensor]) -> list[Tensor]:
+    """Of each group and what is passed on to it, the first half is passed on and the second goes out."""
+    out, passed = [G[0]], G[0][:, :0]
+    for g in G[1:-1]:
+        inside = torch.cat([passed, g], 1)
+        half = inside.shape[1] // 2
+        passed = inside[:, :half]
+        out.append(inside[:, half:])
+    return [*out, passed, G[-1]]
 
 
 def test_odd_groups_go_where_no_pairs_are_needed() -> None:
@@ -258,13 +270,14 @@ def test_odd_groups_go_where_no_pairs_are_needed() -> None:
 
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mode", RECONSTRUCTIONS)
+@pytest.mark.parametrize("mode", [*RECONSTRUCTIONS, "released"])
 def test_maps_and_their_gradients_stay_channels_last_through_the_side_paths(
     mode: str, dtype: torch.dtype, attention: bool
 ) -> None:
     """One that does not makes every layer before it mix two formats: the step is slower and its values are right."""
     images = torch.Size((3, 16, 16))
-    method = fefr(2, "low", images, reconstruct=mode, attention=attention).to(memory_format=torch.channels_last).train()
+    keys = {"reading": "released"} if mode == "released" else {"reconstruct": mode}
+    method = fefr(2, "low", images, **keys, attention=attention).to(memory_format=torch.channels_last).train()
     seen: list[tuple[str, Tensor]] = []
 
     def watch(name: str, y: Any) -> None:
