@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
-    "load_recipe", "profile", "resume",
+    "features", "load_recipe", "profile", "resume", "study",
 ]  # fmt: skip
 
 
@@ -522,6 +522,34 @@ def _folder(subject: Run | Bundle | str | Path) -> Path:
     return subject.path if isinstance(subject, (Run, Bundle)) else Path(subject)
 
 
+def features(
+    *runs: Run | str | Path,
+    out: str | Path | None = None,
+    data_root: str | None = None,
+    neighbours: int = 10,
+    images: int = 10_000,
+    points: int = 2_000,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The features that each classifier of a run reads, with numbers and a map: the report of `okdc features --json`.
+
+    None: of the newest complete run. They go to RUN/features.npz or to `out`: `features_HEAD`, N×C float32, and
+    `tsne_HEAD` for the images `tsne_images`. `knn_pct` is the share of images that their nearest `neighbours` classify,
+    `silhouette` how narrow and far apart the classes are, -1 to 1.
+
+    Raises RunError for a run that is not complete or has lost its checkpoint, DataError where its images are missing or
+    others, UsageError for options that do not go together.
+    """
+    from okdc.embedding import features as embedding
+
+    progress = progress or Silent()
+    paths = [_folder(run) for run in runs]
+    if not paths:
+        paths = [RunDir.newest("complete").path]
+        progress.note(f"nothing named: {paths[0]} is the newest complete run")
+    return embedding.features(paths, progress, _path(out), data_root, neighbours, images, points)
+
+
 def compare(
     runs: Sequence[Run | Series | str | Path] = (), *, baseline: str | None = None, require: Sequence[str] = ()
 ) -> dict[str, Any]:
@@ -535,6 +563,43 @@ def compare(
 
     paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
     return comparison.compare(paths, baseline, require)
+
+
+def study(
+    name: str | Path,
+    *overrides: str,
+    out: str | Path | None = None,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    train: bool = True,
+    progress: Progress | None = None,
+    raise_interrupts: bool = False,
+) -> dict[str, Any]:
+    """Train what is missing of a study, in `out` or studies/NAME, and give its table: that of `okdc study --json`.
+
+    `name` is a shipped study, a TOML file or the folder of a study; `overrides` are KEY=VALUE words for every run of
+    it. `only` are patterns of columns, methods and seeds. With several `jobs` the runs are processes side by side.
+    `train=False` trains nothing and gives the table of what there is. The table is also written into the folder.
+
+    Ctrl-C saves the run at hand and gives the table of what there is; with `raise_interrupts` it raises Interrupted,
+    as SIGTERM always does. Raises RecipeError for what is no study or a recipe that cannot be trained, RunError where a
+    folder holds another run, UsageError for a pattern that matches nothing, and what a training raises before its
+    first step.
+    """
+    from okdc.studies import study as studies
+
+    progress = progress or Silent()
+    opened = studies.opened([str(name), *overrides], _path(out))
+    if not train:
+        return studies.written(opened)
+    studies.begin(opened)
+    try:
+        return studies.train(opened, only, jobs, provenance(_command()), progress)
+    except Interrupted as error:
+        if raise_interrupts or error.exit_code != Interrupted.BY_CTRL_C:
+            raise
+        progress.note(error.message)
+        return studies.written(opened)
 
 
 def download(

@@ -200,6 +200,7 @@ def result_of(variant: str, kept: Mapping[str, Any], students: Sequence[str] = (
         "share": "none",
         "teacher": None,
         "leader": None,
+        "views": 0,
         "dataset": "digits",
         "seed": 0,
         "recipe_sha256": "7" * 64,

@@ -35,10 +35,10 @@ from okdc.assembly import job as assembly
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.bench import plain_training
+from okdc.comparison import finished, stats
 from okdc.data.batches import Normalise, eval_batches
 from okdc.runs.predictions import Bits
 from okdc.seeds import seeded
-from okdc.comparison import finished, stats
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "folder_resnet20.toml"
 PLAIN, BASELINE = "plain", "baseline"

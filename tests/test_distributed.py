@@ -7,15 +7,15 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from asking import ask, tried
+from batching import same
 from harness import recipe
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ from okdc.training.metrics import Totals
 
 CPU = torch.device("cpu")
 RAW = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
-Batch = tuple[Any, ...]  # tensors, or None
+
 VARIED = Augment(padding=1, rotation=20.0, hue=0.2, erasing=0.5, policy="trivial", mixup=0.4, cutmix=1.0)
 
 
@@ -64,16 +64,17 @@ def dataset(n: int) -> Dataset:
     )
 
 
-def joined(parts: list[Iterator[Examples]]) -> list[Batch]:
+def joined(parts: list[Iterator[Examples]]) -> list[Examples]:
     """The batches of several processes, each put together in their order."""
-    batches = [zip(*batch, strict=True) for batch in zip(*parts, strict=True)]
-    return [tuple(None if part[0] is None else torch.cat(part) for part in batch) for batch in batches]
 
+    def together(examples: tuple[Examples, ...]) -> Examples:
+        columns = zip(*(part[:4] for part in examples), strict=True)  # all but further views, of which there are none
+        images, labels, others, mix = (None if column[0] is None else torch.cat(column) for column in columns)
+        assert images is not None
+        assert labels is not None
+        return Examples(images, labels, others, mix)
 
-def same(a: Sequence[Batch], b: Sequence[Batch]) -> bool:
-    """Every tensor of every batch, what of it there is."""
-    pairs = [pair for x, y in zip(a, b, strict=True) for pair in zip(x, y, strict=True)]
-    return all(x is y is None or (x is not None and y is not None and torch.equal(x, y)) for x, y in pairs)
+    return [together(examples) for examples in zip(*parts, strict=True)]
 
 
 # --- images
@@ -129,7 +130,7 @@ def test_evaluation_gives_each_process_whole_batches_of_one_and_each_image_once(
     one = list(eval_batches(of, of.train, RAW, batch_size))
     parts = [list(eval_batches(of, of.train, RAW, batch_size, ranks)) for ranks in group(count)]
     taken = [batch for turn in itertools.zip_longest(*parts) for batch in turn if batch is not None]
-    assert same(taken, one)
+    assert same([Examples(*batch) for batch in taken], [Examples(*batch) for batch in one])
 
 
 # --- counts

@@ -17,8 +17,10 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
 from okdc.assembly.weights import Loaded
+from okdc.backbones import naming
 from okdc.cohort import Cohort
 from okdc.data import balance, datasets
+from okdc.data.augmentation import Augmentation
 from okdc.data.datasets import Dataset
 from okdc.data.images import Progress
 from okdc.data.source import Colour, Request
@@ -27,7 +29,7 @@ from okdc.methods import METHODS
 from okdc.methods.base import Method
 from okdc.progress import WARNING
 from okdc.recipe.explain import refusal
-from okdc.recipe.schema import TEACHER, CohortTable, Recipe
+from okdc.recipe.schema import TEACHER, Augment, CohortTable, Recipe
 from okdc.runs.artefacts import Start
 from okdc.seeds import seeded
 
@@ -198,6 +200,8 @@ def method(
         with seeded(resolved.recipe.seed, "init", "method"):
             built = resolved.kind(students, resolved.config, images, classes, teacher)
         built.check_built()
+        if built.views:
+            _check_views(built.views, resolved.recipe.augment)
         if smoothing := resolved.recipe.optim.label_smoothing:  # otherwise the method's own stands
             built.label_smoothing = smoothing
         return built, sharing
@@ -226,7 +230,7 @@ def cohort(
         share, words = "none", f"{name} trains the first student alone: {architectures[0]}"
     elif not kind.branches:
         share, words = "none", f"the students share nothing: {name} trains separate networks"
-    elif len(set(architectures)) > 1:
+    elif not naming.one_trunk(architectures):
         if kind.needs_trunk and share != "none":
             raise RecipeError(
                 f"cohort.share={share!r} needs students of one architecture: {name}'s branches grow "
@@ -236,6 +240,8 @@ def cohort(
     else:
         shared = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
         words = f"the students share {shared}"
+        if len(set(architectures)) > 1:
+            words += f"; their last stages differ in depth: {', '.join(architectures)}"
     if beginnings and share != "none":
         beginnings.check_shared()
     students = []
@@ -245,6 +251,16 @@ def cohort(
         if beginnings:
             beginnings.put(k, students[k], classes, images)
     return Cohort(students, share), words
+
+
+def _check_views(views: int, keys: Augment) -> None:
+    """Raises ValueError where further views of an image would be equal to the first, or have other labels."""
+    if not Augmentation(keys).varies:
+        raise ValueError(f"it learns from {1 + views} views of each image, and [augment] leaves all of them equal")
+    if keys.mixup or keys.cutmix:
+        raise ValueError(
+            f"it learns from {1 + views} views of each image; augment.mixup and augment.cutmix mix one view alone"
+        )
 
 
 def _stages(cohort: Cohort) -> list[str]:

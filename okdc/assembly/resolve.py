@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from okdc import backbones, methods
 from okdc.assembly import origins
 from okdc.data import find
+from okdc.data.augmentation.geometry import resamples
 from okdc.data.source import Source
 from okdc.errors import DataError, RecipeError, UsageError
 from okdc.methods.base import Config, Method, TaughtConfig
@@ -240,8 +241,10 @@ def _with_owners(problem: str) -> str:
 
 def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
     """`[method]` without the keys that the file meant for another method, and a note that names them."""
-    if "method.name" not in draft.overridden:
+    if table["name"] == draft.method.get("name"):
         return _with_defaults_of(table, config, draft)
+    if "method.name" not in draft.overridden:
+        return table, []
     foreign = [key for key in table if key not in config.model_fields and f"method.{key}" not in draft.overridden]
     if not foreign:
         return table, []
@@ -306,6 +309,11 @@ def _rules_of_augment(keys: Augment, size: int) -> list[str]:
     usual = Augment()
     if keys.crop == "resized" and keys.padding not in (0, usual.padding):
         problems.append(f"augment.padding: augment.crop=resized has none; expected 0, found {keys.padding}")
+    if keys.padding_mode == "reflect" and (resamples(keys) or not keys.padding):
+        problems.append(
+            "augment.padding_mode: expected zeros where the images are resampled (crop=resized, rotation, translate, "
+            "zoom, shear, policy) or padding is 0, found reflect"
+        )
     for name in ("scale", "ratio"):
         if keys.crop == "pad" and (value := getattr(keys, name)) != getattr(usual, name):
             problems.append(f"augment.{name}: augment.crop=pad has none; leave it out, found {list(value)}")

@@ -83,7 +83,8 @@ class Ready(Source):
         return self.batches
 
     def made(self, *drawn: Tensor) -> Examples:
-        return Examples(*drawn)
+        images, labels = drawn
+        return Examples(images, labels)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def parts(method: Method, recipe: Optim) -> list[tuple[list[nn.Parameter], float
     """Weights with their decay: each student's own (a trunk's with the first student), then the scaffolding."""
     taken: set[int] = set()
     groups = []
-    for module in (*method.cohort.students, method):
+    for module in (*method.cohort.students, *method.student_parts(), method):
         weights = [p for p in module.parameters() if p.requires_grad and id(p) not in taken]
         taken |= {id(p) for p in weights}
         if weights:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from okdc.errors import RunError
+from okdc.backbones import naming
 from okdc.comparison.finished import Finished
+from okdc.errors import RunError
 
 NAMED = 3  # runs on one line of a message
 
@@ -67,7 +68,7 @@ def _starts(run: Finished) -> dict[str, tuple[str, ...]]:
     """By network, what its students started from: trained weights may be worth more than any method."""
     result, starts = run.result, dict[str, set[str]]()
     for name, start in zip(result.students, result.starts or (None,) * len(result.students), strict=True):
-        network = name.partition("+")[0]  # an extraction has no trained weights
+        network = naming.variant(name)[0]  # an extraction has no trained weights
         starts.setdefault(network, set()).add(start.weights_sha256[:12] if start else "random weights")
     return {f"cohort.weights of {network}": tuple(sorted(names)) for network, names in starts.items()}
 
@@ -125,6 +126,8 @@ def notes(runs: Sequence[Finished]) -> list[str]:
         lines.append("the runs had different processors or numbers of threads: their seconds do not compare")
     lines += _differing("the last epoch (optim.patience)", [(run, run.result.last_epoch) for run in runs])
     lines += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])
+    views = _differing("the number of views of each image in a step", [(run, 1 + run.result.views) for run in runs])
+    lines += [f"{line}: further views alone may cause a difference" for line in views]
     for variant in dict.fromkeys(run.result.variant for run in runs):
         taught = [run for run in runs if run.result.variant == variant and run.result.teacher]
         lines += _differing(

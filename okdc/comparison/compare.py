@@ -13,13 +13,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from okdc.recipe.schema import Paper
-from okdc.runs.accuracy import CONFIDENCE_PCT, interval_pct
-from okdc.runs.run import RECIPE, SERIES
 from okdc.comparison import comparable, stats
 from okdc.comparison.finished import find
 from okdc.comparison.require import parse, verdict
 from okdc.comparison.rows import KEPT, STUDENT, Row, called, grouped
+from okdc.recipe.schema import Paper
+from okdc.runs.accuracy import CONFIDENCE_PCT, interval_pct
+from okdc.runs.run import RECIPE, SERIES
 
 
 def compare(paths: Sequence[Path], baseline: str | None = None, require: Sequence[str] = ()) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from okdc.errors import CheckFailed, UsageError
 from okdc.comparison import stats
 from okdc.comparison.rows import KEPT, Row, called
+from okdc.errors import CheckFailed, UsageError
 
 
 def parse(text: str) -> tuple[str, str, str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from okdc.errors import UsageError, nearest
-from okdc.runs.predictions import Bits
 from okdc.comparison.comparable import refuse_doubles
 from okdc.comparison.finished import Finished
+from okdc.errors import UsageError, nearest
+from okdc.runs.predictions import Bits
 
 # Keys of Finished.top1_pct that are not heads: what is kept, and one student whom no choice has made better, the first
 # or, where a method has one, the leader.
@@ -59,6 +59,8 @@ def _name(run: Finished, runs: Iterable[Finished]) -> str:
     if len(result.students) > 1 and len({len(other.students) for other in cohorts}) > 1:
         name += f", {len(result.students)} students"
     siblings = [other.result for other in runs if other.result.method == result.method]
+    if len({other.result.views for other in runs}) > 1:
+        name += f", {1 + result.views} view{'s' * (result.views > 0)}"
     if len({other.share for other in siblings}) > 1:
         name += f", share={result.share}"
     if result.teacher and len({other.teacher.weights_sha256 for other in siblings if other.teacher}) > 1:

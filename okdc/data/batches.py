@@ -110,6 +110,7 @@ class TrainBatches(Source):
     seed: int
     ranks: Ranks = ALONE
     balanced: bool = False
+    views: int = 0  # further augmentations of each image
 
     @property
     def steps(self) -> int:
@@ -118,23 +119,23 @@ class TrainBatches(Source):
     def drawn(self, epoch: int, start: int = 0) -> Iterator[Drawn]:
         """The draws of each batch from step `start` of the epoch on, B×4 and more, on the device of the labels.
 
-        Images that are not there come before them: B×H×W×3 uint8.
+        Those of further views follow, B×4 each. Images that are not there come before all of them: B×H×W×3 uint8.
         """
         rows = rows_of_epoch(self.dataset, epoch, self.seed, self.balanced)
-        draws = self.augmentation.draw(rows, epoch, self.seed, self.dataset.size[1:])
-        on_device = draws.to(self.dataset.labels.device)
+        views = self.augmentation.views(rows, epoch, self.seed, self.dataset.size[1:], self.views)
+        on_device = [draws.to(self.dataset.labels.device) for draws in views]
         for step in range(start, self.steps):
             part = part_of_batch(step, self.batch_size, self.ranks)
-            sent = () if self.dataset.sender is None else (self.dataset.pixels(draws.rows[part]),)
-            yield (*sent, *on_device[part].tensors())
+            sent = () if self.dataset.sender is None else (self.dataset.pixels(rows[part]),)
+            yield (*sent, *Draws.joined([draws[part] for draws in on_device]).tensors())
 
     def made(self, *drawn: Tensor) -> Examples:
         """The examples of what `drawn` gave. Without a host read."""
         sent = () if self.dataset.sender is None else drawn[:1]
         batch, images = Draws(*drawn[len(sent) :]), self.dataset.images
-        labels = self.dataset.labels[batch.rows]
+        labels = self.dataset.labels[batch.rows[: len(batch.rows) // (1 + self.views)]]
         if sent:  # the batch alone is on the device: its images are rows 0 to B - 1
-            (images,), batch = sent, batch.of_own_rows()
+            (images,), batch = sent, batch.of_own_rows(len(labels))
         elif self.dataset.places is not None:
             batch = batch.of_rows(self.dataset.places_of(batch.rows))
         return self.augmentation.examples(images, batch, labels, self.normalise)

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils import data as loading
 
 from okdc.data import balance, workers
 from okdc.data.augmentation import Augmentation, Draws, Examples
 from okdc.data.augmentation.crops import of_file
+from okdc.data.augmentation.pipeline import with_views
 from okdc.data.batches import Batches, Drawn, Normalise, Source, TrainBatches, part_of_batch, rows_of_epoch
 from okdc.data.datasets import Dataset
 from okdc.data.images import Pixels, fit, unreadable, wary
@@ -43,14 +45,16 @@ def batches_of(
     workers: int,
     ranks: Ranks = ALONE,
     balanced: bool = False,
+    views: int = 0,
 ) -> Batches:
     """This process's training batches of a data set. Images in files are decoded by `workers` processes.
 
-    `balanced`: an epoch has equally many images of each class (`okdc.data.balance`).
+    `balanced`: an epoch has equally many images of each class (`okdc.data.balance`). `views`: further augmentations of
+    each image, which come with it.
     """
     if dataset.files is not None:
-        return StreamBatches(dataset, batch_size, augmentation, normalise, seed, workers, ranks, balanced)
-    return TrainBatches(dataset, batch_size, augmentation, normalise, seed, ranks, balanced)
+        return StreamBatches(dataset, batch_size, augmentation, normalise, seed, workers, ranks, balanced, views)
+    return TrainBatches(dataset, batch_size, augmentation, normalise, seed, ranks, balanced, views)
 
 
 class StreamBatches(Source):
@@ -69,11 +73,12 @@ class StreamBatches(Source):
         workers: int,
         ranks: Ranks = ALONE,
         balanced: bool = False,
+        views: int = 0,
     ) -> None:
         self.dataset, self.batch_size, self.normalise, self.seed = dataset, batch_size, normalise, seed
-        self.workers, self.ranks, self.balanced = workers, ranks, balanced
+        self.workers, self.ranks, self.balanced, self.views = workers, ranks, balanced, views
         assert dataset.files is not None
-        self._decoder = _Decoder(dataset.files, augmentation.keys, seed)
+        self._decoder = _Decoder(dataset.files, augmentation.keys, seed, views)
         self.augmentation = augmentation.after_decoding()
         self._plan: list[Step] = []
         self._loader: loading.DataLoader[Any] | None = None
@@ -93,25 +98,26 @@ class StreamBatches(Source):
         labels = self.dataset.labels[rows.to(self.dataset.labels.device)]  # one transfer an epoch
         parts = [part_of_batch(step, self.batch_size, self.ranks) for step in range(start, self.steps)]
         self._plan[:] = [(epoch, rows[part].tolist(), draws_of[part].tolist()) for part in parts]
-        draws = None
+        draws: list[Draws] = []
         if self.augmentation is not None:
-            draws = self.augmentation.draw(rows, epoch, self.seed, self.dataset.size[1:])
-            draws = draws.to(self.dataset.labels.device)
+            drawn = self.augmentation.views(rows, epoch, self.seed, self.dataset.size[1:], self.views)
+            draws = [of_view.to(self.dataset.labels.device) for of_view in drawn]
         batches = self._planned()
         for part in parts:
             pixels = next(batches)
             if isinstance(pixels, list):  # a worker's exception would arrive as the text of its traceback
                 raise unreadable(pixels, len(rows[part]))
             sender = self.dataset.sender
-            left = () if draws is None else draws[part].tensors()
+            left = Draws.joined([of_view[part] for of_view in draws]).tensors() if draws else ()
             yield (sender.send(pixels) if sender else pixels, labels[part], *left)
 
     def made(self, *drawn: Tensor) -> Examples:
         """The examples of what `drawn` gave, on the device of the labels."""
         pixels, labels, *left = drawn
-        if self.augmentation is None:
-            return Examples(self.normalise(pixels), labels)
-        return self.augmentation.examples(pixels, Draws(*left).of_own_rows(), labels, self.normalise)
+        if self.augmentation is not None:
+            return self.augmentation.examples(pixels, Draws(*left).of_own_rows(len(pixels)), labels, self.normalise)
+        images = self.normalise(pixels)
+        return with_views(images, labels) if len(images) > len(labels) else Examples(images, labels)
 
     def _planned(self) -> Iterator[Tensor | list[str]]:
         """The batches of the plan. Starts the workers where none run yet."""
@@ -153,26 +159,32 @@ class StreamBatches(Source):
 class _Decoder(loading.Dataset[Any]):
     """A worker's task: one step of an epoch to B×size×size×3 uint8, or a line for each file that is no whole image.
 
-    The crop `resized` reads the file at its full resolution. For every other the image is what an evaluation sees.
+    The crop `resized` reads the file at its full resolution, once for all views: the images of further views follow
+    those of the first. For every other crop the image is what an evaluation sees, and all views are made of it.
     """
 
-    def __init__(self, files: OnDemand, keys: Augment, seed: int) -> None:
+    def __init__(self, files: OnDemand, keys: Augment, seed: int, views: int = 0) -> None:
         self.files, self.keys, self.seed = files, keys, seed
+        self.views = range(1 + views) if keys.crop == "resized" else range(1)
 
     def __getitem__(self, step: Step) -> Tensor | list[str]:
         epoch, rows, draws_of = step
         size = self.files.size
-        pixels, bad = np.empty((len(rows), size, size, 3), np.uint8), list[str]()
+        pixels, bad = np.empty((len(self.views), len(rows), size, size, 3), np.uint8), list[str]()
 
         def decode(row: int, number: int) -> Pixels:
+            def cropped(image: Image.Image) -> Pixels:
+                views = [of_file(image, size, self.keys, self.seed, epoch, number, view) for view in self.views]
+                return np.stack(views)
+
             if self.keys.crop == "resized":
-                return self.files.decode(row, lambda image: of_file(image, size, self.keys, self.seed, epoch, number))
+                return self.files.decode(row, cropped)
             return self.files.decode(row, lambda image: fit(image, size, self.files.shorter_side))
 
         with wary():
             for i, (row, number) in enumerate(zip(rows, draws_of, strict=True)):
                 try:
-                    pixels[i] = decode(row, number)
+                    pixels[:, i] = decode(row, number)
                 except UnreadableError as error:
                     bad.append(str(error))
-        return bad or torch.from_numpy(pixels)
+        return bad or torch.from_numpy(pixels.reshape(-1, size, size, 3))

@@ -67,7 +67,7 @@ def _bundle(folder: Path, data_root: str | None, tell: Progress) -> dict[str, An
         raise DataError(f"{folder}: {error}", hint="OKDC_DATA_ROOT says it, too") from None
     test_images.check_labels(bundle, judging)
     split = manifest.accuracy.split
-    _say_split(split, len(judging.labels), tell)
+    say_split(split, len(judging.labels), tell)
     batches = test_images.proven(bundle, judging)
     logits = np.concatenate([answers(session, images, len(bundle.labels))[0] for images, _ in batches])
     report = _report((logits, judging.labels), bundle.labels, manifest.models[FLOAT32], str(folder))
@@ -83,11 +83,12 @@ def _judging_rows(dataset: Dataset, split: str, count: int, where: str, tell: Pr
             f"{where} was judged on {count} {split} images, the data has {len(rows)} {name} images to judge on",
             hint="restore the images and the recipe as they were",
         )
-    _say_split(name, count, tell)
+    say_split(name, count, tell)
     return rows
 
 
-def _say_split(split: str, count: int, tell: Progress) -> None:
+def say_split(split: str, count: int, tell: Progress) -> None:
+    """Note that the judging images are read again."""
     if split == "test":
         tell.note(f"the {count:,} test images are read again: a look at one student, not a way to choose among several")
     else:

@@ -17,6 +17,7 @@ from typing_extensions import TypeVar
 
 from okdc.backbones.parts import he_fan_out
 from okdc.cohort import Cohort
+from okdc.kernels import global_average
 from okdc.runs.artefacts import MethodCard
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,6 +203,15 @@ class Method(nn.Module, Generic[C]):
         """
         raise NotImplementedError
 
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        """The vectors that classifiers read, NC, by head: those of `okdc features`.
+
+        Of each student its pooled last map, and of the ensemble all of them side by side: its logits, their mean, are
+        one linear function of these. A method adds what its fused classifier reads.
+        """
+        pooled = [global_average(own[-1]) for own in self.cohort(batch.images)]
+        return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
+
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.
 
@@ -250,6 +260,10 @@ class Method(nn.Module, Generic[C]):
         """The distribution that each image's logits are to have, NK, float32: for losses that read labels otherwise."""
         return targets(batch, self.classes, self.label_smoothing)
 
+    def student_parts(self) -> list[nn.Module]:
+        """The modules that have the students' weight decay: the cohort, and what `decayed_as_students` names."""
+        return [self.cohort, *(self.get_submodule(name) for name in self.decayed_as_students)]
+
     def require_students(self, count: int) -> None:
         """Raises ValueError for fewer students than `count`: some would have nobody to learn from."""
         if len(self.cohort.students) < count:
@@ -274,7 +288,10 @@ class Method(nn.Module, Generic[C]):
 
     @classmethod
     def architectures(cls, names: Sequence[str], config: C) -> tuple[str, ...]:  # noqa: ARG003
-        """The names of the networks that are trained where `names` are the recipe's students."""
+        """The names of the networks that are trained where `names` are the recipe's students.
+
+        Raises RecipeError where there are none.
+        """
         return tuple(names)
 
 

@@ -159,10 +159,15 @@ class Augment(Table):
     ] = "pad"
     padding: Annotated[
         Index,
-        Field(
-            description="Pixels of zeros around an image before the crop `pad`; 4 as MFEF section 4.1, 0 for no crop."
-        ),
+        Field(description="Pixels around an image before the crop `pad`; 4 as MFEF section 4.1, 0 for no crop."),
     ] = 4
+    padding_mode: Annotated[
+        Literal["zeros", "reflect"],
+        Field(
+            description="What the crop `pad` pads with: zeros as most public code of these methods, or reflect, the "
+            "image in a mirror at its edge, as FFL's public code does for CIFAR-100."
+        ),
+    ] = "zeros"
     scale: Annotated[
         Shares, Field(description="Share of the area that the crop `resized` takes, from and to; as torchvision.")
     ] = (0.08, 1.0)

@@ -320,6 +320,7 @@ class Result(File):
     teacher: Teacher | None
     starts: Tuple[Start | None] = ()  # as in run.json
     leader: Index | None
+    views: Index  # augmentations of each image that a step had beside the first
     dataset: str
     seed: Index
     recipe_sha256: str

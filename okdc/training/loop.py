@@ -111,6 +111,7 @@ class Training:
             settings.workers,
             ranks,
             balanced=recipe.optim.sampler == "balanced",
+            views=self.method.views,
         )
         self.step = CountedStep(self.train_step, self.batches, recipe.seed, progress.note)
         self.steps, self.epochs = self.batches.steps, recipe.optim.epochs

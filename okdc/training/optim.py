@@ -26,8 +26,7 @@ def build_optimizer(method: Method, optim: Optim, backbones: Sequence[Tensor] = 
     memory, and a gradient or momentum with other strides would be added to the wrong weights without an error.
     """
     # By identity, not by name: a trunk's parameters have a name under every student that shares it.
-    students = [method.cohort, *(method.get_submodule(name) for name in method.decayed_as_students)]
-    inside = {id(p) for part in students for p in part.parameters()}
+    inside = {id(p) for part in method.student_parts() for p in part.parameters()}
     trained = [p for p in method.parameters() if p.requires_grad]
     slow = {id(p) for p in backbones} if optim.backbone_lr != 1 else set()
     groups = []

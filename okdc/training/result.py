@@ -69,6 +69,7 @@ def judge(
         teacher=Teacher(**job.teacher) if job.teacher else None,
         starts=job.starts,
         leader=job.method.leader,
+        views=job.method.views,
         dataset=recipe.data.name,
         seed=recipe.seed,
         recipe_sha256=recipe.sha256(),

@@ -385,6 +385,14 @@ def test_images_are_not_mixed_in_an_order_that_knows_the_classes(key: str) -> No
     resolved(f"{key}=0.2", "optim.class_weights=balanced")
 
 
+@pytest.mark.parametrize("other", ["padding=0", "rotation=5.0", "policy=trivial", "translate=0.1"])
+def test_only_a_crop_by_whole_pixels_pads_by_reflection(other: str) -> None:
+    resolved("augment.padding_mode=reflect", "augment.hue=0.1")
+    with pytest.raises(RecipeError) as caught:
+        resolved("augment.padding_mode=reflect", f"augment.{other}")
+    assert [problem.partition(":")[0] for problem in caught.value.details] == ["augment.padding_mode"]
+
+
 def test_milestones_that_no_schedule_reads_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         resolved("optim.schedule=onecycle", "optim.milestones=[0.3]")

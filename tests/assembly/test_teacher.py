@@ -107,6 +107,15 @@ def test_neither_the_recipes_sha256_nor_its_result_depends_on_where_the_teacher_
     assert first.weights.read_bytes() != start(*kd(moved, "method.alpha=0"), out=Path("third")).weights.read_bytes()
 
 
+def test_a_student_that_was_taught_teaches_the_next_smaller_one(teacher: Path) -> None:
+    """A teacher assistant (Mirzadeh et al., 2020) is a chain of runs."""
+    assistant = start(*kd(teacher, "cohort.students=['resnet14']"), out=Path("assistant"))
+    student = start(*kd(assistant.path, "cohort.students=['resnet8']"), out=Path("student")).read_result()
+    assert student.teacher is not None
+    assert student.teacher.weights_sha256 == assistant.read_result().weights_sha256
+    assert assistant.read_result().teacher != student.teacher
+
+
 def test_another_teacher_makes_another_sha256(teacher: Path) -> None:
     first = built(recipe(*kd(teacher))).recipe
     retrain(teacher)

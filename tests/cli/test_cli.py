@@ -51,6 +51,12 @@ COMMANDS = {
     "predict": {"--model", "--top", "--batch", "--threads"},
     "recipes": {"--md", "--json"},
     "runs": {"--json"},
+    "features": {
+        "--trust-code", "--out", "-o", "--neighbours", "--images", "--points", "--data-root", "--json",
+    },
+    "study": {
+        "--trust-code", "--out", "-o", "--only", "--jobs", "-j", "--dry-run", "--commands", "--table", "--md", "--json",
+    },
     "compare": {"--baseline", "--require", "--md", "--json"},
     "bench": {"--only", "--seconds", "--device", "--dtype", "--threads", "--compile", "--json"},
 }

@@ -444,7 +444,7 @@ def test_a_mixed_image_has_of_each_of_a_pair_the_share_of_its_label(keys: dict[s
     labels = torch.arange(n)
     augmentation = Augmentation(augment(**keys, **OFF))
     draws = augmentation.draw(labels, 0, 0, (10, 12))
-    mixed, own, others, mix = augmentation.examples(images, draws, labels, RAW)
+    mixed, own, others, mix, _ = augmentation.examples(images, draws, labels, RAW)
     assert others is not None
     assert mix is not None
     assert torch.equal(own, labels)
@@ -464,7 +464,7 @@ def test_mixup_mixes_every_pixel_alike_and_cutmix_takes_a_rectangle_of_the_other
     wanted: list[dict[str, float]] = [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}]
     for keys in wanted:
         augmentation = Augmentation(augment(**keys, **OFF))
-        mixed, _, _, mix = augmentation.examples(images, augmentation.draw(labels, 0, 0, (14, 12)), labels, RAW)
+        mixed, _, _, mix, _ = augmentation.examples(images, augmentation.draw(labels, 0, 0, (14, 12)), labels, RAW)
         assert mix is not None
         share = mix[:, None, None, None]
         alike = ((mixed - (share * pixels + (1 - share) * pixels[neighbours])).abs() < 1e-2).flatten(1).all(1)

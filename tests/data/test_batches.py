@@ -8,11 +8,12 @@ import numpy.typing as npt
 import pytest
 import torch
 from asking import tried
+from batching import same
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from okdc.data.augmentation import Augmentation, Draws, Examples, crops, order
+from okdc.data.augmentation import Augmentation, Draws, crops, order
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.recipe.schema import Augment
@@ -45,13 +46,13 @@ def drawn_of(keys: Augment, rows: Tensor, epoch: int, seed: int) -> Draws:
     return Augmentation(keys).draw(rows, epoch, seed, (6, 6))
 
 
-def by_definition(images: Tensor, batch: Draws, padding: int) -> npt.NDArray[np.uint8]:
-    """Pad with zeros, cut the window, mirror it: one image after another."""
+def by_definition(images: Tensor, batch: Draws, padding: int, mode: str = "constant") -> npt.NDArray[np.uint8]:
+    """Pad as numpy does, with zeros by default, cut the window, mirror it: one image after another."""
     height, width = images.shape[1:3]
     out = []
     columns = (batch.rows, batch.top, batch.left, batch.flip, batch.vertical_flip)
     for row, top, left, flip, vertical_flip in zip(*(column.tolist() for column in columns), strict=True):
-        padded = np.pad(images[row].numpy(), ((padding, padding), (padding, padding), (0, 0)))
+        padded = np.pad(images[row].numpy(), ((padding, padding), (padding, padding), (0, 0)), mode)  # type: ignore[call-overload]
         window = padded[top : top + height, left : left + width]
         window = np.fliplr(window) if flip else window
         out.append(np.flipud(window) if vertical_flip else window)
@@ -72,6 +73,27 @@ def test_crops_by_slices_and_by_gather_are_the_same_pixels(height: int, width: i
     expected = by_definition(images, batch, padding)
     assert np.array_equal(crops._by_slices(images, batch, padding).numpy(), expected)
     assert np.array_equal(crops._by_gather(images, batch, padding).numpy(), expected)
+
+
+@given(height=st.integers(2, 9), width=st.integers(2, 9), data=st.data())
+@tried
+def test_a_reflecting_crop_is_a_window_of_numpys_reflection(height: int, width: int, data: st.DataObject) -> None:
+    padding = data.draw(st.integers(0, min(height, width) - 1))
+    images = dataset(7, height, width).images
+    row, corner = st.integers(0, 6), st.integers(0, 2 * padding)
+    drawn = data.draw(st.lists(st.tuples(row, corner, corner, st.booleans(), st.booleans()), min_size=1, max_size=9))
+    batch = Draws.of(*(torch.tensor(values) for values in zip(*drawn, strict=True)))
+    expected = by_definition(images, batch, padding, "reflect")
+    assert np.array_equal(crops.crop(images, batch, padding, "reflect").numpy(), expected)
+
+
+@pytest.mark.parametrize("more", [{}, {"hue": 0.2}], ids=["crop alone", "and colours"])
+def test_a_recipe_that_pads_by_reflection_shows_no_black(more: dict[str, float]) -> None:
+    of = replace(dataset(40, 6, 6), images=torch.full((40, 6, 6, 3), 255, dtype=torch.uint8))
+    for mode, least in (("zeros", 0.0), ("reflect", 255.0)):
+        augmentation = Augmentation(Augment.model_validate({"padding": 2, "padding_mode": mode, **more}))
+        shown = torch.cat([images for images, *_ in TrainBatches(of, 10, augmentation, RAW, 0).epoch(0)])
+        assert float(shown.round().min()) == least
 
 
 def test_without_padding_and_flip_a_batch_is_the_images() -> None:
@@ -123,14 +145,6 @@ def test_an_epoch_shows_each_training_image_once_but_for_a_partial_last_batch(
     assert set(rows) <= set(of.train.tolist())
     if len(of.train) % batch_size == 0:
         assert sorted(rows) == of.train.tolist()
-
-
-def same(a: list[Examples], b: list[Examples]) -> bool:
-    return len(a) == len(b) and all(
-        u is v is None or (u is not None and v is not None and torch.equal(u, v))
-        for x, y in zip(a, b, strict=True)
-        for u, v in zip(x, y, strict=True)
-    )
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch_alone() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from asking import tried
+from batching import same
 from hypothesis import given
 from hypothesis import strategies as st
 from pictures import streamed, write_imagenet, write_zoo
@@ -60,14 +61,6 @@ def stream(root: Path, batch_size: int = 8, flip: bool = True, seed: int = 0, wo
 def pixels(batch: Tensor) -> Tensor:
     """Back from floats, B×H×W×C uint8."""
     return batch.round().byte().permute(0, 2, 3, 1)
-
-
-def same(a: list[Examples], b: list[Examples]) -> bool:
-    return len(a) == len(b) and all(
-        u is v is None or (u is not None and v is not None and torch.equal(u, v))
-        for x, y in zip(a, b, strict=True)
-        for u, v in zip(x, y, strict=True)
-    )
 
 
 # --- what an epoch is
@@ -142,7 +135,7 @@ def test_a_resized_crop_of_a_file_is_varied_further_as_a_batch(tree: Path) -> No
     draws = rest.draw(order(varied.dataset.train, 1, 3), 1, 3, (SIZE, SIZE))
     for i, (before, after) in enumerate(zip(plain.epoch(1), varied.epoch(1), strict=True)):
         images = pixels(before.images).contiguous()
-        expected = rest.examples(images, draws[8 * i : 8 * i + 8].of_own_rows(), before.labels, RAW)
+        expected = rest.examples(images, draws[8 * i : 8 * i + 8].of_own_rows(8), before.labels, RAW)
         assert same([after], [expected])
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from okdc import api
 from okdc.assembly import student as students
+from okdc.comparison import finished
 from okdc.errors import CheckFailed, RunError
 from okdc.profiling.report import profile
 from okdc.progress import Silent
@@ -19,7 +20,6 @@ from okdc.runs import artefacts, predictions
 from okdc.runs.artefacts import Result
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
-from okdc.comparison import finished
 
 
 class Notes(Silent):

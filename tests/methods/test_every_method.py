@@ -19,9 +19,9 @@ from okdc.methods.base import Batch, Method
 from okdc.recipe.draft import load
 from okdc.training.optim import build_optimizer
 
-BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip")  # made for a shared trunk
-SINGLE = ("baseline", "kd")
-RAMPED = ("one", "ffl", "mfef", "fefr", "okddip")  # DML, KD and KDCL have no ramp-up, DualNet nothing to ramp
+BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf")  # made for a shared trunk
+SINGLE = ("baseline", "kd", "byot")
+RAMPED = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf")  # DML, KD, KDCL and BYOT have no ramp-up, DualNet nothing
 
 
 class Case(NamedTuple):
@@ -61,6 +61,10 @@ SWITCHES = [
     Case("dualnet", {"combine": "mean", "weight": 0.3}),
     Case("okddip", {}),
     *(Case("kdcl", {"target": kind}) for kind in ("naive", "linear", "minlogit")),
+    *(Case("byot", {"loss": kind}) for kind in ("conference", "journal")),
+    Case("byot", {"hint_skips": "shallowest", "block": "patch"}),
+    Case("ahbf", {}),
+    Case("ahbf", {"detach_targets": True, "aux": 0}),
 ]
 PLAIN = [Case(name, {}) for name in methods.METHODS.own]
 RELEASED = Case("fefr", {"reading": "released"})
@@ -73,7 +77,7 @@ def called(value: object) -> str | None:
 
 
 def sharings(name: str) -> tuple[str, ...]:
-    if name == "one":
+    if name in ("one", "ahbf"):
         return ("low", "stem1")
     return ("low", "stem1", "none") if name in BRANCHES else ("none",)
 
@@ -176,9 +180,10 @@ def test_branches_are_never_the_same_module(case: Case, n: int, share: str) -> N
 
     trunk = sum(p.numel() for stage in students[0].stages[:shared] for p in stage.parameters())
     branch = 78_042 - trunk
+    deeper = 2 * n * (n - 1) // 2 * 73_984 if case.name == "ahbf" else 0  # each has two blocks more than the one before
     inside = {id(p) for p in method.cohort.parameters()}
     auxiliary = sum(p.numel() for p in method.parameters() if id(p) not in inside)
-    assert sum(p.numel() for p in method.parameters()) == trunk + n * branch + auxiliary
+    assert sum(p.numel() for p in method.parameters()) == trunk + n * branch + deeper + auxiliary
     assert auxiliary == (scaffolding_released(n, share) if case == RELEASED else scaffolding(case.name, n, share))
 
 
@@ -194,6 +199,7 @@ def scaffolding(name: str, n: int, share: str) -> int:
     """Of n ResNet-8 with 10 classes. Fused classifier: depthwise and pointwise convolution, their BNs, linear."""
     fusion = n * 64 * 9 + 2 * n * 64 + n * 64 * 64 + 2 * 64 + 650
     trunk = {"low": 32, "stem1": 16, "none": 0}[share]
+    exits = 16 * 16 + 16 * 16 * 16 + 32 * 16 + 16 * 16 * 4 + 2 * (16 * 64 + 2 * (16 + 16 + 64) + 650)
     matching = 64 * 16 * 16 + 64 * 32 * 4 + 2 * 2 * 64  # patches of 4×4 and 2×2
     return {
         "one": n * trunk + n + 2 * n,
@@ -203,6 +209,8 @@ def scaffolding(name: str, n: int, share: str) -> int:
         "dualnet": 650,
         "okddip": 2 * 64 * 8,
         "kd": 78_042,  # the teacher
+        "byot": exits,
+        "ahbf": (n - 1) * (2 * 64 * 64 + 2 * 64 + 64 * 2 + 2 + 2 * 2),
     }.get(name, 0)
 
 
@@ -221,7 +229,7 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: i
     assert set(runs.values()) == {1}
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "byot"])
 def test_methods_of_separate_networks_share_nothing_whatever_the_recipe_says(name: str) -> None:
     recipe = table(name, ["resnet8"] * 3, "low")
     method, words = assembly.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
@@ -244,7 +252,12 @@ HEADS = {
     "dualnet": ["student0", "student1", "student2", "fused", "ensemble"],
     "okddip": ["student0", "student1", "student2", "ensemble"],
     "kdcl": ["student0", "student1", "student2", "ensemble"],
+    "byot": ["student0", "exit1", "exit2", "ensemble"],
+    "ahbf": ["student0", "student1", "student2", "fused0", "fused"],
 }
+# Whose mean is the ensemble: OKDDip's leader is taught by the peers' mean and no part of it.
+MEMBERS = {"okddip": ("student0", "student1"), "byot": ("student0", "exit1", "exit2")}
+LEADERS = {"okddip": 2, "ahbf": 0}
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=called)
@@ -259,10 +272,10 @@ def test_every_head_has_a_name_and_one_row_an_image(case: Case) -> None:
     for k, student in enumerate(method.cohort.backbones()):
         torch.testing.assert_close(logits[f"student{k}"], student(images), rtol=0, atol=1e-5)
     if "ensemble" in logits:
-        members = 2 if name == "okddip" else 3  # its leader is taught by the peers' mean and no part of it
-        mean = sum((logits[f"student{k}"] for k in range(members)), torch.zeros(())) / members
+        members = MEMBERS.get(name, ("student0", "student1", "student2"))
+        mean = sum((logits[member] for member in members), torch.zeros(())) / len(members)
         torch.testing.assert_close(logits["ensemble"], mean)
-    assert method.leader == (2 if name == "okddip" else None)
+    assert method.leader == LEADERS.get(name)
 
 
 @pytest.mark.parametrize("case", SWITCHES, ids=called)
@@ -305,7 +318,7 @@ def test_the_mean_weight_of_distillation_does_not_depend_on_the_epochs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of every term that a run logs. With 80 epochs whatever the run, twenty of them would have a mean of 0.024."""
-    method = make(name, 3, "low").eval()
+    method = make(name, 3, "low", rampup=80 / 300).eval()
     maps = method.cohort(batch()[0])
     monkeypatch.setattr(method.cohort, "forward", Replayed(maps).forward)
     whole = divergences(method, 1.0)
@@ -395,6 +408,39 @@ def test_features_of_other_widths_are_refused_and_of_one_width_taken(name: str, 
     assert resolved(name, ["resnet8", "wrn16_1"], share) == []
 
 
+DEEPER = ["resnet8", "resnet8+2", "resnet8+3"]
+
+
+@pytest.mark.parametrize("share", ["low", "stem1"])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_students_that_differ_in_the_depth_of_their_last_stage_share_a_trunk(name: str, share: str) -> None:
+    method, words = assembly.method(table(name, DEEPER, share), SMALL, 10)
+    shared = {"low": 3, "stem1": 2}[share]
+    assert (method.cohort.shared, method.cohort.share) == (shared, share)
+    assert words.endswith(", ".join(DEEPER))
+    first, *others = method.cohort.backbones()
+    for student in others:
+        assert [a is b for a, b in zip(student.stages, first.stages, strict=True)] == [i < shared for i in range(4)]
+    torch.stack(list(method(batch(), torch.tensor(0.5)).losses.values())).sum().backward()
+    assert [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["ffl", "mfef", "fefr", "okddip"])
+def test_they_share_nothing_where_the_recipe_says_so(name: str) -> None:
+    method, words = assembly.method(table(name, DEEPER, "none"), SMALL, 10)
+    assert (method.cohort.shared, method.cohort.share) == (0, "none")
+    assert "nothing" in words
+
+
+@pytest.mark.parametrize(
+    "students", [["resnet8+2", "resnet14"], ["resnet8+2", "resnet8+msfe"], ["resnet8+1", "wrn16_1+1"]]
+)
+def test_names_that_differ_otherwise_share_nothing(students: list[str]) -> None:
+    method, words = assembly.method(table("fefr", students, "low"), SMALL, 10)
+    assert method.cohort.shared == 0
+    assert words == "the students share nothing: they differ"
+
+
 @pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip"])
 def test_students_that_differ_learn_together(name: str) -> None:
     method = make(name, ["resnet8", "wrn16_1", "resnet14"], "none", CIFAR)
@@ -441,6 +487,9 @@ BRANCH = LAST_STAGE + HEAD
         ("fefr released", 2, "low", 57_425_024, 57.4),
         ("fefr released", 3, "low", 72_808_832, 72.8),
         ("fefr released", 2, "none", 86_441_088, 86.4),
+        ("byot", 1, "none", 41_666_432, 41.7),
+        ("ahbf", 2, "low", 63_882_624, 63.9),
+        ("ahbf", 4, "low", 138_333_056, 138.3),
     ],
 )
 def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:
@@ -465,6 +514,11 @@ def test_those_numbers_add_up() -> None:
     assert ALONE + 2 * BRANCH + 3 * 32 == 67_028_960
     assert ALONE + 253_149_824 == 293_963_008
     assert 2 * ALONE + HEAD == 81_627_008
+    block, join = 2 * 9 * 64 * 64 * 64, 2 * 64 * 64 * 64 + 2 * 64  # of the last stage; of two maps, and its gate
+    assert ALONE + BRANCH + 2 * block + join == 63_882_624
+    assert ALONE + 3 * BRANCH + (2 + 4 + 6) * block + 3 * join == 138_333_056
+    exits = (16 * 16 * 32**2 + 16 * 16 * 4 * 4 * 8**2, 32 * 16 * 16**2 + 16 * 16 * 2 * 2 * 8**2)
+    assert ALONE + sum(exits) + 2 * (16 * 64 * 8**2 + HEAD) == 41_666_432
 
 
 def test_those_of_the_released_reading_add_up() -> None:

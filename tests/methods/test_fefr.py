@@ -276,7 +276,7 @@ def test_maps_and_their_gradients_stay_channels_last_through_the_side_paths(
 ) -> None:
     """One that does not makes every layer before it mix two formats: the step is slower and its values are right."""
     images = torch.Size((3, 16, 16))
-    keys = {"reading": "released"} if mode == "released" else {"reconstruct": mode}
+    keys: dict[str, Any] = {"reading": "released"} if mode == "released" else {"reconstruct": mode}
     method = fefr(2, "low", images, **keys, attention=attention).to(memory_format=torch.channels_last).train()
     seen: list[tuple[str, Tensor]] = []
 

@@ -516,13 +516,14 @@ def test_the_resolved_recipe_has_every_key_and_runs_again_as_it_is(tmp_path: Pat
     assert again.variant == first.variant
 
 
+@pytest.mark.parametrize("words", [[], ["method.name=fefr"]])
 @pytest.mark.parametrize(("first", "then"), [("text", "released"), ("released", "text")])
 def test_another_reading_of_a_recipe_that_wrote_its_defaults_out_is_another_reading(
-    first: str, then: str, tmp_path: Path
+    first: str, then: str, words: list[str], tmp_path: Path
 ) -> None:
     written = tmp_path / "recipe.toml"
     written.write_text(resolved(f"method.reading={first}", "method.reduction=4").recipe.text(), encoding="utf-8")
-    found = resolve(load([str(written), f"method.reading={then}", "method.premix=true"]))
+    found = resolve(load([str(written), *words, f"method.reading={then}", "method.premix=true"]))
     expected = {"name": "fefr", "reading": then, "reduction": 4, "premix": True}
     assert found.config == FEFRConfig.model_validate(expected | {"rampup": 80 / 300})
     (note,) = [note for note in found.notes if "method.reading" in note]

@@ -42,7 +42,9 @@ CONFIGURATIONS = [
         for share in ("low", "stem1", "none")
     ),
     *((f"method.name={name}", "cohort.share=none", THREE) for name in ("dml", "dualnet")),
-    *(("method.name=one", f"cohort.share={share}", TWO) for share in ("low", "stem1")),
+    *((f"method.name={name}", f"cohort.share={share}", TWO) for name in ("one", "ahbf") for share in ("low", "stem1")),
+    ("method.name=ahbf", THREE),
+    *(("method.name=byot", f"method.loss={loss}") for loss in ("conference", "journal")),
     ("method.name=baseline", students("resnet8")),
     *(
         ("method.name=kdcl", f"method.target={target}", "cohort.share=none", cohort)
@@ -60,7 +62,7 @@ CONFIGURATIONS = [
     ("method.name=mfef", "method.msfe=false", "method.attention=false"),
 ]
 NETWORKS = (
-    "resnet20", "resnet20+msfe", "wrn16_2", "densenet40_12", "mobilenetv2",
+    "resnet20", "resnet20+2", "resnet20+msfe", "wrn16_2", "densenet40_12", "mobilenetv2",
     "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:shufflenet_v2_x0_5",
     "timm:mobilenetv3_small_100", "timm:efficientnet_b0", "timm:convnext_atto", "timm:ghostnet_100",
 )  # fmt: skip
@@ -124,6 +126,8 @@ def test_no_step_of_any_network_waits_for_the_gpu(name: str, settings: Settings)
         ("method.name=dualnet", "cohort.share=none"),
         ("method.name=dml", "cohort.share=none"),
         ("method.name=kdcl", "cohort.share=none"),
+        ("method.name=byot", "method.loss=journal"),
+        ("method.name=ahbf", THREE),
         ("method.name=kdcl", "method.target=linear", "cohort.share=none", THREE),
     ],
     ids=" ".join,

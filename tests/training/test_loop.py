@@ -487,6 +487,7 @@ def test_result_json_holds_these_facts() -> None:
         "teacher",
         "starts",
         "leader",
+        "views",
         "dataset",
         "data_sha256",
         "seed",

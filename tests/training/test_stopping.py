@@ -11,10 +11,10 @@ from harness import STEPS, Quiet, built, outcome, recipe, resume, rows, signalle
 from making import make_run
 
 from okdc.assembly import job as assembly
+from okdc.comparison.compare import compare
 from okdc.errors import Interrupted, RecipeError
 from okdc.runs.files import read_json
 from okdc.runs.run import RunDir
-from okdc.comparison.compare import compare
 from okdc.training import stopping
 
 WORDS = ("optim.patience=2", "optim.epochs=12", "optim.lr=0.4", "cohort.share=none")

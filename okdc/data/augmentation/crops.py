@@ -14,27 +14,32 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from okdc.data.augmentation.draws import Draws
+from okdc.data.augmentation.draws import Draws, of_view
 from okdc.data.images import Pixels, to_rgb
 from okdc.recipe.schema import Augment
 from okdc.seeds import seeded
 
 
-def crop(images: Tensor, batch: Draws, padding: int) -> Tensor:
-    """Cut images out of their zero padding and mirror them: N×H×W×3 uint8 -> B×H×W×3."""
+def crop(images: Tensor, batch: Draws, padding: int, mode: str = "zeros") -> Tensor:
+    """Cut images out of their padding and mirror them: N×H×W×3 uint8 -> B×H×W×3.
+
+    `mode` is a `padding_mode` of the recipe. reflect repeats no edge and takes less padding than the image has pixels.
+    """
+    if mode == "reflect":
+        return _reflected(images, batch, padding)
     return (_by_slices if images.device.type == "cpu" else _by_gather)(images, batch, padding)
 
 
-def of_file(image: Image.Image, size: int, keys: Augment, seed: int, epoch: int, row: int) -> Pixels:
+def of_file(image: Image.Image, size: int, keys: Augment, seed: int, epoch: int, row: int, view: int = 0) -> Pixels:
     """One file's image, size×size×3 uint8: RandomResizedCrop as torchvision draws it, mirrored half of the time.
 
-    The draws are those of (seed, epoch, row); without `flip` the crops are the same.
+    The draws are those of (seed, epoch, row) and the view; without `flip` the crops are the same.
     """
     from torchvision.transforms import InterpolationMode, RandomResizedCrop  # seconds to import
     from torchvision.transforms import functional as transforms
 
     image = to_rgb(image)
-    with seeded(seed, "epoch", epoch, "image", row):
+    with seeded(seed, "epoch", epoch, *of_view(view), "image", row):
         box = RandomResizedCrop.get_params(image, list(keys.scale), list(keys.ratio))
         mirrored = bool(torch.rand(1) < 0.5) and keys.flip  # the transforms' own order of draws
     image = transforms.resized_crop(image, *box, [size, size], InterpolationMode.BILINEAR)
@@ -60,10 +65,25 @@ def _by_slices(images: Tensor, batch: Draws, padding: int) -> Tensor:
 
 def _by_gather(images: Tensor, batch: Draws, padding: int) -> Tensor:
     """The same pixels in one gather of padded images; mirroring reverses the order of the columns."""
-    height, width = images.shape[1:3]
     padded = F.pad(images[batch.rows], (0, 0, padding, padding, padding, padding))
+    rows, columns = _window(images, batch)
+    batch_index = torch.arange(len(batch.rows), device=images.device)
+    return padded[batch_index[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _reflected(images: Tensor, batch: Draws, padding: int) -> Tensor:
+    """A gather that reads each pixel beyond the edge as many steps within it."""
+    rows, columns = (
+        last - (last - (places - padding).abs()).abs()
+        for places, last in zip(_window(images, batch), (side - 1 for side in images.shape[1:3]), strict=True)
+    )
+    return images[batch.rows[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _window(images: Tensor, batch: Draws) -> tuple[Tensor, Tensor]:
+    """The rows, B×H, and columns, B×W, of the padded image that each crop reads."""
+    height, width = images.shape[1:3]
     across, down = torch.arange(width, device=images.device), torch.arange(height, device=images.device)
     columns = batch.left[:, None] + torch.where(batch.flip[:, None], width - 1 - across, across)
     rows = batch.top[:, None] + torch.where(batch.vertical_flip[:, None], height - 1 - down, down)
-    batch_index = torch.arange(len(batch.rows), device=images.device)
-    return padded[batch_index[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return rows, columns

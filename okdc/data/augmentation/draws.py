@@ -6,7 +6,7 @@ any number of processes. Each key of `[augment]` draws from a stream of its own:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,9 +62,9 @@ class Draws:
         """What `Draws(*tensors)` takes."""
         return (self.table,) if self.numbers is None else (self.table, self.numbers)
 
-    def of_own_rows(self) -> Draws:
-        """The same of images that lie in the order of the draws."""
-        return self.of_rows(torch.arange(len(self.table), device=self.table.device))
+    def of_own_rows(self, images: int) -> Draws:
+        """The same of so many images that lie in the order of the draws, which begins anew with each further view."""
+        return self.of_rows(torch.arange(len(self.table), device=self.table.device) % images)
 
     def of_rows(self, rows: Tensor) -> Draws:
         """The same of images that lie in other rows."""
@@ -75,6 +75,18 @@ class Draws:
 
     def __getitem__(self, part: slice) -> Draws:
         return Draws(*(tensor[part] for tensor in self.tensors()))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Draws]) -> Draws:
+        """One after the other."""
+        if len(parts) == 1:  # of all but a few methods: nothing is copied
+            return parts[0]
+        return cls(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
+
+
+def of_view(view: int) -> tuple[str | int, ...]:
+    """What tells the draws of a further view of the images from those of the first, which a run has in any case."""
+    return ("view", view) if view else ()
 
 
 def order(rows: Tensor, epoch: int, seed: int) -> Tensor:

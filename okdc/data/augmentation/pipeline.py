@@ -47,6 +47,7 @@ class Examples(NamedTuple):
     labels: Tensor  # B int64
     other_labels: Tensor | None = None  # B int64
     mix: Tensor | None = None  # B float32
+    views: tuple[Tensor, ...] = ()  # B×3×H×W float32 each: further augmentations of the same images
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,21 @@ class Augmentation:
             keys = keys.model_copy(update={name: getattr(nothing, name) for name in done})
         return None if keys == nothing else Augmentation(keys)
 
-    def draw(self, rows: Tensor, epoch: int, seed: int, size: Sequence[int]) -> Draws:
+    @property
+    def varies(self) -> bool:
+        """Whether two views of an image may differ."""
+        return self.keys.model_copy(update={"padding_mode": Augment().padding_mode}) != Augment(padding=0, flip=False)
+
+    def views(self, rows: Tensor, epoch: int, seed: int, size: Sequence[int], further: int) -> list[Draws]:
+        """The draws of an epoch for a first view of each image and so many further ones."""
+        return [self.draw(rows, epoch, seed, size, view) for view in range(1 + further)]
+
+    def draw(self, rows: Tensor, epoch: int, seed: int, size: Sequence[int], view: int = 0) -> Draws:
         """The draws of an epoch, on the CPU. `rows` are in its order, of images of this height and width."""
         height, width = size
 
         def stream(purpose: str) -> torch.Generator:
-            return generator(seed, "epoch", epoch, purpose)
+            return generator(seed, "epoch", epoch, *draws.of_view(view), purpose)
 
         usual = draws.usual(self.keys, rows, stream)
         columns = self.columns
@@ -106,7 +116,7 @@ class Augmentation:
     def of_batch(self, images: Tensor, batch: Draws, normalise: Normalising) -> Tensor:
         """The changed images of a batch, B×3×H×W float32, of `images`, N×H×W×3 uint8; all on one device."""
         if batch.numbers is None:
-            return normalise(crops.crop(images, batch, self.keys.padding))
+            return normalise(crops.crop(images, batch, self.keys.padding, self.keys.padding_mode))
         if images.device.type != "cpu":
             return self._changed(images, batch, normalise)
         n, height, width = len(batch.table), *images.shape[1:3]
@@ -122,7 +132,8 @@ class Augmentation:
         if geometry.resamples(self.keys):
             planes = geometry.resampled(images[batch.rows], numbers)
         else:
-            planes = crops.crop(images, batch, self.keys.padding).permute(0, 3, 1, 2).contiguous().float()
+            cropped = crops.crop(images, batch, self.keys.padding, self.keys.padding_mode)
+            planes = cropped.permute(0, 3, 1, 2).contiguous().float()
         planes = colour.changed(planes, numbers)
         if self.keys.policy == "trivial":
             planes = policy.changed(planes, numbers)
@@ -136,9 +147,20 @@ class Augmentation:
         return dict(zip(self.columns, batch.numbers.unbind(1), strict=True))
 
     def examples(self, images: Tensor, batch: Draws, labels: Tensor, normalise: Normalising) -> Examples:
-        """What a method learns from: `of_batch`, mixed where that is asked for, with all labels."""
+        """What a method learns from: `of_batch`, mixed where that is asked for, with all labels.
+
+        Draws of further views follow those of the first, which are as many as the labels.
+        """
         changed = self.of_batch(images, batch, normalise)
+        if len(changed) > len(labels):
+            return with_views(changed, labels)
         if not mixing.columns(self.keys):
             return Examples(changed, labels)
         mixed, other_labels, mix = mixing.mixed(changed, labels, self._named(batch))
         return Examples(mixed, labels, other_labels, mix)
+
+
+def with_views(images: Tensor, labels: Tensor) -> Examples:
+    """Examples of all views, which lie one after the other. No recipe may ask that further views are mixed."""
+    first, *further = images.split(len(labels))
+    return Examples(first, labels, views=tuple(further))

@@ -1,0 +1,170 @@
+"""`okdc features`: what the classifiers of a run read of the images that judged it (FEFR section 4.6, figure 9).
+
+The paper shows t-SNE maps of the features before the last linear layer, of each student and of the fused classifier.
+Here the features themselves are written, with such a map, and with two numbers that a map hides: t-SNE draws clusters
+where the space has none.
+
+All heads are those of the last epoch, from the run's checkpoint. The kept student may be of an earlier one: it comes
+from its file. Shapes: N images, C components.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from okdc.assembly import job as assembly
+from okdc.assembly import reopen
+from okdc.assembly import student as students
+from okdc.data.batches import EVAL_BATCH, eval_batches
+from okdc.data.datasets import Dataset
+from okdc.deploy.evaluate import say_split
+from okdc.embedding.neighbourhood import Features, knn_pct, silhouette, tsne
+from okdc.errors import RunError, UsageError
+from okdc.kernels import global_average
+from okdc.methods.base import Batch, Method
+from okdc.progress import Progress
+from okdc.runs.files import write
+from okdc.runs.run import RunDir
+from okdc.seeds import generator
+from okdc.training import checkpoint
+
+FILE = "features.npz"
+KEPT = "kept"
+NEIGHBOURS = 10
+MOST_IMAGES = 10_000  # distances grow with the square: a minute for ten thousand
+POINTS = 2_000  # of a map: t-SNE takes some ten seconds for two thousand
+
+
+def features(
+    paths: Sequence[Path],
+    tell: Progress,
+    out: Path | None = None,
+    data_root: str | None = None,
+    neighbours: int = NEIGHBOURS,
+    images: int = MOST_IMAGES,
+    points: int = POINTS,
+) -> dict[str, Any]:
+    """The report that `okdc features --json` prints; each run's features go to RUN/features.npz, or to `out`.
+
+    `images`: at most so many of the judging images. `points` of them get a place in the map, 0: there is none.
+
+    Raises RunError for a run that is not complete or has lost its checkpoint, DataError where its images are missing or
+    others, UsageError for one `out` for several runs, and for more neighbours than other images.
+    """
+    if out is not None and len(paths) > 1:
+        raise UsageError(f"--out names one file, and there are {len(paths)} runs", hint="leave it out")
+    reports = [_of_run(RunDir.open(path), out, data_root, neighbours, images, points, tell) for path in paths]
+    return {"schema": 1, "runs": reports}
+
+
+def _of_run(
+    run: RunDir, out: Path | None, data_root: str | None, neighbours: int, images: int, points: int, tell: Progress
+) -> dict[str, Any]:
+    result = students.recorded(run)
+    method, dataset = _as_trained(run, data_root, tell)
+    split, judging = dataset.final_split
+    rows = judging[_some(len(judging), images, result.seed, "images")]
+    say_split(split, len(rows), tell)
+    if len(rows) <= neighbours:
+        raise UsageError(f"{neighbours} neighbours need {neighbours + 1} images, {run.path} has {len(rows)}")
+    labels = dataset.labels[rows].numpy()
+    kept = students.load(run)
+    normalise = students.normalise(kept.info.preprocessing)
+    batches = ((Batch(x, y)) for x, y in eval_batches(dataset, rows, normalise, EVAL_BATCH))
+    by_head = _joined(method.features(batch) | {KEPT: global_average(_last_map(kept, batch))} for batch in batches)
+    mapped = _some(len(rows), points, result.seed, "map")
+    accuracies = result.heads_last_epoch_top1_pct | {KEPT: result.kept.top1_pct}
+    heads, maps = [], {}
+    for head, of_head in by_head.items():
+        if len(mapped) > 2:
+            maps[head] = tsne(of_head[mapped], result.seed)
+        heads.append(
+            {
+                "head": head,
+                "components": of_head.shape[1],
+                "knn_pct": knn_pct(of_head, labels, neighbours),
+                "silhouette": silhouette(of_head, labels),
+                "top1_pct": accuracies.get(head),
+            }
+        )
+    file = out or run.path / FILE
+    arrays = {
+        "rows": rows.numpy(),
+        "labels": labels,
+        "classes": np.array(dataset.classes),
+        "heads": np.array([*by_head]),
+    }
+    arrays |= {f"features_{head}": of_head for head, of_head in by_head.items()}
+    arrays |= {f"tsne_{head}": flat for head, flat in maps.items()}
+    _write(file, arrays | ({"tsne_images": mapped.numpy()} if maps else {}))
+    return {
+        "run": str(run.path),
+        "file": str(file),
+        "method": result.variant,
+        "seed": result.seed,
+        "split": split,
+        "images": len(rows),
+        "neighbours": neighbours,
+        "points": len(mapped) if maps else 0,
+        "kept_student": result.kept.student,
+        "kept_epoch": result.kept.epoch,
+        "last_epoch": result.last_epoch,
+        "heads": heads,
+    }
+
+
+def _as_trained(run: RunDir, data_root: str | None, tell: Progress) -> tuple[Method, Dataset]:
+    """The run's method with the weights of its last epoch, in eval mode on the CPU, and the run's images."""
+    resolved = reopen.recipe_of(run, data_root)
+    for note in resolved.notes:
+        tell.note(note)
+    state, notes = checkpoint.load(run)
+    for note in notes:
+        tell.note(note)
+    if state is None or state["epoch"] != run.read_result().last_epoch:
+        raise RunError(
+            f"{run.path}: its checkpoint is gone, and the last epoch's peers and fused classifier with it",
+            hint="okdc profile and okdc export need the student's file alone",
+        )
+    dataset = reopen.data_of(run, resolved, tell)
+    method = assembly.assemble(resolved, len(dataset.classes)).method
+    method.load_state_dict(state["method"])
+    return method.eval(), dataset
+
+
+def _some(count: int, most: int, seed: int, purpose: str) -> Tensor:
+    """At most so many of `count` places, drawn by the run's seed, in order."""
+    if count <= most:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator(seed, "features", purpose))[:most].sort().values
+
+
+def _last_map(student: students.Student, batch: Batch) -> Tensor:
+    x = batch.images
+    for stage in student.network.stages:
+        x = stage(x)
+    return x
+
+
+@torch.inference_mode()
+def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Features]:
+    """The features of all batches, NC float32 a head."""
+    lists: dict[str, list[Tensor]] = {}
+    for part in parts:
+        for head, of_batch in part.items():
+            lists.setdefault(head, []).append(of_batch.float().cpu())
+    return {head: torch.cat(of_head).numpy() for head, of_head in lists.items()}
+
+
+def _write(path: Path, arrays: dict[str, Any]) -> None:
+    """Replace the file in one step. Raises DiskError."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write(path, buffer.getvalue())
