@@ -241,15 +241,14 @@ def _with_owners(problem: str) -> str:
 
 def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
     """`[method]` without the keys that the file meant for another method, and a note that names them."""
-    if table["name"] == draft.method.get("name"):
-        return _with_defaults_of(table, config, draft)
+    table, notes = _with_defaults_of(table, config, draft)
     if "method.name" not in draft.overridden:
-        return table, []
+        return table, notes
     foreign = [key for key in table if key not in config.model_fields and f"method.{key}" not in draft.overridden]
     if not foreign:
-        return table, []
-    note = f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]"
-    return {key: value for key, value in table.items() if key not in foreign}, [note]
+        return table, notes
+    notes.append(f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]")
+    return {key: value for key, value in table.items() if key not in foreign}, notes
 
 
 def _with_defaults_of(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
@@ -257,13 +256,13 @@ def _with_defaults_of(table: dict[str, Any], config: type[Config], draft: Draft)
 
     The recipe.toml of a run has every key: `method.reading=released` would otherwise change nothing but its own name.
     """
+    if table["name"] != draft.method.get("name"):  # of another method
+        return table, []
     before, now = config.defaults_of(draft.method), config.defaults_of(table)
     follow = [
         key
         for key in table
-        if f"method.{key}" not in draft.overridden
-        and before.get(key) == table[key] != now.get(key)
-        and draft.method.get(key) == table[key]
+        if f"method.{key}" not in draft.overridden and before.get(key) == table[key] != now.get(key)
     ]
     if not follow:
         return table, []
