@@ -5,9 +5,9 @@ Shapes: N images, K classes; C channels, H×W pixels of an image; z_k are the lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from okdc.backbones.parts import he_fan_out
 from okdc.cohort import Cohort
 from okdc.kernels import global_average
 from okdc.runs.artefacts import MethodCard
@@ -38,6 +39,12 @@ Reduction = Annotated[
         "least; 16 is CBAM's, since neither paper gives a number.",
     ),
 ]
+Init = Literal["pytorch", "he"]
+INIT = (
+    "How the convolutions that match, split and fuse maps beside the students are drawn: pytorch, its default, or he, "
+    "from N(0, 2/(k²·outputs)), depthwise and 1×1 ones too, as in FFL's public code; attention keeps PyTorch's, and "
+    "behind BN this only sets how fast they learn"
+)
 SpatialKernel = Annotated[
     int,
     Field(
@@ -56,6 +63,14 @@ class Config(BaseModel):
     name: str = Field(
         description="The method: a name of okdc's or of an installed package, or package.module:Class of your own."
     )
+
+    @classmethod
+    def defaults_of(cls, table: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+        """The default of every key of a recipe's `table`. A Config in which one key sets those of others says so here.
+
+        A key without a default has pydantic's mark of that.
+        """
+        return {key: field.default for key, field in cls.model_fields.items()}
 
 
 class RampedConfig(Config):
@@ -287,6 +302,13 @@ class Method(nn.Module, Generic[C]):
 def students(z: Iterable[T]) -> dict[str, T]:
     """What belongs to each student, such as its logits, under the names that every method gives them."""
     return {f"student{k}": z_k for k, z_k in enumerate(z)}
+
+
+def initialise(init: str, *scaffolding: nn.Module) -> None:
+    """Draw the convolutions in `scaffolding` as the key `init` says. "pytorch": they stay as they were made."""
+    if init == "he":
+        for module in scaffolding:
+            he_fan_out(module)
 
 
 def full_precision(batch: Batch) -> AbstractContextManager[None]:

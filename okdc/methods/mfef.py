@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from okdc.backbones.naming import MSFE
 from okdc.blocks import DualAttention, HierarchicalSplit, OverallFusion
 from okdc.methods.base import (
+    INIT,
     Batch,
     DetachFeatures,
+    Init,
     Method,
     RampedConfig,
     Reduction,
     SpatialKernel,
     Step,
     full_precision,
+    initialise,
     kl,
     mutual,
     ramp,
@@ -63,6 +66,7 @@ class MFEFConfig(RampedConfig):
     )
     reduction: Reduction = 16
     spatial_kernel: SpatialKernel = 7
+    init: Init = Field("pytorch", description=f"{INIT}.")
 
     @model_validator(mode="after")
     def _consistent(self) -> MFEFConfig:
@@ -80,6 +84,8 @@ class MFEFConfig(RampedConfig):
             )
         if self.detach_features and not self.fuses:
             problems.append("detach_features keeps the fused classifier's gradient from the students: here is none")
+        if self.init != "pytorch" and not self.fuses:
+            problems.append(f"init={self.init!r} draws what fuses the students' maps: here is nothing of it")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -105,12 +111,15 @@ class MFEF(Method[MFEFConfig]):
     branches = True
 
     def setup(self) -> None:
-        if self.config.distill:  # else each student learns by itself, and one will do
+        config = self.config
+        if config.distill:  # else each student learns by itself, and one will do
             self.require_students(2)
-        if self.config.fuses:
+        if config.fuses:
             sizes = [student_sizes[-1] for student_sizes in self.cohort.probe(self.images)]
             self.paths = nn.ModuleList(nn.Sequential(*self._path(size[0])) for size in sizes)
             self.fusion = OverallFusion(sizes, self.classes)  # section 3.4
+            splits = [module for module in self.paths.modules() if isinstance(module, HierarchicalSplit)]
+            initialise(config.init, *splits, self.fusion)
             self.notes = (self.fusion.description,)
 
     def _path(self, channels: int) -> list[nn.Module]:

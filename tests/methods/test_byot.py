@@ -71,6 +71,7 @@ def patched(x: Array, patch: PatchConv) -> Array:
             for j in range(y.shape[3]):
                 part = x[:, :, rows * i : rows * (i + 1), columns * j : columns * (j + 1)]
                 y[:, o, i, j] = (part * w[o]).sum((1, 2, 3))
+    assert patch.bn is not None
     return np.maximum(normalised(y, patch.bn), 0)
 
 

@@ -46,14 +46,19 @@ SWITCHES = [
     Case("baseline", {}),
     Case("kd", {}),
     Case("kd", {"alpha": 0.0}),
+    Case("kd", {"ce_weight": 0.0}),
     Case("dml", {}),
+    Case("dml", {"peers": "sum"}),
     Case("one", {}),
     Case("one", {"rampup": 0.0}),
     Case("ffl", {}),
     Case("ffl", {"detach_features": True}),
+    Case("ffl", {"init": "he"}),
     *mfef_cases(),
     Case("fefr", {}),
+    Case("fefr", {"reading": "released"}),
     Case("dualnet", {}),
+    Case("dualnet", {"combine": "mean", "weight": 0.3}),
     Case("okddip", {}),
     *(Case("kdcl", {"target": kind}) for kind in ("naive", "linear", "minlogit")),
     *(Case("byot", {"loss": kind}) for kind in ("conference", "journal")),
@@ -62,6 +67,7 @@ SWITCHES = [
     Case("ahbf", {"detach_targets": True, "aux": 0}),
 ]
 PLAIN = [Case(name, {}) for name in methods.METHODS.own]
+RELEASED = Case("fefr", {"reading": "released"})
 
 
 def called(value: object) -> str | None:
@@ -119,8 +125,11 @@ def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Cas
     assert all(torch.isfinite(p.grad).all() for p in trained.values() if p.grad is not None)
 
     students = {id(p) for p in method.cohort.parameters()}
-    expected = [(optim.weight_decay, {id(p) for p in trained.values() if id(p) in students})]
-    if auxiliary := {id(p) for p in trained.values() if id(p) not in students}:
+    named = [method.get_submodule(part) for part in method.decayed_as_students]
+    decayed = students | {id(p) for part in named for p in part.parameters()}
+    assert bool(named) is (case.keys.get("reading") == "released")
+    expected = [(optim.weight_decay, {id(p) for p in trained.values() if id(p) in decayed})]
+    if auxiliary := {id(p) for p in trained.values() if id(p) not in decayed}:
         expected.append((optim.aux_weight_decay, auxiliary))
     found = [(group["weight_decay"], [id(p) for p in group["params"]]) for group in optimizer.param_groups]
     assert [(decay, set(ids)) for decay, ids in found] == expected
@@ -155,7 +164,7 @@ def test_a_second_step_of_a_run_is_as_good_as_the_first() -> None:
 # What is shared
 
 
-@grid(PLAIN)
+@grid([*PLAIN, RELEASED])
 def test_branches_are_never_the_same_module(case: Case, n: int, share: str) -> None:
     """One block put under several names would give all students one set of weights, as in public DenseNet branches."""
     method = of(case, n, share)
@@ -175,7 +184,15 @@ def test_branches_are_never_the_same_module(case: Case, n: int, share: str) -> N
     inside = {id(p) for p in method.cohort.parameters()}
     auxiliary = sum(p.numel() for p in method.parameters() if id(p) not in inside)
     assert sum(p.numel() for p in method.parameters()) == trunk + n * branch + deeper + auxiliary
-    assert auxiliary == scaffolding(case.name, n, share)
+    assert auxiliary == (scaffolding_released(n, share) if case == RELEASED else scaffolding(case.name, n, share))
+
+
+def scaffolding_released(n: int, share: str) -> int:
+    """Of n ResNet-8 with 10 classes: matching and attention once for a trunk, and a 1×1 convolution more."""
+    sets = 1 if share in ("low", "stem1") and n > 1 else n
+    matching = (16 * 4 + 1) * 32 + (32 * 4 + 1) * 64 + (32 * 4 + 1) * 32
+    attention = 2 * 96 * 12 + 2 * 49
+    return sets * (matching + attention) + (n * 96 + 1) * n * 64 + scaffolding("ffl", n, share)
 
 
 def scaffolding(name: str, n: int, share: str) -> int:
@@ -197,7 +214,7 @@ def scaffolding(name: str, n: int, share: str) -> int:
     }.get(name, 0)
 
 
-@grid([*PLAIN, Case("mfef", {"in_path": True}), Case("kdcl", {"target": "linear"})])
+@grid([*PLAIN, RELEASED, Case("mfef", {"in_path": True}), Case("kdcl", {"target": "linear"})])
 def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: int, share: str) -> None:
     """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice."""
     method = of(case, n, share).train()
@@ -467,17 +484,22 @@ BRANCH = LAST_STAGE + HEAD
         ("mfef", 2, "none", 84_101_248, 84.1),
         ("fefr", 2, "none", 85_385_344, 85.4),
         ("dualnet", 2, "none", 81_627_008, 81.6),
+        ("fefr released", 2, "low", 57_425_024, 57.4),
+        ("fefr released", 3, "low", 72_808_832, 72.8),
+        ("fefr released", 2, "none", 86_441_088, 86.4),
         ("byot", 1, "none", 41_666_432, 41.7),
         ("ahbf", 2, "low", 63_882_624, 63.9),
         ("ahbf", 4, "low", 138_333_056, 138.3),
     ],
 )
 def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:
+    name, _, reading = name.partition(" ")
     if name == "kd":
         big = teacher("resnet110", CIFAR)
         method = assembly.method(table(name, ["resnet20"], share, 32), CIFAR, 10, big)[0]
     else:
-        method = make(name, ["resnet20"] * n, share, CIFAR)
+        keys = {"reading": reading} if reading else {}
+        method = make(name, ["resnet20"] * n, share, CIFAR, **keys)
     images, labels, *_ = batch(CIFAR, 1)
     assert count_macs(method.eval(), Batch(images, labels), torch.tensor(0.5)) == macs
     assert macs / 1e6 == pytest.approx(millions, abs=0.06)
@@ -497,3 +519,18 @@ def test_those_numbers_add_up() -> None:
     assert ALONE + 3 * BRANCH + (2 + 4 + 6) * block + 3 * join == 138_333_056
     exits = (16 * 16 * 32**2 + 16 * 16 * 4 * 4 * 8**2, 32 * 16 * 16**2 + 16 * 16 * 2 * 2 * 8**2)
     assert ALONE + sum(exits) + 2 * (16 * 64 * 8**2 + HEAD) == 41_666_432
+
+
+def test_those_of_the_released_reading_add_up() -> None:
+    """FEFR released, ResNet-20, n=2, share=low: 40.8 M + a second last stage 13.1 + matching 1.3 + fusion 2.2."""
+    a, b, c = 16 * 32 * 2 * 2 * 16 * 16, 32 * 64 * 2 * 2 * 8 * 8, 32 * 32 * 2 * 2 * 8 * 8
+    assert (a, b, c) == (524_288, 524_288, 262_144)
+    matching = a + b + c
+    attention = 2 * (96 * 12 + 12 * 96) + 7 * 7 * 2 * 8 * 8  # of one student: the mean's and the maximum's layers
+    assert attention == 10_880
+    premix = 192 * 128 * 8 * 8
+    pair = ALONE + BRANCH + FUSION
+    assert pair + matching + premix + 2 * attention == 57_425_024
+    wide = 192 * 9 * 64 + 192 * 64 * 64 + HEAD  # the fused classifier of three students, behind 288 -> 192 channels
+    assert ALONE + 2 * BRANCH + matching + 288 * 192 * 64 + wide + 3 * attention == 72_808_832
+    assert 2 * ALONE + FUSION + 2 * matching + premix + 2 * attention == 86_441_088

@@ -16,6 +16,7 @@ SHIPPED = catalog.recipes()
 OWN_SETTING = {  # recipes of one method that the papers cite, by its published setting: epochs, decay, milestones
     "cifar100_resnet18_byot": (200, 5e-4, (0.375, 0.65, 0.9)),
     "cifar100_resnet32_ahbf": (300, 5e-4, (0.5, 0.75)),
+    "cifar100_resnet20_dualnet": (684, 1e-4, (11 / 12,)),  # 240,000 steps of 351 an epoch
 }
 NETWORKS = ("resnet20", "resnet32", "resnet56", "resnet110", "wrn16_2", "wrn40_2", "densenet40_12")
 
@@ -60,6 +61,7 @@ def test_a_recipe_names_the_data_set_and_the_students_of_its_file_name(name: str
     if number := re.search(r"students(\d)$", name):
         assert len(recipe.cohort.students) == int(number[1])
     apart = len(students) > 1 or data in ("digits", "folder") or len(recipe.cohort.students) == 1
+    apart = apart or recipe.method["name"] == "dualnet"  # which trains separate networks
     assert recipe.cohort.share == ("none" if apart else "low")
 
 
@@ -86,7 +88,9 @@ def test_a_cited_method_has_its_own_optimisation(name: str) -> None:
 
 
 def test_the_cited_methods_have_their_published_keys_and_numbers() -> None:
-    byot, ahbf = (resolve(load([str(SHIPPED[name])]), needs_data=False) for name in OWN_SETTING)
+    byot, ahbf, dualnet = (resolve(load([str(SHIPPED[name])]), needs_data=False) for name in OWN_SETTING)
+    assert dualnet.variant == "dualnet combine=mean turns=2 weight=0.3"
+    assert dualnet.recipe.augment.padding == 0
     assert byot.variant == "byot"
     assert byot.architectures == ("resnet18",)
     paper = byot.recipe.about.paper
@@ -126,3 +130,28 @@ def test_a_fused_classifier_is_better_than_the_students_it_teaches_in_every_prin
         student = paper.student_error[method]
         assert not isinstance(student, list)
         assert error < student
+
+
+ABLATION = ("cifar100_resnet32_ablation", "cifar100_resnet56_ablation")
+
+
+@pytest.mark.parametrize("name", ABLATION)
+def test_in_every_case_of_the_ablation_the_fused_map_is_equally_wide(name: str) -> None:
+    """The six cases of both readings, with the overrides that the recipe's own lines name."""
+    text = SHIPPED[name].read_text(encoding="utf-8")
+    cases = re.findall(r"^#   (text|released) +(\S+) +(method\..*)$", text, re.M)
+    assert [(reading, case) for reading, case, _ in cases] == [
+        (reading, case) for reading in ("text", "released") for case in ("FE", "FE+FC", "FE+FC+FD")
+    ]
+    for reading, case, words in cases:
+        resolved = resolve(load([name, "data.root=there", *words.split()]), needs_data=False)
+        method = assembly.assemble(resolved, 100).method
+        fusion = method.get_submodule("fusion")
+        assert fusion.get_parameter("depthwise.0.weight").shape == (128, 1, 3, 3), words
+        assert fusion.get_parameter("fc.weight").shape == (100, 64), words
+        config = resolved.config.model_dump()
+        assert (config["reading"], config["reconstruct"] != "none", config["attention"]) == (
+            reading,
+            "FC" in case,
+            "FD" in case,
+        )

@@ -55,6 +55,9 @@ CONFIGURATIONS = [
     *(("method.name=fefr", f"method.match={kind}") for kind in ("patch", "conv3x3_s2", "pool1x1")),
     *(("method.name=fefr", word) for word in ("method.early_fusion=false", "method.attention=false")),
     ("method.name=fefr", "method.detach_features=true"),
+    *(("method.name=fefr", "method.reading=released", f"cohort.share={share}", THREE) for share in ("low", "none")),
+    ("method.name=fefr", "method.reading=released", "method.attention=random"),
+    ("method.name=dualnet", "method.turns=2", "cohort.share=none", TWO),
     ("method.name=mfef", "method.in_path=true"),
     ("method.name=mfef", "method.msfe=false", "method.attention=false"),
 ]
