@@ -209,8 +209,7 @@ class Method(nn.Module, Generic[C]):
         Of each student its pooled last map, and of the ensemble all of them side by side: its logits, their mean, are
         one linear function of these. A method adds what its fused classifier reads.
         """
-        pooled = [global_average(own[-1]) for own in self.cohort(batch.images)]
-        return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
+        return student_features(self.cohort(batch.images))
 
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.
@@ -309,6 +308,12 @@ def initialise(init: str, *scaffolding: nn.Module) -> None:
     if init == "he":
         for module in scaffolding:
             he_fan_out(module)
+
+
+def student_features(maps: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Of maps[k][i], stage i of student k: each student's pooled last map and, of several, all of them joined, NC."""
+    pooled = [global_average(own[-1]) for own in maps]
+    return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
 
 
 def full_precision(batch: Batch) -> AbstractContextManager[None]:

@@ -45,7 +45,7 @@ from torch import Tensor, distributed, nn
 
 from okdc.blocks import PatchConv, written
 from okdc.kernels import global_average
-from okdc.methods.base import Batch, Config, Method, Step, Temperature, full_precision, kl, students
+from okdc.methods.base import Batch, Config, Method, Step, Temperature, full_precision, kl, student_features, students
 
 PUBLISHED = {  # by loss: α, β, the exits' block, whose feature term is left out
     "conference": (0.1, 1e-6, "bottleneck", "none"),
@@ -220,6 +220,11 @@ class BYOT(Method[BYOTConfig]):
                 f"each once, since {architecture} has {stages} stages and the last is the teacher"
             )
         return tuple(taps)
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        exits = zip(self.taps, self.exits, strict=True)
+        return student_features(maps) | {f"exit{i}": leave(maps[0][i])[0] for i, leave in exits}
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         T, journal = self.config.temperature, self.config.loss == "journal"

@@ -292,6 +292,33 @@ def test_an_answer_in_eval_mode_depends_on_no_other_image_of_the_batch_and_moves
     assert all(torch.equal(before[name], t) for name, t in method.state_dict().items())
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("case", SWITCHES, ids=called)
+def test_features_are_what_the_linear_classifiers_read(case: Case) -> None:
+    """A head without a classifier of its own, such as a gated one, has none; several students have theirs joined."""
+    method = of(case, 1 if case.name in SINGLE else 2, sharings(case.name)[0]).eval()
+    one = batch()
+    features, logits = method.features(one), method(one, torch.tensor(1.0)).logits
+    layers = {f"student{k}": student.head.get_submodule("fc") for k, student in enumerate(method.cohort.backbones())}
+    layers |= {name: dict(method.named_modules())[path] for name, path in FUSED.get(case.name, {}).items()}
+    layers = {name: layer for name, layer in layers.items() if name in logits}
+    assert set(features) == {*layers, *(() if case.name in SINGLE else ("ensemble",))}
+    if "ensemble" in features:
+        joined = torch.cat([features["student0"], features["student1"]], 1)
+        torch.testing.assert_close(features["ensemble"], joined, rtol=0, atol=0)
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer(features[name]).float(), logits[name], rtol=1e-4, atol=1e-5)
+
+
+FUSED = {  # the linear layers of heads that are no students
+    "ffl": {"fused": "fusion.fc"},
+    "mfef": {"fused": "fusion.fc"},
+    "fefr": {"fused": "fusion.fc"},
+    "dualnet": {"fused": "fc"},
+    "byot": {"exit1": "exits.0.fc", "exit2": "exits.1.fc"},
+}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The ramp
 
