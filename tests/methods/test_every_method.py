@@ -300,8 +300,7 @@ def test_features_are_what_the_linear_classifiers_read(case: Case) -> None:
     one = batch()
     features, logits = method.features(one), method(one, torch.tensor(1.0)).logits
     layers = {f"student{k}": student.head.get_submodule("fc") for k, student in enumerate(method.cohort.backbones())}
-    layers |= {name: dict(method.named_modules())[path] for name, path in FUSED.get(case.name, {}).items()}
-    layers = {name: layer for name, layer in layers.items() if name in logits}
+    layers |= {name: method.get_submodule(path) for name, path in FUSED.get(case.name, {}).items() if name in logits}
     assert set(features) == {*layers, *(() if case.name in SINGLE else ("ensemble",))}
     if "ensemble" in features:
         joined = torch.cat([features["student0"], features["student1"]], 1)
