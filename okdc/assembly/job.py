@@ -118,7 +118,9 @@ def job(
         notes.append(teacher.note)
     starts: tuple[Start | None, ...] = ()
     if beginnings:
-        notes += beginnings.settle(dataset.classes)
+        notes += beginnings.settle(dataset.classes, twins=assembly.method.one_start)
+        with torch.no_grad():
+            assembly.method.before_first_step()
         notes += beginnings.check_images(dataset.fingerprint, resolved.recipe.data.model_dump())
         resolved, starts = resolved.with_weights(beginnings.sha256s), beginnings.recorded()
     return Job(
@@ -239,8 +241,10 @@ def cohort(
     else:
         shared = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
         words = f"the students share {shared}"
-    if beginnings and share != "none":
-        beginnings.check_shared()
+    if beginnings and kind.one_start:
+        beginnings.check_shared(f"{name}'s students start as one network", "one value for all")
+    elif beginnings and share != "none":
+        beginnings.check_shared("the students share their first stages", "one value for all; or cohort.share=none")
     students = []
     for k, architecture in enumerate(architectures):
         with seeded(resolved.recipe.seed, "init", "student", k):

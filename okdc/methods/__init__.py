@@ -27,6 +27,9 @@ METHODS = Registry(
         "dualnet": "okdc.methods.dualnet:DualNet",
         "okddip": "okdc.methods.okddip:OKDDip",
         "kdcl": "okdc.methods.kdcl:KDCL",
+        "switokd": "okdc.methods.switokd:SwitOKD",
+        "pcl": "okdc.methods.pcl:PCL",
+        "okdph": "okdc.methods.okdph:OKDPH",
     },
     RecipeError,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Any, ClassVar, Generic, NamedTuple, Self, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, get_args
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,13 @@ Reduction = Annotated[
         ge=1,
         description="How many times fewer units than channels the hidden layer of channel attention has, four units at "
         "least; 16 is CBAM's, since neither paper gives a number.",
+    ),
+]
+Views = Annotated[
+    Literal["one", "own"],
+    Field(
+        description="Whether all students see one view of each image, or each its own augmentation of it as the paper "
+        "has it; one, so that a comparison with other methods compares methods alone."
     ),
 ]
 SpatialKernel = Annotated[
@@ -146,10 +153,11 @@ class Method(nn.Module, Generic[C]):
     alternatives: ClassVar[str] = ""  # nobody trains separate networks unawares; what to do instead, for that refusal
     single: ClassVar[bool] = False  # gets a cohort of the first student alone
     least_students: ClassVar[int] = 1
-    exchanges: ClassVar[bool] = False  # whether `forward` exchanges numbers with the other processes of a training
+    one_start: ClassVar[bool] = False  # whether all students start with the weights of the first one
 
     notes: tuple[str, ...] = ()  # what was chosen when it was built, for the run to print
     unrolled: bool = False  # whether `forward` repeats small operations so often that compiling it takes many minutes
+    exchanges: bool = False  # whether `forward` exchanges numbers with the other processes of a training
     leader: int | None = None  # the student that is made to be kept, where a method has one
     views: int = 0  # further augmentations of each image that a training batch brings: `Batch.view` reads them
     decayed_as_students: tuple[str, ...] = ()  # modules outside the cohort that have the students' weight decay
@@ -170,6 +178,8 @@ class Method(nn.Module, Generic[C]):
         self.register_buffer("class_weights", None, persistent=False)  # the recipe's: no part of what was learned
         self.require_students(self.least_students)
         self.setup()
+        with torch.no_grad():
+            self.before_first_step()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -196,6 +206,13 @@ class Method(nn.Module, Generic[C]):
         """
         pooled = [global_average(own[-1]) for own in self.cohort(batch.images)]
         return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
+
+    def before_first_step(self) -> None:
+        """Set tensors that follow from the students' first weights, without gradients: a copy of them, for example.
+
+        Called when the method is built, and again where a student that starts from trained weights gets a fresh head
+        after that. A run that is resumed has the tensors of its checkpoint.
+        """
 
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.

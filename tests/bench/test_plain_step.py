@@ -29,7 +29,7 @@ from okdc.training.step import TrainStep
 
 CPU = torch.device("cpu")
 FLOAT32 = Settings("cpu", "float32", "contiguous", 1)
-METHODS = ["fefr", "ffl", "mfef", "one", "okddip", "dml", "dualnet", "kdcl", "baseline"]
+METHODS = ["fefr", "ffl", "mfef", "one", "okddip", "dml", "dualnet", "kdcl", "switokd", "pcl", "okdph", "baseline"]
 
 
 def ready(dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:

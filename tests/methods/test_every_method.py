@@ -19,9 +19,9 @@ from okdc.methods.base import Batch, Method
 from okdc.recipe.draft import load
 from okdc.training.optim import build_optimizer
 
-BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip")  # made for a shared trunk
+BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip", "pcl")  # made for a shared trunk
 SINGLE = ("baseline", "kd")
-RAMPED = ("one", "ffl", "mfef", "fefr", "okddip")  # DML, KD and KDCL have no ramp-up, DualNet nothing to ramp
+RAMPED = ("one", "ffl", "mfef", "fefr", "okddip", "pcl")  # the others have no ramp-up, DualNet nothing to ramp
 
 
 class Case(NamedTuple):
@@ -56,6 +56,11 @@ SWITCHES = [
     Case("dualnet", {}),
     Case("okddip", {}),
     *(Case("kdcl", {"target": kind}) for kind in ("naive", "linear", "minlogit")),
+    Case("kdcl", {"views": "own"}),
+    Case("switokd", {}),
+    Case("switokd", {"teacher_indices": [0]}),
+    *(Case("pcl", {"views": views}) for views in ("one", "own")),
+    *(Case("okdph", {"hybrid": hybrid}) for hybrid in ("mean", "dirichlet")),
 ]
 PLAIN = [Case(name, {}) for name in methods.METHODS.own]
 
@@ -177,6 +182,7 @@ def scaffolding(name: str, n: int, share: str) -> int:
     """Of n ResNet-8 with 10 classes. Fused classifier: depthwise and pointwise convolution, their BNs, linear."""
     fusion = n * 64 * 9 + 2 * n * 64 + n * 64 * 64 + 2 * 64 + 650
     trunk = {"low": 32, "stem1": 16, "none": 0}[share]
+    shared = {"low": 464 + 4_672 + 14_528, "stem1": 464 + 4_672, "none": 0}[share]  # parameters of ResNet-8's stages
     matching = 64 * 16 * 16 + 64 * 32 * 4 + 2 * 2 * 64  # patches of 4×4 and 2×2
     return {
         "one": n * trunk + n + 2 * n,
@@ -186,12 +192,16 @@ def scaffolding(name: str, n: int, share: str) -> int:
         "dualnet": 650,
         "okddip": 2 * 64 * 8,
         "kd": 78_042,  # the teacher
+        "pcl": n * 64 * 10 + 10 + shared + n * (78_042 - shared),  # the mean teachers
     }.get(name, 0)
 
 
 @grid([*PLAIN, Case("mfef", {"in_path": True}), Case("kdcl", {"target": "linear"})])
 def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: int, share: str) -> None:
-    """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice."""
+    """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice.
+
+    OKDPH's hybrid model is the first student with other weights and statistics.
+    """
     method = of(case, n, share).train()
     runs: Counter[int] = Counter()
     watched = [m for student in method.cohort.backbones() for m in (*student.stages, student.head)]
@@ -200,11 +210,12 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: i
     for module in {id(m): m for m in watched}.values():
         module.register_forward_hook(lambda m, *_: runs.update([id(m)]))
     method(batch(), torch.tensor(0.5))
-    assert set(runs) == {id(m) for m in watched}
-    assert set(runs.values()) == {1}
+    first = method.cohort.backbone(0)
+    twice = {id(m) for m in (*first.stages, first.head)} if case.name == "okdph" else set()
+    assert runs == Counter({id(m): 1 + (id(m) in twice) for m in watched})
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "switokd", "okdph"])
 def test_methods_of_separate_networks_share_nothing_whatever_the_recipe_says(name: str) -> None:
     recipe = table(name, ["resnet8"] * 3, "low")
     method, words = assembly.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
@@ -227,6 +238,9 @@ HEADS = {
     "dualnet": ["student0", "student1", "student2", "fused", "ensemble"],
     "okddip": ["student0", "student1", "student2", "ensemble"],
     "kdcl": ["student0", "student1", "student2", "ensemble"],
+    "switokd": ["student0", "student1", "student2", "ensemble"],
+    "pcl": ["student0", "student1", "student2", "mean0", "mean1", "mean2", "fused"],
+    "okdph": ["student0", "student1", "student2", "hybrid", "ensemble"],
 }
 
 
@@ -245,7 +259,7 @@ def test_every_head_has_a_name_and_one_row_an_image(case: Case) -> None:
         members = 2 if name == "okddip" else 3  # its leader is taught by the peers' mean and no part of it
         mean = sum((logits[f"student{k}"] for k in range(members)), torch.zeros(())) / members
         torch.testing.assert_close(logits["ensemble"], mean)
-    assert method.leader == (2 if name == "okddip" else None)
+    assert method.leader == {"okddip": 2, "switokd": 0}.get(name)
 
 
 @pytest.mark.parametrize("case", SWITCHES, ids=called)
@@ -339,8 +353,8 @@ UNLIKE = [["resnet8", "wrn16_1"], ["resnet8", "resnet14"], ["resnet8", "wrn16_2"
 
 @pytest.mark.parametrize("students", UNLIKE, ids="+".join)
 @pytest.mark.parametrize(
-    ("name", "share"), [("dml", "low"), ("dml", "none"), ("kdcl", "low"), ("kdcl", "none"), ("ffl", "none")]
-    + [(name, share) for name in ("mfef", "fefr") for share in ("low", "stem1", "none")],
+    ("name", "share"), [(name, share) for name in ("dml", "kdcl", "switokd", "pcl") for share in ("low", "none")]
+    + [("ffl", "none")] + [(name, share) for name in ("mfef", "fefr") for share in ("low", "stem1", "none")],
 )  # fmt: skip
 def test_students_that_differ_are_taken(name: str, share: str, students: list[str]) -> None:
     assert resolved(name, students, share) == []
@@ -378,7 +392,7 @@ def test_features_of_other_widths_are_refused_and_of_one_width_taken(name: str, 
     assert resolved(name, ["resnet8", "wrn16_1"], share) == []
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip", "switokd", "pcl"])
 def test_students_that_differ_learn_together(name: str) -> None:
     method = make(name, ["resnet8", "wrn16_1", "resnet14"], "none", CIFAR)
     assert method.cohort.shared == 0
@@ -421,6 +435,9 @@ BRANCH = LAST_STAGE + HEAD
         ("mfef", 2, "none", 84_101_248, 84.1),
         ("fefr", 2, "none", 85_385_344, 85.4),
         ("dualnet", 2, "none", 81_627_008, 81.6),
+        ("switokd", 2, "none", 81_626_368, 81.6),
+        ("pcl", 3, "low", 134_059_648, 134.1),
+        ("okdph", 2, "none", 122_439_552, 122.4),
     ],
 )
 def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:
@@ -434,6 +451,19 @@ def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, 
     assert macs / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "n", "share", "macs"), [("pcl", 3, "low", 244_881_024), ("kdcl", 2, "none", 81_626_368)]
+)
+def test_a_shared_trunk_costs_as_much_as_separate_networks_where_each_student_sees_a_view_of_its_own(
+    name: str, n: int, share: str, macs: int
+) -> None:
+    method = make(name, ["resnet20"] * n, share, CIFAR, views="own")
+    images, labels, *_ = batch(CIFAR, 1)
+    several = Batch(images, labels, views=(images,) * method.views)
+    assert count_macs(method.eval(), several, torch.tensor(0.5)) == macs
+
+
 def test_those_numbers_add_up() -> None:
     pair = ALONE + BRANCH + FUSION
     assert pair == 54_519_680
@@ -443,3 +473,6 @@ def test_those_numbers_add_up() -> None:
     assert ALONE + 2 * BRANCH + 3 * 32 == 67_028_960
     assert ALONE + 253_149_824 == 293_963_008
     assert 2 * ALONE + HEAD == 81_627_008
+    assert 2 * (ALONE + 2 * BRANCH) + 3 * HEAD == 134_059_648  # peers and their means, and the layer of the ensemble
+    assert 2 * 3 * ALONE + 3 * HEAD == 244_881_024
+    assert 3 * ALONE == 122_439_552

@@ -47,6 +47,7 @@ PLAIN = 'cohort.students=["processes:plain", "processes:plain"]'
 SYNC = "engine.sync_batchnorm=true"
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
 UNEQUAL = ("optim.class_weights=balanced", "optim.label_smoothing=0.1", "data.train_images=45")
+SEVERAL = 'cohort.students=["resnet8", "resnet8", "resnet8"]'
 THREE = ("optim.batch_size=12",)  # for three processes
 
 TOGETHER = "torchrun --standalone --nproc-per-node=2 -m okdc resume"
@@ -78,6 +79,12 @@ CASES = {
     "fefr, separate": (SYNC, "cohort.share=none"),
     "kd": (SYNC, "method.name=kd"),
     **{name: (SYNC, f"method.name={name}") for name in ("dualnet", "ffl", "kdcl", "mfef", "okddip", "one")},
+    "kdcl, views": (SYNC, "method.name=kdcl", "method.views=own"),
+    "switokd": (SYNC, "method.name=switokd"),
+    "switokd, three": (SYNC, "method.name=switokd", "method.teacher_indices=[0]", SEVERAL),
+    "pcl": (SYNC, "method.name=pcl", SEVERAL),
+    "pcl, views": (SYNC, "method.name=pcl", "method.views=own"),
+    "okdph": (SYNC, "method.name=okdph", "method.interval=0.2"),
     "fefr, weighted": (SYNC, *UNEQUAL),
     "fefr, local": (),
     "fefr, local, average": ("optim.ema=0.9",),
@@ -162,7 +169,7 @@ def test_all_processes_hold_the_same_weights_momenta_and_statistics_to_the_bit(
 
 def test_compiled_steps_of_two_processes_are_eager_ones_but_for_rounding(steps: dict[str, list[Learned]]) -> None:
     """The wrapper cuts the graph where its buckets of gradients end."""
-    names = ("fefr, one trunk", "fefr, local", "plain, clipped")
+    names = ("fefr, one trunk", "fefr, local", "plain, clipped", "switokd", "pcl", "okdph")
     for found in together(2, traced, {name: CASES[name] for name in names}):
         for name in names:
             assert max(differences(found[name], steps[name][1])) < 1e-5
