@@ -45,6 +45,13 @@ INIT = (
     "from N(0, 2/(k²·outputs)), depthwise and 1×1 ones too, as in FFL's public code; attention keeps PyTorch's, and "
     "behind BN this only sets how fast they learn"
 )
+Views = Annotated[
+    Literal["one", "own"],
+    Field(
+        description="Whether all students see one view of each image, or each its own augmentation of it as the paper "
+        "has it; one, so that a comparison with other methods compares methods alone."
+    ),
+]
 SpatialKernel = Annotated[
     int,
     Field(
@@ -161,10 +168,11 @@ class Method(nn.Module, Generic[C]):
     alternatives: ClassVar[str] = ""  # nobody trains separate networks unawares; what to do instead, for that refusal
     single: ClassVar[bool] = False  # gets a cohort of the first student alone
     least_students: ClassVar[int] = 1
-    exchanges: ClassVar[bool] = False  # whether `forward` exchanges numbers with the other processes of a training
+    one_start: ClassVar[bool] = False  # whether all students start with the weights of the first one
 
     notes: tuple[str, ...] = ()  # what was chosen when it was built, for the run to print
     unrolled: bool = False  # whether `forward` repeats small operations so often that compiling it takes many minutes
+    exchanges: bool = False  # whether `forward` exchanges numbers with the other processes of a training
     leader: int | None = None  # the student that is made to be kept, where a method has one
     views: int = 0  # further augmentations of each image that a training batch brings: `Batch.view` reads them
     decayed_as_students: tuple[str, ...] = ()  # modules outside the cohort that have the students' weight decay
@@ -185,6 +193,8 @@ class Method(nn.Module, Generic[C]):
         self.register_buffer("class_weights", None, persistent=False)  # the recipe's: no part of what was learned
         self.require_students(self.least_students)
         self.setup()
+        with torch.no_grad():
+            self.before_first_step()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -210,6 +220,13 @@ class Method(nn.Module, Generic[C]):
         one linear function of these. A method adds what its fused classifier reads.
         """
         return student_features(self.cohort(batch.images))
+
+    def before_first_step(self) -> None:
+        """Set tensors that follow from the students' first weights, without gradients: a copy of them, for example.
+
+        Called when the method is built, and again where a student that starts from trained weights gets a fresh head
+        after that. A run that is resumed has the tensors of its checkpoint.
+        """
 
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.

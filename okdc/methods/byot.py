@@ -37,13 +37,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from okdc.blocks import PatchConv, written
+from okdc.distributed import gathered
 from okdc.kernels import global_average
 from okdc.methods.base import Batch, Config, Method, Step, Temperature, full_precision, kl, student_features, students
 
@@ -184,7 +185,7 @@ class BYOT(Method[BYOTConfig]):
     tags = ("knowledge-distillation", "self-distillation")
     fused_head = "ensemble"
     single = True
-    exchanges: ClassVar[bool] = True  # sums of squares, which a norm over the batch needs
+    exchanges = True  # sums of squares, which a norm over the batch needs
 
     def setup(self) -> None:
         student, config = self.cohort.backbone(0), self.config
@@ -259,8 +260,7 @@ class BYOT(Method[BYOTConfig]):
         """The sums over all processes of sums over the images of this one. The mean of the processes' gradients is then
         the gradient that one process with all the images would have.
         """
-        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+        if not self.training:
             return own
-        whole = own.detach().clone()
-        distributed.all_reduce(whole)
-        return whole + distributed.get_world_size() * (own - own.detach())
+        parts = gathered(own)
+        return parts.sum(0) + len(parts) * (own - own.detach())

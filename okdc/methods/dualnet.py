@@ -77,6 +77,11 @@ class DualNet(Method[DualNetConfig]):
                 nn.Parameter(p.detach().clone(), requires_grad=False) for _, p in self._each_parameter()
             )
 
+    def before_first_step(self) -> None:
+        if self.config.turns:
+            for (_, p), fixed in zip(self._each_parameter(), self.fixed, strict=True):
+                fixed.copy_(p)
+
     def _each_parameter(self) -> list[tuple[int, Tensor]]:
         """Every parameter of the students, with the number of its student."""
         return [(k, p) for k, student in enumerate(self.cohort.backbones()) for p in student.parameters()]
