@@ -592,7 +592,6 @@ def study(
     opened = studies.opened([str(name), *overrides], _path(out))
     if not train:
         return studies.written(opened)
-    studies.begin(opened)
     try:
         return studies.train(opened, only, jobs, provenance(_command()), progress)
     except Interrupted as error:

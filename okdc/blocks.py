@@ -312,8 +312,12 @@ class OverallFusion(nn.Module):
         self.pointwise = nn.Sequential(*_conv_bn_relu(total, out, 1, 1))
         self.fc = nn.Linear(out, classes)
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+    def features(self, maps: Sequence[Tensor]) -> Tensor:
+        """The pooled fused map, NC: what the linear layer reads."""
         x = torch.cat([regress(m) for regress, m in zip(self.regressors, maps, strict=True)], 1)  # N, Σ_k C_k, H, W
         x = self.pointwise(self.depthwise(self.premix(x)))  # N, min_k C_k, H, W: as wide as the narrowest student's map
-        logits: Tensor = self.fc(global_average(x))
+        return global_average(x)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self.fc(self.features(maps))
         return logits.float()

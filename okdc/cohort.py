@@ -86,20 +86,32 @@ class Cohort(nn.Module):
         self.shared = count if len(students) > 1 else 0
         self.share = share if self.shared else "none"
 
-    def forward(self, images: Tensor) -> list[list[Tensor]]:
-        """NCHW images -> maps[k][i], shallow to deep. A shared stage runs once, whatever the number of students."""
-        x = images
-        trunk: list[Tensor] = []
-        for stage in self.backbone(0).stages[: self.shared]:
-            x = stage(x)
-            trunk.append(x)
+    def forward(self, *views: Tensor) -> list[list[Tensor]]:
+        """NCHW images -> maps[k][i], shallow to deep: one view of the images for all students, or one for each.
+
+        A shared stage runs once a view, whatever the number of students. Of several views it normalises each by that
+        view's own batch statistics, and its running statistics move once a view, in the order of the students.
+        """
+        if len(views) not in (1, len(self.students)):
+            raise ValueError(f"expected one view, or one for each of {len(self.students)} students, found {len(views)}")
+        trunks = [self._trunk(images) for images in views]
         maps = []
         for k in range(len(self.students)):
-            y, own = x, list(trunk)
+            y, own = views[k % len(views)], list(trunks[k % len(views)])
+            if own:
+                y = own[-1]
             for stage in self.backbone(k).stages[self.shared :]:
                 y = stage(y)
                 own.append(y)
             maps.append(own)
+        return maps
+
+    def _trunk(self, images: Tensor) -> list[Tensor]:
+        """The maps of the shared stages."""
+        x, maps = images, []
+        for stage in self.backbone(0).stages[: self.shared]:
+            x = stage(x)
+            maps.append(x)
         return maps
 
     def logits(self, maps: list[list[Tensor]]) -> list[Tensor]:

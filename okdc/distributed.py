@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from okdc import signals, torch_errors
 from okdc.errors import Interrupted, OkdcError, RunError, ToldElsewhere, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PATIENCE = timedelta(days=1)  # one decodes a data set while the others wait; a process that dies is noticed at once
 LOST = "another process of this training died"
@@ -188,6 +191,22 @@ class Ranks:
     def all_raise(self, error: OkdcError) -> NoReturn:
         """End all processes with an error that each of them has found: the first one reports it."""
         raise error if self.first else ToldElsewhere(error.exit_code) from None
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """R×…: what each of R processes brings, by rank, the same in all of them. No gradient passes.
+
+    A process that is not connected is one of one. Compiled code and any device may call it; the order of the
+    processes is fixed, so that a sum over R has the same bits everywhere.
+    """
+    import torch
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return tensor.detach()[None]
+    parts = [torch.empty_like(tensor) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, tensor.detach().contiguous())
+    return torch.stack(parts)
 
 
 def leave(code: int) -> NoReturn:

@@ -8,18 +8,24 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from making import run_info
+from safetensors.torch import save_file
 
+from okdc import backbones
 from okdc.assembly import job as assembly
 from okdc.assembly.job import Job
+from okdc.assembly.origins import Origin
 from okdc.assembly.resolve import ResolvedRecipe, resolve
+from okdc.assembly.weights import Loaded
+from okdc.backbones.pretrained import Facts
 from okdc.progress import Progress
 from okdc.recipe.draft import load
 from okdc.runs.artefacts import ExportCheck, Provenance, RunSettings
@@ -119,6 +125,20 @@ def start(
 ) -> RunDir:
     tables = replace(recipe(*words), stem="tiny")
     return starts.start(tables, out, Provenance(), tell or Quiet(), export_check=export_check)
+
+
+def begun_elsewhere(patch: pytest.MonkeyPatch, labels: Sequence[str], sha256s: Sequence[str], *words: str) -> Job:
+    """The job of a recipe whose students start from a network that told these ten classes apart, 8×8 pixels.
+
+    Its head is given back where they are not the digits. `sha256s`: of each student's weights, as if read from a file.
+    """
+    torch.manual_seed(4)
+    network = backbones.build("resnet8", 10, torch.Size((3, 8, 8)))
+    save_file(network.weights(), "w.safetensors")
+    origin = Origin("w.safetensors", Facts(classes=10, labels=tuple(labels)))
+    loaded = [Loaded(origin, sha256, network.weights()) for sha256 in sha256s]
+    patch.setattr(assembly, "weights_of", lambda _: loaded)
+    return built(recipe(*words, "cohort.weights=w.safetensors"))
 
 
 def resume(path: Path, tell: Quiet | None = None) -> RunDir:

@@ -273,7 +273,8 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, epochs: int = 1, 
     step = TrainStep(job.method, job.recipe.optim, settings, ranks, finetuned=job.finetuned)
     normalise = Normalise(*job.normalisation, memory_format=settings.torch_memory_format)
     augmentation = Augmentation(Augment(padding=1))
-    source = TrainBatches(job.dataset, job.recipe.optim.batch_size, augmentation, normalise, 0, ranks)
+    size, views = job.recipe.optim.batch_size, job.method.views
+    source = TrainBatches(job.dataset, size, augmentation, normalise, 0, ranks, views=views)
     totals = Totals(torch.device("cpu"))
     for epoch in range(epochs):
         step.begin(epoch)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,6 +52,28 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(share: str, n: i
     different = {id(m): m for m in cohort.modules() if isinstance(m, Counting)}
     assert len(different) == (4 - SHARED[share]) * n + SHARED[share]
     assert [m.runs for m in different.values()] == [1] * len(different)
+
+
+@pytest.mark.parametrize("share", SHARED)
+def test_each_student_sees_its_own_view_of_several_and_a_shared_stage_normalises_each_by_itself(share: str) -> None:
+    """In training mode: the trunk's running statistics then have moved once a view."""
+    cohort = Cohort(students(3), share)
+    views = [torch.randn(4, 3, 8, 8) + k for k in range(3)]
+    by_hand = copy.deepcopy(cohort)
+    maps = cohort(*views)
+    for k, student in enumerate(by_hand.backbones()):
+        x = views[k]
+        for i, stage in enumerate(student.stages):
+            x = stage(x)
+            assert torch.equal(maps[k][i], x)
+    expected = by_hand.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in cohort.state_dict().items())
+
+
+def test_another_number_of_views_than_one_or_one_a_student_is_refused() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    with pytest.raises(ValueError, match="found 2"):
+        Cohort(students(3))(images, images)
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])

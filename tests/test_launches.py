@@ -9,9 +9,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.utils.parametrizations import weight_norm
 
-from okdc.launches import BatchCounts, Casts
+from okdc.launches import BatchCounts, Casts, blend
 
 DTYPE = torch.bfloat16
 
@@ -83,6 +84,18 @@ def test_outside_the_block_layers_have_their_own_weights() -> None:
     assert torch.equal(network.biased(network.twice(x)), torch.full((2, 4, 6, 6), 3.0))
 
 
+def test_layers_that_are_called_with_other_weights_take_these_and_not_the_copies_of_their_own() -> None:
+    torch.manual_seed(0)
+    network, other = Network().eval(), Network().eval()
+    casts, x = Casts(network, DTYPE), torch.randn(5, 4, 6, 6)
+    tensors = dict(other.named_parameters()) | dict(other.named_buffers())
+    with autocast(), casts.applied():
+        actual, own = functional_call(network, tensors, (x,)), network(x)
+    with autocast():
+        assert torch.equal(actual, other(x))
+    assert not torch.equal(actual, own)
+
+
 def test_a_hook_that_changes_a_weight_keeps_its_layer() -> None:
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1))
     network[0].register_forward_pre_hook(lambda conv, _: conv.weight.data.fill_(1))
@@ -97,6 +110,30 @@ def normed() -> nn.Sequential:
         nn.BatchNorm2d(4, track_running_stats=False),
         nn.BatchNorm2d(4, affine=False),
     )
+
+
+def test_batches_that_are_normalised_with_other_tensors_are_not_counted() -> None:
+    network = normed().train()
+    counts, x = BatchCounts(network), torch.randn(6, 4, 5, 5)
+    network(x)
+    functional_call(network, {name: buffer.clone() for name, buffer in network.named_buffers()}, (x,))
+    counts.add()
+    assert [int(layer.num_batches_tracked) for layer in counts.layers] == [1, 1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_tensors_are_blended_with_others_and_exactly_at_both_ends(weight: float, layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    tensors, others = ([torch.randn(3, 2, 4, 4).to(memory_format=layout), torch.randn(())] for _ in range(2))
+    before = [tensor.clone() for tensor in tensors]
+    blend(tensors, others, torch.tensor(weight))
+    for tensor, first, other in zip(tensors, before, others, strict=True):
+        expected = {0.0: first, 1.0: other}.get(weight)
+        if expected is not None:
+            assert torch.equal(tensor, expected)
+        torch.testing.assert_close(tensor, first.lerp(other, weight))
+        assert tensor.stride() == first.stride()
 
 
 @pytest.mark.parametrize("frozen", [None, 0])

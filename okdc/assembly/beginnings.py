@@ -53,14 +53,11 @@ class Beginnings:
         """Of each student; empty for random weights."""
         return tuple(start.sha256 if start else "" for start in self.loaded)
 
-    def check_shared(self) -> None:
-        """Raises RecipeError where students that share their first stages would start from different weights."""
+    def check_shared(self, reason: str, hint: str) -> None:
+        """Raises RecipeError where the students would start from different weights, which `reason` forbids."""
         if len(set(self.sha256s)) > 1:
             starts = ", ".join(start.origin.where if start else "random weights" for start in self.loaded)
-            raise RecipeError(
-                f"cohort.weights: the students share their first stages, and start from different weights: {starts}",
-                hint="one value for all; or cohort.share=none",
-            )
+            raise RecipeError(f"cohort.weights: {reason}, and start from different weights: {starts}", hint=hint)
 
     def put(self, k: int, student: Backbone, classes: int, images: torch.Size) -> None:
         """Student k takes its weights, all but a head for another number of classes.
@@ -71,10 +68,10 @@ class Beginnings:
             self._begun[k] = _put(loaded, student, classes, images)
 
     @torch.no_grad()
-    def settle(self, labels: Sequence[str]) -> list[str]:
+    def settle(self, labels: Sequence[str], twins: bool = False) -> list[str]:
         """Give back the fresh head of a student whose weights tell other classes apart than `labels`, though as many.
 
-        Returns a note for each student.
+        Returns a note for each student, and a warning where two of them start as one network unless `twins` is true.
         """
         notes = []
         for k, begun in self._begun.items():
@@ -91,7 +88,7 @@ class Beginnings:
                     "the classes are the same" if theirs else "as many classes, whose names the weights do not say"
                 )
             notes.append(f"student{k} starts from {origin.where}: {begun.tensors} tensors; {head}")
-        return notes + self._twins()
+        return notes if twins else notes + self._twins()
 
     def _twins(self) -> list[str]:
         """A warning where two students would be one network, which teaches itself nothing."""

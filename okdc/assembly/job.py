@@ -119,7 +119,9 @@ def job(
         notes.append(teacher.note)
     starts: tuple[Start | None, ...] = ()
     if beginnings:
-        notes += beginnings.settle(dataset.classes)
+        notes += beginnings.settle(dataset.classes, twins=assembly.method.one_start)
+        with torch.no_grad():
+            assembly.method.before_first_step()
         notes += beginnings.check_images(dataset.fingerprint, resolved.recipe.data.model_dump())
         resolved, starts = resolved.with_weights(beginnings.sha256s), beginnings.recorded()
     return Job(
@@ -242,8 +244,10 @@ def cohort(
         words = f"the students share {shared}"
         if len(set(architectures)) > 1:
             words += f"; their last stages differ in depth: {', '.join(architectures)}"
-    if beginnings and share != "none":
-        beginnings.check_shared()
+    if beginnings and kind.one_start:
+        beginnings.check_shared(f"{name}'s students start as one network", "one value for all")
+    elif beginnings and share != "none":
+        beginnings.check_shared("the students share their first stages", "one value for all; or cohort.share=none")
     students = []
     for k, architecture in enumerate(architectures):
         with seeded(resolved.recipe.seed, "init", "student", k):

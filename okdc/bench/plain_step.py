@@ -63,6 +63,8 @@ class PlainStep:
             nn.utils.clip_grad_norm_([p for p in self.method.parameters() if p.requires_grad], self.recipe.clip)
         for optimizer in self.optimizers:
             optimizer.step()
+        with torch.no_grad():
+            self.method.after_step()
         right = {f"{name}_top1": (z.argmax(1) == labels).float().mean().item() for name, z in step.logits.items()}
         return {"loss": loss.item()} | right
 

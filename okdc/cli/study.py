@@ -11,6 +11,7 @@ from okdc.cli import completion, console
 from okdc.cli.options import Json, TrustCode
 from okdc.errors import TrainingError, UsageError
 from okdc.runs.trust import trusting_code
+from okdc.studies.schema import FILE
 
 if TYPE_CHECKING:
     from okdc.studies.study import Opened
@@ -105,7 +106,12 @@ def _commands(opened: Opened, only: list[str], as_json: bool) -> None:
             console.out("# all others, in any order")
         for command in chosen:
             console.out(command)
-    console.next_step("okdc study", opened.folder if opened.folder.exists() else opened.word, "--table")
+    console.next_step("okdc study", *_again(opened), "--table")
+
+
+def _again(opened: Opened) -> tuple[str | Path, ...]:
+    """How a command names the study: by its folder, once that says what it is of."""
+    return (opened.folder,) if (opened.folder / FILE).is_file() else opened.words
 
 
 def _dry_run(facts: dict[str, Any], opened: Opened, as_json: bool) -> None:
@@ -129,7 +135,7 @@ def _dry_run(facts: dict[str, Any], opened: Opened, as_json: bool) -> None:
         f"{facts['left']} of {len(facts['runs'])} runs are left: {facts['seconds'] / 3600:,.1f} hours on this "
         f"machine, by steps timed on made-up images, and {facts['disk_bytes'] / 1e9:,.2f} GB{unknown}"
     )
-    console.next_step("okdc study", opened.word)
+    console.next_step("okdc study", *_again(opened))
 
 
 def _show(report: dict[str, Any], opened: Opened, as_markdown: bool, as_json: bool) -> None:

@@ -29,6 +29,9 @@ METHODS = Registry(
         "kdcl": "okdc.methods.kdcl:KDCL",
         "byot": "okdc.methods.byot:BYOT",
         "ahbf": "okdc.methods.ahbf:AHBF",
+        "switokd": "okdc.methods.switokd:SwitOKD",
+        "pcl": "okdc.methods.pcl:PCL",
+        "okdph": "okdc.methods.okdph:OKDPH",
     },
     RecipeError,
 )

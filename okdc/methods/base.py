@@ -45,6 +45,13 @@ INIT = (
     "from N(0, 2/(k²·outputs)), depthwise and 1×1 ones too, as in FFL's public code; attention keeps PyTorch's, and "
     "behind BN this only sets how fast they learn"
 )
+Views = Annotated[
+    Literal["one", "own"],
+    Field(
+        description="Whether all students see one view of each image, or each its own augmentation of it as the paper "
+        "has it; one, so that a comparison with other methods compares methods alone."
+    ),
+]
 SpatialKernel = Annotated[
     int,
     Field(
@@ -161,10 +168,11 @@ class Method(nn.Module, Generic[C]):
     alternatives: ClassVar[str] = ""  # nobody trains separate networks unawares; what to do instead, for that refusal
     single: ClassVar[bool] = False  # gets a cohort of the first student alone
     least_students: ClassVar[int] = 1
-    exchanges: ClassVar[bool] = False  # whether `forward` exchanges numbers with the other processes of a training
+    one_start: ClassVar[bool] = False  # whether all students start with the weights of the first one
 
     notes: tuple[str, ...] = ()  # what was chosen when it was built, for the run to print
     unrolled: bool = False  # whether `forward` repeats small operations so often that compiling it takes many minutes
+    exchanges: bool = False  # whether `forward` exchanges numbers with the other processes of a training
     leader: int | None = None  # the student that is made to be kept, where a method has one
     views: int = 0  # further augmentations of each image that a training batch brings: `Batch.view` reads them
     decayed_as_students: tuple[str, ...] = ()  # modules outside the cohort that have the students' weight decay
@@ -185,6 +193,8 @@ class Method(nn.Module, Generic[C]):
         self.register_buffer("class_weights", None, persistent=False)  # the recipe's: no part of what was learned
         self.require_students(self.least_students)
         self.setup()
+        with torch.no_grad():
+            self.before_first_step()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -209,8 +219,14 @@ class Method(nn.Module, Generic[C]):
         Of each student its pooled last map, and of the ensemble all of them side by side: its logits, their mean, are
         one linear function of these. A method adds what its fused classifier reads.
         """
-        pooled = [global_average(own[-1]) for own in self.cohort(batch.images)]
-        return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
+        return student_features(self.cohort(batch.images))
+
+    def before_first_step(self) -> None:
+        """Set tensors that follow from the students' first weights, without gradients: a copy of them, for example.
+
+        Called when the method is built, and again where a student that starts from trained weights gets a fresh head
+        after that. A run that is resumed has the tensors of its checkpoint.
+        """
 
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.
@@ -309,6 +325,12 @@ def initialise(init: str, *scaffolding: nn.Module) -> None:
     if init == "he":
         for module in scaffolding:
             he_fan_out(module)
+
+
+def student_features(maps: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Of maps[k][i], stage i of student k: each student's pooled last map and, of several, all of them joined, NC."""
+    pooled = [global_average(own[-1]) for own in maps]
+    return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
 
 
 def full_precision(batch: Batch) -> AbstractContextManager[None]:

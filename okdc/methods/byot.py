@@ -37,15 +37,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
 from okdc.blocks import PatchConv, written
+from okdc.distributed import gathered
 from okdc.kernels import global_average
-from okdc.methods.base import Batch, Config, Method, Step, Temperature, full_precision, kl, students
+from okdc.methods.base import Batch, Config, Method, Step, Temperature, full_precision, kl, student_features, students
 
 PUBLISHED = {  # by loss: α, β, the exits' block, whose feature term is left out
     "conference": (0.1, 1e-6, "bottleneck", "none"),
@@ -184,7 +185,7 @@ class BYOT(Method[BYOTConfig]):
     tags = ("knowledge-distillation", "self-distillation")
     fused_head = "ensemble"
     single = True
-    exchanges: ClassVar[bool] = True  # sums of squares, which a norm over the batch needs
+    exchanges = True  # sums of squares, which a norm over the batch needs
 
     def setup(self) -> None:
         student, config = self.cohort.backbone(0), self.config
@@ -221,6 +222,11 @@ class BYOT(Method[BYOTConfig]):
             )
         return tuple(taps)
 
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        exits = zip(self.taps, self.exits, strict=True)
+        return student_features(maps) | {f"exit{i}": leave(maps[0][i])[0] for i, leave in exits}
+
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         T, journal = self.config.temperature, self.config.loss == "journal"
         maps = self.cohort(batch.images)
@@ -254,8 +260,7 @@ class BYOT(Method[BYOTConfig]):
         """The sums over all processes of sums over the images of this one. The mean of the processes' gradients is then
         the gradient that one process with all the images would have.
         """
-        if not (self.training and distributed.is_available() and distributed.is_initialized()):
+        if not self.training:
             return own
-        whole = own.detach().clone()
-        distributed.all_reduce(whole)
-        return whole + distributed.get_world_size() * (own - own.detach())
+        parts = gathered(own)
+        return parts.sum(0) + len(parts) * (own - own.detach())

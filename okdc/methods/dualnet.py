@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from okdc.kernels import global_average
-from okdc.methods.base import Batch, Config, Method, Step, full_precision, students
+from okdc.methods.base import Batch, Config, Method, Step, full_precision, student_features, students
 
 
 class DualNetConfig(Config):
@@ -77,9 +77,23 @@ class DualNet(Method[DualNetConfig]):
                 nn.Parameter(p.detach().clone(), requires_grad=False) for _, p in self._each_parameter()
             )
 
+    def before_first_step(self) -> None:
+        if self.config.turns:
+            for (_, p), fixed in zip(self._each_parameter(), self.fixed, strict=True):
+                fixed.copy_(p)
+
     def _each_parameter(self) -> list[tuple[int, Tensor]]:
         """Every parameter of the students, with the number of its student."""
         return [(k, p) for k, student in enumerate(self.cohort.backbones()) for p in student.parameters()]
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        return student_features(maps) | {"fused": self._joined([global_average(own[-1]) for own in maps])}
+
+    def _joined(self, h: list[Tensor]) -> Tensor:
+        """The pooled features of all students, n of NC, as one NC."""
+        h_f = torch.stack(h).sum(0)
+        return h_f / len(h) if self.config.combine == "mean" else h_f
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         config, n = self.config, len(self.cohort.students)
@@ -98,8 +112,7 @@ class DualNet(Method[DualNetConfig]):
             h = [torch.where(own, h_k, h_k.detach()) for own, h_k in zip(learns, h, strict=True)]
             weights = [own * torch.where(turn == 0, 1.0, config.weight) for own in learns]
             fused_weight = (turn > 0).float()
-        h_f = torch.stack(h).sum(0)  # NC
-        z_f = self.fc(h_f / n if config.combine == "mean" else h_f).float()  # NK
+        z_f = self.fc(self._joined(h)).float()  # NK
         with full_precision(batch):
             losses = {
                 f"ce_student{k}": w * self.cross_entropy(z_k, batch)

@@ -82,6 +82,7 @@ from okdc.methods.base import (
     initialise,
     mutual,
     ramp,
+    student_features,
 )
 from okdc.progress import WARNING
 
@@ -457,11 +458,21 @@ class FEFR(Method[FEFRConfig]):
             f_re.append(path(own, shallow))
         return f_re
 
+    def refined(self, f_re: list[Tensor]) -> list[Tensor]:
+        """Section 3.2.3: f_re of each student, attended to; n of NCHW."""
+        return [path.attention(f) for path, f in zip(self._each_path(), f_re, strict=True)]
+
     def fused(self, f_re: list[Tensor]) -> Tensor:
         """Sections 3.2.3 and 3.2.4: f_re of each student -> z_f, NK."""
-        a = [path.attention(f) for path, f in zip(self._each_path(), f_re, strict=True)]
-        z_f: Tensor = self.fusion(a)
+        z_f: Tensor = self.fusion(self.refined(f_re))
         return z_f
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        own = student_features(maps)
+        if self.config.attention == "random":  # another fused map at every call
+            return own
+        return own | {"fused": self.fusion.features(self.refined(self.reconstructed(maps)))}
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         maps = self.cohort(batch.images)  # maps[k][i]: stage i of student k

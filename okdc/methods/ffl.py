@@ -29,6 +29,7 @@ from okdc.methods.base import (
     initialise,
     mutual,
     ramp,
+    student_features,
 )
 
 
@@ -54,10 +55,18 @@ class FFL(Method[FFLConfig]):
         initialise(self.config.init, self.fusion)
         self.notes = (self.fusion.description,)
 
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        return student_features(maps) | {"fused": self.fusion.features(self._last(maps))}
+
+    def _last(self, maps: list[list[Tensor]]) -> list[Tensor]:
+        """n of NCHW, after the last ReLU and before pooling."""
+        last = [student_maps[-1] for student_maps in maps]
+        return [f.detach() for f in last] if self.config.detach_features else last
+
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         maps = self.cohort(batch.images)
         z = self.cohort.logits(maps)  # n of NK
-        last = [student_maps[-1] for student_maps in maps]  # n of NCHW, after the last ReLU and before pooling
-        z_f = self.fusion([f.detach() if self.config.detach_features else f for f in last])  # NK
+        z_f = self.fusion(self._last(maps))  # NK
         with full_precision(batch):
             return mutual(self, batch, z, z_f, ramp(progress, self.config.rampup), self.config.temperature)

@@ -3,8 +3,8 @@
 Separate networks learn from one target that is made of their logits and the labels, in one of three ways of the paper:
 naive, linear, minlogit (section 3.2). Never their plain mean, which the public ports put in their place; the fourth
 way, General, weighs by errors on a held-out set and is not here. In the paper each network sees a distortion of the
-image of its own; here all see the same view, as in every other method of a comparison: the views alone are a gain, and
-the baseline does not have it.
+image of its own: `views="own"`. By default all see the same view, as in every other method of a comparison: the views
+alone are a gain, and the baseline does not have it.
 
 Shapes: N images, K classes; n students. q is what the labels say, NK: one-hot, or mixed or smoothed (`Method.targets`).
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from okdc.methods.base import Batch, Config, Method, Step, Temperature, full_precision, kl, students
+from okdc.methods.base import Batch, Config, Method, Step, Temperature, Views, full_precision, kl, students
 
 
 class KDCLConfig(Config):
@@ -36,6 +36,7 @@ class KDCLConfig(Config):
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         1.0, description="λ, the weight of the KL terms beside the cross-entropies; 1 as in the other methods."
     )
+    views: Views = "one"
 
 
 @torch.no_grad()
@@ -114,10 +115,11 @@ class KDCL(Method[KDCLConfig]):
     least_students = 2
 
     def setup(self) -> None:
+        self.views = len(self.cohort.students) - 1 if self.config.views == "own" else 0
         self.unrolled = self.config.target == "linear" and len(self.cohort.students) > 2
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
-        z = self.cohort.logits(self.cohort(batch.images))  # n of NK
+        z = self.cohort.logits(self.cohort(batch.images, *batch.views))  # n of NK
         with full_precision(batch):
             z_t = target_logits(self.config.target, torch.stack(z), self.targets(batch))  # NK
             losses = {f"ce_student{i}": self.cross_entropy(z_i, batch) for i, z_i in enumerate(z)}

@@ -36,6 +36,7 @@ from okdc.methods.base import (
     kl,
     mutual,
     ramp,
+    student_features,
     students,
 )
 
@@ -142,16 +143,25 @@ class MFEF(Method[MFEFConfig]):
         suffix = MSFE[config.attention] if config.in_path else ""
         return tuple(name if name.endswith(suffix) else name + suffix for name in names)
 
+    def _refined(self, maps: list[list[Tensor]]) -> list[Tensor]:
+        """Eq. 4-8: each student's last map, extracted from and attended to, n of NCHW."""
+        last = [student_maps[-1] for student_maps in maps]  # F_k
+        if self.config.detach_features:
+            last = [f.detach() for f in last]
+        return [path(f) for path, f in zip(self.paths, last, strict=True)]
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        fused = {"fused": self.fusion.features(self._refined(maps))} if self.config.fuses else {}
+        return student_features(maps) | fused
+
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         config = self.config
         maps = self.cohort(batch.images)
         z = self.cohort.logits(maps)  # n of NK
         w, T = ramp(progress, config.rampup), config.temperature
         if config.fuses:
-            last = [student_maps[-1] for student_maps in maps]  # F_k, n of NCHW
-            if config.detach_features:
-                last = [f.detach() for f in last]
-            z_f = self.fusion([path(f) for path, f in zip(self.paths, last, strict=True)])  # eq. 4-8, then 3.4; NK
+            z_f = self.fusion(self._refined(maps))  # section 3.4; NK
             with full_precision(batch):
                 return mutual(self, batch, z, z_f, w, T)
         with full_precision(batch):

@@ -83,7 +83,7 @@ def planned(study: Study, folder: Path) -> list[Planned]:
                 teacher = teachers[data].folder
                 words.append(f"method.teacher={teacher}")
             place = folder / column / method / f"seed{seed}"
-            runs.append(Planned(column, method, seed, (*words, f"seed={seed}"), place, teacher))
+            runs.append(Planned(column, method, seed, (*words, *study.overrides, f"seed={seed}"), place, teacher))
     return runs
 
 
@@ -93,7 +93,7 @@ def _teachers(study: Study, folder: Path) -> dict[str, Planned]:
         return {}
     teachers, seed = {}, study.teacher.seed
     for data, (recipe, *words) in study.teacher.recipes.items():
-        all_words = (recipe, *study.keys, *words, f"seed={seed}")
+        all_words = (recipe, *study.keys, *words, *study.overrides, f"seed={seed}")
         teachers[data] = Planned(TEACHERS, data, seed, all_words, folder / TEACHERS / data / f"seed{seed}")
     return teachers
 

@@ -21,7 +21,6 @@ from okdc.data.workers import cores
 from okdc.errors import Interrupted, RunError, TrainingError, UsageError
 from okdc.progress import Progress
 from okdc.runs.artefacts import Provenance
-from okdc.runs.files import write
 from okdc.runs.run import RunDir
 from okdc.studies.plan import LEFT, Planned, check_brought
 from okdc.training import start
@@ -30,18 +29,22 @@ POLL_S = 0.2  # how often processes are looked at
 LOGS = "logs"  # the folder of what processes print
 
 
-def train(runs: Sequence[Planned], jobs: int, made_by: Provenance, tell: Progress, go_on: str) -> None:
-    """Train what is missing of `runs`, in their order. Each is then complete, failed, or trained by somebody else.
-
-    Every recipe is checked before the first run begins. `go_on` is the command that continues the study.
-
-    Raises RecipeError for a recipe that cannot be trained, RunError for a folder that holds another run, UsageError for
-    more jobs than cores, Interrupted at a signal, and what a start raises but for TrainingError.
+def check(runs: Sequence[Planned], jobs: int) -> None:
+    """Raises RecipeError for a recipe that cannot be trained, RunError for a folder that holds another run, UsageError
+    for more jobs than cores.
     """
     if jobs > cores():
         raise UsageError(f"--jobs {jobs}: expected {cores()} at most, as many as there are cores")
     for run in runs:
         check_brought(run, run.resolved())
+
+
+def train(runs: Sequence[Planned], jobs: int, made_by: Provenance, tell: Progress, go_on: str) -> None:
+    """Train what is missing of `runs`, in their order. Each is then complete, failed, or trained by somebody else.
+
+    `go_on` is the command that continues the study. Raises Interrupted at a signal, and what a start raises but for
+    TrainingError.
+    """
     left = [run for run in runs if run.state() in LEFT]
     tell.note(f"{len(runs) - len(left)} of {len(runs)} runs are there; to train: {len(left)}")
     if not left:
@@ -168,12 +171,3 @@ def _say_end(child: _Child, done: int, count: int, tell: Progress) -> None:
         tell.note(f"{run.name}: {state} ({done} of {count}); {child.log} says why")
     else:
         raise RunError(f"{run.name}: its process ended with {child.process.returncode}", hint=f"see {child.log}")
-
-
-def remember(folder: Path, text: str) -> None:
-    """Write the study's file into its folder, so that the folder says what it is of. Raises DiskError."""
-    from okdc.studies.schema import FILE
-
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / FILE).is_file() or (folder / FILE).read_text(encoding="utf-8") != text:
-        write(folder / FILE, text.encode())

@@ -12,7 +12,7 @@
     baseline = ["method=baseline"]
     fefr = ["method=fefr"]
 
-A run of it is `okdc distill COLUMN KEYS METHOD seed=N`, and lies in FOLDER/COLUMN/METHOD/seedN.
+A run of it is `okdc distill RECIPE KEYS COLUMN METHOD OVERRIDES seed=N`, and lies in FOLDER/COLUMN/METHOD/seedN.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class Study(Table):
         tuple[Index, ...], Field(strict=False, min_length=1, description="The seeds that each cell is trained with.")
     ]
     keys: Annotated[Words, Field(description="KEY=VALUE words of every run, teachers included.")] = ()
+    overrides: Annotated[
+        Words, Field(description="KEY=VALUE words of the command that began the study, behind all others.")
+    ] = ()
     columns: Annotated[
         dict[Label, Recipe],
         Field(min_length=1, description="By label: a recipe's name or path, then KEY=VALUE words."),
@@ -96,7 +99,7 @@ class Study(Table):
             problems.append("seeds: one is named twice")
         if TEACHERS in self.columns:
             problems.append(f"columns: {TEACHERS!r} is the folder of teachers; another label")
-        words = [*self.keys, *(word for words in self.methods.values() for word in words)]
+        words = [*self.keys, *self.overrides, *(word for words in self.methods.values() for word in words)]
         words += [word for _, *rest in self.columns.values() for word in rest]
         if wrong := [word for word in words if "=" not in word]:
             problems.append(f"expected KEY=VALUE, found {wrong[0]!r}")

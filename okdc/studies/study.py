@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class Opened:
     study: Study
     folder: Path
     runs: tuple[Planned, ...]
-    word: str  # the study, and overrides, as a command names them
+    words: tuple[str, ...]  # of the command
 
 
 def opened(words: Sequence[str], out: Path | None) -> Opened:
@@ -43,20 +44,25 @@ def opened(words: Sequence[str], out: Path | None) -> Opened:
     path = find(word)
     study = read(path)
     folder = path.parent if path.name == FILE else out or ROOT / path.stem
-    study = study.model_copy(update={"keys": (*study.keys, *overrides)})
-    return Opened(study, folder, tuple(planned(study, folder)), word)
+    study = study.model_copy(update={"overrides": (*study.overrides, *overrides)})
+    return Opened(study, folder, tuple(planned(study, folder)), tuple(words))
 
 
 def train(study: Opened, only: Sequence[str], jobs: int, made_by: Provenance, tell: Progress) -> dict[str, Any]:
-    """Train what is missing, then write and return the table. Raises as `run.train`."""
+    """Train what is missing, then write and return the table. Raises as `run.check` and `run.train`."""
     runs = chosen(study.runs, only)
-    run.train(runs, jobs, made_by, tell, f"okdc study {study.folder}")
+    run.check(runs, jobs)
+    _remember(study)  # only now: a study whose runs are others' leaves the folder as it is
+    run.train(runs, jobs, made_by, tell, f"okdc study {shlex.quote(str(study.folder))}")
     return written(study)
 
 
-def begin(study: Opened) -> None:
+def _remember(study: Opened) -> None:
     """Write the study into its folder, so that the folder alone continues it. Raises DiskError."""
-    run.remember(study.folder, tomli_w.dumps(study.study.model_dump(exclude_none=True, exclude_defaults=True)))
+    text = tomli_w.dumps(study.study.model_dump(exclude_none=True, exclude_defaults=True)).encode()
+    study.folder.mkdir(parents=True, exist_ok=True)
+    if not (study.folder / FILE).is_file() or (study.folder / FILE).read_bytes() != text:
+        write(study.folder / FILE, text)
 
 
 def written(study: Opened) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def table(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
     for column in study.columns:
         notes += _notes(column, [run for method in study.methods for run in cells.get((column, method), [])])
     for column, method in study.cells():
-        base = cells.get((column, study.baseline), []) if study.baseline else []
-        rows += _rows(study, column, method, cells.get((column, method), []), base)
+        runs_of_cell = cells.get((column, method), [])
+        rows += _rows(study, column, method, runs_of_cell, _base(study, column, runs_of_cell, cells))
     return {
         "schema": 1,
         "title": study.title,
@@ -64,6 +64,19 @@ def table(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
         "left_out": left_out,
         "notes": list(dict.fromkeys(notes)),
     }
+
+
+def _base(
+    study: Study, column: str, runs: Sequence[Finished], cells: Mapping[tuple[str, str], Sequence[Finished]]
+) -> Sequence[Finished]:
+    """The baseline's runs of a column. A column without any, as `where` may say, has those of another one that were
+    judged by the same images.
+    """
+    if study.baseline is None or (column, study.baseline) in study.cells():
+        return cells.get((column, study.baseline or ""), [])
+    others = [cells.get((other, study.baseline), []) for other in study.where[study.baseline]]
+    judging = {run.judging_sha256 for run in runs}
+    return next((base for base in others if base and {run.judging_sha256 for run in base} == judging), [])
 
 
 def _notes(column: str, runs: Sequence[Finished]) -> list[str]:

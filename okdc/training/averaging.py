@@ -73,8 +73,13 @@ class Average:
 
 
 def _learned(method: Method) -> dict[str, Tensor]:
-    """Each floating-point tensor that a checkpoint holds of a method, by its first name; of a teacher nothing."""
-    seen = {id(tensor) for tensor in method.teacher.state_dict(keep_vars=True).values()} if method.teacher else set()
+    """Each floating-point tensor that a checkpoint holds of a method, by its first name.
+
+    Of a part without a parameter that learns, a teacher or a moving average of the method's own, nothing.
+    """
+    parts = [(part, [p.requires_grad for p in part.parameters()]) for part in method.children()]
+    fixed = [part for part, learns in parts if learns and not any(learns)]
+    seen = {id(tensor) for part in fixed for tensor in part.state_dict(keep_vars=True).values()}
     learned = {}
     for name, tensor in method.state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and id(tensor) not in seen:

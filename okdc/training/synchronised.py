@@ -16,7 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.futures import Future
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from okdc.distributed import Ranks
+from okdc.distributed import Ranks, gathered
 from okdc.errors import DeviceError
 
 
@@ -60,9 +60,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:  # noqa: ARG004
-        parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, own.contiguous())
-        return torch.stack(parts)
+        return gathered(own)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ARG004
@@ -83,10 +81,15 @@ def has_shared_buffers(method: nn.Module) -> bool:
     A step reads the running statistics of a normalisation only where a backbone is fixed (`optim.freeze_epochs`): they
     are then those of its trained weights, the same in all processes. Without them the wrapper need not send any buffer
     before each step. A checkpoint has the first process's statistics, and every process gets them before a validation.
+    A whole number without axes counts steps, and is the same in every process.
     """
     statistics = {id(b) for m in method.modules() if isinstance(m, _NormBase) for b in m.buffers(recurse=False)}
     kept = method.state_dict(keep_vars=True).values()  # what no file keeps does not change
-    return any(not isinstance(t, nn.Parameter) and id(t) not in statistics for t in kept)
+    return any(not isinstance(t, nn.Parameter) and id(t) not in statistics and not _counts(t) for t in kept)
+
+
+def _counts(buffer: Any) -> bool:
+    return isinstance(buffer, Tensor) and not buffer.ndim and not buffer.is_floating_point()
 
 
 def convert(method: nn.Module) -> None:

@@ -19,9 +19,9 @@ from okdc.methods.base import Batch, Method
 from okdc.recipe.draft import load
 from okdc.training.optim import build_optimizer
 
-BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf")  # made for a shared trunk
+BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf", "pcl")  # made for a shared trunk
 SINGLE = ("baseline", "kd", "byot")
-RAMPED = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf")  # DML, KD, KDCL and BYOT have no ramp-up, DualNet nothing
+RAMPED = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf", "pcl")  # the others have no ramp-up, DualNet nothing to ramp
 
 
 class Case(NamedTuple):
@@ -65,6 +65,11 @@ SWITCHES = [
     Case("byot", {"hint_skips": "shallowest", "block": "patch"}),
     Case("ahbf", {}),
     Case("ahbf", {"detach_targets": True, "aux": 0}),
+    Case("kdcl", {"views": "own"}),
+    Case("switokd", {}),
+    Case("switokd", {"teacher_indices": [0]}),
+    *(Case("pcl", {"views": views}) for views in ("one", "own")),
+    *(Case("okdph", {"hybrid": hybrid}) for hybrid in ("mean", "dirichlet")),
 ]
 PLAIN = [Case(name, {}) for name in methods.METHODS.own]
 RELEASED = Case("fefr", {"reading": "released"})
@@ -200,6 +205,7 @@ def scaffolding(name: str, n: int, share: str) -> int:
     fusion = n * 64 * 9 + 2 * n * 64 + n * 64 * 64 + 2 * 64 + 650
     trunk = {"low": 32, "stem1": 16, "none": 0}[share]
     exits = 16 * 16 + 16 * 16 * 16 + 32 * 16 + 16 * 16 * 4 + 2 * (16 * 64 + 2 * (16 + 16 + 64) + 650)
+    shared = {"low": 464 + 4_672 + 14_528, "stem1": 464 + 4_672, "none": 0}[share]  # parameters of ResNet-8's stages
     matching = 64 * 16 * 16 + 64 * 32 * 4 + 2 * 2 * 64  # patches of 4×4 and 2×2
     return {
         "one": n * trunk + n + 2 * n,
@@ -211,12 +217,16 @@ def scaffolding(name: str, n: int, share: str) -> int:
         "kd": 78_042,  # the teacher
         "byot": exits,
         "ahbf": (n - 1) * (2 * 64 * 64 + 2 * 64 + 64 * 2 + 2 + 2 * 2),
+        "pcl": n * 64 * 10 + 10 + shared + n * (78_042 - shared),  # the mean teachers
     }.get(name, 0)
 
 
 @grid([*PLAIN, RELEASED, Case("mfef", {"in_path": True}), Case("kdcl", {"target": "linear"})])
 def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: int, share: str) -> None:
-    """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice."""
+    """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice.
+
+    OKDPH's hybrid model is the first student with other weights and statistics.
+    """
     method = of(case, n, share).train()
     runs: Counter[int] = Counter()
     watched = [m for student in method.cohort.backbones() for m in (*student.stages, student.head)]
@@ -225,11 +235,12 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: i
     for module in {id(m): m for m in watched}.values():
         module.register_forward_hook(lambda m, *_: runs.update([id(m)]))
     method(batch(), torch.tensor(0.5))
-    assert set(runs) == {id(m) for m in watched}
-    assert set(runs.values()) == {1}
+    first = method.cohort.backbone(0)
+    twice = {id(m) for m in (*first.stages, first.head)} if case.name == "okdph" else set()
+    assert runs == Counter({id(m): 1 + (id(m) in twice) for m in watched})
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "byot"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "byot", "switokd", "okdph"])
 def test_methods_of_separate_networks_share_nothing_whatever_the_recipe_says(name: str) -> None:
     recipe = table(name, ["resnet8"] * 3, "low")
     method, words = assembly.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
@@ -254,10 +265,13 @@ HEADS = {
     "kdcl": ["student0", "student1", "student2", "ensemble"],
     "byot": ["student0", "exit1", "exit2", "ensemble"],
     "ahbf": ["student0", "student1", "student2", "fused0", "fused"],
+    "switokd": ["student0", "student1", "student2", "ensemble"],
+    "pcl": ["student0", "student1", "student2", "mean0", "mean1", "mean2", "fused"],
+    "okdph": ["student0", "student1", "student2", "hybrid", "ensemble"],
 }
 # Whose mean is the ensemble: OKDDip's leader is taught by the peers' mean and no part of it.
 MEMBERS = {"okddip": ("student0", "student1"), "byot": ("student0", "exit1", "exit2")}
-LEADERS = {"okddip": 2, "ahbf": 0}
+LEADERS = {"okddip": 2, "ahbf": 0, "switokd": 0}
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=called)
@@ -290,6 +304,33 @@ def test_an_answer_in_eval_mode_depends_on_no_other_image_of_the_batch_and_moves
     for name in whole:
         torch.testing.assert_close(whole[name][:1], alone[name], rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], t) for name, t in method.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SWITCHES, ids=called)
+def test_features_are_what_the_linear_classifiers_read(case: Case) -> None:
+    """A head without a classifier of its own, such as a gated one, has none; several students have theirs joined."""
+    method = of(case, 1 if case.name in SINGLE else 2, sharings(case.name)[0]).eval()
+    one = batch()
+    features, logits = method.features(one), method(one, torch.tensor(1.0)).logits
+    layers = {f"student{k}": student.head.get_submodule("fc") for k, student in enumerate(method.cohort.backbones())}
+    layers |= {name: method.get_submodule(path) for name, path in FUSED.get(case.name, {}).items() if name in logits}
+    assert set(features) == {*layers, *(() if case.name in SINGLE else ("ensemble",))}
+    if "ensemble" in features:
+        joined = torch.cat([features["student0"], features["student1"]], 1)
+        torch.testing.assert_close(features["ensemble"], joined, rtol=0, atol=0)
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer(features[name]).float(), logits[name], rtol=1e-4, atol=1e-5)
+
+
+FUSED = {  # the linear layers of heads that are no students
+    "ffl": {"fused": "fusion.fc"},
+    "mfef": {"fused": "fusion.fc"},
+    "fefr": {"fused": "fusion.fc"},
+    "dualnet": {"fused": "fc"},
+    "pcl": {"fused": "fc"},
+    "byot": {"exit1": "exits.0.fc", "exit2": "exits.1.fc"},
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -369,8 +410,8 @@ UNLIKE = [["resnet8", "wrn16_1"], ["resnet8", "resnet14"], ["resnet8", "wrn16_2"
 
 @pytest.mark.parametrize("students", UNLIKE, ids="+".join)
 @pytest.mark.parametrize(
-    ("name", "share"), [("dml", "low"), ("dml", "none"), ("kdcl", "low"), ("kdcl", "none"), ("ffl", "none")]
-    + [(name, share) for name in ("mfef", "fefr") for share in ("low", "stem1", "none")],
+    ("name", "share"), [(name, share) for name in ("dml", "kdcl", "switokd", "pcl") for share in ("low", "none")]
+    + [("ffl", "none")] + [(name, share) for name in ("mfef", "fefr") for share in ("low", "stem1", "none")],
 )  # fmt: skip
 def test_students_that_differ_are_taken(name: str, share: str, students: list[str]) -> None:
     assert resolved(name, students, share) == []
@@ -441,7 +482,7 @@ def test_names_that_differ_otherwise_share_nothing(students: list[str]) -> None:
     assert words == "the students share nothing: they differ"
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip", "switokd", "pcl"])
 def test_students_that_differ_learn_together(name: str) -> None:
     method = make(name, ["resnet8", "wrn16_1", "resnet14"], "none", CIFAR)
     assert method.cohort.shared == 0
@@ -490,6 +531,9 @@ BRANCH = LAST_STAGE + HEAD
         ("byot", 1, "none", 41_666_432, 41.7),
         ("ahbf", 2, "low", 63_882_624, 63.9),
         ("ahbf", 4, "low", 138_333_056, 138.3),
+        ("switokd", 2, "none", 81_626_368, 81.6),
+        ("pcl", 3, "low", 134_059_648, 134.1),
+        ("okdph", 2, "none", 122_439_552, 122.4),
     ],
 )
 def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:
@@ -503,6 +547,19 @@ def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, 
     images, labels, *_ = batch(CIFAR, 1)
     assert count_macs(method.eval(), Batch(images, labels), torch.tensor(0.5)) == macs
     assert macs / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "n", "share", "macs"), [("pcl", 3, "low", 244_881_024), ("kdcl", 2, "none", 81_626_368)]
+)
+def test_a_shared_trunk_costs_as_much_as_separate_networks_where_each_student_sees_a_view_of_its_own(
+    name: str, n: int, share: str, macs: int
+) -> None:
+    method = make(name, ["resnet20"] * n, share, CIFAR, views="own")
+    images, labels, *_ = batch(CIFAR, 1)
+    several = Batch(images, labels, views=(images,) * method.views)
+    assert count_macs(method.eval(), several, torch.tensor(0.5)) == macs
 
 
 def test_those_numbers_add_up() -> None:
@@ -534,3 +591,6 @@ def test_those_of_the_released_reading_add_up() -> None:
     wide = 192 * 9 * 64 + 192 * 64 * 64 + HEAD  # the fused classifier of three students, behind 288 -> 192 channels
     assert ALONE + 2 * BRANCH + matching + 288 * 192 * 64 + wide + 3 * attention == 72_808_832
     assert 2 * ALONE + FUSION + 2 * matching + premix + 2 * attention == 86_441_088
+    assert 2 * (ALONE + 2 * BRANCH) + 3 * HEAD == 134_059_648  # peers and their means, and the layer of the ensemble
+    assert 2 * 3 * ALONE + 3 * HEAD == 244_881_024
+    assert 3 * ALONE == 122_439_552

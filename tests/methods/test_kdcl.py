@@ -213,6 +213,17 @@ def test_a_students_terms_reach_that_student_alone(kind: str, n: int) -> None:
         assert reached(method, f"kl_teacher_student{k}") <= own
 
 
+@NS
+def test_each_student_sees_a_view_of_its_own_if_asked_and_all_one_otherwise(n: int) -> None:
+    method, alone = make("kdcl", n, views="own").eval(), make("kdcl", n).eval()
+    assert (method.views, alone.views) == (n - 1, 0)
+    images, labels, *_ = batch()
+    several = Batch(images, labels, views=tuple(images + k for k in range(1, n)))
+    logits = method(several, torch.tensor(0.0)).logits
+    for k in range(n):
+        torch.testing.assert_close(logits[f"student{k}"], method.cohort.backbone(k)(images + k))
+
+
 def test_it_has_no_scaffolding_and_no_trunk() -> None:
     method = make("kdcl", 3, "low")
     assert {id(p) for p in method.parameters()} == {id(p) for p in method.cohort.parameters()}
@@ -249,7 +260,15 @@ def test_one_student_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [{"target": "general"}, {"target": "mean"}, {"temperature": 0.0}, {"weight": -1.0}, {"weight": math.inf}]
+    "keys",
+    [
+        {"target": "general"},
+        {"target": "mean"},
+        {"temperature": 0.0},
+        {"weight": -1.0},
+        {"weight": math.inf},
+        {"views": "two"},
+    ],
 )
 def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):

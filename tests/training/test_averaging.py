@@ -79,6 +79,16 @@ def test_a_shared_trunk_is_averaged_once_and_a_teacher_not_at_all() -> None:
     assert not any(name.startswith("teacher.") for name in values)
 
 
+def test_a_moving_average_of_the_methods_own_is_not_averaged_and_statistics_without_parameters_are() -> None:
+    method = built(recipe()).method
+    expected = len(Average(method, 0.9).state()["values"])
+    method.mean = copy.deepcopy(method.cohort).requires_grad_(False)
+    method.norm = nn.BatchNorm2d(3, affine=False)
+    values = Average(method, 0.9).state()["values"]
+    assert not any(name.startswith("mean.") for name in values)
+    assert len(values) == expected + 2
+
+
 def test_training_goes_on_after_a_look_at_the_average_as_if_there_had_been_none() -> None:
     one, _ = stepped(PLAIN, "optim.ema=0.9")
     other, _ = stepped(PLAIN, "optim.ema=0.9")

@@ -38,9 +38,10 @@ CASES = {
     "fefr, clipped": ("optim.clip=1.0",),
     "baseline": ("method.name=baseline", 'cohort.students=["resnet8"]'),
     "kdcl, linear, three": ("method.name=kdcl", "method.target=linear", "cohort.share=none", THREE),
-    **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one", "byot", "ahbf")},
+    **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one", "byot", "ahbf", "pcl")},
     "byot, journal": ("method.name=byot", "method.loss=journal"),
-    **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl")},
+    **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl", "switokd", "okdph")},
+    "okdph, dirichlet": ("method.name=okdph", "method.hybrid=dirichlet", "method.interval=0.1"),
 }
 # An okddip of two students has one peer, which is its own teacher.
 ZERO = {"okddip": {"kl_peers_student0"}}
@@ -71,7 +72,8 @@ def made(found: Settings, *words: str) -> tuple[TrainStep, TrainBatches, Job]:
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, found.torch_device, found.torch_memory_format)
     step = TrainStep(job.method, job.recipe.optim, found)
     step.method.train()
-    return step, TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0), job
+    augmentation, views = Augmentation(Augment(padding=1)), job.method.views
+    return step, TrainBatches(dataset, 16, augmentation, normalise, 0, views=views), job
 
 
 def test_images_live_on_the_gpu_as_bytes_and_labels_beside_them() -> None:
@@ -117,11 +119,11 @@ def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: st
     totals = Totals(torch.device(GPU))
     drawn = batches.epoch(0)
     for number in range(WARM):
-        images, labels, *_ = next(drawn)
-        totals.add(step(Batch(images, labels), 0.0), labels, number)
+        examples = next(drawn)
+        totals.add(step(Batch(*examples), 0.0), examples.labels, number)
     with no_waiting():
-        for number, (images, labels, *_) in enumerate(drawn, WARM):
-            totals.add(step(Batch(images, labels), number / batches.steps), labels, number)
+        for number, examples in enumerate(drawn, WARM):
+            totals.add(step(Batch(*examples), number / batches.steps), examples.labels, number)
     assert totals.steps == batches.steps
     if has_numbers(compile):
         read = totals.read()

@@ -19,6 +19,7 @@ from okdc.data.augmentation import Augmentation
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.methods.base import Batch
 from okdc.recipe.schema import Augment, Engine
+from okdc.seeds import seeded
 from okdc.training import device
 from okdc.training.device import Settings
 from okdc.training.metrics import Totals, count
@@ -34,15 +35,17 @@ def students(*names: str) -> str:
 
 
 TWO, THREE = students("resnet8", "resnet8"), students("resnet8", "resnet8", "resnet8")
-BRANCHES = ("fefr", "mfef", "ffl", "okddip")
+BRANCHES = ("fefr", "mfef", "ffl", "okddip", "pcl")
 CONFIGURATIONS = [
     *(
         (f"method.name={name}", f"cohort.share={share}", THREE)
         for name in BRANCHES
         for share in ("low", "stem1", "none")
     ),
-    *((f"method.name={name}", "cohort.share=none", THREE) for name in ("dml", "dualnet")),
+    *((f"method.name={name}", "cohort.share=none", THREE) for name in ("dml", "dualnet", "switokd", "okdph")),
     *((f"method.name={name}", f"cohort.share={share}", TWO) for name in ("one", "ahbf") for share in ("low", "stem1")),
+    ("method.name=okdph", "method.hybrid=dirichlet", "cohort.share=none"),
+    ("method.name=switokd", "method.teacher_indices=[0, 1]", THREE),
     ("method.name=ahbf", THREE),
     *(("method.name=byot", f"method.loss={loss}") for loss in ("conference", "journal")),
     ("method.name=baseline", students("resnet8")),
@@ -86,12 +89,12 @@ def test_no_step_of_any_method_waits_for_the_gpu(words: tuple[str, ...], setting
     step, batches, _ = made(settings, *words)
     totals, drawn = Totals(settings.torch_device), batches.epoch(0)
     for number in range(WARM):
-        images, labels, *_ = next(drawn)
-        totals.add(step(Batch(images, labels), 0.3), labels, number)
+        examples = next(drawn)
+        totals.add(step(Batch(*examples), 0.3), examples.labels, number)
     with no_waiting():
         for number in (WARM, WARM + 1):
-            images, labels, *_ = next(drawn)
-            totals.add(step(Batch(images, labels), 0.3), labels, number)
+            examples = next(drawn)
+            totals.add(step(Batch(*examples), 0.3), examples.labels, number)
     assert totals.steps == WARM + 2
 
 
@@ -129,6 +132,9 @@ def test_no_step_of_any_network_waits_for_the_gpu(name: str, settings: Settings)
         ("method.name=byot", "method.loss=journal"),
         ("method.name=ahbf", THREE),
         ("method.name=kdcl", "method.target=linear", "cohort.share=none", THREE),
+        ("method.name=switokd", "cohort.share=none"),
+        ("method.name=pcl", THREE),
+        ("method.name=okdph", "method.interval=0.2"),
     ],
     ids=" ".join,
 )
@@ -144,8 +150,9 @@ def trained(where: str, words: tuple[str, ...]) -> tuple[Any, Any, dict[str, Ten
     settings = Settings(where, "float32", "contiguous", 1)
     step, batches, val = made(settings, *words)
     totals = Totals(settings.torch_device)
-    for number, (images, labels, *_) in zip(range(12), batches.epoch(0), strict=False):
-        totals.add(step(Batch(images, labels), number / 25), labels, number)
+    for number, examples in zip(range(12), batches.epoch(0), strict=False):
+        with seeded(0, "step", number, device=settings.torch_device):
+            totals.add(step(Batch(*examples), number / 25), examples.labels, number)
     judged = count(step.method, val, settings.torch_device).read()
     return totals.read(), judged, {name: value.cpu() for name, value in step.method.state_dict().items()}
 
@@ -157,5 +164,6 @@ def made(settings: Settings, *words: str) -> tuple[TrainStep, TrainBatches, Iter
     normalise = Normalise((0.5,) * 3, (0.5,) * 3, settings.torch_device, settings.torch_memory_format)
     step = TrainStep(job.method, job.recipe.optim, settings)
     step.method.train()
-    batches = TrainBatches(dataset, 16, Augmentation(Augment(padding=1)), normalise, 0)
+    augmentation, views = Augmentation(Augment(padding=1)), job.method.views
+    batches = TrainBatches(dataset, 16, augmentation, normalise, 0, views=views)
     return step, batches, eval_batches(dataset, job.dataset.val, normalise, 500)

@@ -47,6 +47,7 @@ PLAIN = 'cohort.students=["processes:plain", "processes:plain"]'
 SYNC = "engine.sync_batchnorm=true"
 BFLOAT16 = ("engine.dtype=bfloat16", "engine.memory_format=channels_last")
 UNEQUAL = ("optim.class_weights=balanced", "optim.label_smoothing=0.1", "data.train_images=45")
+SEVERAL = 'cohort.students=["resnet8", "resnet8", "resnet8"]'
 THREE = ("optim.batch_size=12",)  # for three processes
 
 TOGETHER = "torchrun --standalone --nproc-per-node=2 -m okdc resume"
@@ -85,6 +86,12 @@ CASES = {
     "byot": (SYNC, "method.name=byot", "method.beta=0.01"),
     "byot, journal": (SYNC, "method.name=byot", "method.loss=journal"),
     "ahbf": (SYNC, "method.name=ahbf"),
+    "kdcl, views": (SYNC, "method.name=kdcl", "method.views=own"),
+    "switokd": (SYNC, "method.name=switokd"),
+    "switokd, three": (SYNC, "method.name=switokd", "method.teacher_indices=[0]", SEVERAL),
+    "pcl": (SYNC, "method.name=pcl", SEVERAL),
+    "pcl, views": (SYNC, "method.name=pcl", "method.views=own"),
+    "okdph": (SYNC, "method.name=okdph", "method.interval=0.2"),
     "fefr, weighted": (SYNC, *UNEQUAL),
     "fefr, local": (),
     "fefr, local, average": ("optim.ema=0.9",),
@@ -169,7 +176,7 @@ def test_all_processes_hold_the_same_weights_momenta_and_statistics_to_the_bit(
 
 def test_compiled_steps_of_two_processes_are_eager_ones_but_for_rounding(steps: dict[str, list[Learned]]) -> None:
     """The wrapper cuts the graph where its buckets of gradients end."""
-    names = ("fefr, one trunk", "fefr, local", "plain, clipped", "byot, journal")
+    names = ("fefr, one trunk", "fefr, local", "plain, clipped", "byot, journal", "switokd", "pcl", "okdph")
     for found in together(2, traced, {name: CASES[name] for name in names}):
         for name in names:
             assert max(differences(found[name], steps[name][1])) < 1e-5

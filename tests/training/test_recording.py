@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import fakegpu
@@ -38,6 +39,7 @@ ADAMW = (
 MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
 RANDOM = ("method.reading=released", "method.attention=random")
 TURNS = ("method.name=dualnet", "method.turns=2")
+AFTER = [("method.name=switokd",), ("method.name=pcl",), ("method.name=okdph", "method.interval=0.1")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -127,7 +129,8 @@ def made(
     step = TrainStep(job.method, job.recipe.optim, settings, finetuned=job.finetuned)
     step.begin(0)
     said: list[str] = []
-    batches = TrainBatches(dataset, 16, Augmentation(keys or Augment(padding=1)), normalise, 0)
+    augmentation, views = Augmentation(keys or Augment(padding=1)), job.method.views
+    batches = TrainBatches(dataset, 16, augmentation, normalise, 0, views=views)
     counted = CountedStep(step, batches, 0, said.append)
     counted.said = said  # type: ignore[attr-defined]
     return counted, job
@@ -217,7 +220,23 @@ def test_fewer_launches_than_one_for_each_layer(dtype: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine"), ADAMW])
+@pytest.mark.fakegpu
+@pytest.mark.unmirrored
+@pytest.mark.parametrize("words", [*AFTER, ("method.name=okdph", "method.hybrid=dirichlet")], ids=" ".join)
+def test_the_work_of_a_method_after_a_step_is_recorded_too(words: tuple[str, ...]) -> None:
+    step, _ = made("on", *words, dtype="bfloat16")
+    totals, inputs = Totals(torch.device("cuda")), step.inputs(0, 0)
+    for number in range(WARM + 2):
+        fakegpu.reset()
+        with no_waiting() if number > WARM else nullcontext():
+            step(next(inputs), 0.5, totals, number)
+        assert fakegpu.counts().graphs["launches"] == (number >= WARM)
+    assert fakegpu.counts().launches.total() == 3
+    assert not step.said  # type: ignore[attr-defined]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("more", [(), ("optim.clip=1.0", "optim.schedule=cosine"), ADAMW, *AFTER])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) -> None:
     assert_same_steps(25, dtype, *more)

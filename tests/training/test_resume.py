@@ -120,6 +120,21 @@ def test_a_run_on_varied_and_mixed_images_continues_to_the_bit() -> None:
     assert outcome(resume(Path("run"))) == uninterrupted(*words)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("method.name=switokd", "optim.ema=0.9"),
+        ("method.name=pcl", "method.views=own", "optim.ema=0.9", "optim.optimizer=adamw", "optim.lr=0.01"),
+        ("method.name=okdph", "method.hybrid=dirichlet", "method.interval=0.15", "method.gamma=1"),
+    ],
+    ids=" ".join,
+)
+def test_a_method_with_a_state_of_its_own_continues_to_the_bit(words: tuple[str, ...]) -> None:
+    with pytest.raises(Interrupted):
+        start(*words, tell=signalled(STEPS + 3, signal.SIGINT), out=Path("run"))
+    assert outcome(resume(Path("run"))) == uninterrupted(*words)
+
+
 def stopped_again_and_again(choose: random.Random, *words: str) -> tuple[RunDir, int]:
     """Signals at random calls of the bar until the run is through; it, and how often it was stopped."""
     path, stops = Path("run"), 0

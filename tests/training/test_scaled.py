@@ -208,7 +208,10 @@ def test_a_training_in_float32_has_no_scaler_and_no_such_key() -> None:
     assert "scaler" not in state
 
 
-@pytest.mark.parametrize("name", ["fefr", "ffl", "okddip", "one", "dualnet", "kdcl", "dml", "mfef", "byot", "ahbf"])
+@pytest.mark.parametrize(
+    "name",
+    ["fefr", "ffl", "okddip", "one", "dualnet", "kdcl", "dml", "mfef", "byot", "ahbf", "switokd", "pcl", "okdph"],
+)
 def test_losses_and_what_they_are_made_of_are_float32_and_near_those_of_float32(name: str) -> None:
     losses = []
     for settings in (HALF, replace(HALF, dtype="float32")):

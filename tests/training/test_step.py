@@ -225,5 +225,7 @@ def test_processes_share_buffers_before_a_step_only_where_a_step_reads_them() ->
     method = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
     method.register_buffer("constant", torch.ones(1), persistent=False)
     assert not has_shared_buffers(method)
+    method.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+    assert not has_shared_buffers(method), "each process counts alike"
     method.register_buffer("queue", torch.ones(1))
     assert has_shared_buffers(method)
