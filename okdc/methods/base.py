@@ -57,7 +57,7 @@ SpatialKernel = Annotated[
     Field(
         ge=1,
         description="Height and width in pixels of spatial attention's convolution, odd, so that the map keeps its "
-        "size; 7 is CBAM's, since neither paper gives a number.",
+        "size; 7 is CBAM's and that of FEFR's public code, since neither paper gives a number.",
     ),
 ]
 
@@ -406,7 +406,8 @@ def mutual(method: Method, batch: Batch, z: Sequence[Tensor], z_f: Tensor, w: Te
 
     The ensemble teaches the fused classifier, which teaches every student; each teacher is detached (MFEF eq. 9-11;
     FFL's public code). Sums over students are not divided by their number (FFL's code), so a trunk's gradient grows
-    with it.
+    with it. That code, and FEFR's, add 1e-7 to each probability of a teacher, which changes a term by some 1e-6; here
+    the probabilities sum to 1.
     """
     z_a = torch.stack(list(z)).mean(0)
     losses = {f"ce_student{k}": method.cross_entropy(z_k, batch) for k, z_k in enumerate(z)}

@@ -35,7 +35,7 @@ Nobody can rebuild the paper's tables from either. Two facts say how far the rel
 
 - A permutation of channels in front of a dual attention and a learned 1×1 convolution changes nothing that can be
   learned: the same functions are there with other weights (tested). The paper finds that reconstruction "has the
-  greatest effect"; this code cannot be where.
+  greatest effect"; this code cannot have shown that.
 - The release makes its attention inside `forward`, with other random weights at every call, so that it is never
   trained and the fused classifier is no function of its input. Both readings train it here. `attention="random"` is
   the release's, to measure what that costs. One draw's accuracy says little: its heads are fused_draw0 to fused_draw3,
@@ -273,7 +273,9 @@ class EarlyFusion(nn.Module):
     would drown the others. `size` is the CHW size of f.
     """
 
-    def __init__(self, sizes: tuple[torch.Size, torch.Size, torch.Size], raw: tuple[bool, bool], config: FEFRConfig):
+    def __init__(
+        self, sizes: tuple[torch.Size, torch.Size, torch.Size], raw: tuple[bool, bool], config: FEFRConfig
+    ) -> None:
         super().__init__()
         one, two, three = sizes
         self.native, self.halved = config.scale == "native", config.combine == "mean"
@@ -417,11 +419,13 @@ class FEFR(Method[FEFRConfig]):
         widths = [path.width for path in paths] if config.premix else None
         self.fusion = OverallFusion([path.size for path in paths], self.classes, widths)
         self.paths = nn.ModuleList(paths)
-        matching = {id(path.early_fusion): k for k, path in reversed([*enumerate(paths)]) if path.early_fusion}
+        matching: dict[nn.Module, str] = {}  # each set of matching convolutions, with its name
+        for k, path in enumerate(paths):
+            if path.early_fusion is not None:
+                matching.setdefault(path.early_fusion, f"paths.{k}.early_fusion")
         if config.match_decay == "weight_decay":
-            self.decayed_as_students = tuple(f"paths.{k}.early_fusion" for k in matching.values())
-        initialise(config.init, *(self.get_submodule(f"paths.{k}.early_fusion") for k in matching.values()))
-        initialise(config.init, self.fusion)
+            self.decayed_as_students = tuple(matching.values())
+        initialise(config.init, *matching, self.fusion)
         # One set over maps that are the same for all: what it makes of these is computed once.
         self.once = config.early_fusion and config.share_match and paths[0].taps[1] < self.cohort.shared
         taps = [f"student{k}: {path.description}" for k, path in enumerate(paths)]
@@ -443,18 +447,20 @@ class FEFR(Method[FEFRConfig]):
             )
         return remarks
 
+    def _each_path(self) -> list[FeaturePath]:
+        return [path for path in self.paths if isinstance(path, FeaturePath)]
+
     def reconstructed(self, maps: list[list[Tensor]]) -> list[Tensor]:
         """Sections 3.2.1 and 3.2.2: maps[k][i], stage i of student k -> f_re of each student; n of NCHW."""
         f_re, shallow = [], None
-        for path, own in zip(self.paths, maps, strict=True):
-            assert isinstance(path, FeaturePath)
+        for path, own in zip(self._each_path(), maps, strict=True):
             shallow = shallow if self.once and shallow else path.shallow(own)
             f_re.append(path(own, shallow))
         return f_re
 
     def refined(self, f_re: list[Tensor]) -> list[Tensor]:
         """Section 3.2.3: f_re of each student, attended to; n of NCHW."""
-        return [path.get_submodule("attention")(f) for path, f in zip(self.paths, f_re, strict=True)]
+        return [path.attention(f) for path, f in zip(self._each_path(), f_re, strict=True)]
 
     def fused(self, f_re: list[Tensor]) -> Tensor:
         """Sections 3.2.3 and 3.2.4: f_re of each student -> z_f, NK."""
