@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         load_recipe,
         profile,
         resume,
+        study,
     )
     from okdc.assembly.resolve import ResolvedRecipe
     from okdc.cohort import Backbone, Cohort
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "okdc.api": (
         "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "download_weights",
-        "evaluate", "export", "features", "load_recipe", "profile", "resume",
+        "evaluate", "export", "features", "load_recipe", "profile", "resume", "study",
     ),
     "okdc.assembly.resolve": ("ResolvedRecipe",),
     "okdc.cohort": ("Backbone", "Cohort"),
@@ -61,7 +62,7 @@ _HOMES = {
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
-    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "resume",
+    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "resume", "study",
     "trusting_code",
 ]  # fmt: skip
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
-    "features", "load_recipe", "profile", "resume",
+    "features", "load_recipe", "profile", "resume", "study",
 ]  # fmt: skip
 
 
@@ -563,6 +563,42 @@ def compare(
 
     paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
     return comparison.compare(paths, baseline, require)
+
+
+def study(
+    name: str | Path,
+    *overrides: str,
+    out: str | Path | None = None,
+    only: Sequence[str] = (),
+    jobs: int = 1,
+    train: bool = True,
+    progress: Progress | None = None,
+    raise_interrupts: bool = False,
+) -> dict[str, Any]:
+    """Train what is missing of a study, in `out` or studies/NAME, and give its table: that of `okdc study --json`.
+
+    `name` is a shipped study, a TOML file or the folder of a study; `overrides` are KEY=VALUE words for every run of
+    it. `only` are patterns of columns, methods and seeds. With several `jobs` the runs are processes side by side.
+    `train=False` trains nothing and gives the table of what there is. The table is also written into the folder.
+
+    Ctrl-C saves the run at hand and gives the table of what there is; with `raise_interrupts` it raises Interrupted,
+    as SIGTERM always does. Raises RecipeError for what is no study or a recipe that cannot be trained, RunError where a
+    folder holds another run, UsageError for a pattern that matches nothing, and what a training raises before its
+    first step.
+    """
+    from okdc.studies import study as studies
+
+    progress = progress or Silent()
+    opened = studies.opened([str(name), *overrides], _path(out))
+    if not train:
+        return studies.written(opened)
+    try:
+        return studies.train(opened, only, jobs, provenance(_command()), progress)
+    except Interrupted as error:
+        if raise_interrupts or error.exit_code != Interrupted.BY_CTRL_C:
+            raise
+        progress.note(error.message)
+        return studies.written(opened)
 
 
 def download(

@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from okdc.blocks import ChannelAttention, DualAttention, OverallFusion, PatchConv, SpatialAttention, match
+from okdc.blocks import (
+    ChannelAttention,
+    DualAttention,
+    OverallFusion,
+    PatchConv,
+    SpatialAttention,
+    match,
+    reordered,
+    split_order,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -89,9 +98,14 @@ def test_patch_conv_is_one_weighted_sum_for_each_patch(source: tuple[int, ...], 
     assert module.conv.kernel_size == module.conv.stride == r
     full = np.zeros((2, source[0], r[0] * target[1], r[1] * target[2]))
     full[:, :, : source[1], : source[2]] = array(x)  # padded at the bottom and on the right alone
+    assert module.bn is not None
     expected = np.maximum(normalised(convolved(full, array(module.conv.weight), r, 0), module.bn), 0)
     assert expected.shape[1:] == target
     np.testing.assert_allclose(array(module(x)), expected, atol=1e-5)
+    linear = PatchConv(torch.Size(source), torch.Size(target), norm=False)
+    assert linear.conv.bias is not None
+    expected = convolved(full, array(linear.conv.weight), r, 0) + array(linear.conv.bias)[:, None, None]
+    np.testing.assert_allclose(array(linear(x)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("raw", [False, True])
@@ -103,6 +117,17 @@ def test_every_matching_reaches_the_size_and_ends_in_relu(kind: str, raw: bool, 
     assert y.shape == (4, 8, out, out)
     assert y.min() == 0
     assert y.max() > 0
+
+
+@pytest.mark.parametrize("kind", ["patch", "conv3x3_s2", "pool1x1"])
+@pytest.mark.parametrize(("height", "out"), [(8, 2), (8, 8), (50, 13)])
+def test_a_matching_without_norm_is_affine_and_has_biases(kind: str, height: int, out: int) -> None:
+    module = match(kind, torch.Size((3, height, height)), torch.Size((8, out, out)), norm=False)
+    assert not [m for m in module.modules() if isinstance(m, nn.BatchNorm2d | nn.ReLU)]
+    assert all(m.bias is not None for m in module.modules() if isinstance(m, nn.Conv2d))
+    x, y = torch.randn(2, 4, 3, height, height)
+    torch.testing.assert_close(module(x) + module(y), module(x + y) + module(torch.zeros_like(x)), atol=1e-5, rtol=1e-4)
+    assert module(x).min() < 0
 
 
 @pytest.mark.parametrize("kind", ["patch", "conv3x3_s2", "pool1x1"])
@@ -186,6 +211,7 @@ def test_channel_attention_is_mfef_equations_5_and_6(channels: int, reduction: i
 def test_spatial_attention_is_mfef_equations_7_and_8(kernel: int) -> None:
     module = used(SpatialAttention(kernel), (6, 5, 4))
     assert isinstance(module, SpatialAttention)
+    assert isinstance(module.bn, nn.BatchNorm2d)
     x = torch.randn(2, 6, 5, 4)
     seen = np.stack([array(x).mean(1), array(x).max(1)], 1)
     weight = sigmoid(normalised(convolved(seen, array(module.conv.weight), (1, 1), kernel // 2), module.bn))
@@ -244,3 +270,59 @@ def test_the_loops_above_convolve_as_torch_does() -> None:
     x, w = torch.randn(2, 4, 7, 6), torch.randn(6, 2, 3, 3)
     expected = F.conv2d(x.double(), w.double(), stride=2, padding=1, groups=2)
     np.testing.assert_allclose(convolved(array(x), array(w), (2, 2), 1, 2), expected.numpy(), atol=1e-10)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A hierarchical split without convolutions
+
+
+def test_the_order_of_96_channels_in_4_groups_is_written_out_in_public_code() -> None:
+    assert split_order(96, 4) == [(0, 24), (36, 48), (54, 72), (24, 36), (48, 54), (72, 96)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "order"),
+    [
+        (8, 4, [0, 1, 3, 4, 5, 2, 6, 7]),  # A = 0 1, B = 2 3, C = 4 5, D = 6 7; of 2, then of 2 4 5, 2 is passed on
+        (9, 3, [0, 1, 2, 4, 5, 3, 6, 7, 8]),
+        (10, 4, [0, 1, 2, 4, 5, 6, 7, 3, 8, 9]),  # groups of 3, 3, 2, 2
+        (6, 2, [0, 1, 2, 3, 4, 5]),
+        (4, 4, [0, 1, 2, 3]),
+    ],
+)
+def test_of_each_group_the_first_half_is_passed_on_and_the_second_goes_out(
+    channels: int, groups: int, order: list[int]
+) -> None:
+    x = torch.arange(float(channels))[None, :, None, None].expand(2, channels, 2, 3)
+    found = reordered(x, split_order(channels, groups))
+    assert found[1, :, 1, 2].tolist() == order
+
+
+@pytest.mark.parametrize("channels", [7, 48, 60, 96, 99, 192])
+@pytest.mark.parametrize("groups", [2, 3, 4, 5, 7])
+def test_it_is_a_permutation_that_leaves_the_first_group(channels: int, groups: int) -> None:
+    order = [i for start, stop in split_order(channels, groups) for i in range(start, stop)]
+    assert sorted(order) == list(range(channels))
+    first = -(-channels // groups)
+    assert order[:first] == list(range(first))
+    assert (order == sorted(order)) is (groups == 2 or channels == groups)
+
+
+def test_fewer_channels_than_groups_have_no_order() -> None:
+    with pytest.raises(ValueError, match="3 channels do not divide into 4 groups"):
+        split_order(3, 4)
+
+
+def test_a_1x1_convolution_mixes_what_is_joined_into_the_widths_that_are_asked_for() -> None:
+    sizes = [torch.Size((6, 4, 4)), torch.Size((10, 4, 4))]
+    fusion = used(OverallFusion(sizes, 5, [3, 8]), *sizes)
+    assert isinstance(fusion, OverallFusion)
+    assert isinstance(fusion.premix, nn.Conv2d)
+    assert (fusion.premix.in_channels, fusion.premix.out_channels, fusion.fc.in_features) == (16, 11, 3)
+    assert fusion.premix.bias is not None
+    maps = [torch.randn(2, *size) for size in sizes]
+    mixed = np.einsum("oc,nchw->nohw", array(fusion.premix.weight)[:, :, 0, 0], array(torch.cat(maps, 1)))
+    mixed += array(fusion.premix.bias)[:, None, None]
+    behind = fusion.fc(fusion.pointwise(fusion.depthwise(torch.from_numpy(mixed).float())).mean((2, 3)))
+    torch.testing.assert_close(fusion(maps), behind, rtol=1e-4, atol=1e-5)
+    assert isinstance(OverallFusion(sizes, 5).premix, nn.Identity)

@@ -17,6 +17,7 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
 from okdc.assembly.weights import Loaded
+from okdc.backbones import naming
 from okdc.cohort import Cohort
 from okdc.data import balance, datasets
 from okdc.data.augmentation import Augmentation
@@ -231,7 +232,7 @@ def cohort(
         share, words = "none", f"{name} trains the first student alone: {architectures[0]}"
     elif not kind.branches:
         share, words = "none", f"the students share nothing: {name} trains separate networks"
-    elif len(set(architectures)) > 1:
+    elif not naming.one_trunk(architectures):
         if kind.needs_trunk and share != "none":
             raise RecipeError(
                 f"cohort.share={share!r} needs students of one architecture: {name}'s branches grow "
@@ -241,6 +242,8 @@ def cohort(
     else:
         shared = {"low": "all stages but the last", "stem1": "the stem and the first stage", "none": "nothing"}[share]
         words = f"the students share {shared}"
+        if len(set(architectures)) > 1:
+            words += f"; their last stages differ in depth: {', '.join(architectures)}"
     if beginnings and kind.one_start:
         beginnings.check_shared(f"{name}'s students start as one network", "one value for all")
     elif beginnings and share != "none":

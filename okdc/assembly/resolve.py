@@ -63,11 +63,14 @@ class ResolvedRecipe:
 
     @property
     def variant(self) -> str:
-        """The method and its keys that differ from its defaults: `fefr reconstruct=cyclic`. One row of a comparison."""
-        fields = self.kind.Config.model_fields
+        """The method and its keys that differ from its defaults: `fefr reconstruct=cyclic`. One row of a comparison.
+
+        Where a key sets the defaults of others, that key alone is named: `fefr reading=released`.
+        """
+        defaults = self.kind.Config.defaults_of(self.recipe.method)
         places = (TEACHER, *TEACHER_PLACES) if self.has_teacher else ()
-        values = {key: getattr(self.config, key) for key in sorted(fields.keys() - {"name", *places})}
-        changed = [f"{key}={json.dumps(value)}" for key, value in values.items() if value != fields[key].default]
+        values = {key: getattr(self.config, key) for key in sorted(defaults.keys() - {"name", *places})}
+        changed = [f"{key}={json.dumps(value)}" for key, value in values.items() if value != defaults[key]]
         return " ".join([self.recipe.method["name"], *changed]).replace('"', "")
 
     def with_seed(self, seed: int) -> ResolvedRecipe:
@@ -238,13 +241,35 @@ def _with_owners(problem: str) -> str:
 
 def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
     """`[method]` without the keys that the file meant for another method, and a note that names them."""
+    table, notes = _with_defaults_of(table, config, draft)
     if "method.name" not in draft.overridden:
-        return table, []
+        return table, notes
     foreign = [key for key in table if key not in config.model_fields and f"method.{key}" not in draft.overridden]
     if not foreign:
+        return table, notes
+    notes.append(f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]")
+    return {key: value for key, value in table.items() if key not in foreign}, notes
+
+
+def _with_defaults_of(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
+    """`[method]` without the file's keys that only wrote out a default which an override has changed, and a note.
+
+    The recipe.toml of a run has every key: `method.reading=released` would otherwise change nothing but its own name.
+    """
+    if table["name"] != draft.method.get("name"):  # of another method
         return table, []
-    note = f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]"
-    return {key: value for key, value in table.items() if key not in foreign}, [note]
+    before, now = config.defaults_of(draft.method), config.defaults_of(table)
+    follow = [
+        key
+        for key in table
+        if f"method.{key}" not in draft.overridden and before.get(key) == table[key] != now.get(key)
+    ]
+    if not follow:
+        return table, []
+    changed = [key for key in table if table[key] != draft.method.get(key) and f"method.{key}" in draft.overridden]
+    words = ", ".join(f"method.{key}={table[key]}" for key in changed)
+    note = f"{words}: {', '.join(follow)} of the recipe's [method] had the defaults of before, and follow"
+    return {key: value for key, value in table.items() if key not in follow}, [note]
 
 
 def _source(data: Any) -> tuple[Source | None, list[str]]:

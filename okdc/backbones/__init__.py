@@ -1,17 +1,17 @@
 """The networks that a recipe may name. Importing this imports no network.
 
 A name is okdc's own, or an installed package's (entry point group `okdc.networks`), or leads outside:
-`torchvision:NAME`, `timm:NAME`, `package.module:callable`. `NAME+msfe` is any of these with MFEF's multi-scale feature
-extraction behind its last stage, `NAME+msfe-da` the same without dual attention. `NAME[KEY]` says which of a network's
-outputs are its logits, `package.module:callable[logits]`: recipes say it by `cohort.output`. README.md is the guide to
-your own.
+`torchvision:NAME`, `timm:NAME`, `package.module:callable`. `resnet32+4` is one of okdc's own with four more blocks in
+its last stage (`DEEPER`). `NAME+msfe` is any of these with MFEF's multi-scale feature extraction behind its last stage,
+`NAME+msfe-da` the same without dual attention. `NAME[KEY]` says which of a network's outputs are its logits,
+`package.module:callable[logits]`: recipes say it by `cohort.output`. README.md is the guide to your own.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from okdc.backbones.naming import MSFE, Key, split_output, variant
+from okdc.backbones.naming import MOST_ADDED, MSFE, Key, split_depth, split_output, variant
 from okdc.errors import RecipeError
 from okdc.plugins import Registry
 
@@ -41,13 +41,17 @@ NETWORKS = Registry(
         "resnet34": "okdc.backbones.resnet:resnet34",
     },
     RecipeError,
-    outside="torchvision:NAME, timm:NAME, package.module:callable; any of them as NAME+msfe",
+    outside="torchvision:NAME, timm:NAME, package.module:callable; any of them as NAME+msfe; resnet20+4 and the like",
 )
+
+# Whose last stage is a chain of equal blocks, so that NAME+N is the same network with N more of them. A layer more
+# makes a DenseNet wider, and MobileNetV2's last stage has blocks of three widths.
+DEEPER = tuple(name for name in NETWORKS.own if name.startswith(("resnet", "wrn")))
 
 
 def is_name(name: str) -> bool:
     """Whether it is written like the name of a network; `check` tells whether there is such a network."""
-    base, _ = split_output(variant(name)[0])
+    base, _ = split_output(split_depth(variant(name)[0])[0])
     return base in NETWORKS or (":" in base and not base.startswith(":"))
 
 
@@ -56,12 +60,20 @@ def is_proven(name: str) -> bool:
 
     So for any number of classes and any size of image: no module of these networks decides by either.
     """
-    return variant(name)[0] in NETWORKS.own
+    return split_depth(variant(name)[0])[0] in NETWORKS.own
 
 
 def check(name: str) -> None:
     """Raises RecipeError for a name that leads to no network."""
-    base, _ = split_output(variant(name)[0])
+    base, key = split_output(variant(name)[0])
+    if key is not None and split_depth(base)[1]:
+        raise RecipeError(
+            f"{name}: a network that okdc adds blocks to returns its logits alone", hint=f"without the key: {base}"
+        )
+    base, added = split_depth(variant(name)[0])
+    if added:
+        _check_deeper(base, added)
+    base, _ = split_output(base)
     if ":" in base:
         from okdc.backbones import outside
 
@@ -70,10 +82,21 @@ def check(name: str) -> None:
         NETWORKS.load(base)
 
 
+def _check_deeper(base: str, added: int) -> None:
+    name = f"{base}+{added}"
+    if ":" not in base and split_output(base)[0] not in NETWORKS:
+        NETWORKS.target(name)  # raises, and names the nearest
+    if base not in DEEPER:
+        raise RecipeError(
+            f"{name}: okdc adds no blocks to the last stage of {base}",
+            hint=f"NAME+N, N from 1 to {MOST_ADDED}, takes {', '.join(DEEPER)}",
+        )
+
+
 def with_output(name: str, key: Key | None) -> str:
     """The name of a network whose logits lie at `key`. okdc's own networks return nothing else than logits."""
     base, attention = variant(name)
-    if key is None or base in NETWORKS.own or split_output(base)[1] is not None:
+    if key is None or is_proven(base) or split_output(base)[1] is not None:
         return name
     return f"{base}[{key}]" + ("" if attention is None else MSFE[attention])
 
@@ -84,8 +107,9 @@ def build(name: str, classes: int, images: torch.Size) -> Backbone:
     Raises RecipeError for a name that leads to no network, or to one that cannot be cut into stages.
     """
     base, attention = variant(name)
-    if base in NETWORKS.own:
-        network: Backbone = NETWORKS.load(base)(classes)
+    own = _own(base, classes)
+    if own is not None:
+        network = own
     else:
         from okdc.backbones import adapters
 
@@ -105,10 +129,24 @@ def shapes(name: str, classes: int, images: torch.Size) -> dict[str, torch.Size]
     """
     import torch
 
-    base, _ = split_output(variant(name)[0])
+    base, _ = variant(name)
     with torch.random.fork_rng(devices=[]):
-        if base in NETWORKS.own:
-            return {key: tensor.shape for key, tensor in NETWORKS.load(base)(classes).weights().items()}
+        if (own := _own(base, classes)) is not None:
+            return {key: tensor.shape for key, tensor in own.weights().items()}
         from okdc.backbones import outside
 
-        return outside.shapes(base, classes, images)
+        return outside.shapes(split_output(base)[0], classes, images)
+
+
+def _own(base: str, classes: int) -> Backbone | None:
+    """A fresh network of okdc's own, named without MFEF's suffix; None for a name that leads outside.
+
+    Raises RecipeError for blocks that are added to a network that takes none.
+    """
+    plain, added = split_depth(base)
+    if added or split_depth(split_output(base)[0])[1]:
+        check(base)
+    if plain not in NETWORKS.own:
+        return None
+    network: Backbone = NETWORKS.load(plain)(classes, **({"added": added} if added else {}))
+    return network

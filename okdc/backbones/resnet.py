@@ -38,26 +38,28 @@ class BasicBlock(nn.Module):
         return F.relu(y + self.shortcut(x))
 
 
-def cifar_resnet(depth: int, classes: int, width: int = 16) -> Backbone:
+def cifar_resnet(depth: int, classes: int, width: int = 16, added: int = 0) -> Backbone:
     """ResNet of `depth` 6n+2 whose stages have width, 2·width and 4·width channels. Raises ValueError otherwise.
 
-    Convolutions start as FFL's code has them: `he_fan_out`.
+    `added` blocks more are in the last stage. Convolutions start as FFL's code has them: `he_fan_out`.
     """
     n, rest = divmod(depth - 2, 6)
     if rest or n < 1:
         raise ValueError(f"a CIFAR ResNet has 6n+2 layers (8, 14, 20, ...), not {depth}")
-    return _resnet((n, n, n), width, classes)
+    return _resnet((n, n, n + added), width, classes)
 
 
-def resnet(depth: int, classes: int) -> Backbone:
+def resnet(depth: int, classes: int, added: int = 0) -> Backbone:
     """ResNet-18 or -34 whose stem is one 3×3 convolution of stride 1 without pooling, as usual for 32×32 pixels.
 
-    Stages of 64, 64, 128, 256 and 512 channels (the kuangliu/pytorch-cifar repository's). Convolutions start with
-    `he_fan_out`, as torchvision's do. Raises ValueError for another depth: those have other blocks.
+    Stages of 64, 64, 128, 256 and 512 channels (the kuangliu/pytorch-cifar repository's); `added` blocks more are in
+    the last. Convolutions start with `he_fan_out`, as torchvision's do. Raises ValueError for another depth: those have
+    other blocks.
     """
     if depth not in BLOCKS:
         raise ValueError(f"a ResNet of basic blocks for small images has 18 or 34 layers, not {depth}")
-    return _resnet(BLOCKS[depth], 64, classes)
+    *blocks, last = BLOCKS[depth]
+    return _resnet((*blocks, last + added), 64, classes)
 
 
 def _resnet(blocks: Sequence[int], width: int, classes: int) -> Backbone:

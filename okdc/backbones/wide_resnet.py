@@ -39,11 +39,11 @@ class PreActivationBlock(nn.Module):
         return kept + change
 
 
-def wide_resnet(depth: int, k: int, classes: int) -> Backbone:
+def wide_resnet(depth: int, k: int, classes: int, added: int = 0) -> Backbone:
     """WRN-`depth`-`k`: stages of 16, 16k, 32k and 64k channels. Raises ValueError unless `depth` is 6n+4.
 
     The first three maps are raw: the next block begins with the BN-ReLU that they lack. The last stage ends in its own.
-    Convolutions start as the authors' code has them: `he_fan_out`.
+    `added` blocks more are in the last stage. Convolutions start as the authors' code has them: `he_fan_out`.
     """
     n, rest = divmod(depth - 4, 6)
     if rest or n < 1:
@@ -54,7 +54,7 @@ def wide_resnet(depth: int, k: int, classes: int) -> Backbone:
     stages: list[nn.Module] = [nn.Conv2d(3, 16, 3, 1, 1, bias=False)]
     for stage, (inputs, outputs) in enumerate(pairwise(channels)):
         blocks: list[nn.Module] = [PreActivationBlock(inputs, outputs, 2 if stage else 1)]
-        blocks += [PreActivationBlock(outputs, outputs, 1) for _ in range(n - 1)]
+        blocks += [PreActivationBlock(outputs, outputs, 1) for _ in range(n - 1 + (added if stage == 2 else 0))]
         if stage == 2:
             blocks += [nn.BatchNorm2d(outputs), nn.ReLU()]
         stages.append(nn.Sequential(*blocks))

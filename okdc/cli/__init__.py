@@ -1,7 +1,7 @@
 """The commands: each parses its words, makes one call and prints what came back.
 
     prepare.py  new, check                 look.py  download, recipes, runs, compare
-    train.py  distill, resume
+    train.py  distill, resume                              study.py  study
     ship.py   profile, export, evaluate, verify, predict       bench.py  bench         features.py  features
     completion.py   the names that a shell completes
 
@@ -20,6 +20,7 @@ from okdc.cli.features import features
 from okdc.cli.look import compare, download, recipes, runs
 from okdc.cli.prepare import check, new
 from okdc.cli.ship import evaluate, export, predict, profile, verify
+from okdc.cli.study import study
 from okdc.cli.train import distill, resume
 from okdc.distributed import Ranks
 from okdc.errors import UsageError
@@ -28,7 +29,7 @@ from okdc.version import __version__
 __all__ = ["app"]
 
 # Two processes of these would write one file, or slow each other.
-BY_ONE = ("new", "check", "profile", "export", "evaluate", "features", "download", "bench")
+BY_ONE = ("new", "check", "profile", "export", "evaluate", "features", "study", "download", "bench")
 
 app = typer.Typer(
     name="okdc",
@@ -62,7 +63,7 @@ def root(
 
 
 PREPARE = (new, check)
-TRAIN = (distill, resume)
+TRAIN = (distill, resume, study)
 SHIP = (profile, export, evaluate, verify, predict)
 LOOK = (download, recipes, runs, compare, features, bench)
 

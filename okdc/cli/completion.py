@@ -51,6 +51,14 @@ def datasets(incomplete: str) -> list[str]:
     return _matching(incomplete, DATASETS.names())
 
 
+def studies(incomplete: str) -> list[str]:
+    """Shipped studies, and folders of studies."""
+    from okdc.studies.schema import FILE
+    from okdc.studies.schema import studies as shipped
+
+    return _matching(incomplete, shipped(), [path.parent for path in Path("studies").glob(f"*/{FILE}")])
+
+
 def bundles(incomplete: str) -> list[str]:
     """Bundles of runs, and bundles in the working directory."""
     here = [path.parent for path in Path().glob(f"*/{MANIFEST}")]

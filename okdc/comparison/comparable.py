@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from okdc.backbones import naming
 from okdc.comparison.finished import Finished
 from okdc.errors import RunError
 
@@ -67,7 +68,7 @@ def _starts(run: Finished) -> dict[str, tuple[str, ...]]:
     """By network, what its students started from: trained weights may be worth more than any method."""
     result, starts = run.result, dict[str, set[str]]()
     for name, start in zip(result.students, result.starts or (None,) * len(result.students), strict=True):
-        network = name.partition("+")[0]  # an extraction has no trained weights
+        network = naming.variant(name)[0]  # an extraction has no trained weights
         starts.setdefault(network, set()).add(start.weights_sha256[:12] if start else "random weights")
     return {f"cohort.weights of {network}": tuple(sorted(names)) for network, names in starts.items()}
 

@@ -167,6 +167,7 @@ def _source(name: str, classes: int, url: str, md5: str, size: int, caution: str
         root="data",  # torchvision's own root: the folder that holds cifar-10-batches-py
         classes=classes,
         image_size=32,
+        counts=(50_000, 0, 10_000),
         archive=Archive(
             url=url,
             md5=md5,

@@ -115,6 +115,7 @@ SOURCE = Source(
     root="data/cinic10",
     classes=len(CLASSES),
     may_stream=True,
+    counts=(90_000, 90_000, 90_000),
     archive=Archive(
         url="https://datashare.ed.ac.uk/bitstream/handle/10283/3192/CINIC-10.tar.gz",
         md5="6ee4d0c996905fe93221de577967a372",

@@ -50,6 +50,7 @@ SOURCE = Source(
     files=False,
     classes=len(CLASSES),
     image_size=8,
+    counts=(1_000, 0, 797),
     caution="Digits: 1,797 images of 8×8 grey pixels. The split does not keep the writers apart: a hand that the "
     "model has never seen may be harder.",
     fixed=True,

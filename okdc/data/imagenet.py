@@ -70,6 +70,7 @@ SOURCE = Source(
     classes=1000,
     class_folders=True,
     streamed=True,
+    counts=(1_281_167, 0, 50_000),
     by_hand="register at https://image-net.org, fetch ILSVRC2012 and lay it out as "
     f"{ROOT}/{{train,val}}/<wnid>/*.JPEG, or anywhere with --data-root",
     caution="ImageNet: its terms allow research and education that is not commercial; what that means for weights "

@@ -122,6 +122,7 @@ class Source:
     caution: str = ""  # a sentence for the model card
     hub: str | None = None  # the data set's name on huggingface.co
     fixed: bool = False  # its content is one published content, in every copy
+    counts: tuple[int, int, int] | None = None  # training, validation and test images, where they are published
 
     def part(self, request: Request, name: str) -> Part:
         """The images of one part. Raises DataError where there is none of this name."""

@@ -56,10 +56,12 @@ def features(
     `images`: at most so many of the judging images. `points` of them get a place in the map, 0: there is none.
 
     Raises RunError for a run that is not complete or has lost its checkpoint, DataError where its images are missing or
-    others, UsageError for one `out` for several runs, and for more neighbours than other images.
+    others, UsageError for an `out` that is no file or for several runs, and for more neighbours than other images.
     """
     if out is not None and len(paths) > 1:
         raise UsageError(f"--out names one file, and there are {len(paths)} runs", hint="leave it out")
+    if out is not None and out.exists() and not out.is_file():  # a device would be replaced by a file
+        raise UsageError(f"--out {out}: expected a file, found {'a folder' if out.is_dir() else 'a device or pipe'}")
     reports = [_of_run(RunDir.open(path), out, data_root, neighbours, images, points, tell) for path in paths]
     return {"schema": 1, "runs": reports}
 

@@ -27,6 +27,8 @@ METHODS = Registry(
         "dualnet": "okdc.methods.dualnet:DualNet",
         "okddip": "okdc.methods.okddip:OKDDip",
         "kdcl": "okdc.methods.kdcl:KDCL",
+        "byot": "okdc.methods.byot:BYOT",
+        "ahbf": "okdc.methods.ahbf:AHBF",
         "switokd": "okdc.methods.switokd:SwitOKD",
         "pcl": "okdc.methods.pcl:PCL",
         "okdph": "okdc.methods.okdph:OKDPH",

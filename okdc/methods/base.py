@@ -5,7 +5,7 @@ Shapes: N images, K classes; C channels, H×W pixels of an image; z_k are the lo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, get_args
 
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from okdc.backbones.parts import he_fan_out
 from okdc.cohort import Cohort
 from okdc.kernels import global_average
 from okdc.runs.artefacts import MethodCard
@@ -38,6 +39,12 @@ Reduction = Annotated[
         "least; 16 is CBAM's, since neither paper gives a number.",
     ),
 ]
+Init = Literal["pytorch", "he"]
+INIT = (
+    "How the convolutions that match, split and fuse maps beside the students are drawn: pytorch, its default, or he, "
+    "from N(0, 2/(k²·outputs)), depthwise and 1×1 ones too, as in FFL's public code; attention keeps PyTorch's, and "
+    "behind BN this only sets how fast they learn"
+)
 Views = Annotated[
     Literal["one", "own"],
     Field(
@@ -50,7 +57,7 @@ SpatialKernel = Annotated[
     Field(
         ge=1,
         description="Height and width in pixels of spatial attention's convolution, odd, so that the map keeps its "
-        "size; 7 is CBAM's, since neither paper gives a number.",
+        "size; 7 is CBAM's and that of FEFR's public code, since neither paper gives a number.",
     ),
 ]
 
@@ -63,6 +70,14 @@ class Config(BaseModel):
     name: str = Field(
         description="The method: a name of okdc's or of an installed package, or package.module:Class of your own."
     )
+
+    @classmethod
+    def defaults_of(cls, table: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+        """The default of every key of a recipe's `table`. A Config in which one key sets those of others says so here.
+
+        A key without a default has pydantic's mark of that.
+        """
+        return {key: field.default for key, field in cls.model_fields.items()}
 
 
 class RampedConfig(Config):
@@ -204,8 +219,7 @@ class Method(nn.Module, Generic[C]):
         Of each student its pooled last map, and of the ensemble all of them side by side: its logits, their mean, are
         one linear function of these. A method adds what its fused classifier reads.
         """
-        pooled = [global_average(own[-1]) for own in self.cohort(batch.images)]
-        return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
+        return student_features(self.cohort(batch.images))
 
     def before_first_step(self) -> None:
         """Set tensors that follow from the students' first weights, without gradients: a copy of them, for example.
@@ -290,7 +304,10 @@ class Method(nn.Module, Generic[C]):
 
     @classmethod
     def architectures(cls, names: Sequence[str], config: C) -> tuple[str, ...]:  # noqa: ARG003
-        """The names of the networks that are trained where `names` are the recipe's students."""
+        """The names of the networks that are trained where `names` are the recipe's students.
+
+        Raises RecipeError where there are none.
+        """
         return tuple(names)
 
 
@@ -301,6 +318,19 @@ class Method(nn.Module, Generic[C]):
 def students(z: Iterable[T]) -> dict[str, T]:
     """What belongs to each student, such as its logits, under the names that every method gives them."""
     return {f"student{k}": z_k for k, z_k in enumerate(z)}
+
+
+def initialise(init: str, *scaffolding: nn.Module) -> None:
+    """Draw the convolutions in `scaffolding` as the key `init` says. "pytorch": they stay as they were made."""
+    if init == "he":
+        for module in scaffolding:
+            he_fan_out(module)
+
+
+def student_features(maps: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+    """Of maps[k][i], stage i of student k: each student's pooled last map and, of several, all of them joined, NC."""
+    pooled = [global_average(own[-1]) for own in maps]
+    return students(pooled) | ({"ensemble": torch.cat(pooled, 1)} if len(pooled) > 1 else {})
 
 
 def full_precision(batch: Batch) -> AbstractContextManager[None]:
@@ -376,7 +406,8 @@ def mutual(method: Method, batch: Batch, z: Sequence[Tensor], z_f: Tensor, w: Te
 
     The ensemble teaches the fused classifier, which teaches every student; each teacher is detached (MFEF eq. 9-11;
     FFL's public code). Sums over students are not divided by their number (FFL's code), so a trunk's gradient grows
-    with it.
+    with it. That code, and FEFR's, add 1e-7 to each probability of a teacher, which changes a term by some 1e-6; here
+    the probabilities sum to 1.
     """
     z_a = torch.stack(list(z)).mean(0)
     losses = {f"ce_student{k}": method.cross_entropy(z_k, batch) for k, z_k in enumerate(z)}

@@ -5,22 +5,37 @@ Only the teachers' logits are detached: the fused classifier's losses train the 
 `detach_features`. Students that differ meet in a regressor to the smallest map, as the paper says and its code, written
 for one architecture, does not show.
 
-Not taken over: the code draws every convolution from N(0, 2/(k²·outputs)), the fusion module's too. BatchNorm follows
-each of them, so that this only sets how fast they learn; PyTorch's default stays.
+The code draws every convolution from N(0, 2/(k²·outputs)), the fusion module's too: `init="he"`. BatchNorm follows each
+of them, so that this only sets how fast they learn. By default they are drawn as PyTorch does.
 
 Shapes: N images, K classes; n students.
 """
 
 from __future__ import annotations
 
+from pydantic import Field
 from torch import Tensor
 
 from okdc.blocks import OverallFusion
-from okdc.methods.base import Batch, DetachFeatures, Method, RampedConfig, Step, full_precision, mutual, ramp
+from okdc.methods.base import (
+    INIT,
+    Batch,
+    DetachFeatures,
+    Init,
+    Method,
+    RampedConfig,
+    Step,
+    full_precision,
+    initialise,
+    mutual,
+    ramp,
+    student_features,
+)
 
 
 class FFLConfig(RampedConfig):
     detach_features: DetachFeatures = False
+    init: Init = Field("pytorch", description=f"{INIT}.")
 
 
 class FFL(Method[FFLConfig]):
@@ -37,12 +52,21 @@ class FFL(Method[FFLConfig]):
 
     def setup(self) -> None:
         self.fusion = OverallFusion([sizes[-1] for sizes in self.cohort.probe(self.images)], self.classes)
+        initialise(self.config.init, self.fusion)
         self.notes = (self.fusion.description,)
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        return student_features(maps) | {"fused": self.fusion.features(self._last(maps))}
+
+    def _last(self, maps: list[list[Tensor]]) -> list[Tensor]:
+        """n of NCHW, after the last ReLU and before pooling."""
+        last = [student_maps[-1] for student_maps in maps]
+        return [f.detach() for f in last] if self.config.detach_features else last
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         maps = self.cohort(batch.images)
         z = self.cohort.logits(maps)  # n of NK
-        last = [student_maps[-1] for student_maps in maps]  # n of NCHW, after the last ReLU and before pooling
-        z_f = self.fusion([f.detach() if self.config.detach_features else f for f in last])  # NK
+        z_f = self.fusion(self._last(maps))  # NK
         with full_precision(batch):
             return mutual(self, batch, z, z_f, ramp(progress, self.config.rampup), self.config.temperature)

@@ -22,17 +22,21 @@ from torch import Tensor, nn
 from okdc.backbones.naming import MSFE
 from okdc.blocks import DualAttention, HierarchicalSplit, OverallFusion
 from okdc.methods.base import (
+    INIT,
     Batch,
     DetachFeatures,
+    Init,
     Method,
     RampedConfig,
     Reduction,
     SpatialKernel,
     Step,
     full_precision,
+    initialise,
     kl,
     mutual,
     ramp,
+    student_features,
     students,
 )
 
@@ -63,6 +67,7 @@ class MFEFConfig(RampedConfig):
     )
     reduction: Reduction = 16
     spatial_kernel: SpatialKernel = 7
+    init: Init = Field("pytorch", description=f"{INIT}.")
 
     @model_validator(mode="after")
     def _consistent(self) -> MFEFConfig:
@@ -80,6 +85,8 @@ class MFEFConfig(RampedConfig):
             )
         if self.detach_features and not self.fuses:
             problems.append("detach_features keeps the fused classifier's gradient from the students: here is none")
+        if self.init != "pytorch" and not self.fuses:
+            problems.append(f"init={self.init!r} draws what fuses the students' maps: here is nothing of it")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -105,12 +112,15 @@ class MFEF(Method[MFEFConfig]):
     branches = True
 
     def setup(self) -> None:
-        if self.config.distill:  # else each student learns by itself, and one will do
+        config = self.config
+        if config.distill:  # else each student learns by itself, and one will do
             self.require_students(2)
-        if self.config.fuses:
+        if config.fuses:
             sizes = [student_sizes[-1] for student_sizes in self.cohort.probe(self.images)]
             self.paths = nn.ModuleList(nn.Sequential(*self._path(size[0])) for size in sizes)
             self.fusion = OverallFusion(sizes, self.classes)  # section 3.4
+            splits = [module for module in self.paths.modules() if isinstance(module, HierarchicalSplit)]
+            initialise(config.init, *splits, self.fusion)
             self.notes = (self.fusion.description,)
 
     def _path(self, channels: int) -> list[nn.Module]:
@@ -133,16 +143,25 @@ class MFEF(Method[MFEFConfig]):
         suffix = MSFE[config.attention] if config.in_path else ""
         return tuple(name if name.endswith(suffix) else name + suffix for name in names)
 
+    def _refined(self, maps: list[list[Tensor]]) -> list[Tensor]:
+        """Eq. 4-8: each student's last map, extracted from and attended to, n of NCHW."""
+        last = [student_maps[-1] for student_maps in maps]  # F_k
+        if self.config.detach_features:
+            last = [f.detach() for f in last]
+        return [path(f) for path, f in zip(self.paths, last, strict=True)]
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        maps = self.cohort(batch.images)
+        fused = {"fused": self.fusion.features(self._refined(maps))} if self.config.fuses else {}
+        return student_features(maps) | fused
+
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         config = self.config
         maps = self.cohort(batch.images)
         z = self.cohort.logits(maps)  # n of NK
         w, T = ramp(progress, config.rampup), config.temperature
         if config.fuses:
-            last = [student_maps[-1] for student_maps in maps]  # F_k, n of NCHW
-            if config.detach_features:
-                last = [f.detach() for f in last]
-            z_f = self.fusion([path(f) for path, f in zip(self.paths, last, strict=True)])  # eq. 4-8, then 3.4; NK
+            z_f = self.fusion(self._refined(maps))  # section 3.4; NK
             with full_precision(batch):
                 return mutual(self, batch, z, z_f, w, T)
         with full_precision(batch):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from okdc.backbones.naming import one_trunk
 from okdc.kernels import global_average
 from okdc.methods.base import Batch, Method, RampedConfig, Step, full_precision, kl, ramp, students
 
@@ -46,7 +47,7 @@ class ONE(Method[ONEConfig]):
 
     def setup(self) -> None:
         if not self.cohort.shared:
-            alike = len({student.architecture for student in self.cohort.backbones()}) == 1
+            alike = one_trunk(student.architecture for student in self.cohort.backbones())
             raise ValueError(
                 "its gate reads the trunk that the branches share, and cohort.share='none' leaves none; use "
                 + ("cohort.share=low, or " if alike else "")

@@ -27,8 +27,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from okdc import launches
-from okdc.kernels import global_average
-from okdc.methods.base import Batch, Method, RampedConfig, Step, Views, full_precision, kl, ramp, students
+from okdc.methods.base import (
+    Batch,
+    Method,
+    RampedConfig,
+    Step,
+    Views,
+    full_precision,
+    kl,
+    ramp,
+    student_features,
+    students,
+)
 
 
 class PCLConfig(RampedConfig):
@@ -67,7 +77,7 @@ class PCL(Method[PCLConfig]):
         views = (batch.images, *batch.views)
         maps = self.cohort(*views)
         z = self.cohort.logits(maps)  # n of NK
-        g = torch.cat([global_average(own[-1]) for own in maps], 1)  # N, ΣC_k
+        g = student_features(maps)["ensemble"]  # N, ΣC_k
         z_e = self.fc(g).float()  # NK
         with torch.no_grad():
             z_mean = self.mean.logits(self.mean(*views))  # n of NK
@@ -80,6 +90,10 @@ class PCL(Method[PCLConfig]):
                 others = [kl(z_j, z_k, T) for j, z_j in enumerate(z_mean) if j != k]
                 losses[f"kl_means_student{k}"] = w * torch.stack(others).mean()
         return Step(losses, students(z) | {f"mean{k}": z_k for k, z_k in enumerate(z_mean)} | {"fused": z_e})
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        own = super().features(batch)
+        return own | {"fused": own["ensemble"]}
 
     def after_step(self) -> None:
         weight = torch.clamp(1 / (self.steps + 1), min=1 - self.config.decay)  # 1 - d

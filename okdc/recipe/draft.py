@@ -13,7 +13,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Draft:
     notes: tuple[str, ...] = ()  # what was chosen on the user's behalf
     named: bool = True  # the user named the recipe; False: it is the default
     overrides: tuple[Override, ...] = ()  # as the command line has them; the Python API's values were not typed
+    method: Mapping[str, Any] = field(default_factory=dict)  # `[method]` of the file, before the overrides
 
     @property
     def stem(self) -> str:
@@ -65,12 +66,14 @@ def load(words: Sequence[str | Flag]) -> Draft:
     else:
         path, notes = _find(given.recipe)
     tables = read(path)
+    method = _method(tables)
     problems: list[str] = []
     for override in given.overrides:
         notes += _note(override)
         problems += _override(tables, override.key, override.value)
     keys = frozenset(override.key for override in given.overrides)
-    return Draft(path, tables, keys, tuple(problems), tuple(notes), given.recipe is not None, given.overrides)
+    named = given.recipe is not None
+    return Draft(path, tables, keys, tuple(problems), tuple(notes), named, given.overrides, method)
 
 
 def with_values(recipe: str | Path | None, values: Mapping[str, Any]) -> Draft:
@@ -80,13 +83,20 @@ def with_values(recipe: str | Path | None, values: Mapping[str, Any]) -> Draft:
     """
     path, notes = _find(str(recipe)) if recipe is not None else (catalog.recipes()[DEFAULT], [])
     tables = read(path)
+    method = _method(tables)
     overridden: set[str] = set()
     problems = []
     for name, value in values.items():
         for key, inner in value.items() if isinstance(value, Mapping) else ((None, value),):
             overridden.add(name if key is None else f"{name}.{key}")
             problems += _set(tables, [name] if key is None else [name, key], _toml(inner))
-    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes))
+    return Draft(path, tables, frozenset(overridden), tuple(problems), tuple(notes), method=method)
+
+
+def _method(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `[method]`, if it is a table."""
+    method = tables.get("method")
+    return dict(method) if isinstance(method, dict) else {}
 
 
 def _toml(value: Any) -> Any:

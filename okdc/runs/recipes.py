@@ -39,7 +39,7 @@ def read_proven(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
         tables = read(path)
     except RecipeError as error:
         raise RunError(error.message, hint="restore the file, or remove it: run.json has what was in it") from None
-    changed = list(_changes(without_places(recorded), without_places(tables)))
+    changed = list(changes(without_places(recorded), without_places(tables), ("when it began", "now")))
     if changed:
         raise RunError(
             f"{path} was edited: it is not the recipe that {path.parent} began with",
@@ -49,15 +49,16 @@ def read_proven(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
     return tables
 
 
-def _changes(then: Mapping[str, Any], now: Mapping[str, Any], place: str = "") -> Iterator[str]:
-    """`optim.lr: 0.1 when it began, 0.2 now`, for each key with another value."""
+def changes(then: Mapping[str, Any], now: Mapping[str, Any], sides: tuple[str, str], place: str = "") -> Iterator[str]:
+    """`optim.lr: 0.1 when it began, 0.2 now`, for each key with another value; `sides` are the words behind both."""
     for key in dict.fromkeys((*then, *now)):
         name = f"{place}{key}"
         old, new = then.get(key, _ABSENT), now.get(key, _ABSENT)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            yield from _changes(old, new, f"{name}.")
+            yield from changes(old, new, sides, f"{name}.")
         elif old != new or isinstance(old, bool) is not isinstance(new, bool):  # to Python, true is 1
-            yield f"{name if name.isprintable() else quoted(name)}: {_short(old)} when it began, {_short(new)} now"
+            shown = name if name.isprintable() else quoted(name)
+            yield f"{shown}: {_short(old)} {sides[0]}, {_short(new)} {sides[1]}"
 
 
 def _short(value: object) -> str:

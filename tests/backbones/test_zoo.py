@@ -79,6 +79,7 @@ def images(n: int = 2, size: int = 32) -> Tensor:
 
 def test_every_network_that_a_recipe_may_name_is_held_to_numbers_here() -> None:
     assert list(ZOO) == list(backbones.NETWORKS.own)
+    assert set(backbones.DEEPER) < set(ZOO)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,6 +94,58 @@ def test_parameters_and_macs_are_the_published_ones_to_the_unit(name: str) -> No
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network(torch.zeros(1, 3, 32, 32))
     assert counter.get_total_flops() == 2 * ZOO[name].macs
+
+
+@pytest.mark.parametrize("added", [1, 4])
+@pytest.mark.parametrize("name", backbones.DEEPER)
+def test_a_block_more_costs_two_convolutions_and_two_normalisations_at_the_size_of_the_last_map(
+    name: str, added: int
+) -> None:
+    channels, side = ZOO[name].channels[-1], 32 // ZOO[name].strides[-1]
+    convs = 2 * 9 * channels**2
+    with torch.device("meta"):
+        network, plain = (backbones.build(n, 10, torch.Size((3, 32, 32))).eval() for n in (f"{name}+{added}", name))
+        assert parameters(network) == ZOO[name].params + added * (convs + 4 * channels)
+        assert parameters(network.stages[:-1]) == parameters(plain.stages[:-1])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.zeros(1, 3, 32, 32))
+    assert counter.get_total_flops() == 2 * (ZOO[name].macs + added * convs * side**2)
+    assert (network.channels, network.strides, network.raw) == (plain.channels, plain.strides, plain.raw)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "macs"),
+    [
+        ("resnet32+4", 762_842, 87_999_104),
+        ("resnet18+1", 15_894_602, 630_920_192),
+        ("wrn16_2+2", 1_282_522, 138_855_680),
+    ],
+)
+def test_deeper_networks_have_these_numbers(name: str, params: int, macs: int) -> None:
+    counts = count(build(name), torch.zeros(1, 3, 32, 32))
+    assert (counts.params, counts.macs) == (params, macs)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "resnet18", "wrn16_1"])
+def test_blocks_that_change_nothing_leave_the_plain_network(name: str) -> None:
+    """The added ones stand behind those of the plain network's last stage, and before what follows its blocks."""
+    plain, deeper = build(name).eval(), build(f"{name}+2", seed=1).eval()
+    last, longer = list(plain.stages[-1].children()), list(deeper.stages[-1].children())
+    kind = type(last[0])
+    count = sum(isinstance(module, kind) for module in last)
+    for block in longer[count : count + 2]:
+        assert isinstance(block, kind)
+        nn.init.zeros_(block.get_submodule("conv2").weight)  # type: ignore[arg-type]
+    pairs = [
+        *zip(plain.stages[:-1], deeper.stages[:-1], strict=True),
+        *zip(last, longer[:count] + longer[count + 2 :], strict=True),
+        (plain.head, deeper.head),
+    ]
+    for ours, theirs in pairs:
+        theirs.load_state_dict(ours.state_dict())
+    x = images()
+    torch.testing.assert_close(deeper(x), plain(x))
+    assert not torch.equal(build(f"{name}+2").eval()(x), build(name).eval()(x))
 
 
 @pytest.mark.parametrize("name", ["wrn16_1", "densenet40_12", "mobilenetv2"])

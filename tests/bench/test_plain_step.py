@@ -29,7 +29,10 @@ from okdc.training.step import TrainStep
 
 CPU = torch.device("cpu")
 FLOAT32 = Settings("cpu", "float32", "contiguous", 1)
-METHODS = ["fefr", "ffl", "mfef", "one", "okddip", "dml", "dualnet", "kdcl", "switokd", "pcl", "okdph", "baseline"]
+METHODS = [
+    "fefr", "ffl", "mfef", "one", "okddip", "dml", "dualnet", "kdcl", "byot", "ahbf", "switokd", "pcl", "okdph",
+    "baseline",
+]  # fmt: skip
 
 
 def ready(dataset: Dataset) -> Iterator[tuple[Tensor, Tensor]]:

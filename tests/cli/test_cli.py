@@ -54,6 +54,9 @@ COMMANDS = {
     "features": {
         "--trust-code", "--out", "-o", "--neighbours", "--images", "--points", "--data-root", "--json",
     },
+    "study": {
+        "--trust-code", "--out", "-o", "--only", "--jobs", "-j", "--dry-run", "--commands", "--table", "--md", "--json",
+    },
     "compare": {"--baseline", "--require", "--md", "--json"},
     "bench": {"--only", "--seconds", "--device", "--dtype", "--threads", "--compile", "--json"},
 }

@@ -436,6 +436,16 @@ def test_a_method_that_started_from_other_weights_is_not_compared() -> None:
     assert refused("runs").message.endswith("they differ in cohort.weights of resnet8")
 
 
+def test_a_deeper_branch_is_a_network_of_its_own_where_starts_are_compared() -> None:
+    """Trained weights of resnet8 are none of resnet8+2; an extraction has none, so that its network counts."""
+    start = {"weights": "w.pt", "weights_sha256": "8" * 64, "head": "new", "dataset": "", "licence": ""}
+    make_run("runs/a", "ffl", 0, result={"starts": [start, start]})
+    make_run("runs/b", "ahbf", 0, result={"students": ["resnet8", "resnet8+2"], "starts": [start, None]})
+    assert compared("runs")["rows"]
+    make_run("runs/c", "mfef", 0, result={"students": ["resnet8", "resnet8+msfe"], "starts": [start, None]})
+    assert refused("runs").message.endswith("they differ in cohort.weights of resnet8")
+
+
 # --- finding the runs
 
 

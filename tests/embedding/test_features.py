@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,14 @@ def test_a_run_without_the_checkpoint_of_its_last_epoch_is_refused(trained: Path
 def test_options_that_do_not_go_together(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         features([trained, trained], Silent(), out=tmp_path / "one.npz")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with pytest.raises(UsageError, match="expected a file"):
+            features([trained], Silent(), out=tmp_path / name)
     with pytest.raises(UsageError, match="31"):
         features([trained], Silent(), images=30, neighbours=30, out=tmp_path / "few.npz")
-    assert not list(tmp_path.iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
 
 
 def test_a_method_that_trains_one_student_has_no_ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from okdc.methods.dml import DMLConfig
 NS = pytest.mark.parametrize("n", [2, 3, 4])
 
 
-def transcription(z: Tensor, labels: Tensor) -> dict[str, float]:
+def transcription(z: Tensor, labels: Tensor, peers_summed: bool = False) -> dict[str, float]:
     n, terms = len(z), {}
     for k in range(n):
         terms[f"ce_student{k}"] = cross_entropy(z[k], labels)
@@ -21,20 +21,21 @@ def transcription(z: Tensor, labels: Tensor) -> dict[str, float]:
         for l in range(n):  # noqa: E741
             if l != k:
                 peers += divergence(z[l], z[k], 1.0)
-        terms[f"kl_peers_student{k}"] = peers / (n - 1)
+        terms[f"kl_peers_student{k}"] = peers if peers_summed else peers / (n - 1)
     return terms
 
 
 @NS
+@pytest.mark.parametrize("peers", ["mean", "sum"])
 @pytest.mark.parametrize("t", POSITIONS)
 def test_every_term_equals_a_slow_transcription_with_no_ramp_up(
-    t: float, n: int, monkeypatch: pytest.MonkeyPatch
+    t: float, peers: str, n: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    method, z = make("dml", n), spread(n)
+    method, z = make("dml", n, peers=peers), spread(n)
     hold(monkeypatch, method, z)
     images, labels, *_ = batch(n=5)
     step = method(Batch(images, labels), torch.tensor(t))
-    agrees(step, transcription(z, labels))
+    agrees(step, transcription(z, labels, peers == "sum"))
     assert list(step.logits) == [*(f"student{k}" for k in range(n)), "ensemble"]
     assert array(step.logits["ensemble"]) == pytest.approx(sum(array(z_k) for z_k in z) / n, rel=1e-5)
 
@@ -72,6 +73,12 @@ def test_one_backward_gives_each_network_the_gradient_of_its_own_loss(n: int) ->
         where = {id(p): g for p, g in zip(method.parameters(), together, strict=True)}
         for p, gradient in zip(own, alone, strict=True):
             torch.testing.assert_close(where[id(p)], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_peers_are_averaged_unless_the_recipe_says_otherwise() -> None:
+    assert DMLConfig.model_validate({"name": "dml"}).peers == "mean"
+    with pytest.raises(ValueError, match="peers"):
+        DMLConfig.model_validate({"name": "dml", "peers": "max"})
 
 
 def test_it_has_no_scaffolding_no_temperature_and_no_trunk() -> None:

@@ -19,9 +19,9 @@ from okdc.methods.base import Batch, Method
 from okdc.recipe.draft import load
 from okdc.training.optim import build_optimizer
 
-BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip", "pcl")  # made for a shared trunk
-SINGLE = ("baseline", "kd")
-RAMPED = ("one", "ffl", "mfef", "fefr", "okddip", "pcl")  # the others have no ramp-up, DualNet nothing to ramp
+BRANCHES = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf", "pcl")  # made for a shared trunk
+SINGLE = ("baseline", "kd", "byot")
+RAMPED = ("one", "ffl", "mfef", "fefr", "okddip", "ahbf", "pcl")  # the others have no ramp-up, DualNet nothing to ramp
 
 
 class Case(NamedTuple):
@@ -46,16 +46,25 @@ SWITCHES = [
     Case("baseline", {}),
     Case("kd", {}),
     Case("kd", {"alpha": 0.0}),
+    Case("kd", {"ce_weight": 0.0}),
     Case("dml", {}),
+    Case("dml", {"peers": "sum"}),
     Case("one", {}),
     Case("one", {"rampup": 0.0}),
     Case("ffl", {}),
     Case("ffl", {"detach_features": True}),
+    Case("ffl", {"init": "he"}),
     *mfef_cases(),
     Case("fefr", {}),
+    Case("fefr", {"reading": "released"}),
     Case("dualnet", {}),
+    Case("dualnet", {"combine": "mean", "weight": 0.3}),
     Case("okddip", {}),
     *(Case("kdcl", {"target": kind}) for kind in ("naive", "linear", "minlogit")),
+    *(Case("byot", {"loss": kind}) for kind in ("conference", "journal")),
+    Case("byot", {"hint_skips": "shallowest", "block": "patch"}),
+    Case("ahbf", {}),
+    Case("ahbf", {"detach_targets": True, "aux": 0}),
     Case("kdcl", {"views": "own"}),
     Case("switokd", {}),
     Case("switokd", {"teacher_indices": [0]}),
@@ -63,6 +72,7 @@ SWITCHES = [
     *(Case("okdph", {"hybrid": hybrid}) for hybrid in ("mean", "dirichlet")),
 ]
 PLAIN = [Case(name, {}) for name in methods.METHODS.own]
+RELEASED = Case("fefr", {"reading": "released"})
 
 
 def called(value: object) -> str | None:
@@ -72,7 +82,7 @@ def called(value: object) -> str | None:
 
 
 def sharings(name: str) -> tuple[str, ...]:
-    if name == "one":
+    if name in ("one", "ahbf"):
         return ("low", "stem1")
     return ("low", "stem1", "none") if name in BRANCHES else ("none",)
 
@@ -120,8 +130,11 @@ def test_every_trainable_parameter_gets_a_gradient_and_is_in_one_group(case: Cas
     assert all(torch.isfinite(p.grad).all() for p in trained.values() if p.grad is not None)
 
     students = {id(p) for p in method.cohort.parameters()}
-    expected = [(optim.weight_decay, {id(p) for p in trained.values() if id(p) in students})]
-    if auxiliary := {id(p) for p in trained.values() if id(p) not in students}:
+    named = [method.get_submodule(part) for part in method.decayed_as_students]
+    decayed = students | {id(p) for part in named for p in part.parameters()}
+    assert bool(named) is (case.keys.get("reading") == "released")
+    expected = [(optim.weight_decay, {id(p) for p in trained.values() if id(p) in decayed})]
+    if auxiliary := {id(p) for p in trained.values() if id(p) not in decayed}:
         expected.append((optim.aux_weight_decay, auxiliary))
     found = [(group["weight_decay"], [id(p) for p in group["params"]]) for group in optimizer.param_groups]
     assert [(decay, set(ids)) for decay, ids in found] == expected
@@ -156,7 +169,7 @@ def test_a_second_step_of_a_run_is_as_good_as_the_first() -> None:
 # What is shared
 
 
-@grid(PLAIN)
+@grid([*PLAIN, RELEASED])
 def test_branches_are_never_the_same_module(case: Case, n: int, share: str) -> None:
     """One block put under several names would give all students one set of weights, as in public DenseNet branches."""
     method = of(case, n, share)
@@ -172,16 +185,26 @@ def test_branches_are_never_the_same_module(case: Case, n: int, share: str) -> N
 
     trunk = sum(p.numel() for stage in students[0].stages[:shared] for p in stage.parameters())
     branch = 78_042 - trunk
+    deeper = 2 * n * (n - 1) // 2 * 73_984 if case.name == "ahbf" else 0  # each has two blocks more than the one before
     inside = {id(p) for p in method.cohort.parameters()}
     auxiliary = sum(p.numel() for p in method.parameters() if id(p) not in inside)
-    assert sum(p.numel() for p in method.parameters()) == trunk + n * branch + auxiliary
-    assert auxiliary == scaffolding(case.name, n, share)
+    assert sum(p.numel() for p in method.parameters()) == trunk + n * branch + deeper + auxiliary
+    assert auxiliary == (scaffolding_released(n, share) if case == RELEASED else scaffolding(case.name, n, share))
+
+
+def scaffolding_released(n: int, share: str) -> int:
+    """Of n ResNet-8 with 10 classes: matching and attention once for a trunk, and a 1×1 convolution more."""
+    sets = 1 if share in ("low", "stem1") and n > 1 else n
+    matching = (16 * 4 + 1) * 32 + (32 * 4 + 1) * 64 + (32 * 4 + 1) * 32
+    attention = 2 * 96 * 12 + 2 * 49
+    return sets * (matching + attention) + (n * 96 + 1) * n * 64 + scaffolding("ffl", n, share)
 
 
 def scaffolding(name: str, n: int, share: str) -> int:
     """Of n ResNet-8 with 10 classes. Fused classifier: depthwise and pointwise convolution, their BNs, linear."""
     fusion = n * 64 * 9 + 2 * n * 64 + n * 64 * 64 + 2 * 64 + 650
     trunk = {"low": 32, "stem1": 16, "none": 0}[share]
+    exits = 16 * 16 + 16 * 16 * 16 + 32 * 16 + 16 * 16 * 4 + 2 * (16 * 64 + 2 * (16 + 16 + 64) + 650)
     shared = {"low": 464 + 4_672 + 14_528, "stem1": 464 + 4_672, "none": 0}[share]  # parameters of ResNet-8's stages
     matching = 64 * 16 * 16 + 64 * 32 * 4 + 2 * 2 * 64  # patches of 4×4 and 2×2
     return {
@@ -192,11 +215,13 @@ def scaffolding(name: str, n: int, share: str) -> int:
         "dualnet": 650,
         "okddip": 2 * 64 * 8,
         "kd": 78_042,  # the teacher
+        "byot": exits,
+        "ahbf": (n - 1) * (2 * 64 * 64 + 2 * 64 + 64 * 2 + 2 + 2 * 2),
         "pcl": n * 64 * 10 + 10 + shared + n * (78_042 - shared),  # the mean teachers
     }.get(name, 0)
 
 
-@grid([*PLAIN, Case("mfef", {"in_path": True}), Case("kdcl", {"target": "linear"})])
+@grid([*PLAIN, RELEASED, Case("mfef", {"in_path": True}), Case("kdcl", {"target": "linear"})])
 def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: int, share: str) -> None:
     """And a teacher once. Running a student again for each of its peers would also move its batch statistics twice.
 
@@ -215,7 +240,7 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: i
     assert runs == Counter({id(m): 1 + (id(m) in twice) for m in watched})
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "switokd", "okdph"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "byot", "switokd", "okdph"])
 def test_methods_of_separate_networks_share_nothing_whatever_the_recipe_says(name: str) -> None:
     recipe = table(name, ["resnet8"] * 3, "low")
     method, words = assembly.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
@@ -238,10 +263,15 @@ HEADS = {
     "dualnet": ["student0", "student1", "student2", "fused", "ensemble"],
     "okddip": ["student0", "student1", "student2", "ensemble"],
     "kdcl": ["student0", "student1", "student2", "ensemble"],
+    "byot": ["student0", "exit1", "exit2", "ensemble"],
+    "ahbf": ["student0", "student1", "student2", "fused0", "fused"],
     "switokd": ["student0", "student1", "student2", "ensemble"],
     "pcl": ["student0", "student1", "student2", "mean0", "mean1", "mean2", "fused"],
     "okdph": ["student0", "student1", "student2", "hybrid", "ensemble"],
 }
+# Whose mean is the ensemble: OKDDip's leader is taught by the peers' mean and no part of it.
+MEMBERS = {"okddip": ("student0", "student1"), "byot": ("student0", "exit1", "exit2")}
+LEADERS = {"okddip": 2, "ahbf": 0, "switokd": 0}
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=called)
@@ -256,10 +286,10 @@ def test_every_head_has_a_name_and_one_row_an_image(case: Case) -> None:
     for k, student in enumerate(method.cohort.backbones()):
         torch.testing.assert_close(logits[f"student{k}"], student(images), rtol=0, atol=1e-5)
     if "ensemble" in logits:
-        members = 2 if name == "okddip" else 3  # its leader is taught by the peers' mean and no part of it
-        mean = sum((logits[f"student{k}"] for k in range(members)), torch.zeros(())) / members
+        members = MEMBERS.get(name, ("student0", "student1", "student2"))
+        mean = sum((logits[member] for member in members), torch.zeros(())) / len(members)
         torch.testing.assert_close(logits["ensemble"], mean)
-    assert method.leader == {"okddip": 2, "switokd": 0}.get(name)
+    assert method.leader == LEADERS.get(name)
 
 
 @pytest.mark.parametrize("case", SWITCHES, ids=called)
@@ -274,6 +304,33 @@ def test_an_answer_in_eval_mode_depends_on_no_other_image_of_the_batch_and_moves
     for name in whole:
         torch.testing.assert_close(whole[name][:1], alone[name], rtol=1e-4, atol=1e-5)
     assert all(torch.equal(before[name], t) for name, t in method.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SWITCHES, ids=called)
+def test_features_are_what_the_linear_classifiers_read(case: Case) -> None:
+    """A head without a classifier of its own, such as a gated one, has none; several students have theirs joined."""
+    method = of(case, 1 if case.name in SINGLE else 2, sharings(case.name)[0]).eval()
+    one = batch()
+    features, logits = method.features(one), method(one, torch.tensor(1.0)).logits
+    layers = {f"student{k}": student.head.get_submodule("fc") for k, student in enumerate(method.cohort.backbones())}
+    layers |= {name: method.get_submodule(path) for name, path in FUSED.get(case.name, {}).items() if name in logits}
+    assert set(features) == {*layers, *(() if case.name in SINGLE else ("ensemble",))}
+    if "ensemble" in features:
+        joined = torch.cat([features["student0"], features["student1"]], 1)
+        torch.testing.assert_close(features["ensemble"], joined, rtol=0, atol=0)
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer(features[name]).float(), logits[name], rtol=1e-4, atol=1e-5)
+
+
+FUSED = {  # the linear layers of heads that are no students
+    "ffl": {"fused": "fusion.fc"},
+    "mfef": {"fused": "fusion.fc"},
+    "fefr": {"fused": "fusion.fc"},
+    "dualnet": {"fused": "fc"},
+    "pcl": {"fused": "fc"},
+    "byot": {"exit1": "exits.0.fc", "exit2": "exits.1.fc"},
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -302,7 +359,7 @@ def test_the_mean_weight_of_distillation_does_not_depend_on_the_epochs(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of every term that a run logs. With 80 epochs whatever the run, twenty of them would have a mean of 0.024."""
-    method = make(name, 3, "low").eval()
+    method = make(name, 3, "low", rampup=80 / 300).eval()
     maps = method.cohort(batch()[0])
     monkeypatch.setattr(method.cohort, "forward", Replayed(maps).forward)
     whole = divergences(method, 1.0)
@@ -392,6 +449,39 @@ def test_features_of_other_widths_are_refused_and_of_one_width_taken(name: str, 
     assert resolved(name, ["resnet8", "wrn16_1"], share) == []
 
 
+DEEPER = ["resnet8", "resnet8+2", "resnet8+3"]
+
+
+@pytest.mark.parametrize("share", ["low", "stem1"])
+@pytest.mark.parametrize("name", BRANCHES)
+def test_students_that_differ_in_the_depth_of_their_last_stage_share_a_trunk(name: str, share: str) -> None:
+    method, words = assembly.method(table(name, DEEPER, share), SMALL, 10)
+    shared = {"low": 3, "stem1": 2}[share]
+    assert (method.cohort.shared, method.cohort.share) == (shared, share)
+    assert words.endswith(", ".join(DEEPER))
+    first, *others = method.cohort.backbones()
+    for student in others:
+        assert [a is b for a, b in zip(student.stages, first.stages, strict=True)] == [i < shared for i in range(4)]
+    torch.stack(list(method(batch(), torch.tensor(0.5)).losses.values())).sum().backward()
+    assert [key for key, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["ffl", "mfef", "fefr", "okddip"])
+def test_they_share_nothing_where_the_recipe_says_so(name: str) -> None:
+    method, words = assembly.method(table(name, DEEPER, "none"), SMALL, 10)
+    assert (method.cohort.shared, method.cohort.share) == (0, "none")
+    assert "nothing" in words
+
+
+@pytest.mark.parametrize(
+    "students", [["resnet8+2", "resnet14"], ["resnet8+2", "resnet8+msfe"], ["resnet8+1", "wrn16_1+1"]]
+)
+def test_names_that_differ_otherwise_share_nothing(students: list[str]) -> None:
+    method, words = assembly.method(table("fefr", students, "low"), SMALL, 10)
+    assert method.cohort.shared == 0
+    assert words == "the students share nothing: they differ"
+
+
 @pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip", "switokd", "pcl"])
 def test_students_that_differ_learn_together(name: str) -> None:
     method = make(name, ["resnet8", "wrn16_1", "resnet14"], "none", CIFAR)
@@ -435,17 +525,25 @@ BRANCH = LAST_STAGE + HEAD
         ("mfef", 2, "none", 84_101_248, 84.1),
         ("fefr", 2, "none", 85_385_344, 85.4),
         ("dualnet", 2, "none", 81_627_008, 81.6),
+        ("fefr released", 2, "low", 57_425_024, 57.4),
+        ("fefr released", 3, "low", 72_808_832, 72.8),
+        ("fefr released", 2, "none", 86_441_088, 86.4),
+        ("byot", 1, "none", 41_666_432, 41.7),
+        ("ahbf", 2, "low", 63_882_624, 63.9),
+        ("ahbf", 4, "low", 138_333_056, 138.3),
         ("switokd", 2, "none", 81_626_368, 81.6),
         ("pcl", 3, "low", 134_059_648, 134.1),
         ("okdph", 2, "none", 122_439_552, 122.4),
     ],
 )
 def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:
+    name, _, reading = name.partition(" ")
     if name == "kd":
         big = teacher("resnet110", CIFAR)
         method = assembly.method(table(name, ["resnet20"], share, 32), CIFAR, 10, big)[0]
     else:
-        method = make(name, ["resnet20"] * n, share, CIFAR)
+        keys = {"reading": reading} if reading else {}
+        method = make(name, ["resnet20"] * n, share, CIFAR, **keys)
     images, labels, *_ = batch(CIFAR, 1)
     assert count_macs(method.eval(), Batch(images, labels), torch.tensor(0.5)) == macs
     assert macs / 1e6 == pytest.approx(millions, abs=0.06)
@@ -473,6 +571,26 @@ def test_those_numbers_add_up() -> None:
     assert ALONE + 2 * BRANCH + 3 * 32 == 67_028_960
     assert ALONE + 253_149_824 == 293_963_008
     assert 2 * ALONE + HEAD == 81_627_008
+    block, join = 2 * 9 * 64 * 64 * 64, 2 * 64 * 64 * 64 + 2 * 64  # of the last stage; of two maps, and its gate
+    assert ALONE + BRANCH + 2 * block + join == 63_882_624
+    assert ALONE + 3 * BRANCH + (2 + 4 + 6) * block + 3 * join == 138_333_056
+    exits = (16 * 16 * 32**2 + 16 * 16 * 4 * 4 * 8**2, 32 * 16 * 16**2 + 16 * 16 * 2 * 2 * 8**2)
+    assert ALONE + sum(exits) + 2 * (16 * 64 * 8**2 + HEAD) == 41_666_432
+
+
+def test_those_of_the_released_reading_add_up() -> None:
+    """FEFR released, ResNet-20, n=2, share=low: 40.8 M + a second last stage 13.1 + matching 1.3 + fusion 2.2."""
+    a, b, c = 16 * 32 * 2 * 2 * 16 * 16, 32 * 64 * 2 * 2 * 8 * 8, 32 * 32 * 2 * 2 * 8 * 8
+    assert (a, b, c) == (524_288, 524_288, 262_144)
+    matching = a + b + c
+    attention = 2 * (96 * 12 + 12 * 96) + 7 * 7 * 2 * 8 * 8  # of one student: the mean's and the maximum's layers
+    assert attention == 10_880
+    premix = 192 * 128 * 8 * 8
+    pair = ALONE + BRANCH + FUSION
+    assert pair + matching + premix + 2 * attention == 57_425_024
+    wide = 192 * 9 * 64 + 192 * 64 * 64 + HEAD  # the fused classifier of three students, behind 288 -> 192 channels
+    assert ALONE + 2 * BRANCH + matching + 288 * 192 * 64 + wide + 3 * attention == 72_808_832
+    assert 2 * ALONE + FUSION + 2 * matching + premix + 2 * attention == 86_441_088
     assert 2 * (ALONE + 2 * BRANCH) + 3 * HEAD == 134_059_648  # peers and their means, and the layer of the ensemble
     assert 2 * 3 * ALONE + 3 * HEAD == 244_881_024
     assert 3 * ALONE == 122_439_552

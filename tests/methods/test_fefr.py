@@ -26,7 +26,7 @@ from okdc.training.optim import build_optimizer
 
 CIFAR = torch.Size((3, 32, 32))
 SMALL = torch.Size((3, 8, 8))
-MATCHES, RECONSTRUCTIONS = ("patch", "conv3x3_s2", "pool1x1"), ("skip", "cyclic", "loo", "cross", "none")
+MATCHES, RECONSTRUCTIONS = ("patch", "conv3x3_s2", "pool1x1"), ("skip", "cyclic", "loo", "cross", "split", "none")
 
 
 def config(**keys: Any) -> FEFRConfig:
@@ -142,7 +142,7 @@ def test_a_raw_tap_is_normalised_first_and_another_is_not() -> None:
     """Pre-activation networks (WRN) hand on sums; the last map has its BN-ReLU already."""
     students = [plain((4, 8, 16), (1, 2, 4), raw=(True, True, False)), plain((4, 8, 16), (1, 2, 4))]
     method = FEFR(Cohort(students), config(), SMALL, 10)
-    kinds = [[type(m[0]).__name__ for m in path.match if isinstance(m, nn.Sequential)] for path in _paths(method)]
+    kinds = [[type(m[0]).__name__ for m in _matching(path) if isinstance(m, nn.Sequential)] for path in _paths(method)]
     assert kinds == [["BatchNorm2d", "BatchNorm2d"], ["PatchConv", "PatchConv"]]
     takes_a_step(method, SMALL)
 
@@ -151,13 +151,23 @@ def _paths(method: FEFR) -> list[FeaturePath]:
     return [path for path in method.paths if isinstance(path, FeaturePath)]
 
 
+def _matching(path: FeaturePath) -> tuple[nn.Module, nn.Module]:
+    """What matches f1 and f2."""
+    assert path.early_fusion is not None
+    return path.early_fusion.a, path.early_fusion.b
+
+
+def _f_re(path: FeaturePath, maps: list[Tensor]) -> Tensor:
+    return path(maps, path.shallow(maps))  # type: ignore[no-any-return]
+
+
 def test_a_path_is_matching_two_sums_and_their_mean() -> None:
     """Section 3.2.1 with the literal reconstruction: ½(F1' + 2·F2' + F3), where F2' is computed once."""
     method = fefr(attention=False)
     path = _paths(method)[0].eval()
     maps = method.cohort.eval()(batch()[0])[0]
-    f1, f2 = path.match[0](maps[1]), path.match[1](maps[2])
-    torch.testing.assert_close(path(maps), (f1 + 2 * f2 + maps[3]) / 2)
+    f1, f2 = (m(own) for m, own in zip(_matching(path), maps[1:3], strict=True))
+    torch.testing.assert_close(_f_re(path, maps), (f1 + 2 * f2 + maps[3]) / 2)
 
 
 def test_both_sums_are_joined_in_the_order_of_their_depth() -> None:
@@ -165,28 +175,26 @@ def test_both_sums_are_joined_in_the_order_of_their_depth() -> None:
     method = fefr(attention=False, reconstruct="none")
     path = _paths(method)[0].eval()
     maps = method.cohort.eval()(batch()[0])[0]
-    f1, f2 = path.match[0](maps[1]), path.match[1](maps[2])
-    torch.testing.assert_close(path(maps), torch.cat([f1 + f2, f2 + maps[3]], 1))
+    f1, f2 = (m(own) for m, own in zip(_matching(path), maps[1:3], strict=True))
+    torch.testing.assert_close(_f_re(path, maps), torch.cat([f1 + f2, f2 + maps[3]], 1))
 
 
 def test_without_early_fusion_a_path_sees_the_last_map_alone() -> None:
     method = fefr(early_fusion=False, attention=False, reconstruct="none")
     maps = method.cohort(batch()[0])[0]
-    assert torch.equal(_paths(method)[0](maps), maps[-1])
-    assert not len(_paths(method)[0].match)
+    assert torch.equal(_f_re(_paths(method)[0], maps), maps[-1])
+    assert _paths(method)[0].early_fusion is None
 
 
 def test_the_fused_classifier_sees_every_students_refined_map() -> None:
     method = fefr(3).eval()
     images, labels, *_ = batch()
     maps = method.cohort(images)
-    refined = [path(own) for path, own in zip(method.paths, maps, strict=True)]
+    refined = [path.attention(_f_re(path, own)) for path, own in zip(_paths(method), maps, strict=True)]
     assert torch.equal(method(Batch(images, labels), torch.tensor(0.0)).logits["fused"], method.fusion(refined))
     for k in range(3):
         refined[k] = refined[k] + 1
-        assert not torch.equal(
-            method.fusion(refined), method.fusion([p(o) for p, o in zip(method.paths, maps, strict=True)])
-        )
+        assert not torch.equal(method.fusion(refined), method(Batch(images, labels), torch.tensor(0.0)).logits["fused"])
         refined[k] = refined[k] - 1
 
 
@@ -237,9 +245,21 @@ def test_reconstruction_equals_loops_over_the_groups(mode: str, groups: int) -> 
         "cyclic": [(G[i] + G[(i + 1) % p]) / 2 for i in range(p)],
         "loo": [sum((G[j] for j in range(p) if j != i), torch.zeros(())) / (p - 1) for i in range(p)],
         "cross": [(G[i] + G[p - 1 - i]) / 2 for i in range(p // 2)],
+        "split": split(G),
         "none": G,
     }[mode]
     torch.testing.assert_close(reconstruct(mode, f, groups), torch.cat(rows, 1))
+
+
+def split(G: list[Tensor]) -> list[Tensor]:
+    """Of each group and what is passed on to it, the first half is passed on and the second goes out."""
+    out, passed = [G[0]], G[0][:, :0]
+    for g in G[1:-1]:
+        inside = torch.cat([passed, g], 1)
+        half = inside.shape[1] // 2
+        passed = inside[:, :half]
+        out.append(inside[:, half:])
+    return [*out, passed, G[-1]]
 
 
 def test_odd_groups_go_where_no_pairs_are_needed() -> None:
@@ -250,13 +270,14 @@ def test_odd_groups_go_where_no_pairs_are_needed() -> None:
 
 @pytest.mark.parametrize("attention", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mode", RECONSTRUCTIONS)
+@pytest.mark.parametrize("mode", [*RECONSTRUCTIONS, "released"])
 def test_maps_and_their_gradients_stay_channels_last_through_the_side_paths(
     mode: str, dtype: torch.dtype, attention: bool
 ) -> None:
     """One that does not makes every layer before it mix two formats: the step is slower and its values are right."""
     images = torch.Size((3, 16, 16))
-    method = fefr(2, "low", images, reconstruct=mode, attention=attention).to(memory_format=torch.channels_last).train()
+    keys: dict[str, Any] = {"reading": "released"} if mode == "released" else {"reconstruct": mode}
+    method = fefr(2, "low", images, **keys, attention=attention).to(memory_format=torch.channels_last).train()
     seen: list[tuple[str, Tensor]] = []
 
     def watch(name: str, y: Any) -> None:

@@ -33,19 +33,22 @@ class Answers(nn.Module):
         return self.z
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("T", [1.0, 3.0, 4.0])
-def test_every_term_equals_a_slow_transcription(T: float, alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("T", "alpha", "gamma"),
+    [(1.0, 0.0, 1.0), (3.0, 1.0, 1.0), (3.0, 0.5, 1.0), (4.0, 0.9, 0.1), (2.0, 1.0, 0.0)],  # the fourth: RepDistiller's
+)
+def test_every_term_equals_a_slow_transcription(
+    T: float, alpha: float, gamma: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     z, z_t = spread(2)
-    method, _ = assembly.method(
-        table("kd", ["resnet8"], temperature=T, alpha=alpha), torch.Size((3, 8, 8)), 10, Answers(z_t)
-    )
+    recipe = table("kd", ["resnet8"], temperature=T, alpha=alpha, ce_weight=gamma)
+    method, _ = assembly.method(recipe, torch.Size((3, 8, 8)), 10, Answers(z_t))
     hold(monkeypatch, method, z[None])
     images, labels, *_ = batch(n=5)
     step = method(Batch(images, labels), torch.tensor(0.0))
     agrees(
         step,
-        {"ce_student0": cross_entropy(z, labels), "kl_teacher_student0": alpha * divergence(z_t, z, T)},
+        {"ce_student0": gamma * cross_entropy(z, labels), "kl_teacher_student0": alpha * divergence(z_t, z, T)},
     )
     assert list(step.logits) == ["student0", "teacher"]
     assert torch.equal(step.logits["teacher"], z_t)
@@ -60,7 +63,7 @@ def test_there_is_no_ramp_up() -> None:
 
 def test_the_defaults_are_those_of_the_online_losses() -> None:
     config = KDConfig.model_validate({"name": "kd", "teacher": "runs/a-1"})
-    assert (config.temperature, config.alpha) == (3.0, 1.0)
+    assert (config.temperature, config.alpha, config.ce_weight) == (3.0, 1.0, 1.0)
 
 
 def test_both_terms_reach_the_whole_student_and_never_the_teacher() -> None:
@@ -128,7 +131,16 @@ def test_losses_and_logits_are_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", [{"temperature": 0.0}, {"alpha": -1.0}, {"alpha": math.inf}, {"teacher": ""}, {"share": "low"}]
+    "keys",
+    [
+        {"temperature": 0.0},
+        {"alpha": -1.0},
+        {"alpha": math.inf},
+        {"ce_weight": -0.1},
+        {"ce_weight": 0, "alpha": 0},
+        {"teacher": ""},
+        {"share": "low"},
+    ],
 )
 def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):

@@ -68,7 +68,9 @@ def test_the_text_writes_every_default_out(name: str) -> None:
     recipe = resolved(name, "data.root=some/where")
     written = tomllib.loads(recipe.text())
     assert set(leaves(written)) == set(leaves(recipe.model_dump(exclude_none=True)))
-    assert {"optim.clip", "engine.dtype", "method.temperature", "seed", "cohort.keep"} <= set(leaves(written))
+    assert {"optim.clip", "engine.dtype", "seed", "cohort.keep"} <= set(leaves(written))
+    of_method = "method.weight" if recipe.method["name"] == "dualnet" else "method.temperature"
+    assert of_method in set(leaves(written))
 
 
 @given(title=st.text(), root=st.text(min_size=1), seed=st.integers(0, 2**63 - 1), lr=st.floats(1e-300, 1e300))
@@ -134,6 +136,18 @@ OTHER: dict[str, object] = {
     "method.temperature": 4.0,
     "method.rampup": 0.5,
     "method.detach_features": True,
+    "method.reading": "released",
+    "method.scale": "native",
+    "method.combine": "mean",
+    "method.width": "native",
+    "method.match_norm": False,
+    "method.share_match": True,
+    "method.match_decay": "weight_decay",
+    "method.attention_bias": False,
+    "method.attention_norm": False,
+    "method.share_attention": True,
+    "method.premix": True,
+    "method.init": "he",
     "method.taps": [0, 1, 2],
     "method.match": "conv3x3_s2",
     "method.early_fusion": False,

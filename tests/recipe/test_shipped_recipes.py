@@ -13,6 +13,11 @@ from okdc.recipe.draft import check, load
 from okdc.recipe.schema import Recipe
 
 SHIPPED = catalog.recipes()
+OWN_SETTING = {  # recipes of one method that the papers cite, by its published setting: epochs, decay, milestones
+    "cifar100_resnet18_byot": (200, 5e-4, (0.375, 0.65, 0.9)),
+    "cifar100_resnet32_ahbf": (300, 5e-4, (0.5, 0.75)),
+    "cifar100_resnet20_dualnet": (684, 1e-4, (11 / 12,)),  # 240,000 steps of 351 an epoch
+}
 NETWORKS = ("resnet20", "resnet32", "resnet56", "resnet110", "wrn16_2", "wrn40_2", "densenet40_12")
 
 
@@ -28,7 +33,7 @@ def test_every_cell_family_of_the_papers_has_its_recipe() -> None:
     cells |= {"cifar100_resnet32_students3", "cifar100_resnet56_students3", "cifar100_resnet56_students4"}
     cells |= {"cifar100_resnet32_wrn16_2", "cifar100_resnet56_wrn40_2"}
     cells |= {f"cifar100_{network}_ablation" for network in ("resnet32", "resnet56", "resnet110")}
-    assert cells | {"digits_resnet8", "folder_resnet20", "folder_mobilenet"} == set(SHIPPED)
+    assert cells | OWN_SETTING.keys() | {"digits_resnet8", "folder_resnet20", "folder_mobilenet"} == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", list(SHIPPED))
@@ -36,7 +41,7 @@ def test_a_recipe_begins_with_its_command_and_can_be_built(name: str) -> None:
     first = SHIPPED[name].read_text(encoding="utf-8").splitlines()[0]
     assert re.match(rf"# okdc distill( recipes/{name}\.toml.*)?( {{2,}}.*)?$", first), first
     resolved = resolve(load([str(SHIPPED[name])]), needs_data=False)
-    assert resolved.recipe.method["name"] == "fefr"
+    assert resolved.recipe.method["name"] == (name.rpartition("_")[2] if name in OWN_SETTING else "fefr")
     assert bool(resolved.notes) == bool(
         resolved.recipe.cohort.weights
     )  # the colours that the weights were trained with
@@ -55,16 +60,47 @@ def test_a_recipe_names_the_data_set_and_the_students_of_its_file_name(name: str
         assert "_".join(rest).startswith("_".join(dict.fromkeys(recipe.cohort.students)))
     if number := re.search(r"students(\d)$", name):
         assert len(recipe.cohort.students) == int(number[1])
-    assert recipe.cohort.share == ("none" if len(students) > 1 or data in ("digits", "folder") else "low")
+    apart = len(students) > 1 or data in ("digits", "folder") or len(recipe.cohort.students) == 1
+    apart = apart or recipe.method["name"] == "dualnet"  # which trains separate networks
+    assert recipe.cohort.share == ("none" if apart else "low")
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith(("digits", "folder", "imagenet"))])
+CELLS = [n for n in SHIPPED if not n.startswith(("digits", "folder", "imagenet")) and n not in OWN_SETTING]
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_the_papers_cells_have_the_papers_optimisation(name: str) -> None:
     """MFEF section 4.1: SGD with Nesterov 0.9, 300 epochs, batch 128, 0.1 divided by ten at 150 and 225."""
     optim = shipped(name).optim
     assert (optim.epochs, optim.batch_size, optim.lr, optim.momentum) == (300, 128, 0.1, 0.9)
     assert (optim.weight_decay, optim.aux_weight_decay) == (1e-4, 1e-5)
     assert (optim.schedule, optim.milestones) == ("step", (0.5, 0.75))
+
+
+@pytest.mark.parametrize("name", OWN_SETTING)
+def test_a_cited_method_has_its_own_optimisation(name: str) -> None:
+    """Scaffolding decays as the students do: both public codes give all parameters to one optimiser."""
+    optim = shipped(name).optim
+    epochs, decay, milestones = OWN_SETTING[name]
+    assert (optim.epochs, optim.batch_size, optim.lr, optim.momentum) == (epochs, 128, 0.1, 0.9)
+    assert optim.weight_decay == optim.aux_weight_decay == decay
+    assert (optim.schedule, optim.milestones) == ("step", milestones)
+
+
+def test_the_cited_methods_have_their_published_keys_and_numbers() -> None:
+    byot, ahbf, dualnet = (resolve(load([str(SHIPPED[name])]), needs_data=False) for name in OWN_SETTING)
+    assert dualnet.variant == "dualnet combine=mean turns=2 weight=0.3"
+    assert dualnet.recipe.augment.padding == 0
+    assert byot.variant == "byot"
+    assert byot.architectures == ("resnet18",)
+    paper = byot.recipe.about.paper
+    assert paper is not None
+    assert (paper.epochs, paper.students, paper.student_error) == (200, ("resnet18",), {"byot": 21.36})  # 78.64 %
+    assert ahbf.variant == "ahbf aux=4 branch_weight=4.0 fused_weight=2.0"
+    assert ahbf.architectures == ("resnet32", "resnet32+4", "resnet32+8", "resnet32+12")
+    assert ahbf.recipe.method["weight"] == 1.5
+    assert ahbf.recipe.method["rampup"] == pytest.approx(240 / 300)
+    assert ahbf.recipe.about.paper is None, "its repository prints no result"
 
 
 def numbers(name: str) -> list[float]:
@@ -77,7 +113,7 @@ def test_the_133_numbers_that_mfef_prints_are_all_there() -> None:
     """Tables 1 to 5 of arXiv 2206.08224; FEFR's own tables did not survive."""
     tables: dict[str, list[float]] = {}
     for name in SHIPPED:
-        if paper := shipped(name).about.paper:
+        if (paper := shipped(name).about.paper) and paper.source.startswith("MFEF"):
             tables.setdefault(paper.source.partition(", ")[2], []).extend(numbers(name))
     counts = {table: len(found) for table, found in tables.items()}
     assert counts == {"table 1": 98, "table 2": 4, "table 3": 12, "table 4": 12, "table 5": 7}
@@ -94,3 +130,28 @@ def test_a_fused_classifier_is_better_than_the_students_it_teaches_in_every_prin
         student = paper.student_error[method]
         assert not isinstance(student, list)
         assert error < student
+
+
+ABLATION = ("cifar100_resnet32_ablation", "cifar100_resnet56_ablation")
+
+
+@pytest.mark.parametrize("name", ABLATION)
+def test_in_every_case_of_the_ablation_the_fused_map_is_equally_wide(name: str) -> None:
+    """The six cases of both readings, with the overrides that the recipe's own lines name."""
+    text = SHIPPED[name].read_text(encoding="utf-8")
+    cases = re.findall(r"^#   (text|released) +(\S+) +(method\..*)$", text, re.M)
+    assert [(reading, case) for reading, case, _ in cases] == [
+        (reading, case) for reading in ("text", "released") for case in ("FE", "FE+FC", "FE+FC+FD")
+    ]
+    for reading, case, words in cases:
+        resolved = resolve(load([name, "data.root=there", *words.split()]), needs_data=False)
+        method = assembly.assemble(resolved, 100).method
+        fusion = method.get_submodule("fusion")
+        assert fusion.get_parameter("depthwise.0.weight").shape == (128, 1, 3, 3), words
+        assert fusion.get_parameter("fc.weight").shape == (100, 64), words
+        config = resolved.config.model_dump()
+        assert (config["reading"], config["reconstruct"] != "none", config["attention"]) == (
+            reading,
+            "FC" in case,
+            "FD" in case,
+        )

@@ -38,7 +38,8 @@ CASES = {
     "fefr, clipped": ("optim.clip=1.0",),
     "baseline": ("method.name=baseline", 'cohort.students=["resnet8"]'),
     "kdcl, linear, three": ("method.name=kdcl", "method.target=linear", "cohort.share=none", THREE),
-    **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one", "pcl")},
+    **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one", "byot", "ahbf", "pcl")},
+    "byot, journal": ("method.name=byot", "method.loss=journal"),
     **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl", "switokd", "okdph")},
     "okdph, dirichlet": ("method.name=okdph", "method.hybrid=dirichlet", "method.interval=0.1"),
 }

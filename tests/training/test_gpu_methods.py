@@ -43,9 +43,11 @@ CONFIGURATIONS = [
         for share in ("low", "stem1", "none")
     ),
     *((f"method.name={name}", "cohort.share=none", THREE) for name in ("dml", "dualnet", "switokd", "okdph")),
+    *((f"method.name={name}", f"cohort.share={share}", TWO) for name in ("one", "ahbf") for share in ("low", "stem1")),
     ("method.name=okdph", "method.hybrid=dirichlet", "cohort.share=none"),
     ("method.name=switokd", "method.teacher_indices=[0, 1]", THREE),
-    *(("method.name=one", f"cohort.share={share}", TWO) for share in ("low", "stem1")),
+    ("method.name=ahbf", THREE),
+    *(("method.name=byot", f"method.loss={loss}") for loss in ("conference", "journal")),
     ("method.name=baseline", students("resnet8")),
     *(
         ("method.name=kdcl", f"method.target={target}", "cohort.share=none", cohort)
@@ -56,11 +58,14 @@ CONFIGURATIONS = [
     *(("method.name=fefr", f"method.match={kind}") for kind in ("patch", "conv3x3_s2", "pool1x1")),
     *(("method.name=fefr", word) for word in ("method.early_fusion=false", "method.attention=false")),
     ("method.name=fefr", "method.detach_features=true"),
+    *(("method.name=fefr", "method.reading=released", f"cohort.share={share}", THREE) for share in ("low", "none")),
+    ("method.name=fefr", "method.reading=released", "method.attention=random"),
+    ("method.name=dualnet", "method.turns=2", "cohort.share=none", TWO),
     ("method.name=mfef", "method.in_path=true"),
     ("method.name=mfef", "method.msfe=false", "method.attention=false"),
 ]
 NETWORKS = (
-    "resnet20", "resnet20+msfe", "wrn16_2", "densenet40_12", "mobilenetv2",
+    "resnet20", "resnet20+2", "resnet20+msfe", "wrn16_2", "densenet40_12", "mobilenetv2",
     "torchvision:mobilenet_v3_small", "torchvision:squeezenet1_1", "torchvision:shufflenet_v2_x0_5",
     "timm:mobilenetv3_small_100", "timm:efficientnet_b0", "timm:convnext_atto", "timm:ghostnet_100",
 )  # fmt: skip
@@ -124,6 +129,8 @@ def test_no_step_of_any_network_waits_for_the_gpu(name: str, settings: Settings)
         ("method.name=dualnet", "cohort.share=none"),
         ("method.name=dml", "cohort.share=none"),
         ("method.name=kdcl", "cohort.share=none"),
+        ("method.name=byot", "method.loss=journal"),
+        ("method.name=ahbf", THREE),
         ("method.name=kdcl", "method.target=linear", "cohort.share=none", THREE),
         ("method.name=switokd", "cohort.share=none"),
         ("method.name=pcl", THREE),

@@ -77,8 +77,15 @@ CASES = {
     "plain, clipped": (PLAIN, "method.name=dml", "optim.clip=0.1"),
     "fefr, one trunk": (SYNC,),
     "fefr, separate": (SYNC, "cohort.share=none"),
+    "fefr, released": (SYNC, "method.reading=released"),
+    "fefr, released, separate": (SYNC, "method.reading=released", "cohort.share=none"),
+    "fefr, released, random attention": (SYNC, "method.reading=released", "method.attention=random"),
+    "dualnet, in turns": (SYNC, "method.name=dualnet", "method.turns=2"),
     "kd": (SYNC, "method.name=kd"),
     **{name: (SYNC, f"method.name={name}") for name in ("dualnet", "ffl", "kdcl", "mfef", "okddip", "one")},
+    "byot": (SYNC, "method.name=byot", "method.beta=0.01"),
+    "byot, journal": (SYNC, "method.name=byot", "method.loss=journal"),
+    "ahbf": (SYNC, "method.name=ahbf"),
     "kdcl, views": (SYNC, "method.name=kdcl", "method.views=own"),
     "switokd": (SYNC, "method.name=switokd"),
     "switokd, three": (SYNC, "method.name=switokd", "method.teacher_indices=[0]", SEVERAL),
@@ -169,7 +176,7 @@ def test_all_processes_hold_the_same_weights_momenta_and_statistics_to_the_bit(
 
 def test_compiled_steps_of_two_processes_are_eager_ones_but_for_rounding(steps: dict[str, list[Learned]]) -> None:
     """The wrapper cuts the graph where its buckets of gradients end."""
-    names = ("fefr, one trunk", "fefr, local", "plain, clipped", "switokd", "pcl", "okdph")
+    names = ("fefr, one trunk", "fefr, local", "plain, clipped", "byot, journal", "switokd", "pcl", "okdph")
     for found in together(2, traced, {name: CASES[name] for name in names}):
         for name in names:
             assert max(differences(found[name], steps[name][1])) < 1e-5

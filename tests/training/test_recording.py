@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,6 +37,8 @@ ADAMW = (
     *("optim.ema=0.9", "optim.class_weights=balanced", "optim.label_smoothing=0.1"),
 )
 MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
+RANDOM = ("method.reading=released", "method.attention=random")
+TURNS = ("method.name=dualnet", "method.turns=2")
 AFTER = [("method.name=switokd",), ("method.name=pcl",), ("method.name=okdph", "method.interval=0.1")]
 
 
@@ -146,8 +149,10 @@ def taken(step: CountedStep, epochs: int = 1, steps: int = 25) -> Iterator[Total
 @pytest.mark.gpu
 @pytest.mark.fakegpu
 @pytest.mark.unmirrored
-@pytest.mark.parametrize("compile", ["off", "on"])
-@pytest.mark.parametrize("more", [(), ("optim.clip=1.0",), ADAMW])
+@pytest.mark.parametrize(
+    ("compile", "more"),
+    [*itertools.product(("off", "on"), ((), ("optim.clip=1.0",), ADAMW)), ("off", RANDOM), ("off", TURNS)],
+)
 def test_a_recorded_step_is_one_launch_and_a_copy_of_what_was_drawn(compile: str, more: tuple[str, ...]) -> None:
     torch._dynamo.reset()
     step, _ = made("on", *more, dtype="bfloat16", compile=compile)

@@ -1,0 +1,77 @@
+"""A study's table in words: the cells of a row, its Markdown, and the sentences below it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from okdc.escaping import prose
+
+HEADERS = ("column", "method", "head", "paper", "error % [95 %]", "each seed", "minus paper", "", "minus baseline", "")
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """One line of the table, under HEADERS."""
+    head = f"{row['head']} ({row['network']})" if row["head"].startswith("student") and row["network"] else row["head"]
+    return [
+        row["column"],
+        row["method"],
+        head,
+        f"{row['paper']['error_pct']:.2f}" if row["paper"] else "",
+        _mean(row),
+        ", ".join(f"{error:.2f}" for error in row["error_pct_by_seed"].values()),
+        *_difference(row["minus_paper"]),
+        *_difference(row["minus_baseline"]),
+    ]
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    if row["error_pct"] is None:
+        return ""
+    interval = row["interval_pct"]
+    return f"{row['error_pct']:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def _difference(difference: Mapping[str, Any] | None) -> tuple[str, str]:
+    if difference is None:
+        return "", ""
+    interval = difference["interval_points"]
+    ends = f" [{interval[0]:+.2f}, {interval[1]:+.2f}]" if interval else ""
+    return f"{difference['points']:+.2f}{ends}", difference["verdict"]
+
+
+def sentences(report: Mapping[str, Any]) -> list[str]:
+    """What the numbers are, then what is missing and what differs."""
+    shown = [row for row in report["rows"] if row["n"]]
+    lines = [
+        "errors are 100 - top-1 in %, of the last epoch, on the images that judged the runs; student is the first, or "
+        "the leader of a method that has one, and nobody chose it",
+        f"the {report['confidence_pct']:g} % intervals hold the chance of the seeds and that of the images; below "
+        "three seeds nothing is resolved",
+    ]
+    for source in dict.fromkeys(row["paper"]["source"] for row in shown if row["paper"]):
+        lines.append(f"paper: {source}; one number without a spread, the best of several runs and of the test set")
+    if report["baseline"]:
+        lines.append(f"minus baseline: less {report['baseline']}'s student, paired by seed and image")
+    lines += report["remarks"]
+    by_state: dict[str, list[str]] = {}
+    for left in report["left_out"]:
+        by_state.setdefault(left["state"], []).append(left["run"])
+    for state, runs in by_state.items():
+        lines.append(f"{state}: {len(runs)} run{'s' if len(runs) > 1 else ''} ({_few(runs)})")
+    lines += [left["why"] for left in report["left_out"] if left["why"] != left["state"]]
+    return [*lines, *report["notes"]]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The whole report as GitHub's Markdown."""
+    rows = [cells(row) for row in report["rows"]]
+    lines = [f"# {prose(report['title'])}", ""]
+    for line in (HEADERS, ["---"] * len(HEADERS), *rows):
+        lines.append("| " + " | ".join(prose(cell) for cell in line) + " |")
+    lines += ["", *(f"- {prose(sentence)}" for sentence in sentences(report))]
+    return "\n".join(lines) + "\n"

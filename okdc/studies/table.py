@@ -1,0 +1,206 @@
+"""The table of a study: each cell's errors at the last epoch, beside what a paper prints for it. No torch.
+
+An error is 100 - top-1 in percent, as the papers print it. A cell has the mean over its seeds, every seed's value and a
+95 % interval that holds the chance of the seeds and of the images. Two differences are taken: to the paper's number,
+which is one number without a spread and mostly the best of several runs, and to the study's baseline, paired by seed
+and image. Either is called resolved only from three seeds on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from okdc.comparison import comparable, stats
+from okdc.comparison.finished import Finished, load
+from okdc.errors import OkdcError
+from okdc.recipe.schema import Paper
+from okdc.runs.accuracy import CONFIDENCE_PCT
+from okdc.studies.plan import Planned
+from okdc.studies.schema import TEACHERS, Study
+
+T = TypeVar("T")
+
+STUDENT = "student"
+
+
+def table(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
+    """The report that `okdc study --json` prints: one row a column, method and head.
+
+    A run that is damaged, failed or missing leaves its seed out of the cell, and is named.
+    """
+    cells: dict[tuple[str, str], list[Finished]] = {}
+    left_out = []
+    for run in runs:
+        if run.column == TEACHERS:
+            continue
+        state = run.state()
+        try:
+            if state == "complete":
+                cells.setdefault((run.column, run.method), []).append(load(run.folder))
+                continue
+            reason: str = state
+        except OkdcError as error:
+            reason = error.message
+        left_out.append({"run": run.name, "state": state, "why": reason})
+    rows, notes = [], []
+    for column in study.columns:
+        notes += _notes(column, [run for method in study.methods for run in cells.get((column, method), [])])
+    for column, method in study.cells():
+        runs_of_cell = cells.get((column, method), [])
+        rows += _rows(study, column, method, runs_of_cell, _base(study, column, runs_of_cell, cells))
+    return {
+        "schema": 1,
+        "title": study.title,
+        "remarks": list(study.remarks),
+        "seeds": list(study.seeds),
+        "baseline": study.baseline,
+        "confidence_pct": CONFIDENCE_PCT,
+        "columns": list(study.columns),
+        "methods": list(study.methods),
+        "rows": rows,
+        "left_out": left_out,
+        "notes": list(dict.fromkeys(notes)),
+    }
+
+
+def _base(
+    study: Study, column: str, runs: Sequence[Finished], cells: Mapping[tuple[str, str], Sequence[Finished]]
+) -> Sequence[Finished]:
+    """The baseline's runs of a column. A column without any, as `where` may say, has those of another one that were
+    judged by the same images.
+    """
+    if study.baseline is None or (column, study.baseline) in study.cells():
+        return cells.get((column, study.baseline or ""), [])
+    others = [cells.get((other, study.baseline), []) for other in study.where[study.baseline]]
+    judging = {run.judging_sha256 for run in runs}
+    return next((base for base in others if base and {run.judging_sha256 for run in base} == judging), [])
+
+
+def _notes(column: str, runs: Sequence[Finished]) -> list[str]:
+    """What differs between the runs of a column beside method and seed; a line where they do not compare at all."""
+    if len(runs) < 2:
+        return []
+    try:
+        comparable.refuse(runs)
+    except OkdcError as error:
+        return [f"{column}: {line}" for line in (error.message, *error.details)]
+    return [f"{column}: {note}" for note in comparable.notes(runs)]
+
+
+def _rows(
+    study: Study, column: str, method: str, runs: Sequence[Finished], base: Sequence[Finished]
+) -> list[dict[str, Any]]:
+    """One row a head: of unlike students one each, else the leading one; then the fused classifier, if there is one."""
+    if not runs:
+        return [_row(study, column, method, STUDENT, "", [], [], None)]
+    first = runs[0]
+    paper = _paper(first)
+    students = first.result.students
+    printed = _printed(paper.student_error if paper else {}, first, method)
+    rows = []
+    if len(set(students)) > 1:
+        errors = printed if isinstance(printed, list) else [printed] * len(students)
+        for k, network in enumerate(students):
+            error = errors[k] if k < len(errors) else None
+            rows.append(_row(study, column, method, f"student{k}", network, runs, base, error))
+    else:
+        error = printed if isinstance(printed, float) else None
+        rows.append(_row(study, column, method, STUDENT, students[0], runs, base, error))
+    fused = first.result.method_card.fused_head
+    if fused in first.result.heads_last_epoch_top1_pct:
+        error = _printed(paper.fused_error if paper else {}, first, method)
+        rows.append(_row(study, column, method, fused, "", runs, base, error if isinstance(error, float) else None))
+    return rows
+
+
+def _printed(errors: Mapping[str, T], run: Finished, method: str) -> T | None:
+    """What a paper prints for a run's variant; for another, what it prints for the method that the study's label is."""
+    return errors.get(run.result.variant, errors.get(method))
+
+
+def _paper(run: Finished) -> Paper | None:
+    """What a paper prints for the cell, where the run is of its data and networks."""
+    paper = run.recipe.about.paper
+    if paper is None or paper.dataset != run.result.dataset:
+        return None
+    return paper if set(paper.students) == set(run.recipe.cohort.students) else None
+
+
+def _row(
+    study: Study,
+    column: str,
+    method: str,
+    head: str,
+    network: str,
+    runs: Sequence[Finished],
+    base: Sequence[Finished],
+    printed: float | None,
+) -> dict[str, Any]:
+    key = STUDENT if head == STUDENT else f"last {head}"
+    right = {run.seed: run.right[key] for run in runs if key in run.right}
+    paper = _paper(runs[0]) if runs else None
+    row: dict[str, Any] = {
+        "column": column,
+        "method": method,
+        "variant": runs[0].result.variant if runs else None,
+        "head": head,
+        "network": network,
+        "students": len(runs[0].result.students) if runs else None,
+        "paper": {"source": paper.source, "error_pct": printed} if paper and printed is not None else None,
+        "n": len(right),
+        "error_pct_by_seed": {str(seed): round(100 - 100 * float(bits.mean()), 4) for seed, bits in right.items()},
+        "error_pct": None,
+        "interval_pct": None,
+        "minus_paper": None,
+        "minus_baseline": None,
+    }
+    if right:
+        row |= _error(right)
+        if printed is not None:
+            row["minus_paper"] = _minus_paper(row, printed)
+    if base and method != study.baseline:
+        row["minus_baseline"] = _minus_baseline(right, base, key)
+    return row
+
+
+def _error(right: Mapping[int, Any]) -> dict[str, Any]:
+    """The mean error over seeds, in percent, and its interval; None of one seed."""
+    wrong = 1 - np.stack([bits.astype(np.float64) for bits in right.values()])
+    mean = float(wrong.mean())
+    ends = None
+    if len(wrong) > 1:
+        reach = float(stats.half_width(wrong.mean(1), wrong.mean(0)))
+        ends = [round(100 * end, 4) for end in (max(0.0, mean - reach), min(1.0, mean + reach))]
+    return {"error_pct": round(100 * mean, 4), "interval_pct": ends}
+
+
+def _minus_paper(row: Mapping[str, Any], printed: float) -> dict[str, Any]:
+    """Our mean error less the paper's number, in points: resolved where our interval does not hold that number."""
+    interval, n = row["interval_pct"], row["n"]
+    ends = None if interval is None else (printed - interval[1], printed - interval[0])  # of the paper's above ours
+    return {
+        "points": round(row["error_pct"] - printed, 4),
+        "interval_points": None if interval is None else [round(end - printed, 4) for end in interval],
+        "verdict": stats.verdict(n, ends),  # better: a smaller error than the paper's
+    }
+
+
+def _minus_baseline(right: Mapping[int, Any], base: Sequence[Finished], key: str) -> dict[str, Any] | None:
+    """The error less that of the baseline's student, in points, over the seeds that both have.
+
+    Of unlike students each is compared with the same one, where the baseline has it.
+    """
+    unlike = key if key.startswith("last student") else STUDENT
+    paired = stats.paired(right, {run.seed: run.right.get(unlike, run.right[STUDENT]) for run in base})
+    if paired is None:
+        return None
+    interval = paired["interval_points"]
+    return {
+        "points": -paired["mean_points"] + 0.0,
+        "interval_points": None if interval is None else [-interval[1] + 0.0, -interval[0] + 0.0],
+        "n": paired["n"],
+        "verdict": paired["verdict"],  # better: a smaller error
+    }
