@@ -98,7 +98,7 @@ class SwitOKD(Method[SwitOKDConfig]):
     def expert(self, z: Tensor, y: Tensor) -> Tensor:
         """Whether each pair is in expert mode, T×S, of logits nNK and the labels' distribution y, NK."""
         p = z.softmax(2)
-        teachers, pupils = p[list(self.teachers)], p[list(self.pupils)]
+        teachers, pupils = (torch.stack([p[k] for k in part]) for part in (self.teachers, self.pupils))
         G = (teachers[:, None] - pupils).abs().sum(3).mean(2)  # T×S
         t = (teachers - y).abs().sum(2).mean(1)  # T
         s = (pupils - y).abs().sum(2).mean(1)  # S
