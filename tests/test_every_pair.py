@@ -35,7 +35,14 @@ OUTSIDE = [
     "torchvision:regnet_y_400mf",
     "torchvision:convnext_tiny",
 ]
-DEEP = ("resnet56", "resnet110", "wrn40_2", "densenet40_12_vanilla", "resnet34")  # blocks of the others, many times
+DEEP = (
+    "resnet56",
+    "resnet110",
+    "wrn16_8",
+    "wrn40_2",
+    "densenet40_12_vanilla",
+    "resnet34",
+)  # more of the others' blocks
 
 
 @pytest.fixture(autouse=True)

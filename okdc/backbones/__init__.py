@@ -33,6 +33,7 @@ NETWORKS = Registry(
         "resnet110": "okdc.backbones.resnet:resnet110",
         "wrn16_1": "okdc.backbones.wide_resnet:wrn16_1",
         "wrn16_2": "okdc.backbones.wide_resnet:wrn16_2",
+        "wrn16_8": "okdc.backbones.wide_resnet:wrn16_8",
         "wrn40_2": "okdc.backbones.wide_resnet:wrn40_2",
         "densenet40_12": "okdc.backbones.densenet:densenet40_12",
         "densenet40_12_vanilla": "okdc.backbones.densenet:densenet40_12_vanilla",

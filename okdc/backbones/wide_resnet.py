@@ -66,4 +66,5 @@ def wide_resnet(depth: int, k: int, classes: int, added: int = 0) -> Backbone:
 # The networks that recipes name: each is called with the number of classes.
 wrn16_1 = partial(wide_resnet, 16, 1)
 wrn16_2 = partial(wide_resnet, 16, 2)
+wrn16_8 = partial(wide_resnet, 16, 8)
 wrn40_2 = partial(wide_resnet, 40, 2)

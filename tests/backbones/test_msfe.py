@@ -30,7 +30,7 @@ from okdc.seeds import seeded
 Captured = pytest.CaptureFixture[str]
 CIFAR = torch.Size((3, 32, 32))
 VARIANTS = {"+msfe": True, "+msfe-da": False}
-WIDTHS = {"mobilenetv2": 320, "resnet18": 512, "resnet34": 512, "wrn16_2": 128, "wrn40_2": 128}
+WIDTHS = {"mobilenetv2": 320, "resnet18": 512, "resnet34": 512, "wrn16_2": 128, "wrn16_8": 512, "wrn40_2": 128}
 WIDTHS |= {"densenet40_12": 132, "densenet40_12_vanilla": 448}
 
 

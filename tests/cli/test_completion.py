@@ -73,10 +73,10 @@ BUNDLES = ["runs/done-1/bundle", "shipped"]
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["distill", "cifar10_wrn"], ["cifar10_wrn16_2", "cifar10_wrn40_2"]),
+        (["distill", "cifar10_wrn"], ["cifar10_wrn16_1_wrn16_8_switokd", "cifar10_wrn16_2", "cifar10_wrn40_2"]),
         (["resume", ""], [*UNFINISHED, "runs/several-1"]),
         (["profile", "runs/d"], ["runs/done-1"]),
-        (["profile", "wrn"], ["wrn16_1", "wrn16_2", "wrn40_2"]),
+        (["profile", "wrn"], ["wrn16_1", "wrn16_2", "wrn16_8", "wrn40_2"]),
         (["export", ""], [*FINISHED, *BUNDLES]),
         (["evaluate", ""], [*FINISHED, *BUNDLES]),
         (["compare", "runs/done-1", "runs/s"], ["runs/several-1", "runs/several-1/seed0"]),

@@ -36,7 +36,8 @@ SIZES = dict.fromkeys((*backbones.NETWORKS.own, *EXTRACTING, *DEEPER), 32) | {
 }
 # BatchNormalizations that no Conv can take in: those behind a sum or a concatenation, and one behind a stem that a
 # shortcut or a concatenation reads as well. Everywhere else all of them are folded.
-LEFT = {"wrn16_1": 7, "wrn16_1+1": 8, "wrn16_2": 6, "wrn40_2": 18, "densenet40_12": 21, "densenet40_12_vanilla": 39}
+LEFT = {"wrn16_1": 7, "wrn16_1+1": 8, "wrn16_2": 6, "wrn16_8": 6, "wrn40_2": 18, "densenet40_12": 21}
+LEFT["densenet40_12_vanilla"] = 39
 LEFT["torchvision:densenet121"] = 58 + 3 + 1  # one a layer, one a transition, the last
 # Pooling that is exported as two matrix products, over the width and over the height: 512 maps of 2×2 become 7×7.
 POOLED = {"torchvision:vgg11_bn": 512 * (2 * 7 * 2 + 7 * 7 * 2)}

@@ -310,6 +310,19 @@ def test_with_gamma_1_all_students_are_the_hybrid_model_and_their_views_part_the
     assert [difference(state) > 0 for state in states] == [True, True, True, False, True, True]
 
 
+def test_a_fusion_has_the_weights_that_the_step_has_drawn() -> None:
+    method = apart(okdph(3, hybrid="dirichlet", gamma=1.0, interval=0.5)).train()
+    states = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    method(views_of(3), torch.tensor(0.7))
+    method.load_state_dict(states)  # the pass has moved batch statistics
+    expected = by_hand(method, method.r.tolist())
+    with torch.no_grad():
+        method.after_step()
+    for network in method.cohort.backbones():
+        for name, tensor in network.state_dict().items():
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_with_gamma_0_nothing_is_fused() -> None:
     assert_same(trained("method.gamma=0", "method.interval=0.1"), trained("method.gamma=0", fuse=False))
 

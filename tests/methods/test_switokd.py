@@ -245,6 +245,18 @@ def test_a_learning_step_is_the_optimisers_alone() -> None:
     assert all(torch.equal(tensor, states[-1][name]) for name, tensor in method.state_dict().items())
 
 
+def test_every_teacher_that_is_the_expert_to_one_of_two_students_still_moves() -> None:
+    words = 'cohort.students=["resnet8", "resnet8", "resnet8"]'
+    job = harness.built(harness.recipe("method.name=switokd", words))
+    method = job.method.train()
+    assert isinstance(method, SwitOKD)
+    step = TrainStep(forced(method, True, False), job.recipe.optim, PLAIN)
+    before = [p.detach().clone() for p in method.cohort.backbone(2).parameters()]
+    step(batch(), 0.0)
+    pairs = zip(before, method.cohort.backbone(2).parameters(), strict=True)
+    assert not any(torch.equal(p, q) for p, q in pairs)
+
+
 def test_of_two_teachers_the_one_that_pauses_stays() -> None:
     words = 'cohort.students=["resnet8", "resnet8", "resnet8"]'
     job = harness.built(harness.recipe("method.name=switokd", "method.teacher_indices=[0, 1]", words))
