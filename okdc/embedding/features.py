@@ -79,7 +79,7 @@ def _of_run(
     labels = dataset.labels[rows].numpy()
     kept = students.load(run)
     normalise = students.normalise(kept.info.preprocessing)
-    batches = ((Batch(x, y)) for x, y in eval_batches(dataset, rows, normalise, EVAL_BATCH))
+    batches = (Batch(x, y) for x, y in eval_batches(dataset, rows, normalise, EVAL_BATCH))
     by_head = _joined(method.features(batch) | {KEPT: global_average(_last_map(kept, batch))} for batch in batches)
     mapped = _some(len(rows), points, result.seed, "map")
     accuracies = result.heads_last_epoch_top1_pct | {KEPT: result.kept.top1_pct}

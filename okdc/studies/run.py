@@ -111,16 +111,16 @@ def _side_by_side(left: Sequence[Planned], count: int, jobs: int, tell: Progress
     threads = max(1, cores() // jobs)
     tell.note(f"{jobs} runs side by side, {threads} thread{'s' if threads > 1 else ''} each")
     waiting, children, done = list(left), list[_Child](), count - len(left)
-    ready = {run.folder for run in left}  # teachers among these have to be complete before what they teach
+    unfinished = {run.folder for run in left}  # teachers among these come before what they teach
     with signals.raised():
         try:
             while waiting or children:
                 for child in [child for child in children if child.process.poll() is not None]:
                     children.remove(child)
                     done += 1
-                    ready.discard(child.run.folder)
+                    unfinished.discard(child.run.folder)
                     _say_end(child, done, count, tell)
-                for run in [run for run in waiting if run.teacher not in ready]:
+                for run in [run for run in waiting if run.teacher not in unfinished]:
                     if reason := _without_teacher(run):
                         waiting.remove(run)
                         tell.note(reason)
