@@ -28,7 +28,7 @@ from okdc.data.augmentation import Augmentation, Examples
 from okdc.data.batches import Normalise, TrainBatches, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.data.streaming import StreamBatches
-from okdc.distributed import ALONE, HERE, Ranks
+from okdc.distributed import ALONE, HERE, Ranks, gathered
 from okdc.errors import RecipeError, UsageError
 from okdc.methods.base import Step
 from okdc.recipe.schema import Augment
@@ -212,6 +212,13 @@ def named(patch: pytest.MonkeyPatch, **environment: str) -> Ranks:
 def test_a_process_that_torchrun_did_not_start_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Ranks.of_environment() == ALONE
     assert named(monkeypatch, RANK="0", WORLD_SIZE="1") == ALONE
+
+
+def test_what_a_process_alone_gathers_is_its_own_without_a_gradient() -> None:
+    tensor = torch.ones(2, 3, requires_grad=True)
+    whole = gathered(2 * tensor)
+    assert whole.shape == (1, 2, 3)
+    assert not whole.requires_grad
 
 
 def test_one_process_of_a_batch_system_is_alone_whatever_its_number_on_the_machine(

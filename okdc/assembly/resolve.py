@@ -19,10 +19,10 @@ from okdc.data.source import Source
 from okdc.errors import DataError, RecipeError, UsageError
 from okdc.methods.base import Config, Method, TaughtConfig
 from okdc.progress import WARNING
-from okdc.recipe.draft import OF_FOLDERS, Draft, check, place_of, refused
+from okdc.recipe.draft import OF_FOLDERS, Draft, check, list_of, place_of, refused
 from okdc.recipe.explain import explain, salvage
 from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, Augment, CohortTable, Optim, Recipe
-from okdc.recipe.shorthand import full_keys
+from okdc.recipe.shorthand import full_keys, holds_list
 from okdc.recipe.words import Override
 
 LARGE_FOR_ADAMW = 0.02  # a rate of SGD's: adamw's steps are as long as the rate, whatever the gradient
@@ -241,7 +241,7 @@ def _with_owners(problem: str) -> str:
 
 def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:
     """`[method]` without the keys that the file meant for another method, and a note that names them."""
-    table, notes = _with_defaults_of(table, config, draft)
+    table, notes = _with_defaults_of(_with_lists(table, config, draft), config, draft)
     if "method.name" not in draft.overridden:
         return table, notes
     foreign = [key for key in table if key not in config.model_fields and f"method.{key}" not in draft.overridden]
@@ -249,6 +249,12 @@ def _keys_of_method(table: dict[str, Any], config: type[Config], draft: Draft) -
         return table, notes
     notes.append(f"method {table['name']} has no {', '.join(foreign)}: dropped from the recipe's [method]")
     return {key: value for key, value in table.items() if key not in foreign}, notes
+
+
+def _with_lists(table: dict[str, Any], config: type[Config], draft: Draft) -> dict[str, Any]:
+    """`[method]` with a list for each override of a key that holds one: a command needs no brackets."""
+    lists = {f"method.{key}": key for key, field in config.model_fields.items() if holds_list(field.annotation)}
+    return table | {lists[o.key]: list_of(o.value) for o in draft.overrides if o.key in lists}
 
 
 def _with_defaults_of(table: dict[str, Any], config: type[Config], draft: Draft) -> tuple[dict[str, Any], list[str]]:

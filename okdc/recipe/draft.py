@@ -23,7 +23,7 @@ from okdc.errors import RecipeError, nearest
 from okdc.recipe import catalog
 from okdc.recipe.explain import explain, refusal
 from okdc.recipe.schema import Recipe
-from okdc.recipe.shorthand import is_key, leaves_of, suggestions, takes, value_of
+from okdc.recipe.shorthand import is_key, items_of, leaves_of, suggestions, takes, value_of
 from okdc.recipe.words import Flag, Override
 from okdc.recipe.words import read as read_words
 
@@ -307,6 +307,11 @@ def _toml_or_text(text: str) -> Any:
     with contextlib.suppress(ValueError, RecursionError):
         return _toml_of(text)
     return text
+
+
+def list_of(text: str) -> Any:
+    """The list that the text of an override is, where its key takes lists."""
+    return items_of(text, _toml_of)
 
 
 def _toml_of(text: str) -> Any:

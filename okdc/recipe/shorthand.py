@@ -155,6 +155,21 @@ def value_of(key: str, text: str, toml: Callable[[str], Any]) -> tuple[Any, bool
     return _chosen(value, choices) if isinstance(value, str) else (value, False)
 
 
+def holds_list(annotation: Any) -> bool:
+    """Whether a key of this type takes a list and nothing else, but for being left out."""
+    leaves = [leaf for leaf in alternatives(annotation) if leaf is not type(None)]
+    return bool(leaves) and all(map(_is_list, leaves))
+
+
+def items_of(text: str, toml: Callable[[str], Any]) -> Any:
+    """The list that the text of a list's key is, with or without brackets; what is TOML otherwise stays what it is."""
+    try:
+        value = toml(text)
+    except (ValueError, RecursionError):
+        value = text
+    return _items(value, text, toml)
+
+
 def typed(key: str, values: Sequence[str]) -> str:
     """A key of words as a shell takes it, `cohort.weights=a,b`; of a value with commas, brackets or quotes as TOML."""
     plain = not any(letter in value for value in values for letter in ",[]\"'")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from byhand import (
     ALPHA,
+    CIFAR,
     POSITIONS,
     Array,
     agrees,
@@ -227,6 +228,26 @@ def test_its_scaffolding_is_one_linear_layer_and_the_means_are_no_part_of_the_co
 def test_peers_of_other_widths_are_taken_without_a_trunk() -> None:
     method = make("pcl", ["resnet8", "wrn16_2"])
     assert method.get_submodule("fc").get_parameter("weight").shape == (10, 64 + 128)
+
+
+@pytest.mark.parametrize("name", ["weights:weight_norm_by_hook", "weights:tied", "attention:gru", "modes:dropout2d"])
+def test_foreign_peers_have_mean_teachers_of_their_own(name: str) -> None:
+    """A computed weight or a traced module is copied with what it is computed from."""
+    method = make("pcl", [f"networks.{name}"] * 2, images=CIFAR).train()
+    assert isinstance(method, PCL)
+    shared = {id(t) for t in (*method.mean.parameters(), *method.mean.buffers())}
+    assert shared.isdisjoint(id(t) for t in (*method.cohort.parameters(), *method.cohort.buffers()))
+    moved(method)
+    step = method(batch(CIFAR), torch.tensor(0.5))
+    torch.stack(list(step.losses.values())).sum().backward()
+    with torch.no_grad():
+        method.after_step()
+    method.eval()
+    logits = method(batch(CIFAR), torch.tensor(0.5)).logits
+    for k in range(2):
+        torch.testing.assert_close(logits[f"mean{k}"], method.mean.backbone(k)(batch(CIFAR).images))
+        for p, q in zip(method.mean.backbone(k).parameters(), method.cohort.backbone(k).parameters(), strict=True):
+            assert torch.equal(p, q), "after the first step"
 
 
 def test_one_student_is_refused() -> None:

@@ -130,6 +130,20 @@ def test_the_second_condition_alone_keeps_a_teacher_that_is_worse_learning() -> 
     assert not switokd(2, 0).expert(z, torch.tensor(y).float()).item()
 
 
+def test_each_pair_has_its_own_epsilon() -> None:
+    """A teacher that is right with doubts, a student that is surely right, and one that is wrong: the slip in Table 7's
+    files, the first pair's ε for the second, would let the teacher learn from the wrong one.
+    """
+    labels = torch.arange(5)
+    z = torch.stack([certain(labels, 1.5), certain(labels, 5.0), certain((labels + 1) % 10, 3.0)])
+    p_t, p_1, p_2 = (probabilities(array(z_k)) for z_k in z)
+    y = hot(labels)
+    t, s_1, s_2 = (distance(p, y) for p in (p_t, p_1, p_2))
+    assert distance(p_2, p_t) < s_2 - math.exp(-t / (t + s_1)) * t
+    assert distance(p_2, p_t) > s_2 - math.exp(-t / (t + s_2)) * t
+    assert switokd(3, 0).expert(z, torch.tensor(y).float()).tolist() == [[False, True]]
+
+
 def test_targets_of_smoothed_labels_are_what_distances_are_measured_to(monkeypatch: pytest.MonkeyPatch) -> None:
     method = switokd(2, 0)
     method.label_smoothing = 0.1

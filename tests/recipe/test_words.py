@@ -97,6 +97,26 @@ def test_a_key_that_holds_a_list_takes_words_between_commas(word: str, expected:
 
 
 @pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("teacher_indices=0,1", [0, 1]),
+        ("method.teacher_indices=1", [1]),
+        ("method.teacher_indices=[1, 0]", [1, 0]),
+        ("method.teacher_indices=[]", []),
+    ],
+)
+def test_so_does_a_methods_key_that_holds_one(word: str, expected: list[int]) -> None:
+    words = ["digits_resnet8", "method=switokd", word]
+    assert resolve(load(words)).recipe.method["teacher_indices"] == expected
+
+
+def test_a_word_that_is_no_number_in_such_a_list_is_refused_by_its_key() -> None:
+    with pytest.raises(RecipeError) as caught:
+        resolve(load(["digits_resnet8", "method=switokd", "teacher_indices=0,resnet8"]))
+    assert caught.value.details[0].startswith("method.teacher_indices")
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         ("runs/A-1,none", ["runs/A-1", "none"]),
