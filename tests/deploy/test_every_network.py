@@ -97,7 +97,7 @@ def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_sam
 def test_a_training_takes_as_proven_what_is_proven_here_and_no_other_network() -> None:
     """`okdc.training.exportable` tries the export of all others before their first step."""
     own = [name for name in SIZES if backbones.is_proven(name)]
-    assert set(own) == {*backbones.NETWORKS.own, *EXTRACTING}
+    assert set(own) == {*backbones.NETWORKS.own, *EXTRACTING, *DEEPER}
     assert all(backbones.is_proven(name + suffix) for name in own[:1] for suffix in MSFE.values())
     for other in ("torchvision:resnet18", "timm:resnet8", "mine:resnet8", "resnet8:resnet8", "petalnet", "resnet"):
         assert not any(backbones.is_proven(other + suffix) for suffix in ("", *MSFE.values()))
