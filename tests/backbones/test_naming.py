@@ -114,7 +114,7 @@ def test_every_network_of_okdcs_is_deepened_or_refused() -> None:
         else:
             with pytest.raises(RecipeError):
                 backbones.check(f"{name}+1")
-    assert len(backbones.DEEPER) == 11
+    assert len(backbones.DEEPER) == 12
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -11,12 +11,12 @@ import pytest
 import torch
 from byhand import SMALL, Array, agrees, array, batch, cross_entropy, divergence, hold, make, names, reached, refused
 from byhand import spread as logits
+from exchanging import PLAIN, drawn, views_of
 from processes import together
 from torch import Tensor
 
 from okdc import backbones
 from okdc.assembly import job as assembly
-from okdc.distributed import Ranks
 from okdc.errors import RecipeError
 from okdc.methods.base import Batch
 from okdc.methods.okdph import OKDPH, OKDPHConfig
@@ -25,7 +25,6 @@ from okdc.training.device import Settings
 from okdc.training.step import TrainStep
 
 NS = pytest.mark.parametrize("n", [2, 3])
-PLAIN = Settings("cpu", "float32", "contiguous", 1)
 NAME = "method.name=okdph"
 
 
@@ -43,14 +42,6 @@ def apart(method: OKDPH) -> OKDPH:
             if tensor.is_floating_point():
                 tensor.add_(0.1 * torch.rand(tensor.shape, generator=generator))
     return method
-
-
-def views_of(n: int, seed: int = 0, images: int = 16) -> Batch:
-    """A training batch of n students: n + 1 different views of each image."""
-    generator = torch.Generator().manual_seed(seed)
-    first = torch.randn(images, *SMALL, generator=generator)
-    more = tuple(first + 0.5 * torch.randn(first.shape, generator=generator) for _ in range(n))
-    return Batch(first, torch.randint(10, (images,), generator=generator), views=more)
 
 
 def transcription(z: Tensor, z_h: Array, labels: Tensor, omega: float, beta: float, T: float) -> dict[str, float]:
@@ -192,20 +183,6 @@ def test_an_evaluation_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert not okdph().exchanges
     assert method.exchanges
-
-
-def drawn() -> tuple[list[float], dict[str, Tensor]]:
-    """In one of two processes, each with draws of its own: r of the last step, and the students after a fusion."""
-    ranks = Ranks.of_environment()
-    with ranks.joined("cpu"):
-        job = harness.built(harness.recipe(NAME, "method.hybrid=dirichlet", "method.interval=0.2"))
-        method = job.method.train()
-        assert isinstance(method, OKDPH)
-        step = TrainStep(method, job.recipe.optim, PLAIN, ranks)
-        for number in range(3):
-            with seeded(0, "step", number, ranks.rank):
-                step(views_of(2, seed=10 * number + ranks.rank, images=8), number / 3)
-        return method.r.tolist(), {name: p.detach().numpy() for name, p in method.cohort.named_parameters()}  # type: ignore[misc]
 
 
 def test_two_processes_draw_and_fuse_alike() -> None:

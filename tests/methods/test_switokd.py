@@ -10,17 +10,15 @@ import pytest
 import torch
 from byhand import Array, agrees, array, batch, cross_entropy, divergence, hold, make, names, reached, refused, softened
 from byhand import spread as logits
+from exchanging import PLAIN, certain, decided, half
 from processes import together
 from torch import Tensor
 
-from okdc.distributed import Ranks
 from okdc.methods.base import Batch
 from okdc.methods.switokd import SwitOKD, SwitOKDConfig
 from okdc.training import selection
 from okdc.training.device import Settings
 from okdc.training.step import TrainStep
-
-PLAIN = Settings("cpu", "float32", "contiguous", 1)
 
 
 def switokd(n: int = 2, *teachers: int) -> SwitOKD:
@@ -65,11 +63,6 @@ def transcription(z: Array, labels: Tensor, teachers: tuple[int, ...]) -> dict[s
                 weight = learns.get((k, j), at_all.get(k, 1.0))
                 terms[f"kl_student{j}_student{k}"] = weight * divergence(z[j], z[k], 1.0)
     return terms
-
-
-def certain(labels: Tensor, scale: float) -> Tensor:
-    """Logits that are right, the more sure the larger the scale."""
-    return scale * torch.nn.functional.one_hot(labels, 10).float()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -288,36 +281,6 @@ def test_of_two_teachers_the_one_that_pauses_stays() -> None:
 def test_what_a_teacher_is_put_back_to_is_in_no_file() -> None:
     method = switokd()
     assert not [name for name in method.state_dict() if not name.startswith("cohort.")]
-
-
-def half(k: int) -> Tensor:
-    """Logits of teacher and student for four images: a student that is sure of another class, and one that is near."""
-    labels = torch.arange(4)
-    return torch.stack([certain(labels, 2.0), certain(labels + 1, 200.0) if k == 0 else certain(labels, 1.9)])
-
-
-def decided() -> tuple[bool, list[bool], float]:
-    """In one of two processes: the mode of both, that of each half alone, and how far a paused teacher moved."""
-    ranks = Ranks.of_environment()
-    with ranks.joined("cpu"):
-        job = harness.built(harness.recipe("method.name=switokd", "method.teacher_indices=[0]"))
-        method = job.method.train()
-        assert isinstance(method, SwitOKD)
-        labels = torch.arange(4)
-        y = torch.tensor(hot(labels)).float()
-        alone = [method.eval().expert(half(k), y).item() for k in (0, 1)]  # an evaluation exchanges nothing
-        both = method.train().expert(half(ranks.rank), y).item()
-        step = TrainStep(method, job.recipe.optim, PLAIN, ranks)
-        moved = 0.0
-        for number in range(6):
-            before = [p.detach().clone() for p in method.cohort.backbone(0).parameters()]
-            generator = torch.Generator().manual_seed(10 * number + ranks.rank)
-            images = torch.randn(8, 3, 8, 8, generator=generator)
-            step(Batch(images, torch.randint(10, (8,), generator=generator)), number / 10)
-            if method.get_buffer("paused0"):
-                pairs = zip(before, method.cohort.backbone(0).parameters(), strict=True)
-                moved = max(moved, *(float((p - q).abs().max()) for p, q in pairs))
-        return bool(both), [bool(mode) for mode in alone], moved
 
 
 def test_two_processes_take_one_mode_where_their_halves_alone_would_take_two() -> None:

@@ -252,8 +252,9 @@ def test_a_method_is_given_all_that_is_known_of_a_batch(keys: Augment) -> None:
     next(taken(CountedStep(step, batches, 0, print), steps=1))
     expected = next(batches.epoch(0))
     assert (expected.mix is None) == (keys is not VARIED)
-    for name, value in expected._asdict().items():
-        given = getattr(seen[0], name)
+    assert seen[0].views == expected.views == ()
+    for name in ("images", "labels", "other_labels", "mix"):
+        given, value = getattr(seen[0], name), getattr(expected, name)
         assert given is value is None or torch.equal(given, value), name
 
 
