@@ -77,15 +77,16 @@ def study(
 def _list(as_json: bool) -> None:
     from okdc.studies.schema import read, studies
 
-    rows = [{"name": name, "path": str(path), **read(path).model_dump()} for name, path in studies().items()]
+    shipped = {name: read(path) for name, path in studies().items()}
+    rows = [{"name": name, "path": str(studies()[name]), **study.model_dump()} for name, study in shipped.items()]
     if as_json:
         console.out_json(rows)
         return
     console.table(
         ["study", "title", "runs"],
         [
-            [row["name"], row["title"], str(len(row["columns"]) * len(row["methods"]) * len(row["seeds"]))]
-            for row in rows
+            [name, study.title, str(len(study.cells()) * len(study.seeds) + study.teachers)]
+            for name, study in shipped.items()
         ],
     )
     console.next_step("okdc study STUDY --dry-run")
@@ -159,6 +160,6 @@ def _show(report: dict[str, Any], opened: Opened, as_markdown: bool, as_json: bo
     if as_json:
         return
     if report["left_out"]:
-        console.next_step("okdc study", opened.folder)
+        console.next_step("okdc study", *_again(opened))
     else:
         console.next_step("okdc study", opened.folder, "--table --md")

@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from okdc.comparison import comparable, stats
-from okdc.comparison.finished import find
+from okdc.comparison.finished import Finished, find
 from okdc.comparison.require import parse, verdict
 from okdc.comparison.rows import KEPT, STUDENT, Row, called, grouped
 from okdc.recipe.schema import Paper
@@ -165,12 +165,11 @@ def _seeds(seeds: Iterable[int]) -> str:
     return f"seed{'s' if len(listed) > 1 else ''} {', '.join(map(str, listed))}"
 
 
-def _another_cell(row: Row, paper: Paper) -> str:
+def another_cell(run: Finished, paper: Paper) -> str:
     """How the paper's cell differs from the training; empty where they agree. One student may be alone."""
-    first = row.runs[0]
-    if first.result.dataset != paper.dataset:
+    if run.result.dataset != paper.dataset:
         return f"data ({paper.dataset})"
-    students, count = first.recipe.cohort.students, len(first.result.students)
+    students, count = run.recipe.cohort.students, len(run.result.students)
     if set(students) != set(paper.students) or count not in (1, len(paper.students)):
         return f"students ({', '.join(paper.students)})"
     return ""
@@ -185,7 +184,7 @@ def _paper(row: Row, notes: list[str]) -> dict[str, Any] | None:
         return None
     if paper is None or (row.variant not in paper.student_error and row.variant not in paper.fused_error):
         return None
-    if other := _another_cell(row, paper):
+    if other := another_cell(row.runs[0], paper):
         notes.append(f"{row.name}: {paper.source} is of other {other}: not shown beside it")
         return None
     return {

@@ -107,6 +107,11 @@ class Study(Table):
             raise ValueError("; ".join(problems))
         return self
 
+    @property
+    def teachers(self) -> int:
+        """How many runs teach others."""
+        return len(self.teacher.recipes) if self.teacher else 0
+
     def cells(self) -> list[tuple[str, str]]:
         """Each column and method that are trained together."""
         return [

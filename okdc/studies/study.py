@@ -36,7 +36,7 @@ class Opened:
 def opened(words: Sequence[str], out: Path | None) -> Opened:
     """The study that the first word names, with KEY=VALUE words behind it.
 
-    Raises RecipeError for a word that names no study, for a wrong file, and for another study in the same folder.
+    Raises RecipeError for a word that names no study, and for a wrong file.
     """
     word, *overrides = words
     if wrong := [each for each in overrides if "=" not in each]:
@@ -51,7 +51,7 @@ def opened(words: Sequence[str], out: Path | None) -> Opened:
 def train(study: Opened, only: Sequence[str], jobs: int, made_by: Provenance, tell: Progress) -> dict[str, Any]:
     """Train what is missing, then write and return the table. Raises as `run.check` and `run.train`."""
     runs = chosen(study.runs, only)
-    run.check(runs, jobs)
+    run.check(study.runs, jobs)  # also those that are not trained now: all are of one table
     _remember(study)  # only now: a study whose runs are others' leaves the folder as it is
     run.train(runs, jobs, made_by, tell, f"okdc study {shlex.quote(str(study.folder))}")
     return written(study)

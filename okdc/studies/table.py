@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from okdc.comparison import comparable, stats
+from okdc.comparison.compare import another_cell
 from okdc.comparison.finished import Finished, load
 from okdc.errors import OkdcError
 from okdc.recipe.schema import Paper
@@ -124,9 +125,7 @@ def _printed(errors: Mapping[str, T], run: Finished, method: str) -> T | None:
 def _paper(run: Finished) -> Paper | None:
     """What a paper prints for the cell, where the run is of its data and networks."""
     paper = run.recipe.about.paper
-    if paper is None or paper.dataset != run.result.dataset:
-        return None
-    return paper if set(paper.students) == set(run.recipe.cohort.students) else None
+    return None if paper is None or another_cell(run, paper) else paper
 
 
 def _row(
