@@ -1,4 +1,4 @@
-"""The table of a study: each cell's errors at the last epoch, beside what a paper prints for it. No torch.
+"""The table of a study: each cell's errors at the last epoch, beside what a paper prints for it.
 
 An error is 100 - top-1 in percent, as the papers print it. A cell has the mean over its seeds, every seed's value and a
 95 % interval that holds the chance of the seeds and of the images. Two differences are taken: to the paper's number,
@@ -37,14 +37,13 @@ def table(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
     for run in runs:
         if run.column == TEACHERS:
             continue
-        state = run.state()
-        try:
-            if state == "complete":
+        state = reason = str(run.state())
+        if state == "complete":
+            try:
                 cells.setdefault((run.column, run.method), []).append(load(run.folder))
                 continue
-            reason: str = state
-        except OkdcError as error:
-            reason = error.message
+            except OkdcError as error:
+                state, reason = "damaged", error.message
         left_out.append({"run": run.name, "state": state, "why": reason})
     rows, notes = [], []
     for column in study.columns:

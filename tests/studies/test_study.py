@@ -302,6 +302,16 @@ def test_a_key_that_no_run_has_is_told_before_any_is_trained(capsys: Captured) -
         study.opened([NAME, "digits"], None)
 
 
+def test_a_damaged_run_is_called_so_and_leaves_its_seed_out(own: Path) -> None:
+    result = own / "same/fefr/seed1/result.json"
+    result.write_bytes(result.read_bytes()[:-20])
+    table = table_of(own)
+    (left,) = table["left_out"]
+    assert (left["run"], left["state"]) == ("same/fefr/seed1", "damaged")
+    assert str(result) in left["why"]
+    assert row(table, "same", "fefr")["n"] == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Ends
 
