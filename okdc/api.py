@@ -587,11 +587,12 @@ def study(
     first step.
     """
     from okdc.studies import study as studies
+    from okdc.studies.opened import opened as open_study
 
     progress = progress or Silent()
-    opened = studies.opened([str(name), *overrides], _path(out))
+    opened = open_study([str(name), *overrides], _path(out))
     if not train:
-        return studies.written(opened)
+        return studies.written(opened, only)
     try:
         return studies.train(opened, only, jobs, provenance(_command()), progress)
     except Interrupted as error:

@@ -74,12 +74,12 @@ def make_run(
     heads: Mapping[str, float] | None = None,
     students: Sequence[str] | None = None,
     share: str = "none",
-    recipe: Mapping[str, Mapping[str, Any]] | None = None,
+    recipe: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
     kept_facts: Mapping[str, Any] | None = None,
     info: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A complete run at `path`. Tables of `recipe` and keys of `result`, `kept_facts` and `info` stand over the usual.
+    """A complete run at `path`. What is given of recipe, result, the kept student and run.json stands over the usual.
 
     Where `heads` are not given, every head of the method is at `kept` % in the last epoch, too.
     """
@@ -99,7 +99,7 @@ def make_run(
         "optim": {"epochs": 60, "batch_size": 32, "lr": 0.05},
     }
     for name, table in (recipe or {}).items():
-        tables[name] = tables[name] | dict(table)
+        tables[name] = {**tables.get(name, {}), **table} if isinstance(table, dict) else table
     kept_row = {"architecture": students[0], "epoch": 50, "val_top1_pct": kept + 1, "top1_pct": kept}
     usual = result_of(
         variant,

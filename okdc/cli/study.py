@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from okdc.cli import completion, console
+from okdc.cli.ends import leave
 from okdc.cli.options import Json, TrustCode
-from okdc.errors import TrainingError, UsageError
+from okdc.cli.prepare_tables import duration
+from okdc.errors import RunError, UsageError
 from okdc.runs.trust import trusting_code
-from okdc.studies.schema import FILE
 
 if TYPE_CHECKING:
-    from okdc.studies.study import Opened
+    from okdc.studies.opened import Opened
 
 
 def study(
@@ -32,7 +34,7 @@ def study(
     ] = None,
     only: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATTERN", help="Runs whose column, method or seedN matches; may be given again."),
+        typer.Option(metavar="PATTERN", help="Runs by column, method, COLUMN/METHOD or seedN; may be given again."),
     ] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", min=1, help="Runs side by side.")] = 1,
     dry_run: Annotated[
@@ -58,17 +60,18 @@ def study(
         raise UsageError("--dry-run, --commands and --table each print another thing", hint="one of them")
     if markdown and as_json:
         raise UsageError("--md and --json are two ways to print the same", hint="one of them")
-    from okdc.studies import study as studies
+    from okdc.studies import opened as studies
 
+    patterns = only or []
     with trusting_code(trust_code):
         opened = studies.opened(words, out)
         if commands:
-            _commands(opened, only or [], as_json)
+            _commands(opened, patterns, as_json)
         elif dry_run:
-            _dry_run(studies.dry_run(opened, only or [], console.Talk()), opened, as_json)
+            _dry_run(opened, patterns, as_json)
         else:
             report = api.study(
-                *words, out=out, only=only or [], jobs=jobs, train=not table, progress=console.Talk(),
+                *words, out=out, only=patterns, jobs=jobs, train=not table, progress=console.Talk(),
                 raise_interrupts=True,
             )  # fmt: skip
             _show(report, opened, markdown, as_json)
@@ -107,59 +110,64 @@ def _commands(opened: Opened, only: list[str], as_json: bool) -> None:
             console.out("# all others, in any order")
         for command in chosen:
             console.out(command)
-    console.next_step("okdc study", *_again(opened), "--table")
+    if not rows:
+        console.say("no run is left")
+    console.next_step("okdc study", opened.again, "--table")
 
 
-def _again(opened: Opened) -> tuple[str | Path, ...]:
-    """How a command names the study: by its folder, once that says what it is of."""
-    return (opened.folder,) if (opened.folder / FILE).is_file() else opened.words
+def _dry_run(opened: Opened, only: list[str], as_json: bool) -> None:
+    from okdc.studies import study as studies
 
-
-def _dry_run(facts: dict[str, Any], opened: Opened, as_json: bool) -> None:
+    facts = studies.dry_run(opened, only, console.Talk())
     if as_json:
         console.out_json(facts)
         return
     console.table(
-        ["run", "state", "hours", "MB"],
+        ["run", "state", "time", "MB"],
         [
             [
                 row["run"],
                 row["state"],
-                "" if row["seconds"] is None else f"{row['seconds'] / 3600:,.2f}",
+                "" if row["seconds"] is None else duration(row["seconds"]),
                 "" if row["disk_bytes"] is None else f"{row['disk_bytes'] / 1e6:,.1f}",
             ]
             for row in facts["runs"]
         ],
     )
+    for row in facts["runs"]:
+        if row["why"]:
+            console.say(row["why"])
+    if not facts["left"]:
+        console.say(f"none of {len(facts['runs'])} runs is left")
+        console.next_step("okdc study", opened.again, "--table")
+        return
     unknown = f"; of {facts['unknown']} runs nobody knows the number of images" if facts["unknown"] else ""
     console.say(
-        f"{facts['left']} of {len(facts['runs'])} runs are left: {facts['seconds'] / 3600:,.1f} hours on this "
-        f"machine, by steps timed on made-up images, and {facts['disk_bytes'] / 1e9:,.2f} GB{unknown}"
+        f"{facts['left']} of {len(facts['runs'])} runs are left: {duration(facts['seconds'])} on this machine, one "
+        f"after the other, by steps timed on made-up images, and {facts['disk_bytes'] / 1e9:,.2f} GB{unknown}"
     )
-    console.next_step("okdc study", *_again(opened))
+    console.next_step("okdc study", opened.again, *(f"--only {shlex.quote(pattern)}" for pattern in only))
 
 
 def _show(report: dict[str, Any], opened: Opened, as_markdown: bool, as_json: bool) -> None:
-    from okdc.studies import markdown
+    from okdc.studies import markdown, table
 
-    failed = [left["run"] for left in report["left_out"] if left["state"] == "failed"]
     if as_json:
         console.out_json(report)
     elif as_markdown:
         console.out_text(markdown.markdown(report).rstrip("\n"))
     else:
         console.say(report["title"])
-        console.table(list(markdown.HEADERS), [markdown.cells(row) for row in report["rows"]])
+        console.table(*markdown.narrow(report))
         for sentence in markdown.sentences(report):
             console.say(sentence)
-    if failed:
-        raise TrainingError(
-            f"{len(failed)} run{'s' if len(failed) > 1 else ''} of the study failed", details=failed,
-            hint="another study, or other keys: a failed run would fail again",
-        )  # fmt: skip
+    try:
+        table.check(report)
+    except RunError as error:
+        leave(error)
     if as_json:
         return
     if report["left_out"]:
-        console.next_step("okdc study", *_again(opened))
+        console.next_step("okdc study", opened.again)
     else:
         console.next_step("okdc study", opened.folder, "--table --md")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import typing
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -127,10 +128,12 @@ def _choices(problem: ErrorDetails, name: str, owner: type[BaseModel]) -> list[s
 
 def _locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, type[BaseModel]]:
     """The dotted key of an error, without pydantic's names for the parts of a union, and the table it is in."""
-    path, owner, inside = "", model, True
+    path, owner, inside, of_label = "", model, True, False
     for part in loc:
         if isinstance(part, int):
             path += f"[{part}]"
+        elif of_label:  # a table whose keys are anybody's words
+            path, of_label = f"{path}.{part}", False
         elif inside:
             path += f".{part}" if path else part
             annotation = owner.model_fields[part].annotation if part in owner.model_fields else None
@@ -138,6 +141,7 @@ def _locate(loc: tuple[int | str, ...], model: type[BaseModel]) -> tuple[str, ty
                 leaf for leaf in alternatives(annotation) if isinstance(leaf, type) and issubclass(leaf, BaseModel)
             ]
             inside = bool(tables)
+            of_label = any(typing.get_origin(leaf) is dict for leaf in alternatives(annotation))
             if tables:
                 owner = tables[0]
     if loc and inside and path:  # the error is about a whole table: its owner is the table above

@@ -287,7 +287,7 @@ def refuse_taken(out: Path | None) -> None:
         raise DiskError(f"{target}: cannot be written: {place} is read-only", hint="choose another -o")
     if not place.is_dir() and place != target:
         raise DiskError(f"{target}: cannot be made: {place} is not a folder", hint="choose another -o")
-    if out is None or not out.exists() or (out.is_dir() and _is_empty(out)):
+    if out is None or not out.exists() or (out.is_dir() and is_empty(out)):
         return
     if (out / INFO).exists():
         run, state = RunDir(out), RunDir(out).state()
@@ -298,7 +298,7 @@ def refuse_taken(out: Path | None) -> None:
     raise RunError(f"{out} is not an empty folder", hint="choose another -o")
 
 
-def _is_empty(folder: Path) -> bool:
+def is_empty(folder: Path) -> bool:
     """Whether nothing is in a folder but the half of a first file, which a kill left."""
     return all(path.name in (f".{INFO}.new", f".{SERIES}.new") for path in folder.iterdir())
 

@@ -7,22 +7,43 @@ from typing import Any
 
 from okdc.escaping import prose
 
-HEADERS = ("column", "method", "head", "paper", "error % [95 %]", "each seed", "minus paper", "", "minus baseline", "")
+NAMES = ("column", "method", "head")
+NUMBERS = ("paper", "error % [95 %]", "each seed", "minus paper", "verdict", "minus baseline", "verdict")
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
-    """One line of the table, under HEADERS."""
-    head = f"{row['head']} ({row['network']})" if row["head"].startswith("student") and row["network"] else row["head"]
-    return [
-        row["column"],
-        row["method"],
-        head,
-        f"{row['paper']['error_pct']:.2f}" if row["paper"] else "",
-        _mean(row),
-        ", ".join(f"{error:.2f}" for error in row["error_pct_by_seed"].values()),
-        *_difference(row["minus_paper"]),
-        *_difference(row["minus_baseline"]),
+def grid(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The headers and the rows of the table, without the columns in which nothing stands."""
+    headers, rows = _numbers(report)
+    names = [[row["column"], row["method"], _head(row)] for row in report["rows"]]
+    return [*NAMES, *headers], [[*name, *row] for name, row in zip(names, rows, strict=True)]
+
+
+def narrow(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same for a terminal, which shows a wide table in parts: the name of a row is one cell, and so in each."""
+    headers, rows = _numbers(report)
+    heads = ["" if row["head"] == "student" else _head(row) for row in report["rows"]]
+    names = [f"{row['column']}/{row['method']} {head}".strip() for row, head in zip(report["rows"], heads, strict=True)]
+    return ["column/method", *headers], [[name, *row] for name, row in zip(names, rows, strict=True)]
+
+
+def _head(row: Mapping[str, Any]) -> str:
+    return f"{row['head']} ({row['network']})" if row["head"].startswith("student") and row["network"] else row["head"]
+
+
+def _numbers(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The columns of NUMBERS in which anything stands."""
+    rows = [
+        [
+            f"{row['paper']['error_pct']:.2f}" if row["paper"] else "",
+            _mean(row),
+            ", ".join(f"{error:.2f}" for error in row["error_pct_by_seed"].values()),
+            *_difference(row["minus_paper"]),
+            *_difference(row["minus_baseline"]),
+        ]
+        for row in report["rows"]
     ]
+    used = [i for i in range(len(NUMBERS)) if any(row[i] for row in rows)]
+    return [NUMBERS[i] for i in used], [[row[i] for i in used] for row in rows]
 
 
 def _mean(row: Mapping[str, Any]) -> str:
@@ -47,7 +68,7 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
         "errors are 100 - top-1 in %, of the last epoch, on the images that judged the runs; student is the first, or "
         "the leader of a method that has one, and nobody chose it",
         f"the {report['confidence_pct']:g} % intervals hold the chance of the seeds and that of the images; below "
-        "three seeds nothing is resolved",
+        "three seeds nothing is resolved, and an interval of two is wide",
     ]
     for source in dict.fromkeys(row["paper"]["source"] for row in shown if row["paper"]):
         lines.append(f"paper: {source}; one number without a spread, the best of several runs and of the test set")
@@ -59,8 +80,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
         by_state.setdefault(left["state"], []).append(left["run"])
     for state, runs in by_state.items():
         lines.append(f"{state}: {len(runs)} run{'s' if len(runs) > 1 else ''} ({_few(runs)})")
-    lines += [left["why"] for left in report["left_out"] if left["why"] != left["state"]]
     return [*lines, *report["notes"]]
+
+
+def reasons(report: Mapping[str, Any]) -> list[str]:
+    """Why runs are left out that are neither missing nor under way."""
+    return [left["why"] for left in report["left_out"] if left["why"]]
 
 
 def _few(names: Sequence[str]) -> str:
@@ -69,9 +94,9 @@ def _few(names: Sequence[str]) -> str:
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report as GitHub's Markdown."""
-    rows = [cells(row) for row in report["rows"]]
+    headers, rows = grid(report)
     lines = [f"# {prose(report['title'])}", ""]
-    for line in (HEADERS, ["---"] * len(HEADERS), *rows):
+    for line in (headers, ["---"] * len(headers), *rows):
         lines.append("| " + " | ".join(prose(cell) for cell in line) + " |")
-    lines += ["", *(f"- {prose(sentence)}" for sentence in sentences(report))]
+    lines += ["", *(f"- {prose(sentence)}" for sentence in (*sentences(report), *reasons(report)))]
     return "\n".join(lines) + "\n"

@@ -1,29 +1,18 @@
-"""The runs of a study: each with the words of its command and its folder, and what lies in that folder by now.
-
-A run counts as the study's where its recipe is the planned one, whoever trained it and wherever: a folder that was
-brought from another machine is taken, and one with another recipe is refused with the keys that differ.
-"""
+"""The runs of a study: each with the words of its command and its folder."""
 
 from __future__ import annotations
 
 import fnmatch
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from okdc.assembly.resolve import ResolvedRecipe, resolve
-from okdc.errors import RecipeError, RunError, UsageError, nearest
+from okdc.errors import RecipeError, UsageError, nearest
 from okdc.recipe import draft
 from okdc.recipe.explain import refusal
-from okdc.recipe.schema import TEACHER, TEACHER_PLACES, WEIGHTS, without_places
-from okdc.runs.recipes import changes
-from okdc.runs.run import RunDir
 from okdc.studies.schema import TEACHERS, Study
-
-State = Literal["missing", "resumable", "running", "complete", "failed"]
-LEFT = ("missing", "resumable")  # what there is to do
 
 
 @dataclass(frozen=True)
@@ -54,15 +43,11 @@ class Planned:
             problems = error.details or [error.message]
             raise refusal(f"{self.name} ({shlex.join(self.words)})", problems, error.hint) from None
 
-    def state(self) -> State:
-        run = RunDir(self.folder)
-        return run.state() if run.is_begun() else "missing"
 
-
-def planned(study: Study, folder: Path) -> list[Planned]:
+def planned(study: Study, folder: Path, file: Path) -> list[Planned]:
     """All runs of a study, the teachers first, then seed by seed, so that all cells fill alike.
 
-    Raises RecipeError where a method lacks its teacher.
+    Raises RecipeError, which names the study's file, where a method lacks its teacher.
     """
     teachers = _teachers(study, folder)
     runs = [*teachers.values()]
@@ -75,11 +60,11 @@ def planned(study: Study, folder: Path) -> list[Planned]:
             if method in taught:
                 data = _data_of((recipe, *of_column))
                 if data not in teachers:
+                    names = ", ".join(teachers)
                     raise refusal(
-                        study.title,
-                        [f"teacher.recipes: none is of {data}, the data of column {column}, there is: "
-                         f"{', '.join(teachers)}"],
-                    )  # fmt: skip
+                        str(file),
+                        [f"teacher.recipes: expected one of {data}, the data of column {column}, found {names}"],
+                    )
                 teacher = teachers[data].folder
                 words.append(f"method.teacher={teacher}")
             place = folder / column / method / f"seed{seed}"
@@ -105,14 +90,16 @@ def _data_of(words: Sequence[str]) -> str:
 
 
 def chosen(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
-    """The runs whose column, method, seedN or whole name matches one of the patterns, with their teachers; no pattern:
-    all. Raises UsageError for a pattern that matches none.
+    """The runs that match one of the patterns, with their teachers; no pattern: all.
+
+    A pattern is of a column, a method, both as COLUMN/METHOD, seedN, or all three. Raises UsageError for one that
+    matches no run.
     """
     if not only:
         return list(runs)
 
     def matches(run: Planned, pattern: str) -> bool:
-        names = (run.name, run.column, run.method, f"seed{run.seed}", str(run.seed))
+        names = (run.column, run.method, f"{run.column}/{run.method}", f"seed{run.seed}", str(run.seed), run.name)
         return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
     for pattern in only:
@@ -125,44 +112,3 @@ def chosen(runs: Sequence[Planned], only: Sequence[str]) -> list[Planned]:
     wanted = [run for run in runs if any(matches(run, pattern) for pattern in only)]
     needed = {run.teacher for run in wanted if run.teacher}
     return [run for run in runs if run in wanted or run.folder in needed]
-
-
-def check_brought(run: Planned, resolved: ResolvedRecipe) -> None:
-    """Raises RunError where the folder of a run holds one with another recipe, or something else."""
-    there = RunDir(run.folder)
-    if not there.is_begun():
-        if run.folder.is_dir() and any(not path.name.startswith(".") for path in run.folder.iterdir()):
-            raise RunError(f"{run.folder} holds something else than a run", hint="move it, or choose another -o")
-        return
-    recorded = there.read_info().recipe
-    _check_teacher(run, recorded)
-    differing = list(
-        changes(_comparable(resolved.recipe.tables()), _comparable(recorded), ("in the study", "in the run"))
-    )
-    if differing:
-        raise RunError(
-            f"{run.folder} holds a run with another recipe than the study's",
-            hint=f"move it; the study's is: {run.command}",
-            details=differing,
-        )
-
-
-def _comparable(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe without what a training writes into it, what it reads nowhere, and what depends on the machine."""
-    kept = without_places({key: value for key, value in tables.items() if key not in ("about", "engine")})
-    data = {key: value for key, value in kept.get("data", {}).items() if key not in ("mean", "std")}
-    cohort = {key: value for key, value in kept.get("cohort", {}).items() if key != WEIGHTS}
-    method = {key: value for key, value in kept.get("method", {}).items() if key not in (TEACHER, *TEACHER_PLACES)}
-    return kept | {"data": data, "cohort": cohort, "method": method}
-
-
-def _check_teacher(run: Planned, tables: Mapping[str, Any]) -> None:
-    """Raises RunError where another student than the study's taught the run."""
-    if run.teacher is None or RunDir(run.teacher).state() != "complete":
-        return
-    own, theirs = RunDir(run.teacher).read_result().weights_sha256, tables.get("method", {}).get(TEACHER)
-    if theirs != own:
-        raise RunError(
-            f"{run.folder}: its teacher has weights {str(theirs)[:12]}, {run.teacher} has {own[:12]}",
-            hint="bring the teacher that taught it, or move the run",
-        )

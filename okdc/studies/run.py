@@ -19,50 +19,42 @@ from pathlib import Path
 from okdc import signals
 from okdc.data.workers import cores
 from okdc.errors import Interrupted, RunError, TrainingError, UsageError
-from okdc.progress import Progress
+from okdc.progress import EachNoteOnce, Progress
 from okdc.runs.artefacts import Provenance
 from okdc.runs.run import RunDir
-from okdc.studies.plan import LEFT, Planned, check_brought
+from okdc.studies.plan import Planned
+from okdc.studies.schema import LOGS
 from okdc.training import start
 
 POLL_S = 0.2  # how often processes are looked at
-LOGS = "logs"  # the folder of what processes print
 
 
-def check(runs: Sequence[Planned], jobs: int) -> None:
-    """Raises RecipeError for a recipe that cannot be trained, RunError for a folder that holds another run, UsageError
-    for more jobs than cores.
-    """
+def check_jobs(jobs: int) -> None:
+    """Raises UsageError for more jobs than cores."""
     if jobs > cores():
         raise UsageError(f"--jobs {jobs}: expected {cores()} at most, as many as there are cores")
-    for run in runs:
-        check_brought(run, run.resolved())
 
 
-def train(runs: Sequence[Planned], jobs: int, made_by: Provenance, tell: Progress, go_on: str) -> None:
-    """Train what is missing of `runs`, in their order. Each is then complete, failed, or trained by somebody else.
+def train(left: Sequence[Planned], jobs: int, made_by: Provenance, tell: Progress, go_on: str) -> None:
+    """Train the runs that are left, in their order. Each is then complete, failed, or trained by somebody else.
 
     `go_on` is the command that continues the study. Raises Interrupted at a signal, and what a start raises but for
     TrainingError.
     """
-    left = [run for run in runs if run.state() in LEFT]
-    tell.note(f"{len(runs) - len(left)} of {len(runs)} runs are there; to train: {len(left)}")
-    if not left:
-        return
     try:
         if jobs == 1:
-            _one_by_one(left, len(runs), made_by, tell)
+            _one_by_one(left, made_by, EachNoteOnce(tell))
         else:
-            _side_by_side(left, len(runs), jobs, tell)
+            _side_by_side(left, jobs, tell)
     except Interrupted as error:
         raise Interrupted(error.message, exit_code=error.exit_code, hint=go_on, run=error.run) from None
 
 
-def _one_by_one(left: Sequence[Planned], count: int, made_by: Provenance, tell: Progress) -> None:
+def _one_by_one(left: Sequence[Planned], made_by: Provenance, tell: Progress) -> None:
     with signals.raised():  # between two trainings; the loop, which saves first, notes signals itself
         try:
-            for number, run in enumerate(left, count - len(left) + 1):
-                tell.note(f"{run.name}: {number} of {count}")
+            for number, run in enumerate(left, 1):
+                tell.note(f"{run.name}: {number} of {len(left)}")
                 _one(run, made_by, tell)
         except KeyboardInterrupt as stop:
             number = signals.signal_of(stop)
@@ -71,9 +63,16 @@ def _one_by_one(left: Sequence[Planned], count: int, made_by: Provenance, tell: 
 
 def _without_teacher(run: Planned) -> str:
     """Why a run cannot be trained, where its teacher has not come to its end; nothing otherwise."""
-    if run.teacher is None or (state := RunDir(run.teacher).state()) == "complete":
+    if run.teacher is None:
         return ""
-    return f"{run.name} is left out: its teacher {run.teacher} is {state}"
+    teacher = RunDir(run.teacher)
+    if (state := teacher.state()) != "complete":
+        return f"{run.name} is left out: its teacher {run.teacher} is {state}"
+    try:
+        teacher.read_result()
+    except RunError as error:
+        return f"{run.name} is left out: its teacher is damaged: {error.message}"
+    return ""
 
 
 def _one(run: Planned, made_by: Provenance, tell: Progress) -> None:
@@ -90,9 +89,9 @@ def _one(run: Planned, made_by: Provenance, tell: Progress) -> None:
     except TrainingError as error:  # the run remembers it; others may do better
         tell.note(f"{run.name} failed: {error.message}")
     except RunError as error:
-        if run.state() not in ("running", "complete"):
+        if not there.is_begun() or there.state() not in ("running", "complete"):
             raise
-        tell.note(f"{run.name}: {error.message}; another process trains it")
+        tell.note(f"{run.name} is left to another process: {error.message}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -106,11 +105,11 @@ class _Child:
     log: Path
 
 
-def _side_by_side(left: Sequence[Planned], count: int, jobs: int, tell: Progress) -> None:
+def _side_by_side(left: Sequence[Planned], jobs: int, tell: Progress) -> None:
     """Each run is a process of its own with its share of the cores; what it prints goes to a file."""
     threads = max(1, cores() // jobs)
     tell.note(f"{jobs} runs side by side, {threads} thread{'s' if threads > 1 else ''} each")
-    waiting, children, done = list(left), list[_Child](), count - len(left)
+    waiting, children, done = list(left), list[_Child](), 0
     unfinished = {run.folder for run in left}  # teachers among these come before what they teach
     with signals.raised():
         try:
@@ -119,7 +118,7 @@ def _side_by_side(left: Sequence[Planned], count: int, jobs: int, tell: Progress
                     children.remove(child)
                     done += 1
                     unfinished.discard(child.run.folder)
-                    _say_end(child, done, count, tell)
+                    _say_end(child, done, len(left), tell)
                 for run in [run for run in waiting if run.teacher not in unfinished]:
                     if reason := _without_teacher(run):
                         waiting.remove(run)
@@ -131,16 +130,20 @@ def _side_by_side(left: Sequence[Planned], count: int, jobs: int, tell: Progress
                 time.sleep(POLL_S)
         except KeyboardInterrupt as stop:
             number = signals.signal_of(stop)
-            for child in children:
-                with contextlib.suppress(ProcessLookupError):
-                    child.process.send_signal(number)
-            for child in children:
-                child.process.wait()
+            _end(children, number)
             raise Interrupted(f"{number.name}: all runs have saved their states", exit_code=128 + number) from None
         except BaseException:
-            for child in children:
-                child.process.send_signal(signal.SIGTERM)
+            _end(children, signal.SIGTERM)
             raise
+
+
+def _end(children: Sequence[_Child], number: signal.Signals) -> None:
+    """Send the signal to all, and wait until each has saved its state."""
+    for child in children:
+        with contextlib.suppress(ProcessLookupError):
+            child.process.send_signal(number)
+    for child in children:
+        child.process.wait()
 
 
 def _begun(run: Planned, threads: int) -> _Child:
@@ -163,10 +166,10 @@ def _begun(run: Planned, threads: int) -> _Child:
 
 def _say_end(child: _Child, done: int, count: int, tell: Progress) -> None:
     """A line for a run that came to its end. Raises RunError where its process could not do it."""
-    run, state = child.run, child.run.state()
+    run, there = child.run, RunDir(child.run.folder)
+    state = there.state() if there.is_begun() else "missing"
     if state == "complete":
-        kept = RunDir(run.folder).read_result().kept
-        tell.note(f"{run.name}: {kept.top1_pct:.2f} % ({done} of {count})")
+        tell.note(f"{run.name}: {there.read_result().kept.top1_pct:.2f} % ({done} of {count})")
     elif state in ("failed", "running"):
         tell.note(f"{run.name}: {state} ({done} of {count}); {child.log} says why")
     else:

@@ -4,71 +4,51 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import tomli_w
-
-from okdc.errors import RecipeError
+from okdc.errors import UsageError
 from okdc.progress import Progress
 from okdc.runs.artefacts import Provenance
 from okdc.runs.files import write, write_json
 from okdc.studies import estimate as estimates
-from okdc.studies import markdown, plot, run, table
-from okdc.studies.plan import LEFT, Planned, chosen, planned
-from okdc.studies.schema import FILE, Study, find, read
-
-ROOT = Path("studies")
-TABLE, TABLE_JSON, PLOT = "table.md", "table.json", "students.svg"
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A study and the folder of its runs."""
-
-    study: Study
-    folder: Path
-    runs: tuple[Planned, ...]
-    words: tuple[str, ...]  # of the command
-
-
-def opened(words: Sequence[str], out: Path | None) -> Opened:
-    """The study that the first word names, with KEY=VALUE words behind it.
-
-    Raises RecipeError for a word that names no study, and for a wrong file.
-    """
-    word, *overrides = words
-    if wrong := [each for each in overrides if "=" not in each]:
-        raise RecipeError(f"{wrong[0]}: expected one study, then KEY=VALUE words", hint="okdc study lists them")
-    path = find(word)
-    study = read(path)
-    folder = path.parent if path.name == FILE else out or ROOT / path.stem
-    study = study.model_copy(update={"overrides": (*study.overrides, *overrides)})
-    return Opened(study, folder, tuple(planned(study, folder)), tuple(words))
+from okdc.studies import markdown, plot, run, standing, table
+from okdc.studies.opened import PLOT, TABLE, TABLE_JSON, Opened, is_remembered, remember
+from okdc.studies.plan import chosen
 
 
 def train(study: Opened, only: Sequence[str], jobs: int, made_by: Provenance, tell: Progress) -> dict[str, Any]:
-    """Train what is missing, then write and return the table. Raises as `run.check` and `run.train`."""
-    runs = chosen(study.runs, only)
-    run.check(study.runs, jobs)  # also those that are not trained now: all are of one table
-    _remember(study)  # only now: a study whose runs are others' leaves the folder as it is
-    run.train(runs, jobs, made_by, tell, f"okdc study {shlex.quote(str(study.folder))}")
+    """Train what is missing, then write and return the table.
+
+    Raises RecipeError for a recipe that cannot be trained, RunError for a folder that holds another run, UsageError for
+    a pattern that matches nothing or too many jobs, and what `run.train` raises.
+    """
+    run.check_jobs(jobs)
+    wanted = {each.folder for each in chosen(study.runs, only)}
+    stood = standing.standings(study.runs)  # also of those that are not trained now: all are of one table
+    standing.refuse_foreign(stood)
+    of_wanted = [each for each in stood if each.run.folder in wanted]
+    left = standing.left(of_wanted)
+    for each in left:
+        each.resolved()
+    remember(study)  # only now: a study whose runs are others' leaves the folder as it is
+    complete = sum(each.state == "complete" for each in of_wanted)
+    tell.note(f"{complete} of {len(of_wanted)} runs are there; to train: {len(left)}")
+    run.train(left, jobs, made_by, tell, f"okdc study {shlex.quote(str(study.folder))}")
     return written(study)
 
 
-def _remember(study: Opened) -> None:
-    """Write the study into its folder, so that the folder alone continues it. Raises DiskError."""
-    text = tomli_w.dumps(study.study.model_dump(exclude_none=True, exclude_defaults=True)).encode()
-    study.folder.mkdir(parents=True, exist_ok=True)
-    if not (study.folder / FILE).is_file() or (study.folder / FILE).read_bytes() != text:
-        write(study.folder / FILE, text)
+def written(study: Opened, only: Sequence[str] = ()) -> dict[str, Any]:
+    """The table of what there is, also in the study's folder: Markdown, JSON and, where it is asked for, the plot.
 
+    The folder of a study that was last asked for with other keys keeps the table of those.
 
-def written(study: Opened) -> dict[str, Any]:
-    """The table of what there is, also in the study's folder: Markdown, JSON and, where it is asked for, the plot."""
-    report = table.table(study.study, study.runs)
-    study.folder.mkdir(parents=True, exist_ok=True)
+    Raises RecipeError for a recipe that nobody can train, UsageError for patterns: a table has all cells.
+    """
+    if only:
+        raise UsageError("--only chooses what is trained, and the table has all runs", hint="leave --only out")
+    report = table.table(study.study, standing.standings(study.runs))
+    if not study.folder.is_dir() or not is_remembered(study):
+        return report
     write(study.folder / TABLE, markdown.markdown(report).encode())
     write_json(study.folder / TABLE_JSON, report)
     if study.study.plot:
@@ -77,20 +57,25 @@ def written(study: Opened) -> dict[str, Any]:
 
 
 def dry_run(study: Opened, only: Sequence[str], tell: Progress) -> dict[str, Any]:
-    """What a training of the study would do: each run with its state, hours and bytes. Raises RecipeError."""
-    runs = chosen(study.runs, only)
-    left = [each for each in runs if each.state() in LEFT]
+    """What a training of the study would do: each run with its state, hours and bytes.
+
+    Raises as `train` does before it trains, but for images that are not there.
+    """
+    stood = standing.standings(chosen(study.runs, only))
+    standing.refuse_foreign(stood)
+    left = standing.left(stood)
     costs = estimates.estimate(left, study.runs, tell)
     rows = []
-    for each in runs:
-        cost = costs.get(each.name)
+    for each in stood:
+        cost = costs.get(each.run.name)
         rows.append(
             {
-                "run": each.name,
-                "state": each.state(),
+                "run": each.run.name,
+                "state": each.state,
+                "why": each.why,
                 "seconds": round(cost.seconds, 1) if cost else None,
                 "disk_bytes": cost.disk_bytes if cost else None,
-                "command": each.command,
+                "command": each.run.command,
             }
         )
     known = [cost for cost in costs.values() if cost]
@@ -109,10 +94,10 @@ def dry_run(study: Opened, only: Sequence[str], tell: Progress) -> dict[str, Any
 def commands(study: Opened, only: Sequence[str]) -> list[tuple[str, bool]]:
     """The command of each run that is left, and whether others need it first: teachers come first.
 
-    Raises RecipeError where one of them could not be trained.
+    Raises as `dry_run`.
     """
-    left = [each for each in chosen(study.runs, only) if each.state() in LEFT]
+    stood = standing.standings(chosen(study.runs, only))
+    standing.refuse_foreign(stood)
+    left = standing.left(stood)
     teachers = {each.teacher for each in left}
-    for each in left:
-        each.resolved(needs_data=False)
     return [(each.command, each.folder in teachers) for each in left]

@@ -8,6 +8,7 @@ and image. Either is called resolved only from three seeds on.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,42 +16,43 @@ import numpy as np
 
 from okdc.comparison import comparable, stats
 from okdc.comparison.compare import another_cell
-from okdc.comparison.finished import Finished, load
-from okdc.errors import OkdcError
+from okdc.comparison.finished import Finished
+from okdc.errors import RunError
 from okdc.recipe.schema import Paper
 from okdc.runs.accuracy import CONFIDENCE_PCT
-from okdc.studies.plan import Planned
+from okdc.studies import standing
 from okdc.studies.schema import TEACHERS, Study
+from okdc.studies.standing import Standing
 
 T = TypeVar("T")
 
 STUDENT = "student"
 
 
-def table(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
+def table(study: Study, stood: Sequence[Standing]) -> dict[str, Any]:
     """The report that `okdc study --json` prints: one row a column, method and head.
 
-    A run that is damaged, failed or missing leaves its seed out of the cell, and is named.
+    A run that is not complete leaves its seed out of the cell, and is named.
     """
     cells: dict[tuple[str, str], list[Finished]] = {}
-    left_out = []
-    for run in runs:
-        if run.column == TEACHERS:
-            continue
-        state = reason = str(run.state())
-        if state == "complete":
-            try:
-                cells.setdefault((run.column, run.method), []).append(load(run.folder))
-                continue
-            except OkdcError as error:
-                state, reason = "damaged", error.message
-        left_out.append({"run": run.name, "state": state, "why": reason})
+    for each in stood:
+        if each.finished and each.run.column != TEACHERS:
+            cells.setdefault((each.run.column, each.run.method), []).append(each.finished)
+    needed = {run.folder for run in standing.left(stood)}
+    left_out = [
+        {"run": each.run.name, "folder": str(each.run.folder), "state": each.state, "why": _why(each)}
+        for each in stood
+        if each.state != "complete" and (each.state not in standing.LEFT or each.run.folder in needed)
+    ]
     rows, notes = [], []
     for column in study.columns:
-        notes += _notes(column, [run for method in study.methods for run in cells.get((column, method), [])])
-    for column, method in study.cells():
-        runs_of_cell = cells.get((column, method), [])
-        rows += _rows(study, column, method, runs_of_cell, _base(study, column, runs_of_cell, cells))
+        runs_of_column = [run for method in study.methods for run in cells.get((column, method), [])]
+        alike, lines = _notes(column, runs_of_column)
+        notes += lines
+        for method in study.methods_of(column):
+            runs_of_cell = cells.get((column, method), [])
+            base = _base(study, column, runs_of_cell, cells) if alike else []
+            rows += _rows(study, column, method, runs_of_cell, base)
     return {
         "schema": 1,
         "title": study.title,
@@ -66,6 +68,10 @@ def table(study: Study, runs: Sequence[Planned]) -> dict[str, Any]:
     }
 
 
+def _why(each: Standing) -> str:
+    return ": ".join(filter(None, (each.why, "; ".join(each.details))))
+
+
 def _base(
     study: Study, column: str, runs: Sequence[Finished], cells: Mapping[tuple[str, str], Sequence[Finished]]
 ) -> Sequence[Finished]:
@@ -79,15 +85,17 @@ def _base(
     return next((base for base in others if base and {run.judging_sha256 for run in base} == judging), [])
 
 
-def _notes(column: str, runs: Sequence[Finished]) -> list[str]:
-    """What differs between the runs of a column beside method and seed; a line where they do not compare at all."""
+def _notes(column: str, runs: Sequence[Finished]) -> tuple[bool, list[str]]:
+    """Whether the runs of a column compare, and what differs between them beside method and seed."""
     if len(runs) < 2:
-        return []
+        return True, []
     try:
         comparable.refuse(runs)
-    except OkdcError as error:
-        return [f"{column}: {line}" for line in (error.message, *error.details)]
-    return [f"{column}: {note}" for note in comparable.notes(runs)]
+    except RunError as error:
+        lines = [f"{column}: {line}" for line in (error.message, *error.details)]
+        lines.append(f"{column}: so no difference to the baseline is taken")
+        return False, lines
+    return True, [f"{column}: {note}" for note in comparable.notes(runs)]
 
 
 def _rows(
@@ -202,3 +210,23 @@ def _minus_baseline(right: Mapping[int, Any], base: Sequence[Finished], key: str
         "n": paired["n"],
         "verdict": paired["verdict"],  # better: a smaller error
     }
+
+
+# States: nothing is trained in the folder of such a run until it is moved.
+IN_THE_WAY = ("failed", "damaged", "foreign")
+
+
+def check(report: Mapping[str, Any]) -> None:
+    """Raises RunError that names each run which no further call of the study trains, with the reason."""
+    held = [each for each in report["left_out"] if each["state"] in IN_THE_WAY]
+    if not held:
+        return
+    counts = {state: sum(each["state"] == state for each in held) for state in IN_THE_WAY}
+    folder = shlex.quote(held[0]["folder"]) if len(held) == 1 else "a folder"
+    again = "; with the same keys one that failed would fail again" if counts["failed"] else ""
+    raise RunError(
+        f"{len(held)} run{'s' if len(held) > 1 else ''} of the study cannot go on: "
+        + ", ".join(f"{count} {state}" for state, count in counts.items() if count),
+        hint=f"move {folder} away, and the study trains its run anew{again}",
+        details=[each["why"] for each in held],
+    )

@@ -50,6 +50,15 @@ def written(**keys: Any) -> Path:
         ({"teacher": {"methods": ["kd"], "recipes": {"digits": ["digits_resnet8"]}}}, ["teacher.methods", "kd"]),
         ({"teacher": {"methods": ["fefr"]}}, ["teacher.recipes"]),
         ({"plot": "epochs"}, ["plot", "students"]),
+        ({"columns": {"small": "digits_resnet8"}}, ["columns.small", "a list"]),
+        ({"columns": {"größe": ["digits_resnet8"]}}, ["columns", "größe"]),
+        ({"columns": {"logs": ["digits_resnet8"]}}, ["columns", "logs"]),
+        ({"keys": ["seed=3"]}, ["keys", "seed=3"]),
+        ({"columns": {"small": ["digits_resnet8", "seed=3"]}}, ["columns.small", "seed=3"]),
+        (
+            {"keys": ["method.teacher=a"], "teacher": {"methods": ["fefr"], "recipes": {"digits": ["digits_resnet8"]}}},
+            ["keys", "method.teacher=a"],
+        ),
     ],
     ids=str,
 )
@@ -72,6 +81,9 @@ def test_a_study_is_found_by_name_file_or_folder_and_a_wrong_name_has_the_neares
     Path("empty").mkdir()
     with pytest.raises(RecipeError, match=FILE):
         find("empty")
+    for word in ("elsewhere/digits", "/digits", "elsewhere/recipes/studies/digits.toml"):
+        with pytest.raises(RecipeError, match="no such study"):
+            find(word)
 
 
 PAPERS = {  # of each study of a paper: how many cells the paper prints, students' and fused ones
@@ -88,7 +100,7 @@ def test_every_run_of_a_shipped_study_has_a_recipe_that_resolves_and_a_folder_of
     path = studies()[name]
     assert path.read_text(encoding="utf-8").splitlines()[0] == f"# okdc study {name}"
     study = read(path)
-    runs = planned(study, Path("folder"))
+    runs = planned(study, Path("folder"), path)
     assert len({run.folder for run in runs}) == len(runs)
     printed = set()
     for run in runs:
@@ -120,6 +132,6 @@ def test_the_guide_names_every_study_and_every_key() -> None:
     example = guide.split("```toml\n")[1].split("```")[0]
     Path("mine.toml").write_text(example, encoding="utf-8")
     Path("photos.toml").write_text('[data]\nname = "folder"\n', encoding="utf-8")
-    assert len(planned(read(Path("mine.toml")), Path("studies/mine"))) == 1 + 3 * (
+    assert len(planned(read(Path("mine.toml")), Path("studies/mine"), Path("mine.toml"))) == 1 + 3 * (
         2 * 2 + 1
     )  # a teacher, and of each seed two methods in both columns

@@ -28,6 +28,7 @@ from okdc.progress import Silent
 from okdc.recipe import draft
 from okdc.runs.run import RunDir
 from okdc.studies import estimate, study
+from okdc.studies.opened import opened
 from okdc.studies.plan import chosen
 from okdc.studies.schema import FILE
 
@@ -108,11 +109,11 @@ def row(table: dict[str, Any], column: str, method: str, head: str = "student") 
 
 
 def test_every_run_is_an_ordinary_run_of_the_planned_recipe(trained: Path) -> None:
-    opened = study.opened([NAME], None)
-    assert [run.name for run in opened.runs] == RUNS
-    for run in opened.runs:
+    runs = opened([NAME], None).runs
+    assert [run.name for run in runs] == RUNS
+    for run in runs:
         assert run.folder == trained / run.name
-        assert run.state() == "complete"
+        assert RunDir(run.folder).state() == "complete"
         recipe = RunDir(run.folder).read_info().recipe
         assert (recipe["seed"], recipe["optim"]["epochs"]) == (run.seed, 1)
         assert recipe["method"]["name"] == ("baseline" if run.column == "teachers" else run.method)
@@ -221,9 +222,17 @@ def test_teachers_come_first_among_the_commands(capsys: Captured) -> None:
     assert not Path("studies").exists()
 
 
+def test_a_table_of_nothing_makes_no_folder_and_the_next_command_names_the_same_one(capsys: Captured) -> None:
+    Path(NAME).write_text(TINY, encoding="utf-8")
+    answer = asked(capsys, NAME, "-o", "my runs", "--table")
+    assert answer.code == 0
+    assert answer.err.splitlines()[-1].endswith(f"okdc study {NAME} -o 'my runs'")
+    assert [path.name for path in Path().iterdir()] == [NAME]
+
+
 def test_only_names_columns_methods_and_seeds_and_brings_the_teacher(capsys: Captured) -> None:
     Path(NAME).write_text(TINY, encoding="utf-8")
-    runs = study.opened([NAME], None).runs
+    runs = opened([NAME], None).runs
 
     def names(*patterns: str) -> list[str]:
         return [run.name for run in chosen(runs, patterns)]
@@ -237,6 +246,7 @@ def test_only_names_columns_methods_and_seeds_and_brings_the_teacher(capsys: Cap
         "same/kd/seed1",
         "same/fefr/seed1",
     ]
+    assert names("same/kd") == names("kd")
     assert names("baseline", "unlike/fefr/seed0") == ["same/baseline/seed0", "unlike/fefr/seed0", "same/baseline/seed1"]
     answer = asked(capsys, NAME, "--only", "feffr", "--commands")
     assert answer.code == 2
@@ -258,17 +268,89 @@ def test_a_folder_with_another_recipe_is_refused_with_its_keys_and_stays_as_it_i
     assert [line.partition(":")[0] for line in caught.value.details] == ["optim.lr"]
 
 
+def test_a_table_leaves_runs_of_another_recipe_out_and_the_folder_keeps_its_own(own: Path, capsys: Captured) -> None:
+    before = (own / "table.md").read_bytes()
+    for word in (NAME, str(own)):
+        answer = asked(capsys, word, "optim.lr=0.01", "--table", "--json")
+        assert answer.code == 2
+        report = json.loads(answer.out)
+        assert [left["run"] for left in report["left_out"]] == RUNS
+        assert {left["state"] for left in report["left_out"]} == {"foreign"}
+        assert all("optim.lr: 0.01 in the study" in left["why"] for left in report["left_out"])
+        assert all(found["n"] == 0 for found in report["rows"])
+    assert (own / "table.md").read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--commands"])
+def test_what_training_would_refuse_is_refused_without(option: str, own: Path, capsys: Captured) -> None:
+    answer = asked(capsys, str(own), "optim.lr=0.01", option)
+    assert (answer.code, answer.out) == (2, "")
+    assert "optim.lr" in answer.err
+
+
+def test_another_study_is_refused_in_the_folder_of_one(own: Path, capsys: Captured) -> None:
+    before = {path: path.read_bytes() for path in own.iterdir() if path.is_file()}
+    Path("other.toml").write_text(TINY.replace('fefr = ["method=fefr"]', 'dml = ["method=dml"]'), encoding="utf-8")
+    for words in ([], ["--table"], ["--commands"]):
+        answer = asked(capsys, "other.toml", "-o", str(own), *words)
+        assert answer.code == 2
+        assert "unlike/fefr/seed1" in answer.err
+    assert {path: path.read_bytes() for path in own.iterdir() if path.is_file()} == before
+
+
+def test_a_study_may_grow(own: Path) -> None:
+    """More methods and seeds than the folder has been asked for: its runs count."""
+    Path(NAME).write_text(TINY.replace("seeds = [0, 1]", "seeds = [0, 1, 2]"), encoding="utf-8")
+    table = okdc.study(NAME, train=False)
+    assert {left["run"].rsplit("/", 1)[1] for left in table["left_out"]} == {"seed2"}
+    assert own.is_dir()
+
+
+def test_a_folder_of_something_else_and_a_file_are_refused(capsys: Captured) -> None:
+    Path(NAME).write_text(TINY, encoding="utf-8")
+    Path("mine").mkdir()
+    for out in ("mine", "mine/notes.txt"):
+        Path("mine/notes.txt").write_text("mine", encoding="utf-8")
+        answer = asked(capsys, NAME, "-o", out)
+        assert answer.code == 2
+        assert "notes.txt" in answer.err
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_second_folder_for_the_folder_of_a_study_is_refused(own: Path, capsys: Captured) -> None:
+    answer = asked(capsys, str(own), "-o", "elsewhere", "--table")
+    assert answer.code == 2
+    assert str(own) in answer.err
+    assert asked(capsys, str(own), "-o", str(own.absolute()), "--table").code == 0
+
+
+@pytest.mark.parametrize("word", ["seed=3", "method.teacher=runs/mine", "optim.epoch=3", "method.temprature=2"])
+def test_a_word_that_no_run_takes_is_refused_for_the_table_too(word: str, capsys: Captured) -> None:
+    Path(NAME).write_text(TINY, encoding="utf-8")
+    answer = asked(capsys, NAME, word, "--table")
+    assert answer.code == 2
+    assert word.partition("=")[0] in answer.err
+
+
+def test_patterns_choose_what_is_trained_and_no_part_of_the_table(capsys: Captured) -> None:
+    Path(NAME).write_text(TINY, encoding="utf-8")
+    answer = asked(capsys, NAME, "--table", "--only", "kd")
+    assert answer.code == 2
+    assert "--only" in answer.err
+
+
 def test_engine_and_places_may_differ(own: Path) -> None:
     table = okdc.study(NAME, "engine.threads=1", "engine.workers=0")
     assert not table["left_out"]
     assert own.is_dir()
 
 
-def test_a_run_that_another_teacher_taught_is_refused(own: Path) -> None:
+def test_a_run_that_another_teacher_taught_is_refused(own: Path, capsys: Captured) -> None:
+    """Of the same recipe, and trained in another precision."""
     shutil.rmtree(own / RUNS[0])
-    okdc.distill(okdc.load_recipe("digits_resnet8", method={"name": "baseline"}, optim={"epochs": 1}), out="other")
-    shutil.copytree("other", own / RUNS[0])
-    with pytest.raises(RunError, match=r"recipe|teacher"):
+    teacher = opened([NAME], None).runs[0]
+    assert ask(capsys, "distill", *teacher.words, "engine.dtype=bfloat16", "-o", str(teacher.folder)).code == 0
+    with pytest.raises(RunError, match=r"same/kd/seed0: its teacher"):
         okdc.study(own)
 
 
@@ -299,17 +381,46 @@ def test_a_key_that_no_run_has_is_told_before_any_is_trained(capsys: Captured) -
     assert "optim.epoch" in answer.err
     assert not Path("studies").exists()
     with pytest.raises(RecipeError):
-        study.opened([NAME, "digits"], None)
+        opened([NAME, "digits"], None)
 
 
-def test_a_damaged_run_is_called_so_and_leaves_its_seed_out(own: Path) -> None:
-    result = own / "same/fefr/seed1/result.json"
+@pytest.mark.parametrize("name", ["same/fefr/seed1", "teachers/digits/seed0"])
+def test_a_damaged_run_is_named_leaves_its_seed_out_and_is_not_trained_again(
+    name: str, own: Path, capsys: Captured
+) -> None:
+    result = own / name / "result.json"
     result.write_bytes(result.read_bytes()[:-20])
     table = table_of(own)
     (left,) = table["left_out"]
-    assert (left["run"], left["state"]) == ("same/fefr/seed1", "damaged")
+    assert (left["run"], left["state"]) == (name, "damaged")
     assert str(result) in left["why"]
-    assert row(table, "same", "fefr")["n"] == 1
+    assert row(table, "same", "fefr")["n"] == (1 if "fefr" in name else 2)
+    cut = result.read_bytes()
+    answer = asked(capsys, str(own))
+    assert answer.code == 2
+    error = answer.err[answer.err.index("error[run]") :]
+    assert "1 damaged" in error
+    assert str(result) in error
+    assert f"move {own / name} away" in error
+    assert result.read_bytes() == cut
+
+
+def test_what_a_damaged_teacher_has_to_teach_is_left_out_with_the_reason(own: Path, capsys: Captured) -> None:
+    result = own / RUNS[0] / "result.json"
+    result.write_bytes(result.read_bytes()[:-20])
+    shutil.rmtree(own / "same/kd/seed1")
+    answer = asked(capsys, str(own))
+    assert answer.code == 2
+    assert "same/kd/seed1 is left out" in answer.err
+    assert not (own / "same/kd/seed1").exists()
+    assert {left["run"] for left in table_of(own)["left_out"]} == {RUNS[0], "same/kd/seed1"}
+
+
+def test_a_teacher_that_has_no_one_to_teach_is_not_missed(own: Path, capsys: Captured) -> None:
+    shutil.rmtree(own / "teachers")
+    assert table_of(own)["left_out"] == []
+    assert asked(capsys, str(own)).code == 0
+    assert not (own / "teachers").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -325,7 +436,9 @@ def test_a_failed_run_is_named_and_the_others_go_on(capsys: Captured) -> None:
     )
     answer = asked(capsys, "bad.toml")
     assert answer.code == 2
-    assert "small/diverges/seed0" in answer.err[answer.err.index("error[") :]
+    error = answer.err[answer.err.index("error[") :]
+    assert "studies/bad/small/diverges/seed0 failed: " in error
+    assert "move studies/bad/small/diverges/seed0 away" in error
     table = table_of(Path("studies/bad"))
     assert [(left["run"], left["state"]) for left in table["left_out"]] == [("small/diverges/seed0", "failed")]
     assert row(table, "small", "learns")["n"] == 1
@@ -368,7 +481,7 @@ def test_a_dry_run_times_each_kind_of_run_once_and_scales_it_by_the_published_im
         return estimate._Timed(step=1.0, validating=0.01, judging=0.1, start=5.0, saving=2.0, disk_bytes=1000)
 
     monkeypatch.setattr(estimate, "_time", time_of)
-    facts = study.dry_run(study.opened([NAME, "optim.epochs=3"], None), [], Silent())
+    facts = study.dry_run(opened([NAME, "optim.epochs=3"], None), [], Silent())
     assert timed == [
         ("baseline", ("resnet14",), None),
         ("baseline", ("resnet8",), None),
@@ -398,7 +511,7 @@ def test_data_of_unknown_size_has_no_hours() -> None:
         'title = "photographs"\nseeds = [0]\n[columns]\none = ["folder_resnet20"]\n[methods]\nfefr = ["method=fefr"]\n',
         encoding="utf-8",
     )
-    facts = study.dry_run(study.opened(["photos.toml"], None), [], Silent())
+    facts = study.dry_run(opened(["photos.toml"], None), [], Silent())
     assert (facts["unknown"], facts["runs"][0]["seconds"]) == (1, None)
 
 
@@ -420,14 +533,12 @@ def test_a_papers_number_stands_beside_ours_and_the_verdict_follows_from_the_int
         '[methods]\nfefr = ["method=fefr"]\nmine = ["method=fefr", "method.reconstruct=cyclic"]\n',
         encoding="utf-8",
     )
-    folder = Path("studies/cells/one")
-    for label, variant in (("fefr", "fefr"), ("mine", "fefr reconstruct=cyclic")):
-        for seed, accuracy in enumerate((69.9, 70.0, 70.1)):
-            make_run(
-                folder / label / f"seed{seed}", variant, seed, accuracy,
-                recipe={"about": {"title": "made", "paper": paper}},
-            )  # fmt: skip
-    table = study.written(study.opened(["cells.toml"], None))
+    cells = opened(["cells.toml"], None)
+    for run in cells.runs:
+        recipe = run.resolved().recipe.tables() | {"about": {"title": "made", "paper": paper}}
+        variant = {"fefr": "fefr", "mine": "fefr reconstruct=cyclic"}[run.method]
+        make_run(run.folder, variant, run.seed, (69.9, 70.0, 70.1)[run.seed], recipe=recipe)
+    table = study.written(cells)
     student, fused, mine = (row(table, "one", *cell) for cell in (("fefr",), ("fefr", "fused"), ("mine",)))
     assert student["paper"] == {"source": "a paper, table 1", "error_pct": 31.08}
     assert fused["paper"]["error_pct"] == 30.0
@@ -442,3 +553,27 @@ def test_a_papers_number_stands_beside_ours_and_the_verdict_follows_from_the_int
     assert mine["minus_paper"]["verdict"] == "worse"
     assert fused["minus_paper"]["verdict"] == "not resolved"
     assert np.isclose(student["error_pct"], 30.0, atol=0.05)
+
+
+def test_runs_that_do_not_compare_have_no_difference_and_are_named() -> None:
+    """The recipes are the study's, the images are not: somebody's folder was another."""
+    Path("cells.toml").write_text(
+        'title = "cells"\nseeds = [0, 1, 2]\nbaseline = "baseline"\n[columns]\none = ["digits_resnet8"]\n'
+        'two = ["digits_resnet8", "optim.lr=0.1"]\n[methods]\nbaseline = ["method=baseline"]\nfefr = ["method=fefr"]\n',
+        encoding="utf-8",
+    )
+    cells = opened(["cells.toml"], None)
+    for run in cells.runs:
+        other = run.column == "one" and run.method == "fefr"
+        make_run(
+            run.folder, run.method, run.seed, 70.0, recipe=run.resolved().recipe.tables(),
+            result={"data_sha256": "b" * 64} if other else {},
+        )  # fmt: skip
+    table = study.written(cells)
+    assert not table["left_out"]
+    apart, alike = row(table, "one", "fefr"), row(table, "two", "fefr")
+    assert (apart["n"], apart["minus_baseline"]) == (3, None)
+    assert alike["minus_baseline"]["points"] == 0
+    notes = [note for note in table["notes"] if "data_sha256" in note]
+    assert notes
+    assert all(note.startswith("one") for note in notes)
