@@ -75,5 +75,7 @@ def _show(report: dict[str, Any]) -> None:
             for head in run["heads"]
         ]
         console.table(headers, rows)
+        if without := ", ".join(run["without_features"]):
+            console.say(f"no features of {without}: no linear layer makes its answers of one vector")
         on_map = f", and {run['points']:,} of them on a t-SNE map of each head" if run["points"] else ""
         console.say(f"features of {run['images']:,} images are in {run['file']}{on_map}")

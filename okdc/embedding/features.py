@@ -11,7 +11,7 @@ from its file. Shapes: N images, C components.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from okdc import backbones
 from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly import student as students
+from okdc.assembly.resolve import ResolvedRecipe
+from okdc.assembly.student import square
 from okdc.data.batches import EVAL_BATCH, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.deploy.evaluate import say_split
@@ -30,6 +33,7 @@ from okdc.errors import RunError, UsageError
 from okdc.kernels import global_average
 from okdc.methods.base import Batch, Method
 from okdc.progress import Progress
+from okdc.runs.artefacts import Teacher
 from okdc.runs.files import write
 from okdc.runs.run import RunDir
 from okdc.seeds import generator
@@ -80,9 +84,11 @@ def _of_run(
     kept = students.load(run)
     normalise = students.normalise(kept.info.preprocessing)
     batches = (Batch(x, y) for x, y in eval_batches(dataset, rows, normalise, EVAL_BATCH))
-    by_head = _joined(method.features(batch) | {KEPT: global_average(_last_map(kept, batch))} for batch in batches)
-    mapped = _some(len(rows), points, result.seed, "map")
     accuracies = result.heads_last_epoch_top1_pct | {KEPT: result.kept.top1_pct}
+    by_head = _joined(
+        accuracies, (method.features(batch) | {KEPT: global_average(_last_map(kept, batch))} for batch in batches)
+    )
+    mapped = _some(len(rows), points, result.seed, "map")
     heads, maps = [], {}
     for head, of_head in by_head.items():
         if len(mapped) > 2:
@@ -93,7 +99,7 @@ def _of_run(
                 "components": of_head.shape[1],
                 "knn_pct": knn_pct(of_head, labels, neighbours),
                 "silhouette": silhouette(of_head, labels),
-                "top1_pct": accuracies.get(head),
+                "top1_pct": accuracies[head],
             }
         )
     file = out or run.path / FILE
@@ -119,6 +125,7 @@ def _of_run(
         "kept_epoch": result.kept.epoch,
         "last_epoch": result.last_epoch,
         "heads": heads,
+        "without_features": [head for head in accuracies if head not in by_head],
     }
 
 
@@ -136,9 +143,16 @@ def _as_trained(run: RunDir, data_root: str | None, tell: Progress) -> tuple[Met
             hint="okdc profile and okdc export need the student's file alone",
         )
     dataset = reopen.data_of(run, resolved, tell)
-    method = assembly.assemble(resolved, len(dataset.classes)).method
+    method = _built(resolved, len(dataset.classes), run.read_result().teacher)
     method.load_state_dict(state["method"])
     return method.eval(), dataset
+
+
+def _built(resolved: ResolvedRecipe, classes: int, teacher: Teacher | None) -> Method:
+    """The run's method, without the files of its teacher: its weights are among those of the checkpoint."""
+    images = square(resolved.recipe.data.image_size)
+    network = backbones.build(teacher.architecture, classes, images) if teacher else None
+    return assembly.method(resolved, images, classes, network)[0]
 
 
 def _some(count: int, most: int, seed: int, purpose: str) -> Tensor:
@@ -156,12 +170,13 @@ def _last_map(student: students.Student, batch: Batch) -> Tensor:
 
 
 @torch.inference_mode()
-def _joined(parts: Iterable[dict[str, Tensor]]) -> dict[str, Features]:
-    """The features of all batches, NC float32 a head."""
+def _joined(judged: Container[str], parts: Iterable[dict[str, Tensor]]) -> dict[str, Features]:
+    """The features of all batches, NC float32 a judged head."""
     lists: dict[str, list[Tensor]] = {}
     for part in parts:
         for head, of_batch in part.items():
-            lists.setdefault(head, []).append(of_batch.float().cpu())
+            if head in judged:
+                lists.setdefault(head, []).append(of_batch.float().cpu())
     return {head: torch.cat(of_head).numpy() for head, of_head in lists.items()}
 
 

@@ -216,8 +216,10 @@ class Method(nn.Module, Generic[C]):
     def features(self, batch: Batch) -> dict[str, Tensor]:
         """The vectors that classifiers read, NC, by head: those of `okdc features`.
 
-        Of each student its pooled last map, and of the ensemble all of them side by side: its logits, their mean, are
-        one linear function of these. A method adds what its fused classifier reads.
+        The logits of a head are one linear function of its features, up to a constant. Of each student these are its
+        pooled last map, and of the ensemble all of them side by side. A method adds what its other heads read, and
+        leaves out a head whose logits are no such function: `okdc features` names it. A head that no run is judged by
+        may be among them.
         """
         return student_features(self.cohort(batch.images))
 

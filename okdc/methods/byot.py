@@ -225,7 +225,8 @@ class BYOT(Method[BYOTConfig]):
     def features(self, batch: Batch) -> dict[str, Tensor]:
         maps = self.cohort(batch.images)
         exits = zip(self.taps, self.exits, strict=True)
-        return student_features(maps) | {f"exit{i}": leave(maps[0][i])[0] for i, leave in exits}
+        own = student_features(maps) | {f"exit{i}": leave(maps[0][i])[0] for i, leave in exits}
+        return own | {"ensemble": torch.cat(list(own.values()), 1)}
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         T, journal = self.config.temperature, self.config.loss == "journal"

@@ -24,6 +24,7 @@ Shapes: N images, K classes; n students.
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Literal
 
 import torch
@@ -33,7 +34,9 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 
 from okdc import launches
+from okdc.cohort import Cohort
 from okdc.distributed import gathered
+from okdc.kernels import global_average
 from okdc.methods.base import Batch, Config, Method, Step, Temperature, full_precision, kl, students
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -133,6 +136,13 @@ class OKDPH(Method[OKDPHConfig]):
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         logits: Tensor = functional_call(network, buffers | self.mixed(r), (images,))
         return logits.float()
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        hybrid = copy.deepcopy(self.cohort.backbone(0))
+        hybrid.load_state_dict(self.mixed(self.weights()), strict=False)  # its other buffers are student 0's
+        maps = [*self.cohort(batch.images), *Cohort([hybrid])(batch.images)]
+        own = [global_average(maps_k[-1]) for maps_k in maps]
+        return students(own[:-1]) | {"hybrid": own[-1], "ensemble": torch.cat(own, 1)}
 
     def mixed(self, r: Tensor) -> dict[str, Tensor]:
         """Parameters and batch statistics of the hybrid model: θ_0 + Σ_i r_i·(θ_i - θ_0), which is Σ_i r_i·θ_i.

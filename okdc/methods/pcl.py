@@ -27,6 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from okdc import launches
+from okdc.kernels import global_average
 from okdc.methods.base import (
     Batch,
     Method,
@@ -93,7 +94,8 @@ class PCL(Method[PCLConfig]):
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         own = super().features(batch)
-        return own | {"fused": own["ensemble"]}
+        means = [global_average(maps_k[-1]) for maps_k in self.mean(batch.images)]
+        return own | {f"mean{k}": g_k for k, g_k in enumerate(means)} | {"fused": own["ensemble"]}
 
     def after_step(self) -> None:
         weight = torch.clamp(1 / (self.steps + 1), min=1 - self.config.decay)  # 1 - d

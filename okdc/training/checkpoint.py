@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -90,7 +91,7 @@ def load(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
 
     Raises RunError where there are checkpoints and none can be read.
     """
-    notes: list[str] = []
+    damaged: list[str] = []
     paths = [path for path in (run.checkpoint, run.previous_checkpoint) if path.exists()]
     for path in paths:
         try:
@@ -103,12 +104,18 @@ def load(run: RunDir) -> tuple[dict[str, Any] | None, list[str]]:
         except RunError:
             raise
         except Exception as error:  # of a cut or changed file, and of an older okdc's
-            notes.append(f"{path} is damaged ({first_line(error)}): the checkpoint before it is used")
+            damaged.append(f"{path} is damaged ({first_line(error)})")
         else:
+            notes = [f"{each}: the checkpoint before it is used" for each in damaged]
             if notes:  # put the good one back: at the next save the damaged file would take its place
                 with writing(run.checkpoint):
                     path.replace(run.checkpoint)
             return state, notes
     if paths:
-        raise RunError(f"{run.path}: no checkpoint can be read", hint="start again: okdc distill", details=notes)
-    return None, notes
+        stands = "its student and its result stand" if run.result.is_file() else "it cannot go on"
+        raise RunError(
+            f"{run.path}: no checkpoint can be read",
+            hint=f"{stands}; a training with its recipe begins anew: okdc distill {shlex.quote(str(run.recipe))}",
+            details=damaged,
+        )
+    return None, []

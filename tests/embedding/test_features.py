@@ -139,3 +139,30 @@ def test_a_method_that_trains_one_student_has_no_ensemble(tmp_path: Path, monkey
     run = start("method.name=baseline", "optim.epochs=1")
     report, _ = of(run.path, tmp_path, images=40, points=0)
     assert [head["head"] for head in report["heads"]] == ["student0", "kept"]
+
+
+@pytest.mark.parametrize(
+    ("words", "heads", "without"),
+    [
+        (("method.name=kd", "method.teacher=teacher"), ["student0"], ["teacher"]),
+        (("method.name=one", "cohort.share=low"), ["student0", "student1"], ["gated"]),
+        (("method.name=okdph",), ["student0", "student1", "hybrid", "ensemble"], []),
+    ],
+    ids=str,
+)
+def test_heads_without_features_are_named_and_a_teacher_need_not_be_there(
+    words: tuple[str, ...], heads: list[str], without: list[str], tmp_path: Path, capsys: Captured,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    if "method.name=kd" in words:
+        start("method.name=baseline", "optim.epochs=1").path.rename("teacher")
+    run = start(*words, "optim.epochs=1")
+    shutil.rmtree("teacher", ignore_errors=True)
+    report, arrays = of(run.path, tmp_path, images=40, points=0)
+    assert [head["head"] for head in report["heads"]] == [*heads, "kept"]
+    assert arrays["heads"].tolist() == [*heads, "kept"]
+    assert report["without_features"] == without
+    answer = ask(capsys, "features", str(run.path), "--images", "40", "--points", "0")
+    assert answer.code == 0, answer.err
+    assert all(name in answer.err + answer.out for name in without)

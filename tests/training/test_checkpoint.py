@@ -122,8 +122,9 @@ def test_two_checkpoints_cut_short_are_an_error_that_names_both(run: RunDir) -> 
         path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(RunError, match="no checkpoint can be read") as caught:
         checkpoint.load(run)
-    assert len(caught.value.details) == 2
-    assert caught.value.hint
+    assert [line.split()[0] for line in caught.value.details] == [str(run.checkpoint), str(run.previous_checkpoint)]
+    assert not any("is used" in line for line in caught.value.details)
+    assert str(run.recipe) in caught.value.hint
 
 
 def sealed(run: RunDir, content: object) -> None:
