@@ -12,6 +12,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: two workers share two cores
 import functools
 import gc
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from okdc.runs.run import RunDir
 
 torch.set_num_threads(1)
+
+# A shell starts what runs in its background deaf to Ctrl-C, and so would be every process that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What torch holds lives as long as the process. Looking through it took 4.5 of 62 CPU seconds of three files.
 gc.set_threshold(50_000, 20, 20)
