@@ -165,11 +165,6 @@ def test_features_of_other_widths_cannot_be_summed() -> None:
         make("dualnet", ["resnet8", "wrn16_2"])
 
 
-def test_one_student_is_refused() -> None:
-    with refused("at least 2 students"):
-        dualnet(1)
-
-
 def test_losses_and_logits_are_float32_under_autocast() -> None:
     method = dualnet()
     images, labels, *_ = batch()

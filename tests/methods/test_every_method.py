@@ -308,6 +308,15 @@ def test_an_answer_in_eval_mode_depends_on_no_other_image_of_the_batch_and_moves
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", SWITCHES, ids=called)
+def test_losses_and_logits_are_float32_under_autocast(case: Case) -> None:
+    method = of(case, counts(case.name)[0], sharings(case.name)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        step = method(batch(), torch.tensor(0.5))
+    assert {t.dtype for t in (*step.losses.values(), *step.logits.values())} == {torch.float32}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SWITCHES, ids=called)
 def test_the_logits_of_a_head_are_a_linear_layer_on_its_features(case: Case) -> None:
     """Found by least squares over more images than there are features: no layer is named, and none may be missing."""
     method = of(case, counts(case.name)[0], sharings(case.name)[0])

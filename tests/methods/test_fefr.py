@@ -548,11 +548,6 @@ def test_early_fusion_of_fewer_than_three_maps_is_refused_with_the_way_out() -> 
     takes_a_step(FEFR(Cohort(students), config(early_fusion=False), SMALL, 10), SMALL)
 
 
-def test_one_student_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 2 students"):
-        fefr(1)
-
-
 @pytest.mark.parametrize(
     "keys",
     [

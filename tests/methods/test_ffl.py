@@ -19,7 +19,6 @@ from byhand import (
     mutual,
     names,
     reached,
-    refused,
     spread,
 )
 
@@ -102,11 +101,6 @@ def test_students_of_other_widths_meet_at_the_smallest_map() -> None:
     assert method.notes == ("fused classifier of 64×8×8 + 128×8×8, joined at 192×8×8, 64 channels",)
     step = method(batch(CIFAR), torch.tensor(0.5))
     assert step.logits["fused"].shape == (4, 10)
-
-
-def test_one_student_is_refused() -> None:
-    with refused("at least 2 students"):
-        ffl(1, "none")
 
 
 @pytest.mark.parametrize("keys", [{"temperature": 0.0}, {"rampup": -0.1}, {"attention": True}])

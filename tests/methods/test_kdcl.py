@@ -24,7 +24,6 @@ from byhand import (
     make,
     names,
     reached,
-    refused,
     spread,
 )
 from harness import no_waiting
@@ -252,11 +251,6 @@ def test_a_teacher_is_made_on_a_gpu_without_waiting_for_it(kind: str) -> None:
     with no_waiting():
         found = target_logits(kind, z, hot(labels))
     torch.testing.assert_close(found.cpu(), target_logits(kind, z.cpu(), hot(labels.cpu())), rtol=1e-3, atol=1e-3)
-
-
-def test_one_student_is_refused() -> None:
-    with refused("at least 2 students"):
-        make("kdcl", 1)
 
 
 @pytest.mark.parametrize(

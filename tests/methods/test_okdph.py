@@ -377,18 +377,6 @@ def test_the_hybrid_model_of_equal_foreign_networks_answers_as_they_do_and_moves
     assert not [key for key, p in method.cohort.named_parameters() if p.grad is None]
 
 
-def test_one_student_is_refused() -> None:
-    with refused("at least 2 students"):
-        okdph(1)
-
-
-def test_losses_and_logits_are_float32_under_autocast() -> None:
-    method = okdph()
-    with torch.autocast("cpu", torch.bfloat16):
-        step = method(batch(), torch.tensor(0.5))
-    assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
-
-
 @pytest.mark.parametrize(
     "keys",
     [{"omega": 1.1}, {"beta": -1.0}, {"beta": math.inf}, {"gamma": 1.5}, {"interval": 0.0}, {"hybrid": "sum"}],

@@ -151,11 +151,6 @@ def test_without_a_trunk_there_is_nothing_for_the_gate_to_read() -> None:
         one(2, "none")
 
 
-def test_one_student_is_refused() -> None:
-    with refused("at least 2 students"):
-        one(1)
-
-
 def test_losses_and_logits_are_float32_under_autocast() -> None:
     method = one()
     images, labels, *_ = batch()

@@ -328,11 +328,6 @@ def test_indices_of_no_network_or_of_all_are_refused(indices: list[int]) -> None
         switokd(2, *indices)
 
 
-def test_one_student_is_refused() -> None:
-    with refused("at least 2 students"):
-        make("switokd", 1)
-
-
 @pytest.mark.parametrize("value", ["resnet8", 1, [0.5]])
 def test_a_table_that_means_nothing_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="teacher_indices"):
