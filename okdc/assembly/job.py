@@ -108,6 +108,7 @@ def job(
         raise DataError(f"expected {classes} classes of {resolved.recipe.data.name}, found {len(dataset.classes)}")
     if resolved.recipe.optim.class_weights == "balanced":
         assembly.method.class_weights = balance.class_weights(dataset.labels[dataset.train], len(dataset.classes))
+    _check_steps(assembly.method, resolved, len(dataset.train))
     normalisation = normalisation_of(resolved.recipe, dataset)
     notes = list(dataset.notes)
     if teacher := assembly.teacher:
@@ -186,6 +187,16 @@ def assemble(resolved: ResolvedRecipe, classes: int, beginnings: Beginnings | No
     return Assembly(built, teacher, (*_stages(built.cohort), sharing, *built.notes))
 
 
+def _check_steps(built: Method, resolved: ResolvedRecipe, images: int) -> None:
+    """Raises RecipeError where a training has fewer steps than parts."""
+    optim = resolved.recipe.optim
+    steps = optim.epochs * (images // optim.batch_size)
+    if built.parts > steps:
+        name = resolved.recipe.method["name"]
+        problem = f"[method] {name}: its training has {built.parts} parts; expected {steps} at most, one a step"
+        raise refusal(resolved.place, [problem])
+
+
 def method(
     resolved: ResolvedRecipe,
     images: torch.Size,
@@ -204,6 +215,11 @@ def method(
         built.check_built()
         if built.views:
             _check_views(built.views, resolved.recipe.augment)
+        if built.parts > 1 and resolved.recipe.optim.patience:
+            raise ValueError(
+                f"its training has {built.parts} parts, and optim.patience={resolved.recipe.optim.patience} could end "
+                "it before the last one: expected optim.patience=0"
+            )
         if smoothing := resolved.recipe.optim.label_smoothing:  # otherwise the method's own stands
             built.label_smoothing = smoothing
         return built, sharing

@@ -315,10 +315,10 @@ def _rules_of_augment(keys: Augment, size: int) -> list[str]:
     if keys.crop == "resized" and keys.padding not in (0, usual.padding):
         problems.append(f"augment.padding: augment.crop=resized has none; expected 0, found {keys.padding}")
     if keys.padding_mode == "reflect" and (resamples(keys) or not keys.padding):
-        problems.append(
-            "augment.padding_mode: expected zeros where the images are resampled (crop=resized, rotation, translate, "
-            "zoom, shear, policy) or padding is 0, found reflect"
-        )
+        moving = ("crop", "rotation", "translate", "zoom", "shear", "policy")
+        others = [f"{key}={getattr(keys, key)}" for key in moving if getattr(keys, key) != getattr(usual, key)]
+        others += [] if keys.padding else ["padding=0"]
+        problems.append(f"augment.padding_mode: expected zeros beside {', '.join(others)}, found reflect")
     for name in ("scale", "ratio"):
         if keys.crop == "pad" and (value := getattr(keys, name)) != getattr(usual, name):
             problems.append(f"augment.{name}: augment.crop=pad has none; leave it out, found {list(value)}")

@@ -19,7 +19,7 @@ from okdc import backbones
 from okdc.assembly import student as students
 from okdc.assembly import weights as weights_files
 from okdc.cohort import Backbone
-from okdc.errors import CheckFailed, RecipeError, RunError
+from okdc.errors import CheckFailed, RecipeError, RunError, first_line
 from okdc.recipe.schema import TEACHER
 from okdc.runs.run import RunDir
 from okdc.runs.series import SeriesDir
@@ -72,8 +72,12 @@ def load(where: str, weights: str | None, classes: int, images: torch.Size) -> T
     if SeriesDir.is_at(folder):
         raise RecipeError(f"method.teacher: {where} is a series of runs", hint=f"name one of them: {folder / 'seed0'}")
     if len(folder.parts) > 1 or (folder.is_dir() and not backbones.is_name(where)):
+        beside = folder.parent if folder.is_file() and RunDir.is_at(folder.parent) else None
         raise RunError(
-            f"method.teacher: there is no run at {folder.absolute()}", hint="put it back, or name the one that is meant"
+            f"method.teacher: there is no run at {folder.absolute()}",
+            hint=f"a run is a folder: method.teacher={beside}"
+            if beside
+            else "put it back, or name the one that is meant",
         )
     try:
         backbones.check(where)
@@ -94,13 +98,25 @@ def load(where: str, weights: str | None, classes: int, images: torch.Size) -> T
     except OSError as error:
         raise RecipeError(f"method.weights: {weights}: cannot be read: {error.strerror}") from None
     except Exception as error:  # safetensors and torch raise kinds of their own, load_weights a RuntimeError
-        lines = str(error).strip().splitlines()
         raise RecipeError(
-            f"method.weights: {weights}: not the weights of a {where} for {classes} classes: "
-            + (lines[0] if lines else repr(error)),
-            details=lines[1:6],
+            f"method.weights: {weights}: not the weights of a {where} for {classes} classes: {_short(error)}"
         ) from None
     return Teacher(network, weights, where, hashlib.sha256(content).hexdigest())
+
+
+def _short(error: Exception) -> str:
+    """What is wrong with a file of weights, in one line. Of tensors that are missing or foreign torch names all, in any
+    order: the first by name stands for them.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if len(lines) < 2:
+        return first_line(error)
+    said = []
+    for line in lines[1:]:  # the first says in which class
+        kind, _, names = line.partition(": ")
+        first, *others = sorted(names.rstrip(". ").split(", ")) if "key(s)" in kind else [names]
+        said.append(f"{kind}: {first}" + (f" and {len(others)} more" if others else ""))
+    return "; ".join(said[:2]) + (f"; and {len(said) - 2} more" if len(said) > 2 else "")
 
 
 def _of_run(run: RunDir) -> Teacher:

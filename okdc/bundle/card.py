@@ -92,9 +92,17 @@ def _what(story: Story) -> str:
     more = "" if len(classes) <= FEW else f" and {len(classes) - SHOWN:,} more: `labels` in manifest.json"
     return (
         f"An image classifier in ONNX: {size}×{size} colour images, {len(classes):,} classes. "
-        f"{prose(story.result.method_card.summary)}{settings}{_peers(story)}\n\n"
+        f"{prose(_trained(story))}{settings}{_peers(story)}\n\n"
         f"Classes, in the order of the outputs: {named}{more}.\n"
     )
+
+
+def _trained(story: Story) -> str:
+    """How: a method that is made for one of its students, the leader, says so of that one."""
+    summary, leader = story.result.method_card.summary, story.result.leader
+    if leader in (None, story.student.student):
+        return summary
+    return f"A peer of student{leader}, which was {summary[:1].lower()}{summary[1:]}"
 
 
 def _peers(story: Story) -> str:

@@ -63,7 +63,8 @@ def _show(report: dict[str, Any]) -> None:
             f"{run['run']}: {run['method']}, {run['images']:,} {run['split']} images; kept: "
             f"student{run['kept_student']} of epoch {run['kept_epoch']}, the other heads of epoch {run['last_epoch']}"
         )
-        headers = ["head", "components", "top-1 %", f"{run['neighbours']} nearest, %", "silhouette"]
+        of = f" of {run['judging_images']:,}" if run["images"] < run["judging_images"] else ""
+        headers = ["head", "components", f"top-1 %{of}", f"{run['neighbours']} nearest, %", "silhouette"]
         rows = [
             [
                 head["head"],

@@ -27,12 +27,11 @@ from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.data.batches import EVAL_BATCH, eval_batches
 from okdc.data.datasets import Dataset
-from okdc.deploy.evaluate import say_split
 from okdc.embedding.neighbourhood import Features, knn_pct, silhouette, tsne
-from okdc.errors import RunError, UsageError
+from okdc.errors import DiskError, RunError, UsageError
 from okdc.kernels import global_average
 from okdc.methods.base import Batch, Method
-from okdc.progress import Progress
+from okdc.progress import EachNoteOnce, Progress
 from okdc.runs.artefacts import Teacher
 from okdc.runs.files import write
 from okdc.runs.run import RunDir
@@ -60,14 +59,45 @@ def features(
     `images`: at most so many of the judging images. `points` of them get a place in the map, 0: there is none.
 
     Raises RunError for a run that is not complete or has lost its checkpoint, DataError where its images are missing or
-    others, UsageError for an `out` that is no file or for several runs, and for more neighbours than other images.
+    others, UsageError for an `out` that is no file of features or for several runs, and for more neighbours than other
+    images, DiskError where a file cannot be written.
     """
     if out is not None and len(paths) > 1:
         raise UsageError(f"--out names one file, and there are {len(paths)} runs", hint="leave it out")
-    if out is not None and out.exists() and not out.is_file():  # a device would be replaced by a file
-        raise UsageError(f"--out {out}: expected a file, found {'a folder' if out.is_dir() else 'a device or pipe'}")
-    reports = [_of_run(RunDir.open(path), out, data_root, neighbours, images, points, tell) for path in paths]
-    return {"schema": 1, "runs": reports}
+    runs = [RunDir.open(path) for path in paths]
+    for run in runs:  # what can be seen at once is said before an hour of other runs
+        students.recorded(run)
+        if not checkpoint.is_written(run):
+            raise _without_checkpoint(run)
+        _check_file(out or run.path / FILE)
+    once = EachNoteOnce(tell)
+    return {"schema": 1, "runs": [_of_run(run, out, data_root, neighbours, images, points, once) for run in runs]}
+
+
+def _check_file(file: Path) -> None:
+    """Raises UsageError where something else than a file of features would be replaced, DiskError without a folder."""
+    if not file.parent.is_dir():
+        raise DiskError(
+            f"{file}: cannot be written: {file.parent} is no folder", hint="make it, or choose another --out"
+        )
+    if not file.exists():
+        return
+    if not file.is_file():  # a device would be replaced by a file
+        raise UsageError(f"--out {file}: expected a file, found {'a folder' if file.is_dir() else 'a device or pipe'}")
+    try:
+        with np.load(file, allow_pickle=False) as there:
+            known = any(name.startswith("features_") for name in there.files)
+    except Exception:  # numpy and zipfile raise kinds of their own
+        known = False
+    if not known:
+        raise UsageError(f"--out {file}: it exists and is no file of features", hint="choose another name")
+
+
+def _without_checkpoint(run: RunDir) -> RunError:
+    return RunError(
+        f"{run.path}: its checkpoint is gone, and the last epoch's peers and fused classifier with it",
+        hint="okdc profile and okdc export need the student's file alone",
+    )
 
 
 def _of_run(
@@ -76,8 +106,9 @@ def _of_run(
     result = students.recorded(run)
     method, dataset = _as_trained(run, data_root, tell)
     split, judging = dataset.final_split
+    if split != "test":
+        tell.note("the data has no test split: the validation images also chose the student")
     rows = judging[_some(len(judging), images, result.seed, "images")]
-    say_split(split, len(rows), tell)
     if len(rows) <= neighbours:
         raise UsageError(f"{neighbours} neighbours need {neighbours + 1} images, {run.path} has {len(rows)}")
     labels = dataset.labels[rows].numpy()
@@ -119,6 +150,7 @@ def _of_run(
         "seed": result.seed,
         "split": split,
         "images": len(rows),
+        "judging_images": len(judging),
         "neighbours": neighbours,
         "points": len(mapped) if maps else 0,
         "kept_student": result.kept.student,
@@ -138,10 +170,7 @@ def _as_trained(run: RunDir, data_root: str | None, tell: Progress) -> tuple[Met
     for note in notes:
         tell.note(note)
     if state is None or state["epoch"] != run.read_result().last_epoch:
-        raise RunError(
-            f"{run.path}: its checkpoint is gone, and the last epoch's peers and fused classifier with it",
-            hint="okdc profile and okdc export need the student's file alone",
-        )
+        raise _without_checkpoint(run)
     dataset = reopen.data_of(run, resolved, tell)
     method = _built(resolved, len(dataset.classes), run.read_result().teacher)
     method.load_state_dict(state["method"])

@@ -178,6 +178,7 @@ class Method(nn.Module, Generic[C]):
     decayed_as_students: tuple[str, ...] = ()  # modules outside the cohort that have the students' weight decay
     label_smoothing: float = 0.0  # of `cross_entropy` and `targets`, 0..1
     class_weights: Tensor | None  # K, of `cross_entropy`; a buffer, so that it is where the logits are
+    parts: int = 1  # of the training, equal ones, in which a method does different things: each has to take place
     teacher: nn.Module | None  # frozen and in eval mode, of a method whose table is a TaughtConfig
 
     def __init__(

@@ -192,6 +192,8 @@ class BYOT(Method[BYOTConfig]):
         self.alpha, self.beta, kind, skips = PUBLISHED[config.loss]
         if config.alpha is not None:
             self.alpha = config.alpha
+        if self.alpha == 1 and config.loss == "conference":
+            raise ValueError("method.alpha=1 with loss=conference leaves no label to any classifier: expected below 1")
         if config.beta is not None:
             self.beta = config.beta
         kind, skips = config.block or kind, config.hint_skips or skips
@@ -203,7 +205,12 @@ class BYOT(Method[BYOTConfig]):
         # W_i; one that no term reads would never have a gradient.
         adapters = (nn.Linear(width, width) if config.loss == "journal" else nn.Identity() for _ in self.hinted)
         self.adapters = nn.ModuleList(adapters)
-        self.notes = tuple(f"exit{i} reads the {written(sizes[i])} map of stage {i}" for i in self.taps)
+        notes = [f"exit{i} reads the {written(sizes[i])} map of stage {i}" for i in self.taps]
+        if not self.hinted:
+            notes.append(
+                f"no term compares features: hint_skips={skips} leaves the one exit out, and beta does nothing"
+            )
+        self.notes = tuple(notes)
 
     def _taps(self, stages: int, architecture: str) -> tuple[int, ...]:
         """The indices of the stages that have an exit, shallow to deep. Raises ValueError where there are none."""

@@ -33,7 +33,7 @@ class DualNetConfig(Config):
         description="Whether the students' features are added or averaged, 0.5·f_0 + 0.5·f_1 as in the authors' code; "
         "the linear layer behind can learn this factor, so that it only sets how fast that learns.",
     )
-    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1.0,
         description="The weight of the single classifiers' cross-entropy beside that of the fused one; 1 as the "
         "students' in every other method, the authors' code has 0.3.",
@@ -54,7 +54,7 @@ class DualNet(Method[DualNetConfig]):
 
     title = "DualNet"
     summary = (
-        "Trained with peers whose features are summed into one classifier, without distillation (DualNet; "
+        "Trained with peers whose features are joined in one classifier, without distillation (DualNet; "
         "Hou et al., 2017)."
     )
     tags = ()
@@ -71,6 +71,7 @@ class DualNet(Method[DualNetConfig]):
         turns, n = self.config.turns, len(widths)
         if 0 < turns < n:
             raise ValueError(f"turns={turns} of {n} students: expected 0 or at least {n}, or some would never learn")
+        self.parts = turns or 1
         if turns:
             self.learner = nn.Buffer(torch.zeros((), dtype=torch.int64))  # the student whose turn the last step was in
             self.fixed = nn.ParameterList(

@@ -108,6 +108,22 @@ RELEASED: dict[str, Any] = {
 }
 
 
+# What no part reads where another key has this value: such a key would make a row of its own of an equal training.
+UNREAD: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
+    (
+        "early_fusion",
+        False,
+        ("scale", "combine", "width", "match", "match_norm", "share_match", "match_decay"),
+    ),
+    (
+        "attention",
+        False,
+        ("reduction", "spatial_kernel", "attention_bias", "attention_norm", "share_attention"),
+    ),
+    ("reconstruct", "none", ("groups",)),
+)
+
+
 class FEFRConfig(RampedConfig):
     detach_features: DetachFeatures = False
     reading: Literal["text", "released"] = Field(
@@ -213,15 +229,16 @@ class FEFRConfig(RampedConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> FEFRConfig:
-        problems = []
+        problems = self._unread()
         if self.spatial_kernel % 2 == 0:
             problems.append("spatial_kernel is odd, so that the map keeps its size")
         if self.reconstruct in PAIRED and self.groups % 2:
             problems.append(f"reconstruct={self.reconstruct!r} pairs the groups: their number is even")
         if self.width == "native" and self.scale == "last":
+            given = ", the default of reading='released'," if self.reading == "released" else ""
             problems.append(
-                "width='native' needs scale='native': with scale='last' one bridge is in both sums, so that both have "
-                "the channels of f3"
+                f"width='native'{given} needs scale='native': with scale='last' one bridge is in both sums, so that "
+                "both have the channels of f3; width='last' goes with both"
             )
         if self.attention == "random" and (self.attention_bias or self.attention_norm):
             problems.append(
@@ -231,6 +248,17 @@ class FEFRConfig(RampedConfig):
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _unread(self) -> list[str]:
+        """A line for each key that differs from its default and that no part reads."""
+        defaults = self.defaults_of({"reading": self.reading})
+        return [
+            f"{key}={getattr(self, key)!r} has no effect with {owner}={value!r}; leave it out"
+            for owner, value, keys in UNREAD
+            if getattr(self, owner) == value
+            for key in keys
+            if getattr(self, key) != defaults[key]
+        ]
 
 
 def reconstruct(mode: str, f: Tensor, groups: int) -> Tensor:
@@ -357,10 +385,12 @@ class FeaturePath(nn.Module):
         if count < 3:
             raise ValueError(f"early fusion joins three maps and this student has {count}; use early_fusion=false")
         if not all(-count <= t < count for t in taps):
-            raise ValueError(f"taps {list(taps)} are outside the {count} maps of this student (0 is the stem)")
+            raise ValueError(
+                f"method.taps={list(taps)}: some are outside the {count} maps of this student (0 is the stem)"
+            )
         first, second, third = (t % count for t in taps)
         if not first < second < third:
-            raise ValueError(f"taps {list(taps)} are not three maps from shallow to deep")
+            raise ValueError(f"method.taps={list(taps)} are not three maps from shallow to deep")
         return first, second, third
 
     def tapped(self, maps: list[Tensor]) -> list[Tensor]:
@@ -440,6 +470,8 @@ class FEFR(Method[FEFRConfig]):
                 if self.cohort.shared
                 else f"{sets} sets of matching convolutions: the students share no trunk"
             )
+        if config.attention is True and config.share_attention and not self.cohort.shared:
+            remarks.append("each student has a dual attention of its own: the students share no trunk")
         if config.attention == "random":
             remarks.append(
                 f"{WARNING}method.attention=random is never trained and measures the release alone; accuracies of the "

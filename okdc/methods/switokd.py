@@ -65,7 +65,8 @@ class SwitOKD(Method[SwitOKDConfig]):
             )
         self.leader = min(self.pupils, key=lambda k: sizes[k])
         named = ", ".join(f"student{i}" for i in self.teachers)
-        self.notes = (f"{named} teaches and pauses; student{self.leader} is the one to keep",)
+        teach = "teaches and pauses" if len(self.teachers) == 1 else "teach and pause"
+        self.notes = (f"{named} {teach}; student{self.leader} is the one to keep",)
         self.exchanges = True
         # The parameters of a teacher before a step, and whether it pauses in it: of one step, so no file has them.
         for i in self.teachers:

@@ -210,8 +210,8 @@ def _items(value: Any, text: str, toml: Callable[[str], Any]) -> Any:
     if inside.startswith("[") != inside.endswith("]"):
         return value
     inside = inside.removeprefix("[").removesuffix("]")
-    items = []
-    for item in filter(None, (part.strip() for part in inside.split(","))):
+    parts, items = [part.strip() for part in inside.split(",")], []
+    for item in parts if parts[-1] else parts[:-1]:  # as TOML's, a list may end with a comma
         try:
             items.append(toml(item))
         except (ValueError, RecursionError):

@@ -357,4 +357,4 @@ def _next(stem: str) -> Path:
 
 def _existing() -> str:
     names = [str(run.path) for run in runs()]
-    return "there is: " + ", ".join(names[-5:]) if names else "there is no run here yet; start one: okdc distill"
+    return "there is: " + ", ".join(names[-5:]) if names else f"there is no run in {ROOT}/ yet; start one: okdc distill"

@@ -91,7 +91,7 @@ def choose(engine: Engine, image_size: int, deterministic: bool = False, ranks: 
         reason += "; the GPU emulates it and is slow: float16 is what it has"
     reasons.append(f"dtype {dtype} ({reason})")
     if device == "cpu" and dtype == "bfloat16":  # okdc.kernels decides for each by the map that it gets
-        reasons.append("depthwise convolutions in float32 (those that are slow in bfloat16)")
+        reasons.append("depthwise convolutions that are slow in bfloat16, if there are any, in float32")
 
     layout, reason = _layout(device, dtype) if engine.memory_format == "auto" else (engine.memory_format, "as asked")
     reasons.append(f"memory format {layout} ({reason})")

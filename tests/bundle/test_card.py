@@ -251,6 +251,9 @@ def test_who_was_trained_beside_it_and_why_it_is_this_one() -> None:
     text = card(replace(PLAIN, result=led, student=student_info(method="okddip")))
     assert "student0 of 3, the leader; its peers were `b`, `c`, which shared all stages but the last." in text
     assert "Its settings differ from the default: `okddip peers=2`." in text
+    assert "A peer of" not in text
+    peer = card(replace(PLAIN, result=led, student=student_info(method="okddip", student=1)))
+    assert f"A peer of student0, which was d{led.method_card.summary[1:]}" in peer
 
 
 def test_how_the_epoch_was_chosen_and_what_the_weights_are() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import okdc
 from okdc.embedding.features import features
-from okdc.errors import RunError, UsageError
+from okdc.errors import DiskError, RunError, UsageError
 from okdc.progress import Silent
 from okdc.runs.run import RunDir
 from okdc.training import checkpoint
@@ -117,8 +117,10 @@ def test_a_run_without_the_checkpoint_of_its_last_epoch_is_refused(trained: Path
     with pytest.raises(RunError, match="checkpoint"):  # the one before it is of an earlier epoch
         features([copy], Silent())
     (copy / "checkpoint.previous.pt").unlink()
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
     with pytest.raises(RunError, match="checkpoint"):
-        features([copy], Silent())
+        features([other, copy], Silent(), points=0)
+    assert not (other / "features.npz").exists()  # said before anything of another run was computed
 
 
 def test_options_that_do_not_go_together(trained: Path, tmp_path: Path) -> None:
@@ -129,6 +131,13 @@ def test_options_that_do_not_go_together(trained: Path, tmp_path: Path) -> None:
     for name in ("folder", "pipe"):
         with pytest.raises(UsageError, match="expected a file"):
             features([trained], Silent(), out=tmp_path / name)
+    with pytest.raises(DiskError, match="nowhere"):
+        features([trained], Silent(), out=tmp_path / "nowhere" / "features.npz")
+    for name in ("result.json", "predictions.npz", "checkpoint.pt"):  # of a run, which it would end
+        before = (trained / name).read_bytes()
+        with pytest.raises(UsageError, match="no file of features"):
+            features([trained], Silent(), out=trained / name)
+        assert (trained / name).read_bytes() == before
     with pytest.raises(UsageError, match="31"):
         features([trained], Silent(), images=30, neighbours=30, out=tmp_path / "few.npz")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]

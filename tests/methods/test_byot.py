@@ -439,3 +439,15 @@ def test_a_run_keeps_the_plain_network(loss: str) -> None:
 def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):
         configured(**keys)
+
+
+def test_labels_that_no_classifier_would_see_are_refused() -> None:
+    """In the journal's loss α is the shallow exits' alone, and may be 1."""
+    with refused(r"method\.alpha=1 with loss=conference"):
+        byot(loss="conference", alpha=1.0)
+    assert byot(loss="journal", alpha=1.0).alpha == 1
+
+
+def test_a_key_that_does_nothing_for_one_exit_is_named() -> None:
+    assert "beta does nothing" in byot(loss="journal", taps=[1]).notes[-1]
+    assert not any("beta" in note for note in byot(loss="conference", taps=[1]).notes)

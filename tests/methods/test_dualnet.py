@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,10 @@ from byhand import (
     spread,
     table,
 )
+from harness import start
 from torch import Tensor
 
+from okdc.errors import RecipeError
 from okdc.methods.base import Batch
 from okdc.methods.dualnet import DualNet, DualNetConfig
 from okdc.training.optim import build_optimizer
@@ -47,7 +51,7 @@ def fused(method: DualNet, images: Tensor, share: float) -> Array:
 
 
 @NS
-@pytest.mark.parametrize(("combine", "weight"), [("sum", 1.0), ("mean", 1.0), ("sum", 0.3), ("mean", 0.0)])
+@pytest.mark.parametrize(("combine", "weight"), [("sum", 1.0), ("mean", 1.0), ("sum", 0.3), ("mean", 0.5)])
 @pytest.mark.parametrize("t", POSITIONS)
 def test_every_term_equals_a_slow_transcription_and_none_is_a_divergence(
     t: float, combine: str, weight: float, n: int, monkeypatch: pytest.MonkeyPatch
@@ -176,10 +180,34 @@ def test_losses_and_logits_are_float32_under_autocast() -> None:
         assert step.losses[f"ce_{name}"].item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("keys", [{"temperature": 3.0}, {"weight": -1.0}, {"turns": -1}, {"combine": "max"}])
+@pytest.mark.parametrize(
+    "keys", [{"temperature": 3.0}, {"weight": -1.0}, {"weight": 0.0}, {"turns": -1}, {"combine": "max"}]
+)
 def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):
         DualNetConfig.model_validate({"name": "dualnet", **keys})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("method.turns=9", "optim.epochs=4"), r"9 parts; expected 8 at most"),
+        (("method.turns=2", "optim.patience=2", "cohort.keep_epoch=best"), r"optim\.patience=2 could end"),
+    ],
+)
+def test_a_training_that_would_leave_a_turn_out_is_refused_before_it_begins(words: tuple[str, ...], said: str) -> None:
+    """64 images in batches of 32: two steps an epoch."""
+    with pytest.raises(RecipeError) as caught:
+        start("method.name=dualnet", "data.train_images=64", "optim.batch_size=32", *words)
+    assert re.search(said, "\n".join(caught.value.details))
+    assert not Path("runs").exists()
+
+
+def test_as_many_turns_as_steps_are_taken() -> None:
+    run = start(
+        "method.name=dualnet", "data.train_images=64", "optim.batch_size=32", "method.turns=8", "optim.epochs=4"
+    )
+    assert all(row["losses"][f"ce_student{k}"] > 0 for row in run.rows() for k in (0, 1))
 
 
 def test_by_default_all_learn_jointly_with_weight_1_from_a_sum() -> None:

@@ -449,7 +449,9 @@ def test_it_takes_a_step_with_any_number_of_students_and_any_sharing(share: str,
 
 @pytest.mark.parametrize(
     ("match", "mode", "early", "attention", "detach"),
-    pairwise(MATCHES, RECONSTRUCTIONS, *[(True, False)] * 3),
+    pairwise(
+        MATCHES, RECONSTRUCTIONS, *[(True, False)] * 3, valid=lambda match, _, early, *__: early or match == "patch"
+    ),
 )
 def test_it_takes_a_step_with_every_two_of_its_switches(
     match: str, mode: str, early: bool, attention: bool, detach: bool
@@ -560,6 +562,11 @@ def test_early_fusion_of_fewer_than_three_maps_is_refused_with_the_way_out() -> 
         {"rampup": 1.5},
         {"rampup": -0.1},
         {"match": "conv"},
+        {"match": "pool1x1", "early_fusion": False},
+        {"reduction": 8, "attention": False},
+        {"share_attention": True, "attention": False},
+        {"groups": 2, "reconstruct": "none"},
+        {"scale": "native", "early_fusion": False},
         {"taps": (1, 2)},
         {"attention": "yes"},
         {"in_path": True},

@@ -385,11 +385,20 @@ def test_the_width_of_the_shallow_sum_is_its_own_or_that_of_the_last_map(
         {"reading": "code"},
         {"match_decay": "none"},
         {"premix": 1},
+        {"attention": False, "reduction": 16},
+        {"early_fusion": False, "match_norm": True},
+        {"early_fusion": False, "scale": "last", "width": "last"},
     ],
 )
 def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=[*keys][-1]):
         config(**keys)
+
+
+@pytest.mark.parametrize("keys", [{"attention": False}, {"early_fusion": False}, {"reconstruct": "none"}])
+def test_what_the_reading_sets_without_effect_is_taken(keys: dict[str, Any]) -> None:
+    """Its ablation without attention has the reduction that the reading brings, and that nobody has asked for."""
+    assert config(**keys).reading == "released"
 
 
 def test_what_is_undefined_for_the_students_is_refused_with_the_way_out() -> None:

@@ -83,6 +83,8 @@ def test_what_can_mean_one_thing_is_understood_and_said(
         ("cohort.students=resnet8, resnet14", ["resnet8", "resnet14"]),
         ("cohort.students=resnet8", ["resnet8"]),
         ("cohort.students=torchvision:resnet18,mine.nets:small", ["torchvision:resnet18", "mine.nets:small"]),
+        ("cohort.students=resnet8,resnet14,", ["resnet8", "resnet14"]),
+        ("cohort.students=resnet8,,resnet14", ["resnet8", "", "resnet14"]),
         ("cohort.students=[resnet8", "[resnet8"),
         ("cohort.students=['a,b']", ["a,b"]),
         ("optim.milestones=0.5,0.75", [0.5, 0.75]),
