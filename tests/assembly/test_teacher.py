@@ -365,7 +365,7 @@ def test_wrong_weights_are_refused_in_words(make: Callable[[], Path]) -> None:
     said = refused(*kd("resnet14", f"method.weights={path}"))
     assert said.startswith(f"method.weights: {path}: not the weights of a resnet14 for 10 classes: ")
     assert "\t" not in said
-    assert len(said) < 400
+    assert len(said) < 600
     assert refused(*kd("resnet14", f"method.weights={path}")) == said  # torch names tensors in any order
 
 
