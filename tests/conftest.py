@@ -53,9 +53,11 @@ LATE = ("test_every_method.py", "test_every_pair.py")  # whether it runs at all:
 BY_CASE = (*LATE, "test_gpu.py", "test_gpu_methods.py", "test_recording.py")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _place(item.path.name))
     for item in items:
+        if "long" in item.keywords and "long" not in config.getoption("-m"):
+            item.add_marker(pytest.mark.skip(reason="takes long: pytest -m long"))
         if "gpu" in item.keywords and (reason := _no_gpu(item)):
             item.add_marker(pytest.mark.skip(reason=reason))
 

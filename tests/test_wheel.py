@@ -65,7 +65,6 @@ def test_the_main_job_runs_from_the_wheel(installed: Path, tmp_path: Path) -> No
     assert Path(where.strip()).is_relative_to(installed), "the wheel's okdc, not the checkout's"
     assert "digits_resnet8" in okdc("recipes")
     okdc("distill", "optim.epochs=20")
-    okdc("profile")
     okdc("export", "--onnx")
     run = tmp_path / "runs" / "digits_resnet8-1"
     assert read_json(run / "result.json")["kept"]["top1_pct"] >= 85

@@ -23,7 +23,7 @@ from okdc import backbones
 from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly import student as students
-from okdc.assembly.resolve import ResolvedRecipe
+from okdc.assembly import teacher as teachers
 from okdc.assembly.student import square
 from okdc.data.batches import EVAL_BATCH, eval_batches
 from okdc.data.datasets import Dataset
@@ -32,7 +32,6 @@ from okdc.errors import DiskError, RunError, UsageError
 from okdc.kernels import global_average
 from okdc.methods.base import Batch, Method
 from okdc.progress import EachNoteOnce, Progress
-from okdc.runs.artefacts import Teacher
 from okdc.runs.files import write
 from okdc.runs.run import RunDir
 from okdc.seeds import generator
@@ -172,16 +171,19 @@ def _as_trained(run: RunDir, data_root: str | None, tell: Progress) -> tuple[Met
     if state is None or state["epoch"] != run.read_result().last_epoch:
         raise _without_checkpoint(run)
     dataset = reopen.data_of(run, resolved, tell)
-    method = _built(resolved, len(dataset.classes), run.read_result().teacher)
-    method.load_state_dict(state["method"])
+    classes, teacher = len(dataset.classes), run.read_result().teacher
+    if teacher and resolved.kind.features is Method.features:  # of the students: the teacher need not be there any more
+        images = square(resolved.recipe.data.image_size)
+        method, _ = assembly.method(resolved, images, classes, backbones.build(teacher.architecture, classes, images))
+        own = {name: t for name, t in state["method"].items() if name.startswith("cohort.")}
+        method.cohort.load_state_dict({name.removeprefix("cohort."): t for name, t in own.items()})
+    else:
+        assembled = assembly.assemble(resolved, classes)
+        method = assembled.method
+        if assembled.teacher:
+            teachers.renormalise(method, assembled.teacher, *assembly.normalisation_of(resolved.recipe, dataset))
+        method.load_state_dict(state["method"])
     return method.eval(), dataset
-
-
-def _built(resolved: ResolvedRecipe, classes: int, teacher: Teacher | None) -> Method:
-    """The run's method, without the files of its teacher: its weights are among those of the checkpoint."""
-    images = square(resolved.recipe.data.image_size)
-    network = backbones.build(teacher.architecture, classes, images) if teacher else None
-    return assembly.method(resolved, images, classes, network)[0]
 
 
 def _some(count: int, most: int, seed: int, purpose: str) -> Tensor:

@@ -45,7 +45,7 @@ def opened(words: Sequence[str], out: Path | None) -> Opened:
     if wrong := [each for each in overrides if "=" not in each]:
         raise RecipeError(f"{wrong[0]}: expected one study, then KEY=VALUE words", hint="okdc study lists them")
     path = find(word)
-    study = read(path).model_copy()
+    study = read(path)
     study = study.model_copy(update={"overrides": (*study.overrides, *overrides)})
     if wrong := problems(study):  # of the overrides: the file has none
         raise refusal(" ".join(words), wrong)

@@ -70,7 +70,11 @@ def used(name: str) -> Backbone:
     return network.eval()
 
 
-@pytest.mark.parametrize("name", SIZES)
+# Each is tried in every training before its first step (okdc.deploy.trial), and others like it by test_any_network.py.
+LONG = {f"torchvision:{name}" for name in ("densenet121", "vgg11_bn", "shufflenet_v2_x1_0", "regnet_y_400mf")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in SIZES])
 def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_same(name: str) -> None:
     network = used(name)
     blob = onnx.to_onnx(network, info_of(name))
