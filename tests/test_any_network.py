@@ -23,10 +23,19 @@ SAMPLE = [
     "shapes:python_keywords", "outputs:auxiliary_head", "wrong:coupled_by_mean", "wrong:scripted",
 ]  # fmt: skip
 OF_TIMM = ["timm:test_convnext", "timm:test_resnet"]
+LONG = ("networks.resizing:pad_same", "networks.resizing:images_larger")
 NETWORKS = chosen([f"networks.{name}" for name in SAMPLE] + OF_TIMM, timm=False)
 
 
-@pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+@pytest.mark.parametrize(
+    "network",
+    [
+        pytest.param(
+            network, marks=[pytest.mark.long] if network in TIMM or network.name in LONG else [], id=network.name
+        )
+        for network in NETWORKS
+    ],
+)
 def test_a_network_goes_the_whole_way_or_is_refused_before_the_first_step(network: Network, tmp_path: Path) -> None:
     if network in TIMM:
         pytest.importorskip("timm", reason="timm is an extra: pip install 'okdc[timm]'")

@@ -102,7 +102,10 @@ def test_methods_train_every_network_of_the_zoo(network: str, method: str) -> No
     trains(method, network, 16 if network in DEEP else 32)
 
 
-@pytest.mark.parametrize(("network", "method"), pairs(OUTSIDE))
+@pytest.mark.parametrize(
+    ("network", "method"),
+    [pytest.param(*pair, marks=[] if pair[1] == "fefr" else [pytest.mark.long]) for pair in pairs(OUTSIDE)],
+)
 def test_methods_train_networks_from_outside(network: str, method: str) -> None:
     trains(method, network, 64)
 

@@ -71,7 +71,7 @@ def used(name: str) -> Backbone:
 
 
 # Each is tried in every training before its first step (okdc.deploy.trial), and others like it by test_any_network.py.
-LONG = {f"torchvision:{name}" for name in ("densenet121", "vgg11_bn", "shufflenet_v2_x1_0", "regnet_y_400mf")}
+LONG = {f"torchvision:{name}" for name in FOREIGN if name not in ("resnet18", "mobilenet_v2")}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in SIZES])
