@@ -28,8 +28,10 @@ NAMES = (
     "regnet_y_400mf",
     "convnext_tiny",
 )
+HEAVY = ("vgg11_bn", "convnext_tiny")  # tens of millions of weights, and nothing that the others lack
+SHORT_AND_LONG = [pytest.param(name, marks=pytest.mark.long) if name in HEAVY else name for name in NAMES]
 CASES = [
-    *((name, 64) for name in NAMES),
+    *(pytest.param(name, 64, marks=pytest.mark.long) if name in HEAVY else (name, 64) for name in NAMES),
     ("resnet18", 32),
     ("mobilenet_v2", 32),
     ("resnet18", 224),
@@ -105,7 +107,7 @@ def test_dropout_and_stochastic_depth_follow_the_mode(name: str) -> None:
         assert torch.equal(network(images(64)), network(images(64)))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHORT_AND_LONG)
 def test_its_weights_are_the_bare_networks_state_dict_and_the_other_way(name: str) -> None:
     network = adapted(name)
     twin = bare(name)
@@ -168,7 +170,7 @@ ENDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHORT_AND_LONG)
 def test_a_stage_ends_with_the_last_block_of_a_resolution(name: str) -> None:
     network = adapted(name)
     assert [cut.after for cut in network.cuts] == ENDS[name]
@@ -194,7 +196,7 @@ def test_the_closing_pointwise_convolution_is_a_part_of_the_head(name: str, last
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHORT_AND_LONG)
 def test_a_later_stage_leaves_the_maps_before_it_as_they_are(name: str, training: bool) -> None:
     network = another(adapted(name)).train(training)
     x, seen = images(64), []

@@ -144,7 +144,15 @@ def test_too_little_time_for_six_pairs_says_how_long_one_takes() -> None:
     assert 10 < enough < 100
 
 
-@pytest.mark.parametrize(("only", "seconds"), [("ffl", 1), ("ffl", 10), ("eval,ffl", 12), ("data,eval", 3)])
+@pytest.mark.parametrize(
+    ("only", "seconds"),
+    [
+        ("ffl", 1),
+        pytest.param("ffl", 10, marks=pytest.mark.long),
+        pytest.param("eval,ffl", 12, marks=pytest.mark.long),
+        ("data,eval", 3),
+    ],
+)
 def test_the_seconds_that_are_said_to_do_do(only: str, seconds: float) -> None:
     """Of all rows that say it, the most; of one that was not begun nobody knows."""
     reasons = facts_of(only, seconds)["reasons"]

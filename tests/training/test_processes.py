@@ -174,6 +174,7 @@ def test_all_processes_hold_the_same_weights_momenta_and_statistics_to_the_bit(
     assert a.losses == b.losses
 
 
+@pytest.mark.long
 def test_compiled_steps_of_two_processes_are_eager_ones_but_for_rounding(steps: dict[str, list[Learned]]) -> None:
     """The wrapper cuts the graph where its buckets of gradients end."""
     names = ("fefr, one trunk", "fefr, local", "plain, clipped", "okdph")
