@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,11 @@ def ask(capsys: pytest.CaptureFixture[str], *words: str) -> Answer:
     code = main(words)
     out, err = capsys.readouterr()
     return Answer(code, out, err)
+
+
+def case(*values: object, long: bool, id: str | None = None) -> Any:
+    """A case of a parametrised test; a long one is left to `pytest -m long`."""
+    return pytest.param(*values, marks=[pytest.mark.long] if long else [], id=id)
 
 
 def picture(seed: int, height: int = 8, width: int | None = None) -> Pixels:

@@ -13,6 +13,7 @@ from pathlib import Path
 import networks
 import pytest
 from any_network import carry, chosen
+from asking import case
 from networks.table import FACTORIES, TIMM, Network
 
 # Every module of networks/, and of each the kinds that touch most of okdc.
@@ -29,12 +30,7 @@ NETWORKS = chosen([f"networks.{name}" for name in SAMPLE] + OF_TIMM, timm=False)
 
 @pytest.mark.parametrize(
     "network",
-    [
-        pytest.param(
-            network, marks=[pytest.mark.long] if network in TIMM or network.name in LONG else [], id=network.name
-        )
-        for network in NETWORKS
-    ],
+    [case(network, long=network in TIMM or network.name in LONG, id=network.name) for network in NETWORKS],
 )
 def test_a_network_goes_the_whole_way_or_is_refused_before_the_first_step(network: Network, tmp_path: Path) -> None:
     if network in TIMM:

@@ -13,6 +13,7 @@ import itertools
 
 import pytest
 import torch
+from asking import case
 from byhand import batch, make, table
 from torch import Tensor
 
@@ -104,7 +105,7 @@ def test_methods_train_every_network_of_the_zoo(network: str, method: str) -> No
 
 @pytest.mark.parametrize(
     ("network", "method"),
-    [pytest.param(*pair, marks=[] if pair[1] == "fefr" else [pytest.mark.long]) for pair in pairs(OUTSIDE)],
+    [case(network, method, long=method != "fefr") for network, method in pairs(OUTSIDE)],
 )
 def test_methods_train_networks_from_outside(network: str, method: str) -> None:
     trains(method, network, 64)

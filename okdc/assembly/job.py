@@ -108,7 +108,6 @@ def job(
         raise DataError(f"expected {classes} classes of {resolved.recipe.data.name}, found {len(dataset.classes)}")
     if resolved.recipe.optim.class_weights == "balanced":
         assembly.method.class_weights = balance.class_weights(dataset.labels[dataset.train], len(dataset.classes))
-    _check_steps(assembly.method, resolved, len(dataset.train))
     normalisation = normalisation_of(resolved.recipe, dataset)
     notes = list(dataset.notes)
     if teacher := assembly.teacher:
@@ -125,7 +124,7 @@ def job(
             assembly.method.before_first_step()
         notes += beginnings.check_images(dataset.fingerprint, resolved.recipe.data.model_dump())
         resolved, starts = resolved.with_weights(beginnings.sha256s), beginnings.recorded()
-    return Job(
+    made = Job(
         with_normalisation(resolved.recipe, normalisation),
         dataset,
         assembly.method,
@@ -136,6 +135,11 @@ def job(
         starts,
         _finetuned(resolved, assembly.method.cohort, len(dataset.classes)),
     )
+    if (parts := made.method.parts) > made.steps:
+        name = resolved.recipe.method["name"]
+        problem = f"[method] {name}: its training has {parts} parts; expected {made.steps} at most, one a step"
+        raise refusal(resolved.place, [problem])
+    return made
 
 
 def _kept(cohort: CohortTable, leader: int | None, validation_images: int) -> Iterator[str]:
@@ -185,16 +189,6 @@ def assemble(resolved: ResolvedRecipe, classes: int, beginnings: Beginnings | No
         teachers.check_weights(teacher, table.get(TEACHER))
     built, sharing = method(resolved, images, classes, teacher.network if teacher else None, beginnings)
     return Assembly(built, teacher, (*_stages(built.cohort), sharing, *built.notes))
-
-
-def _check_steps(built: Method, resolved: ResolvedRecipe, images: int) -> None:
-    """Raises RecipeError where a training has fewer steps than parts."""
-    optim = resolved.recipe.optim
-    steps = optim.epochs * (images // optim.batch_size)
-    if built.parts > steps:
-        name = resolved.recipe.method["name"]
-        problem = f"[method] {name}: its training has {built.parts} parts; expected {steps} at most, one a step"
-        raise refusal(resolved.place, [problem])
 
 
 def method(

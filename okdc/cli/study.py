@@ -60,11 +60,11 @@ def study(
         raise UsageError("--dry-run, --commands and --table each print another thing", hint="one of them")
     if markdown and as_json:
         raise UsageError("--md and --json are two ways to print the same", hint="one of them")
-    from okdc.studies import opened as studies
+    from okdc.studies.opened import opened as open_study
 
     patterns = only or []
     with trusting_code(trust_code):
-        opened = studies.opened(words, out)
+        opened = open_study(words, out)
         if commands:
             _commands(opened, patterns, as_json)
         elif dry_run:
@@ -80,16 +80,17 @@ def study(
 def _list(as_json: bool) -> None:
     from okdc.studies.schema import read, studies
 
-    shipped = {name: read(path) for name, path in studies().items()}
-    rows = [{"name": name, "path": str(studies()[name]), **study.model_dump()} for name, study in shipped.items()]
+    shipped = {name: (path, read(path)) for name, path in studies().items()}
     if as_json:
-        console.out_json(rows)
+        console.out_json(
+            [{"name": name, "path": str(path), **study.model_dump()} for name, (path, study) in shipped.items()]
+        )
         return
     console.table(
         ["study", "title", "runs"],
         [
             [name, study.title, str(len(study.cells()) * len(study.seeds) + study.teachers)]
-            for name, study in shipped.items()
+            for name, (_, study) in shipped.items()
         ],
     )
     console.next_step("okdc study STUDY --dry-run")

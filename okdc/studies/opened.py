@@ -32,7 +32,7 @@ class Opened:
     @property
     def again(self) -> str:
         """How another command names it, quoted for a shell: by its folder, once that says what it is of."""
-        return shlex.join((str(self.folder),) if is_remembered(self) and (self.folder / FILE).is_file() else self.words)
+        return shlex.join((str(self.folder),) if is_remembered(self) else self.words)
 
 
 def opened(words: Sequence[str], out: Path | None) -> Opened:
@@ -90,15 +90,20 @@ def _refuse_another_study(folder: Path, path: Path, study: Study, runs: Sequence
 
 
 def is_remembered(study: Opened) -> bool:
-    """Whether the folder says that it is of this study, or says nothing."""
+    """Whether the folder says that it is of this study."""
     recorded = study.folder / FILE
-    return not recorded.is_file() or recorded.read_bytes() == _text(study.study)
+    return recorded.is_file() and recorded.read_bytes() == _text(study.study)
+
+
+def is_anothers(study: Opened) -> bool:
+    """Whether the folder says that it is of another study, or of other keys."""
+    return (study.folder / FILE).is_file() and not is_remembered(study)
 
 
 def remember(study: Opened) -> None:
     """Write the study into its folder, so that the folder alone continues it. Raises DiskError."""
     study.folder.mkdir(parents=True, exist_ok=True)
-    if not (study.folder / FILE).is_file() or not is_remembered(study):
+    if not is_remembered(study):
         write(study.folder / FILE, _text(study.study))
 
 

@@ -12,7 +12,7 @@ from okdc.runs.artefacts import Provenance
 from okdc.runs.files import write, write_json
 from okdc.studies import estimate as estimates
 from okdc.studies import markdown, plot, run, standing, table
-from okdc.studies.opened import PLOT, TABLE, TABLE_JSON, Opened, is_remembered, remember
+from okdc.studies.opened import PLOT, TABLE, TABLE_JSON, Opened, is_anothers, remember
 from okdc.studies.plan import chosen
 
 
@@ -47,7 +47,7 @@ def written(study: Opened, only: Sequence[str] = ()) -> dict[str, Any]:
     if only:
         raise UsageError("--only chooses what is trained, and the table has all runs", hint="leave --only out")
     report = table.table(study.study, standing.standings(study.runs))
-    if not study.folder.is_dir() or not is_remembered(study):
+    if not study.folder.is_dir() or is_anothers(study):
         return report
     write(study.folder / TABLE, markdown.markdown(report).encode())
     write_json(study.folder / TABLE_JSON, report)

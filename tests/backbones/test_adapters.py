@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from asking import case
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -29,9 +30,9 @@ NAMES = (
     "convnext_tiny",
 )
 HEAVY = ("vgg11_bn", "convnext_tiny")  # tens of millions of weights, and nothing that the others lack
-SHORT_AND_LONG = [pytest.param(name, marks=pytest.mark.long) if name in HEAVY else name for name in NAMES]
+EACH = [case(name, long=name in HEAVY) for name in NAMES]
 CASES = [
-    *(pytest.param(name, 64, marks=pytest.mark.long) if name in HEAVY else (name, 64) for name in NAMES),
+    *(case(name, 64, long=name in HEAVY) for name in NAMES),
     ("resnet18", 32),
     ("mobilenet_v2", 32),
     ("resnet18", 224),
@@ -107,7 +108,7 @@ def test_dropout_and_stochastic_depth_follow_the_mode(name: str) -> None:
         assert torch.equal(network(images(64)), network(images(64)))
 
 
-@pytest.mark.parametrize("name", SHORT_AND_LONG)
+@pytest.mark.parametrize("name", EACH)
 def test_its_weights_are_the_bare_networks_state_dict_and_the_other_way(name: str) -> None:
     network = adapted(name)
     twin = bare(name)
@@ -170,7 +171,7 @@ ENDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", SHORT_AND_LONG)
+@pytest.mark.parametrize("name", EACH)
 def test_a_stage_ends_with_the_last_block_of_a_resolution(name: str) -> None:
     network = adapted(name)
     assert [cut.after for cut in network.cuts] == ENDS[name]
@@ -196,7 +197,7 @@ def test_the_closing_pointwise_convolution_is_a_part_of_the_head(name: str, last
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("name", SHORT_AND_LONG)
+@pytest.mark.parametrize("name", EACH)
 def test_a_later_stage_leaves_the_maps_before_it_as_they_are(name: str, training: bool) -> None:
     network = another(adapted(name)).train(training)
     x, seen = images(64), []

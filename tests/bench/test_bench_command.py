@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import ask
+from asking import ask, case
 
 from okdc.bench import GROUPS, launches, machine, pairings, pairs, suite
 from okdc.bench.machine import settings_of
@@ -148,8 +148,8 @@ def test_too_little_time_for_six_pairs_says_how_long_one_takes() -> None:
     ("only", "seconds"),
     [
         ("ffl", 1),
-        pytest.param("ffl", 10, marks=pytest.mark.long),
-        pytest.param("eval,ffl", 12, marks=pytest.mark.long),
+        case("ffl", 10, long=True),
+        case("eval,ffl", 12, long=True),
         ("data,eval", 3),
     ],
 )

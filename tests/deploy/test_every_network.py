@@ -7,6 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from asking import case
 from making import student_info
 
 from okdc import backbones
@@ -74,7 +75,7 @@ def used(name: str) -> Backbone:
 LONG = {f"torchvision:{name}" for name in FOREIGN if name not in ("resnet18", "mobilenet_v2")}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in SIZES])
+@pytest.mark.parametrize("name", [case(name, long=name in LONG) for name in SIZES])
 def test_the_file_has_a_plain_structure_answers_as_the_network_and_costs_the_same(name: str) -> None:
     network = used(name)
     blob = onnx.to_onnx(network, info_of(name))

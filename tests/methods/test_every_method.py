@@ -317,6 +317,38 @@ def test_losses_and_logits_are_float32_under_autocast(case: Case) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("case", SWITCHES, ids=called)
+def test_features_are_what_the_linear_classifiers_read(case: Case) -> None:
+    """A head without a classifier of its own, such as a gated one, has none; the ensemble has those of all joined."""
+    method = of(case, 1 if case.name in SINGLE else 2, sharings(case.name)[0]).eval()
+    one = batch()
+    features, logits = method.features(one), method(one, torch.tensor(1.0)).logits
+    layers = {f"student{k}": student.head.get_submodule("fc") for k, student in enumerate(method.cohort.backbones())}
+    layers |= {name: method.get_submodule(path) for name, path in FUSED.get(case.name, {}).items() if name in logits}
+    joined = JOINED.get(case.name, () if case.name in SINGLE else ("student0", "student1"))
+    assert set(features) == {*layers, *joined, *(("ensemble",) if joined else ())}
+    if joined:
+        together = torch.cat([features[name] for name in joined], 1)
+        torch.testing.assert_close(features["ensemble"], together, rtol=0, atol=0)
+    for name, layer in layers.items():
+        torch.testing.assert_close(layer(features[name]).float(), logits[name], rtol=1e-4, atol=1e-5)
+
+
+FUSED = {  # the linear layers of heads that are no students
+    "ffl": {"fused": "fusion.fc"},
+    "mfef": {"fused": "fusion.fc"},
+    "fefr": {"fused": "fusion.fc"},
+    "dualnet": {"fused": "fc"},
+    "pcl": {"fused": "fc", "mean0": "mean.students.0.head.fc", "mean1": "mean.students.1.head.fc"},
+    "byot": {"exit1": "exits.0.fc", "exit2": "exits.1.fc"},
+}
+JOINED = {  # what the ensemble's features are of, where these are not two students
+    "byot": ("student0", "exit1", "exit2"),
+    "okdph": ("student0", "student1", "hybrid"),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", SWITCHES, ids=called)
 def test_the_logits_of_a_head_are_a_linear_layer_on_its_features(case: Case) -> None:
     """Found by least squares over more images than there are features: no layer is named, and none may be missing."""
     method = of(case, counts(case.name)[0], sharings(case.name)[0])

@@ -204,6 +204,17 @@ def test_features_of_other_widths_are_refused_with_a_way_out() -> None:
         make("okddip", ["resnet8", "wrn16_2"])
 
 
+def test_losses_and_logits_are_float32_under_autocast() -> None:
+    method = okddip()
+    images, labels, *_ = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        step = method(Batch(images, labels), torch.tensor(0.5))
+    assert {v.dtype for v in (*step.losses.values(), *step.logits.values())} == {torch.float32}
+    for k in range(4):
+        expected = cross_entropy(step.logits[f"student{k}"], labels)
+        assert step.losses[f"ce_student{k}"].item() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("keys", [{"temperature": 0.0}, {"rampup": 1.5}, {"factor": 0}])
 def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(keys))):

@@ -177,7 +177,7 @@ def test_all_processes_hold_the_same_weights_momenta_and_statistics_to_the_bit(
 @pytest.mark.long
 def test_compiled_steps_of_two_processes_are_eager_ones_but_for_rounding(steps: dict[str, list[Learned]]) -> None:
     """The wrapper cuts the graph where its buckets of gradients end."""
-    names = ("fefr, one trunk", "fefr, local", "plain, clipped", "okdph")
+    names = ("fefr, one trunk", "fefr, local", "plain, clipped", "byot, journal", "switokd", "pcl", "okdph")
     for found in together(2, traced, {name: CASES[name] for name in names}):
         for name in names:
             assert max(differences(found[name], steps[name][1])) < 1e-5

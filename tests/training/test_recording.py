@@ -10,6 +10,7 @@ from dataclasses import replace
 import fakegpu
 import pytest
 import torch
+from asking import case
 from harness import Quiet, built, no_waiting, outcome, recipe, rows
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
@@ -239,7 +240,7 @@ def test_the_work_of_a_method_after_a_step_is_recorded_too(words: tuple[str, ...
 @pytest.mark.parametrize(
     ("dtype", "more"),
     [
-        pytest.param(dtype, more, marks=[pytest.mark.long] if dtype == "bfloat16" and more in (ADAMW, *AFTER) else [])
+        case(dtype, more, long=dtype == "bfloat16" and more in (ADAMW, *AFTER))
         for dtype in ("float32", "bfloat16")
         for more in ((), ("optim.clip=1.0", "optim.schedule=cosine"), ADAMW, *AFTER)
     ],
@@ -352,7 +353,7 @@ def test_a_step_that_cannot_be_recorded_goes_on_as_it_was_and_says_so() -> None:
     ("dtype", "more"),
     [
         ("float32", ()),
-        pytest.param("float16", (), marks=pytest.mark.long),
+        case("float16", (), long=True),
         ("float16", ADAMW),
         ("float32", ('cohort.students=["networks.modes:dropout_by_flag", "resnet8"]',)),
     ],
