@@ -279,11 +279,16 @@ def assert_same_steps(steps: int, dtype: str, *more: str, keys: Augment | None =
     finally:
         torch.use_deterministic_algorithms(False)
     assert recorded._recording is not None
-    for name, tensor in eager.step.method.state_dict().items():
-        assert torch.equal(tensor.cpu(), recorded.step.method.state_dict()[name].cpu()), name
-    for name, tensor in (eager.step.average.state()["values"] if eager.step.average else {}).items():
-        assert recorded.step.average is not None
-        assert torch.equal(tensor.cpu(), recorded.step.average.state()["values"][name].cpu()), name
+    ended, expected = (_numbers(side) for side in (recorded, eager))
+    assert ended.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor.cpu(), ended[name].cpu()), name
+
+
+def _numbers(side: CountedStep) -> dict[str, torch.Tensor]:
+    """The weights and their average."""
+    average = side.step.average.state()["values"] if side.step.average else {}
+    return side.step.method.state_dict() | {f"average of {name}": tensor for name, tensor in average.items()}
 
 
 @pytest.mark.gpu
