@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         features,
         load_recipe,
         profile,
+        report,
         resume,
         study,
     )
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "okdc.api": (
         "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "download_weights",
-        "evaluate", "export", "features", "load_recipe", "profile", "resume", "study",
+        "evaluate", "export", "features", "load_recipe", "profile", "report", "resume", "study",
     ),
     "okdc.assembly.resolve": ("ResolvedRecipe",),
     "okdc.cohort": ("Backbone", "Cohort"),
@@ -62,7 +63,7 @@ _HOMES = {
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
-    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "resume", "study",
+    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "report", "resume", "study",
     "trusting_code",
 ]  # fmt: skip
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
-    "features", "load_recipe", "profile", "resume", "study",
+    "features", "load_recipe", "profile", "report", "resume", "study",
 ]  # fmt: skip
 
 
@@ -548,6 +548,38 @@ def features(
         paths = [RunDir.newest("complete").path]
         progress.note(f"nothing named: {paths[0]} is the newest complete run")
     return embedding.features(paths, progress, _path(out), data_root, neighbours, images, points)
+
+
+def report(
+    *runs: Run | Series | str | Path,
+    out: str | Path | None = None,
+    quick: bool = False,
+    baseline: str | None = None,
+    data_root: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write one HTML page of a run, of several, of a series or of a study, and give its tables.
+
+    None: of the newest complete run. The page goes to `out`, or to report.html in the folder that is named. It opens
+    without a network. The tables are those of `okdc report --json`: `run` has what was trained, its curves, answers,
+    calibration, costs and data, and in `missing` what is not on this machine; of several runs `several` has the
+    comparison. `quick` leaves out what takes seconds: times, and the map of the features.
+
+    Raises RunError for what is no run and for damaged files, UsageError for an `out` that is something else than a
+    page, DiskError where it cannot be written.
+    """
+    from okdc.reporting import report as reporting
+
+    progress = progress or Silent()
+    paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
+    if not paths:
+        paths = [RunDir.newest("complete").path]
+        progress.note(f"nothing named: {paths[0]} is the newest complete run")
+    file = reporting.place(paths, _path(out))
+    tables = reporting.facts(paths, reporting.Wanted(quick, data_root), baseline, progress)
+    reporting.write_page(file, tables)
+    progress.note(f"the page is {file}")
+    return tables
 
 
 def compare(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pytest
+from asking import Answer, ask
 from PIL import Image
 
 from okdc.runs.files import read_json
@@ -26,11 +30,10 @@ def _commands() -> list[str]:
     return [part for part in parts if part and not part.startswith(SET_UP)]
 
 
-Played = dict[str, "subprocess.CompletedProcess[str]"]
-
-
-def play(folder: Path) -> Played:
-    """The commands' results, by command."""
+def play(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, Answer]:
+    """The commands' answers, by command. okdc itself is asked in this process, which has imported torch already: each
+    process of its own would take seconds for that. `test_wheel.py` runs the command that an installation brings.
+    """
     for name in ("recipes", "export"):
         (folder / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
@@ -42,19 +45,20 @@ def play(folder: Path) -> Played:
             Image.fromarray(noise).save(images / f"{i}.jpg")
     found = {}
     for command in _commands():
-        found[command] = subprocess.run(
-            command,
-            shell=True,
-            cwd=folder,
-            env=os.environ
-            | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OKDC_CACHE": str(folder / "cache")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        found[command].args = folder
-        assert found[command].returncode == 0, f"{command}\n{found[command].stdout}\n{found[command].stderr}"
+        program, *words = shlex.split(command)
+        answer = ask(capsys, *words) if program == "okdc" else typed(command, folder)
+        assert answer.code == 0, f"{command}\n{answer.out}\n{answer.err}"
+        found[command] = answer
     return found
+
+
+def typed(command: str, folder: Path) -> Answer:
+    """A command of another program, as a shell runs it."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=True, cwd=folder, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
 
 
 def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
@@ -64,16 +68,17 @@ def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
     assert "pip install '.[test]' && pytest" in tests[0]
 
 
-def test_every_command_of_the_readme_works_and_does_what_it_says(tmp_path: Path) -> None:
+def test_every_command_of_the_readme_works_and_does_what_it_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """One test: the commands take minutes, and two workers would play them twice."""
     assert len(set(_commands())) >= 10, "the README's blocks were found"
-    played = play(tmp_path)
+    played = play(capsys, tmp_path)
     assert set(played) == set(_commands())
-    assert all(done.returncode == 0 for done in played.values())
-    assert not any("Traceback" in done.stderr for done in played.values())
+    assert not any("Traceback" in answer.err for answer in played.values())
     the_python_example_runs(tmp_path)
-    the_main_job_makes_a_real_student(played)
-    every_loss_term_of_the_main_job_falls(played)
+    the_main_job_makes_a_real_student(tmp_path)
+    every_loss_term_of_the_main_job_falls(tmp_path)
     each_command_names_the_next(played)
     the_methods_are_compared(played)
 
@@ -86,15 +91,15 @@ def the_python_example_runs(folder: Path) -> None:
     assert passed == "True"
 
 
-def the_methods_are_compared(played: Played) -> None:
+def the_methods_are_compared(played: Mapping[str, Answer]) -> None:
     """Two methods, two seeds: a row each, and an interval or the word that there is none worth the name."""
-    out = played["okdc compare study"].stdout
+    out = played["okdc compare study"].out
     assert {"baseline", "fefr"} <= {line.split(" ")[0] for line in out.splitlines()}
     assert "95 % interval" in out
 
 
-def the_main_job_makes_a_real_student(played: Played) -> None:
-    run = Path(str(played["okdc distill"].args)) / "runs" / "digits_resnet8-1"
+def the_main_job_makes_a_real_student(folder: Path) -> None:
+    run = folder / "runs" / "digits_resnet8-1"
     result = read_json(run / "result.json")
     assert result["judged_on"] == "test"
     assert result["images"] == 797
@@ -104,9 +109,9 @@ def the_main_job_makes_a_real_student(played: Played) -> None:
     assert report["top1_pct"]["onnx"] == result["kept"]["top1_pct"]
 
 
-def every_loss_term_of_the_main_job_falls(played: Played) -> None:
+def every_loss_term_of_the_main_job_falls(folder: Path) -> None:
     """From the epoch on in which the ramp has reached 1: before it, distillation's terms grow with their weight."""
-    log = Path(str(played["okdc distill"].args)) / "runs" / "digits_resnet8-1" / "log.jsonl"
+    log = folder / "runs" / "digits_resnet8-1" / "log.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     full = next(i for i, row in enumerate(rows) if row["epoch"] > len(rows) * 80 / 300)
     assert full < len(rows) / 3, "the ramp is at 1 for most of the run"
@@ -116,6 +121,6 @@ def every_loss_term_of_the_main_job_falls(played: Played) -> None:
         assert late < early, term
 
 
-def each_command_names_the_next(played: Played) -> None:
+def each_command_names_the_next(played: Mapping[str, Answer]) -> None:
     for command in ("okdc distill", "okdc profile", "okdc export --onnx", "okdc recipes"):
-        assert "next: " in played[command].stderr, command
+        assert "next: " in played[command].err, command

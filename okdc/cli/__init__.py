@@ -3,7 +3,7 @@
     prepare.py  new, check                 look.py  download, recipes, runs, compare
     train.py  distill, resume                              study.py  study
     ship.py   profile, export, evaluate, verify, predict       bench.py  bench         features.py  features
-    completion.py   the names that a shell completes
+    report.py   report      doctor.py   doctor          completion.py   the names that a shell completes
 
 Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
 """
@@ -16,10 +16,12 @@ import typer
 
 from okdc.cli import console
 from okdc.cli.bench import bench
+from okdc.cli.doctor import doctor
 from okdc.cli.features import features
 from okdc.cli.look import compare, download, recipes, runs
 from okdc.cli.prepare import check, new
 from okdc.cli.ship import evaluate, export, predict, profile, verify
+from okdc.cli.report import report
 from okdc.cli.study import study
 from okdc.cli.train import distill, resume
 from okdc.distributed import Ranks
@@ -29,7 +31,7 @@ from okdc.version import __version__
 __all__ = ["app"]
 
 # Two processes of these would write one file, or slow each other.
-BY_ONE = ("new", "check", "profile", "export", "evaluate", "features", "study", "download", "bench")
+BY_ONE = ("new", "check", "profile", "export", "evaluate", "features", "report", "study", "download", "bench")
 
 app = typer.Typer(
     name="okdc",
@@ -65,7 +67,7 @@ def root(
 PREPARE = (new, check)
 TRAIN = (distill, resume, study)
 SHIP = (profile, export, evaluate, verify, predict)
-LOOK = (download, recipes, runs, compare, features, bench)
+LOOK = (runs, compare, report, features, recipes, download, bench, doctor)
 
 for command in (*PREPARE, *TRAIN, *SHIP, *LOOK):
     app.command()(command)  # in the order in which --help lists them

@@ -317,6 +317,16 @@ def _unbroken(cell: str) -> int:
     return cell_len(cell) if _NUMBER.match(cell) else max(map(cell_len, cell.split()), default=0)
 
 
+def is_terminal() -> bool:
+    """Whether stdout is a terminal that can be written anew."""
+    return _out.is_terminal and not _out.is_dumb_terminal
+
+
+def clear() -> None:
+    """Empty the terminal, for what is then printed at its top."""
+    _out.clear()
+
+
 @contextmanager
 def beside_lines(label: str) -> Iterator[Callable[[int, int, str], None]]:
     """`progress` of a command that prints lines as it works: on a terminal these lines show the progress."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from okdc.recipe.reference import Key
     from okdc.runs.run import RunDir
 
+POLL_S = 1.0  # between two looks at the runs
 WEIGHTS = "weights"  # the word before the names of trained weights
 
 
@@ -222,13 +225,22 @@ def _of_methods(word: str) -> list[Key]:
     )
 
 
-def runs(as_json: Json = False) -> None:
-    """List the runs below ./runs with their states."""
+def runs(
+    watch: Annotated[bool, typer.Option("--watch", help="Show them anew until none is being trained.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the runs below ./runs: state, epoch, best validation accuracy, time left."""
+    if watch:
+        _watch(as_json)
+    else:
+        _list_runs(_summaries(), as_json)
+
+
+def _list_runs(found: Sequence[tuple[RunDir, dict[str, Any]]], as_json: bool) -> None:
     from okdc.runs import run as runs_
     from okdc.runs.series import all_series, owner
 
-    found = runs_.runs()
-    rows = [_summary(run) for run in found]
+    rows = [row for _, row in found]
     if as_json:
         console.out_json(rows)
         return
@@ -239,17 +251,48 @@ def runs(as_json: Json = False) -> None:
         console.say(f"no runs in {runs_.ROOT.absolute()}")
     for series in unfinished:
         console.say(f"{series.path}: left of its {len(series.seeds())} seeds: {', '.join(map(str, series.left()))}")
-    whole = owner(found[-1]) if found else None
-    if unfinished and (not found or whole in unfinished):
+    last = found[-1][0] if found else None
+    whole = owner(last) if last else None
+    if unfinished and (last is None or whole in unfinished):
         console.next_step("okdc resume", (whole or unfinished[-1]).path)
         return
     state = rows[-1]["state"] if rows else None
-    if state == "complete":
-        console.next_step("okdc profile", found[-1].path)
-    elif state == "resumable":
-        console.next_step(found[-1].resume_command())
+    if last and state == "complete":
+        console.next_step("okdc profile", last.path)
+    elif last and state == "resumable":
+        console.next_step(last.resume_command())
+    elif last and state == "running":
+        console.next_step("okdc report", last.path, "--watch")
     else:
         console.next_step("okdc distill")
+
+
+def _watch(as_json: bool) -> None:
+    """Print the table again whenever it has changed, until no run is being trained."""
+    if as_json or not console.is_terminal():
+        raise UsageError(
+            "--watch writes a terminal anew, and stdout is none" if not as_json else "--watch and --json do not go together",
+            hint="okdc runs --json, as often as you like",
+        )
+    before: list[dict[str, Any]] = []
+    while True:
+        found = _summaries()
+        rows = [row for _, row in found]
+        if rows != before:
+            console.clear()
+            tables.runs(rows)
+            before = rows
+        if not any(row["state"] == "running" for row in rows):
+            break
+        time.sleep(POLL_S)
+    console.clear()
+    _list_runs(found, False)
+
+
+def _summaries() -> list[tuple[RunDir, dict[str, Any]]]:
+    from okdc.runs.run import runs as all_runs
+
+    return [(run, _summary(run)) for run in all_runs()]
 
 
 def compare(
@@ -302,5 +345,7 @@ def _summary(run: RunDir) -> dict[str, Any]:
         return run.summary()
     except OkdcError as error:
         console.warn(error.message)
-        nothing = dict.fromkeys(("kept", "top1_pct", "images", "judged_on"))
+        nothing = dict.fromkeys(
+            ("best_val_pct", "best_epoch", "seconds_left", "kept", "top1_pct", "images", "judged_on")
+        )
         return {"run": str(run.path), "state": "failed", "method": "?", "epoch": "?", "epochs": "?", **nothing}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from okdc.cli import console
+from okdc.units import duration
 
 if TYPE_CHECKING:
     from okdc.survey.folder import Folder
@@ -112,14 +113,3 @@ def checked(report: dict[str, Any]) -> None:
 def _digits(value: float) -> str:
     """Two digits at least."""
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.95 else f"{value:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two units that somebody who waits thinks in."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    for unit, below, size in (("s", 100, 1), ("min", 5400, 60), ("h", 48 * 3600, 3600)):
-        if seconds < below:
-            value = seconds / size
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "s" else f"{value:.1f} {unit}"
-    return f"{seconds / 86400:.1f} days"

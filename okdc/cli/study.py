@@ -11,9 +11,9 @@ import typer
 from okdc.cli import completion, console
 from okdc.cli.ends import leave
 from okdc.cli.options import Json, TrustCode
-from okdc.cli.prepare_tables import duration
 from okdc.errors import RunError, UsageError
 from okdc.runs.trust import trusting_code
+from okdc.units import duration
 
 if TYPE_CHECKING:
     from okdc.studies.opened import Opened

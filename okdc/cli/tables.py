@@ -10,6 +10,7 @@ from okdc.cli import console
 from okdc.errors import by
 from okdc.recipe.reference import Key, by_table
 from okdc.runs.accuracy import not_above, with_interval
+from okdc.units import duration
 
 
 def result(facts: dict[str, Any]) -> None:
@@ -133,13 +134,15 @@ def evaluation(report: dict[str, Any]) -> None:
 def runs(rows: Sequence[dict[str, Any]]) -> None:
     """The runs, oldest first."""
     console.table(
-        ["run", "state", "method", "epoch", "kept", "top-1 %", "on"],
+        ["run", "state", "method", "epoch", "best val %", "left", "kept", "top-1 %", "on"],
         [
             [
                 row["run"],
                 row["state"],
                 row["method"],
                 f"{row['epoch']}/{row['epochs']}",
+                _decimals(row["best_val_pct"]),
+                "" if row["seconds_left"] is None else duration(row["seconds_left"]),
                 row["kept"] or "",
                 _accuracy(row),
                 row["judged_on"] or "",

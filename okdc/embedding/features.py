@@ -11,11 +11,13 @@ from its file. Shapes: N images, C components.
 from __future__ import annotations
 
 import io
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from okdc.assembly import job as assembly
 from okdc.assembly import reopen
 from okdc.assembly import student as students
 from okdc.assembly import teacher as teachers
+from okdc.assembly.resolve import ResolvedRecipe
 from okdc.assembly.student import square
 from okdc.data.batches import EVAL_BATCH, eval_batches
 from okdc.data.datasets import Dataset
@@ -102,8 +105,53 @@ def _without_checkpoint(run: RunDir) -> RunError:
 def _of_run(
     run: RunDir, out: Path | None, data_root: str | None, neighbours: int, images: int, points: int, tell: Progress
 ) -> dict[str, Any]:
+    resolved = reopen.recipe_of(run, data_root)
+    for note in resolved.notes:
+        tell.note(note)
+    dataset = reopen.data_of(run, resolved, tell)
+    embedded = embed(run, resolved, dataset, neighbours, images, points, tell)
+    file = out or run.path / FILE
+    _write(file, embedded.arrays())
+    return {"run": str(run.path), "file": str(file), **embedded.report}
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The features of some judging images, by head."""
+
+    report: dict[str, Any]  # without the names of the run and of its file
+    rows: npt.NDArray[np.int64]  # N, in the data set
+    labels: npt.NDArray[np.int64]  # N
+    classes: tuple[str, ...]
+    features: Mapping[str, Features]  # NC each
+    mapped: npt.NDArray[np.int64]  # P places in `rows` of the images on the map
+    maps: Mapping[str, Features]  # P2 each; empty without a map
+
+    def arrays(self) -> dict[str, Any]:
+        """Those of features.npz."""
+        arrays: dict[str, Any] = {
+            "rows": self.rows,
+            "labels": self.labels,
+            "classes": np.array(self.classes),
+            "heads": np.array([*self.features]),
+            "neighbours": np.array(self.report["neighbours"]),
+            "knn_pct": np.array([row["knn_pct"] for row in self.report["heads"]]),
+            "silhouette": np.array([row["silhouette"] for row in self.report["heads"]], np.float64),  # NaN: none
+        }
+        arrays |= {f"features_{head}": of_head for head, of_head in self.features.items()}
+        arrays |= {f"tsne_{head}": flat for head, flat in self.maps.items()}
+        return arrays | ({"tsne_images": self.mapped} if self.maps else {})
+
+
+def embed(
+    run: RunDir, resolved: ResolvedRecipe, dataset: Dataset, neighbours: int, images: int, points: int, tell: Progress
+) -> Embedded:
+    """The features of a complete run on its own `dataset`, in memory. The other arguments are those of `features`.
+
+    Raises RunError for a run that has lost its checkpoint, UsageError for more neighbours than other images.
+    """
     result = students.recorded(run)
-    method, dataset = _as_trained(run, data_root, tell)
+    method = _as_trained(run, resolved, dataset, tell)
     split, judging = dataset.final_split
     if split != "test":
         tell.note("the data has no test split: the validation images also chose the student")
@@ -132,19 +180,7 @@ def _of_run(
                 "top1_pct": accuracies[head],
             }
         )
-    file = out or run.path / FILE
-    arrays = {
-        "rows": rows.numpy(),
-        "labels": labels,
-        "classes": np.array(dataset.classes),
-        "heads": np.array([*by_head]),
-    }
-    arrays |= {f"features_{head}": of_head for head, of_head in by_head.items()}
-    arrays |= {f"tsne_{head}": flat for head, flat in maps.items()}
-    _write(file, arrays | ({"tsne_images": mapped.numpy()} if maps else {}))
-    return {
-        "run": str(run.path),
-        "file": str(file),
+    report = {
         "method": result.variant,
         "seed": result.seed,
         "split": split,
@@ -158,19 +194,16 @@ def _of_run(
         "heads": heads,
         "without_features": [head for head in accuracies if head not in by_head],
     }
+    return Embedded(report, rows.numpy(), labels, dataset.classes, by_head, mapped.numpy(), maps)
 
 
-def _as_trained(run: RunDir, data_root: str | None, tell: Progress) -> tuple[Method, Dataset]:
-    """The run's method with the weights of its last epoch, in eval mode on the CPU, and the run's images."""
-    resolved = reopen.recipe_of(run, data_root)
-    for note in resolved.notes:
-        tell.note(note)
+def _as_trained(run: RunDir, resolved: ResolvedRecipe, dataset: Dataset, tell: Progress) -> Method:
+    """The run's method with the weights of its last epoch, in eval mode on the CPU."""
     state, notes = checkpoint.load(run)
     for note in notes:
         tell.note(note)
     if state is None or state["epoch"] != run.read_result().last_epoch:
         raise _without_checkpoint(run)
-    dataset = reopen.data_of(run, resolved, tell)
     classes, teacher = len(dataset.classes), run.read_result().teacher
     if teacher and resolved.kind.features is Method.features:  # of the students: the teacher need not be there any more
         images = square(resolved.recipe.data.image_size)
@@ -183,7 +216,7 @@ def _as_trained(run: RunDir, data_root: str | None, tell: Progress) -> tuple[Met
         if assembled.teacher:
             teachers.renormalise(method, assembled.teacher, *assembly.normalisation_of(resolved.recipe, dataset))
         method.load_state_dict(state["method"])
-    return method.eval(), dataset
+    return method.eval()
 
 
 def _some(count: int, most: int, seed: int, purpose: str) -> Tensor:

@@ -261,6 +261,11 @@ class StudentInfo(File):
     images: Count | None = None
     top1_pct: Percent | None = None
 
+    @property
+    def chosen_by_pct(self) -> float | None:
+        """The accuracy on validation that chose the epoch; None: nothing was validated."""
+        return self.val_top1_pct if self.val_balanced_pct is None else self.val_balanced_pct
+
 
 class MethodCard(Artefact):
     """What the method's class says of itself (`okdc.methods.base.Method`)."""

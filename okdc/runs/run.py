@@ -17,6 +17,8 @@ import json
 import os
 import shlex
 import shutil
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +26,14 @@ from typing import Any, Literal
 
 from okdc.errors import DiskError, RunError
 from okdc.runs import artefacts, locks
-from okdc.runs.artefacts import Result, RunInfo
+from okdc.runs.artefacts import Kept, Result, RunInfo, StudentInfo
 from okdc.runs.files import write, writing
 from okdc.runs.recipes import read_proven, write_recipe
 
 ROOT = Path("runs")
 INFO, RECIPE, RESULT = "run.json", "recipe.toml", "result.json"
 SERIES = "series.json"  # makes a folder of runs a series
+RECENT = 10  # epochs by which the time left is estimated
 State = Literal["complete", "running", "resumable", "failed"]
 
 
@@ -239,20 +242,40 @@ class RunDir:
             raise RunError(f"{self.log}: cannot be read: {error.strerror}") from None
 
     def summary(self) -> dict[str, Any]:
-        """A line of `okdc runs`. Raises RunError where the run's files are damaged or were edited."""
+        """A line of `okdc runs`. Raises RunError where the run's files are damaged or were edited.
+
+        `best_val_pct` is the accuracy on validation by which the student was chosen that would be kept by now, of
+        `best_epoch`; `seconds_left` an estimate, of a run that is being trained.
+        """
         recipe, state = self.read_recipe(), self.state()
         result = self.read_result() if state == "complete" else None
+        best: Kept | StudentInfo | None = result and result.kept
+        if best is None and self.student.is_file():
+            best = artefacts.read(self.student, StudentInfo)
+        rows = [] if result else self.rows()
+        epochs = recipe_value(recipe, "optim", "epochs", "?")
         return {
             "run": str(self.path),
             "state": state,
             "method": recipe_value(recipe, "method", "name", "?"),
-            "epoch": result.last_epoch if result else len(self.rows()),
-            "epochs": recipe_value(recipe, "optim", "epochs", "?"),
+            "epoch": result.last_epoch if result else len(rows),
+            "epochs": epochs,
+            "best_val_pct": best and best.chosen_by_pct,
+            "best_epoch": best and best.epoch,
+            "seconds_left": self._seconds_left(rows, epochs) if state == "running" else None,
             "kept": result and result.kept.architecture,
             "top1_pct": result and result.kept.top1_pct,
             "images": result and result.images,
             "judged_on": result and result.judged_on,
         }
+
+    def _seconds_left(self, rows: Sequence[dict[str, Any]], epochs: object) -> float | None:
+        """By the last epochs, less what the one under way has taken. None before the first epoch is over."""
+        if not rows or not isinstance(epochs, int):
+            return None
+        epoch = statistics.median(row["seconds"] for row in rows[-RECENT:])
+        under_way = min(epoch, max(0.0, time.time() - self.log.stat().st_mtime))
+        return round(max(0.0, epoch * (epochs - len(rows)) - under_way), 1)
 
     def discard(self) -> None:
         """Remove a run that came to nothing before its first step."""

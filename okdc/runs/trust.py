@@ -92,7 +92,12 @@ def _is_listed(folder: Path, started_at: str, names: Iterable[str]) -> bool:
     return not missing
 
 
-def _list() -> Path:
+def state_folder() -> Path:
+    """OKDC_STATE, else okdc in the user's state folder."""
     if chosen := os.environ.get("OKDC_STATE"):
-        return Path(chosen).expanduser() / "trusted.jsonl"
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "okdc" / "trusted.jsonl"
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "okdc"
+
+
+def _list() -> Path:
+    return state_folder() / "trusted.jsonl"

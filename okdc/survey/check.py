@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from okdc.assembly import job as assembly
 from okdc.assembly.job import Job
+from okdc.assembly.names import namer
 from okdc.assembly.resolve import ResolvedRecipe
 from okdc.cohort import Cohort, count_macs, count_params
 from okdc.data.datasets import Dataset
-from okdc.data.listing import list_images
 from okdc.data.memory import available, room
-from okdc.data.paths import legible
 from okdc.data.placement import free_bytes
 from okdc.distributed import ALONE
 from okdc.errors import CheckFailed
@@ -64,7 +62,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
     for note in (*settings.reasons, *job.notes):
         tell.note(note)
     dataset, classes = job.dataset, _by_class(job.dataset)
-    seen, names = None, _namer(resolved, dataset)
+    seen, names = None, namer(resolved, dataset)
     if images:
         with tell.reading() as progress:
             seen = duplicates.find(dataset, progress)
@@ -141,27 +139,6 @@ def _by_class(dataset: Dataset) -> list[dict[str, Any]]:
         for name in SPLITS
     }
     return [{"class": name, **{split: counts[split][k] for split in SPLITS}} for k, name in enumerate(dataset.classes)]
-
-
-def _namer(resolved: ResolvedRecipe, dataset: Dataset) -> Callable[[int], str]:
-    """How an image is called: by its file below data.root, or by its number in the data set."""
-    if dataset.files is not None:
-        paths = dataset.files.paths
-        return lambda row: legible(paths.name(row))
-    root = resolved.recipe.data.root
-    if not resolved.source.class_folders or root is None:
-        return lambda row: f"image {row}"
-    files = list_images(Path(root).expanduser()).files
-    left_out = list(dataset.skipped)  # in the order of the files
-    kept = []
-    for row, name in enumerate(files.names()):
-        if left_out and left_out[0].startswith(f"{legible(name)}: "):
-            left_out.pop(0)
-        else:
-            kept.append(row)
-    if len(kept) != len(dataset.labels):  # a data set with an order of its own
-        return lambda row: f"image {row}"
-    return lambda row: legible(files.name(kept[row]))
 
 
 def _described(seen: Duplicates, dataset: Dataset, name: Callable[[int], str]) -> dict[str, Any]:
