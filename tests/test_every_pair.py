@@ -36,6 +36,7 @@ OUTSIDE = [
     "torchvision:regnet_y_400mf",
     "torchvision:convnext_tiny",
 ]
+SLOW = ("torchvision:convnext_tiny", "torchvision:densenet121")
 DEEP = (
     "resnet56",
     "resnet110",
@@ -105,12 +106,13 @@ def test_methods_train_every_network_of_the_zoo(network: str, method: str) -> No
 
 @pytest.mark.parametrize(
     ("network", "method"),
-    [case(network, method, long=method != "fefr") for network, method in pairs(OUTSIDE)],
+    [case(network, method, long=method != "fefr" or network in SLOW) for network, method in pairs(OUTSIDE)],
 )
 def test_methods_train_networks_from_outside(network: str, method: str) -> None:
     trains(method, network, 64)
 
 
+@pytest.mark.long
 def test_a_head_of_a_hundred_million_weights_is_trained_too() -> None:
     """By one student: two of them take many seconds, nearly all of it to find the memory."""
     trains("baseline", "torchvision:vgg11_bn", 64)

@@ -245,7 +245,7 @@ def test_a_copy_is_another_network_and_moves() -> None:
     assert all(module.training for module in network.modules())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "regnet_y_400mf"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", case("densenet121", long=True), "regnet_y_400mf"])
 def test_two_students_share_their_low_stages_and_both_have_all_the_bare_keys(name: str) -> None:
     """With a step of training: every parameter gets a gradient, and the two stay one trunk."""
     students: list[Backbone] = []
@@ -281,7 +281,7 @@ def refused(name: str, size: int = 64) -> str:
     ("name", "size", "reason", "hint"),
     [
         ("swin_t", 64, "hand on one NCHW map", "a convolutional network"),
-        ("vit_b_32", 224, "hand on one NCHW map", "a convolutional network"),
+        case("vit_b_32", 224, "hand on one NCHW map", "a convolutional network", long=True),
         ("vit_b_16", 64, "Wrong image height! Expected 224 but got 64!", "data.image_size=224"),
     ],
 )

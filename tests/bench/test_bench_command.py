@@ -403,7 +403,7 @@ def test_classes_that_nobody_knows_are_said_to_be_taken(capsys: Captured) -> Non
     assert "10 classes (assumed" in answer.out
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), case(signal.SIGTERM, 143, long=True)])
 def test_a_signal_to_the_group_ends_it_with_its_workers(number: signal.Signals, code: int) -> None:
     """As Ctrl-C does, while a DataLoader is at work."""
     command = [sys.executable, "-m", "okdc", "bench", "--only", "data", *QUICK]

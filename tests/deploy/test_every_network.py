@@ -71,8 +71,10 @@ def used(name: str) -> Backbone:
     return network.eval()
 
 
-# Each is tried in every training before its first step (okdc.deploy.trial), and others like it by test_any_network.py.
-LONG = {f"torchvision:{name}" for name in FOREIGN if name not in ("resnet18", "mobilenet_v2")}
+# Deeper and wider ones of a builder whose others are tried; and of the networks from outside, each of which is tried in
+# every training before its first step (okdc.deploy.trial), all but one. test_any_network.py has others like them.
+LONG = {"resnet34", "resnet56", "resnet110", "wrn16_8", "wrn40_2"}
+LONG |= {f"torchvision:{name}" for name in FOREIGN if name != "resnet18"}
 
 
 @pytest.mark.parametrize("name", [case(name, long=name in LONG) for name in SIZES])

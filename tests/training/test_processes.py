@@ -352,6 +352,7 @@ def test_a_signal_waits_for_eight_steps_or_the_end_of_the_epoch_at_most(tmp_path
     assert second == quiet(130)
 
 
+@pytest.mark.long
 def test_three_processes_continue_to_the_bit_too(tmp_path: Path) -> None:
     """The sum of three numbers depends on their order, which must not follow from where the training was stopped."""
     whole, run = tmp_path / "whole", tmp_path / "run"

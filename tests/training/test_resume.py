@@ -270,6 +270,7 @@ def test_a_process_killed_before_any_of_its_writes_loses_no_exactness() -> None:
     assert outcome(RunDir.open(path)) == uninterrupted()
 
 
+@pytest.mark.long
 def test_a_process_killed_at_random_moments_loses_no_exactness() -> None:
     path, long, choose, killed = Path("run"), "optim.epochs=20", random.Random(0), 0
     while (code := in_child(None, choose.uniform(0.05, 0.3) if killed < 5 else None, path, long)) != 0:
