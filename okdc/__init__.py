@@ -63,8 +63,8 @@ _HOMES = {
 __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
-    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "report", "resume", "study",
-    "trusting_code",
+    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "report", "resume",
+    "study", "trusting_code",
 ]  # fmt: skip
 
 

@@ -35,8 +35,8 @@ GUIDE = (HOUSE / "README.md").read_text(encoding="utf-8")
 PUBLIC = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
-    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "report", "resume", "study",
-    "trusting_code",
+    "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "report", "resume",
+    "study", "trusting_code",
 ]  # fmt: skip
 
 

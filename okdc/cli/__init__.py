@@ -20,8 +20,8 @@ from okdc.cli.doctor import doctor
 from okdc.cli.features import features
 from okdc.cli.look import compare, download, recipes, runs
 from okdc.cli.prepare import check, new
-from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.report import report
+from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.study import study
 from okdc.cli.train import distill, resume
 from okdc.distributed import Ranks

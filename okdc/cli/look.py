@@ -270,10 +270,8 @@ def _list_runs(found: Sequence[tuple[RunDir, dict[str, Any]]], as_json: bool) ->
 def _watch(as_json: bool) -> None:
     """Print the table again whenever it has changed, until no run is being trained."""
     if as_json or not console.is_terminal():
-        raise UsageError(
-            "--watch writes a terminal anew, and stdout is none" if not as_json else "--watch and --json do not go together",
-            hint="okdc runs --json, as often as you like",
-        )
+        reason = "it does not go with --json" if as_json else "stdout is no terminal"
+        raise UsageError(f"--watch: {reason}", hint="okdc runs --json, as often as you like")
     before: list[dict[str, Any]] = []
     while True:
         found = _summaries()

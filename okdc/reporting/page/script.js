@@ -1,0 +1,140 @@
+// The page reads without this script: it shows values under the pointer, filters, sorts, and zooms the matrix.
+"use strict";
+(() => {
+  const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+  const one = (selector, root = document) => root.querySelector(selector);
+
+  // Values: of whatever the pointer or the focus is on.
+  const tip = one("#tip");
+  const show = (text, x, y) => {
+    tip.textContent = text;
+    tip.hidden = false;
+    const box = tip.getBoundingClientRect();
+    const left = Math.max(8, Math.min(x + 14, innerWidth - box.width - 8));
+    const top = y + 18 + box.height > innerHeight ? y - box.height - 12 : y + 18;
+    tip.style.left = `${left}px`;
+    tip.style.top = `${Math.max(8, top)}px`;
+  };
+  const hide = () => { tip.hidden = true; };
+  document.addEventListener("pointermove", (event) => {
+    const over = event.target.closest("[data-tip]");
+    if (over) show(over.dataset.tip, event.clientX, event.clientY); else hide();
+  });
+  document.addEventListener("pointerleave", hide);
+  document.addEventListener("scroll", hide, { passive: true });
+
+  // A figure with the focus: the arrow keys go through its values.
+  for (const figure of all("svg[tabindex]")) {
+    const parts = all("[data-tip]", figure);
+    let at = -1;
+    const go = (to) => {
+      parts[at]?.classList.remove("on");
+      at = Math.max(0, Math.min(parts.length - 1, to));
+      parts[at].classList.add("on");
+      const box = parts[at].getBoundingClientRect();
+      parts[at].scrollIntoView({ block: "nearest", inline: "nearest" });
+      show(parts[at].dataset.tip, box.left + box.width / 2, box.top + box.height / 2);
+    };
+    figure.addEventListener("keydown", (event) => {
+      const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+      if (!parts.length) return;
+      if (step) go(at + step);
+      else if (event.key === "Home") go(0);
+      else if (event.key === "End") go(parts.length - 1);
+      else if (event.key === "Escape") hide();
+      else if (event.key === "Enter" && parts[at]) parts[at].dispatchEvent(new Event("click", { bubbles: true }));
+      else return;
+      event.preventDefault();
+    });
+    figure.addEventListener("blur", () => { parts[at]?.classList.remove("on"); hide(); });
+  }
+
+  // Light, dark, or what the system says.
+  const theme = one("#theme");
+  theme?.addEventListener("click", () => {
+    const root = document.documentElement;
+    const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    root.dataset.theme = dark ? "light" : "dark";
+  });
+
+  // One class, or one mistake: what is of another one is hidden, or fades on the maps.
+  const select = one("#class");
+  const state = one("#filter-state");
+  const filter = (label, answer = null) => {
+    let shown = 0;
+    for (const item of all("[data-label]")) {
+      const own = answer === null
+        ? label === "" || item.dataset.label === label || item.dataset.answer === label
+        : item.dataset.label === label && item.dataset.answer === answer;
+      item.hidden = !own;
+      if (own && item.dataset.answer !== undefined) shown += 1;
+    }
+    for (const cloud of all(".cloud")) cloud.classList.toggle("faded", label !== "" && cloud.dataset.class !== label);
+    for (const list of all(".gallery")) {
+      const empty = list.nextElementSibling;
+      if (empty?.classList.contains("empty")) empty.hidden = all("li:not([hidden])", list).length > 0;
+    }
+    if (state) state.textContent = label === "" ? "" : `${shown} pictures`;
+  };
+  select?.addEventListener("change", () => filter(select.value));
+  for (const cell of all("#matrix .cell")) {
+    cell.addEventListener("click", () => {
+      if (select) select.value = cell.dataset.row;
+      filter(cell.dataset.row, cell.dataset.column);
+      one("#mistakes")?.scrollIntoView();
+    });
+  }
+  for (const button of all("[data-class-button]")) {
+    button.addEventListener("click", () => {
+      const same = select?.value === button.dataset.classButton;
+      if (select) select.value = same ? "" : button.dataset.classButton;
+      filter(same ? "" : button.dataset.classButton);
+    });
+  }
+
+  // The matrix: larger and smaller.
+  const matrix = one("#matrix");
+  let zoom = 1;
+  const resize = (by) => {
+    zoom = Math.max(1, Math.min(8, zoom * by));
+    matrix.style.width = `${100 * zoom}%`;
+  };
+  one("#larger")?.addEventListener("click", () => resize(1.5));
+  one("#smaller")?.addEventListener("click", () => resize(1 / 1.5));
+
+  // Tables: a click on a heading sorts, an input filters.
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    const text = cell.dataset.value ?? cell.textContent.trim();
+    const number = Number(text);
+    return text !== "" && !Number.isNaN(number) ? number : text.toLowerCase();
+  };
+  for (const table of all("table.sortable")) {
+    all("thead th", table).forEach((heading, column) => {
+      one("button", heading)?.addEventListener("click", () => {
+        const up = heading.getAttribute("aria-sort") !== "ascending";
+        for (const other of all("th", table)) other.removeAttribute("aria-sort");
+        heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+        const body = table.tBodies[0];
+        const rows = [...body.rows].sort((a, b) => {
+          const [x, y] = [value(a, column), value(b, column)];
+          const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? -1 : 1;
+          return up ? order : -order;
+        });
+        body.append(...rows);
+      });
+    });
+  }
+  for (const input of all("input[data-table]")) {
+    input.addEventListener("input", () => {
+      const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      for (const row of one(`#${input.dataset.table}`).tBodies[0].rows) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+      }
+    });
+  }
+
+  // On paper every number is shown.
+  addEventListener("beforeprint", () => { for (const each of all("details")) each.open = true; });
+})();

@@ -1,0 +1,94 @@
+"""`okdc report`: from paths to tables, and to the page."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from okdc.errors import DiskError, UsageError
+from okdc.progress import EachNoteOnce, Progress
+from okdc.reporting import page
+from okdc.reporting.run import Wanted, of_run
+from okdc.reporting.several import of_runs
+from okdc.runs.files import write
+from okdc.runs.run import RunDir
+from okdc.studies import standing, table
+from okdc.studies.opened import opened as open_study
+from okdc.studies.schema import FILE as STUDY
+
+FILE = "report.html"
+MARK = b'name="generator" content="okdc report"'  # by which a page of okdc's is known, and may be replaced
+POLL_S = 1.0
+
+
+def facts(paths: Sequence[Path], wanted: Wanted, baseline: str | None, tell: Progress) -> dict[str, Any]:
+    """The tables that `okdc report --json` prints: `run` of one run, else `several`, and `study` of a study's folder.
+
+    Raises RunError for what is no run and for damaged files, UsageError for a baseline of one run, and as `okdc
+    compare`.
+    """
+    report: dict[str, Any] = {"schema": 1, "written_at": page.now(), "run": None, "several": None, "study": None}
+    if len(paths) == 1 and (RunDir.is_at(paths[0]) or not paths[0].is_dir()):
+        if baseline is not None:
+            raise UsageError("--baseline: one run has no row to be compared with", hint="name several runs")
+        return report | {"run": of_run(RunDir.open(paths[0]), wanted, tell)}
+    if len(paths) == 1 and (paths[0] / STUDY).is_file():
+        study = open_study([str(paths[0])], None)
+        stood = standing.standings(study.runs)
+        report["study"] = table.table(study.study, stood)
+        paths = [each.run.folder for each in stood if each.finished] or paths
+    return report | {"several": of_runs(paths, baseline)}
+
+
+def place(paths: Sequence[Path], out: Path | None) -> Path:
+    """Where the page goes: `out`, else beside the files of the one run or folder, else the working directory.
+
+    Raises UsageError for a file that is no page of okdc's, DiskError where there is no folder for it.
+    """
+    file = out or (paths[0] / FILE if len(paths) == 1 and paths[0].is_dir() else Path(FILE))
+    if file.is_dir():
+        raise UsageError(f"--out {file}: expected a file, found a folder", hint=f"--out {file / FILE}")
+    if not file.parent.is_dir():
+        raise DiskError(
+            f"{file}: cannot be written: {file.parent} is no folder", hint="make it, or choose another --out"
+        )
+    if file.exists():
+        if not file.is_file():  # a device would be replaced by a file
+            raise UsageError(f"--out {file}: expected a file, found a device or pipe")
+        with file.open("rb") as stream:
+            if MARK not in stream.read(4096):
+                raise UsageError(f"--out {file}: it exists and is no page of okdc report", hint="choose another name")
+    return file
+
+
+def write_page(file: Path, report: dict[str, Any], watched: bool = False) -> int:
+    """Replace the page in one step; returns its size in bytes. Raises DiskError."""
+    runs = [report["run"]] if report["run"] else report["several"]["runs"]
+    words = shlex.join(run["run"] for run in runs)
+    content = page.html(report, f"okdc report {words if len(words) < 200 else 'RUN ...'}", watched).encode()
+    write(file, content)
+    return len(content)
+
+
+def watch(
+    run: RunDir, file: Path, wanted: Wanted, tell: Progress, wait: Callable[[float], None] = time.sleep
+) -> dict[str, Any]:
+    """Write the page of a run that is being trained after each epoch, and once more, in full, when it has ended.
+
+    Meanwhile it is `quick`, so that the training keeps its processors. Returns the last report.
+
+    Raises as `facts` and `write_page`; RunError where the run stopped before its end.
+    """
+    seen, tell = -1, EachNoteOnce(tell)
+    while run.state() == "running":
+        if (epochs := len(run.rows())) != seen:
+            seen = epochs
+            write_page(file, facts([run.path], Wanted(True, wanted.data_root), None, tell), watched=True)
+            tell.note(f"{file}: {epochs} epochs")
+        wait(POLL_S)
+    report = facts([run.path], wanted, None, tell)
+    write_page(file, report)
+    return report
