@@ -18,6 +18,7 @@ from okdc.runs.run import RunDir
 from okdc.studies import standing, table
 from okdc.studies.opened import opened as open_study
 from okdc.studies.schema import FILE as STUDY
+from okdc.studies.schema import TEACHERS
 
 FILE = "report.html"
 MARK = b'name="generator" content="okdc report"'  # by which a page of okdc's is known, and may be replaced
@@ -39,7 +40,7 @@ def facts(paths: Sequence[Path], wanted: Wanted, baseline: str | None, tell: Pro
         study = open_study([str(paths[0])], None)
         stood = standing.standings(study.runs)
         report["study"] = table.table(study.study, stood)
-        paths = [each.run.folder for each in stood if each.finished] or paths
+        paths = [each.run.folder for each in stood if each.finished and each.run.column != TEACHERS] or paths
     return report | {"several": of_runs(paths, baseline)}
 
 
