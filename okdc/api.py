@@ -569,6 +569,7 @@ def report(
     page, DiskError where it cannot be written.
     """
     from okdc.reporting import report as reporting
+    from okdc.reporting.run import Wanted
 
     progress = progress or Silent()
     paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
@@ -576,7 +577,7 @@ def report(
         paths = [RunDir.newest("complete").path]
         progress.note(f"nothing named: {paths[0]} is the newest complete run")
     file = reporting.place(paths, _path(out))
-    tables = reporting.facts(paths, reporting.Wanted(quick, data_root), baseline, progress)
+    tables = reporting.facts(paths, Wanted(quick, data_root), baseline, progress)
     reporting.write_page(file, tables)
     progress.note(f"the page is {file}")
     return tables

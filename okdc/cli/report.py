@@ -10,7 +10,7 @@ import typer
 from okdc.cli import completion, console
 from okdc.cli.options import DataRoot, Json, TrustCode
 from okdc.errors import UsageError
-from okdc.runs.run import RunDir, runs
+from okdc.runs.run import RunDir, State, runs
 from okdc.runs.trust import trusting_code
 from okdc.units import size
 
@@ -44,13 +44,14 @@ def report(
 ) -> None:
     """Write one HTML page of a run or of several: curves, mistakes, confidence, costs, data. No network is needed."""
     from okdc.reporting import report as reporting
+    from okdc.reporting.run import Wanted
 
     talk = console.Talk()
     named = paths or [_newest(watch, talk)]
     if watch and (len(named) > 1 or not RunDir.is_at(named[0])):
         raise UsageError("--watch: expected one run", hint="okdc runs --watch shows all of them")
     file = reporting.place(named, out)
-    wanted = reporting.Wanted(quick, data_root)
+    wanted = Wanted(quick, data_root)
     with trusting_code(trust_code):
         if watch:
             facts = reporting.watch(RunDir.open(named[0]), file, wanted, talk)
@@ -67,7 +68,7 @@ def report(
 
 
 def _newest(watch: bool, talk: console.Talk) -> Path:
-    state = "running" if watch and any(run.state() == "running" for run in runs()) else "complete"
+    state: State = "running" if watch and any(run.state() == "running" for run in runs()) else "complete"
     path = RunDir.newest(state).path
     talk.note(f"nothing named: {path} is the newest {state} run")
     return path

@@ -38,13 +38,14 @@ class Answered:
 def confusion(answers: Answers, right: Bits) -> Counts:
     """[label, answer], KxK. Where float16 made two classes one, the bits say whether the answer was right."""
     k = answers.relative.shape[1]
-    return np.bincount(answers.labels * k + _answer(answers, right), minlength=k * k).reshape(k, k)
+    counts: Counts = np.bincount(answers.labels * k + _answer(answers, right), minlength=k * k)
+    return counts.reshape(k, k)
 
 
 def _answer(answers: Answers, right: Bits) -> npt.NDArray[np.int64]:
     """N: the likeliest class; of several that float16 made equal, the label where `right`, else another one."""
     logits = answers.logits
-    chosen = logits.argmax(1)
+    chosen: npt.NDArray[np.int64] = logits.argmax(1)
     for i in np.flatnonzero((chosen == answers.labels) != right):
         others = logits[i].copy()
         others[answers.labels[i]] = -np.inf

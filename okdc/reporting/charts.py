@@ -302,8 +302,8 @@ def letter(k: int) -> str:
 class Cell(NamedTuple):
     row: int
     column: int
-    level: int  # of its colour: 0 to 8; 0 is none
-    count: int
+    level: int  # of its colour, 1 to LEVELS
+    images: int
     tip: str
     right: bool
 

@@ -14,7 +14,7 @@ from asking import ask
 from harness import recipe
 from making import make_run, run_info, student_info, write_json
 
-from okdc.cli import console, look
+from okdc.cli import console
 from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
@@ -84,7 +84,7 @@ def test_the_table_is_written_anew_until_no_run_is_trained(
             else:
                 stack.close()
 
-        monkeypatch.setattr(look.time, "sleep", wait)
+        monkeypatch.setattr(time, "sleep", wait)
         answer = ask(capsys, "runs", "--watch")
     assert answer.code == 0, answer.err
     assert set(cleared) == {2, 3, 4}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib import metadata
 
 import pytest
 import torch
 from asking import ask
 
+from okdc.deploy import trial
 from okdc.errors import CheckFailed
 from okdc.survey import doctor
 
@@ -18,7 +20,7 @@ Captured = pytest.CaptureFixture[str]
 @pytest.fixture
 def untested(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the seconds of an export."""
-    monkeypatch.setattr(doctor.trial, "attempt", lambda *_: [])
+    monkeypatch.setattr(trial, "attempt", lambda *_: [])
 
 
 def test_the_self_test_exports_a_network_and_says_how_long_that_took() -> None:
@@ -32,7 +34,7 @@ def test_a_broken_export_fails_it_and_the_command(capsys: Captured, monkeypatch:
     def broken(*_: object) -> list[str]:
         raise CheckFailed("parity", "the file is another network")
 
-    monkeypatch.setattr(doctor.trial, "attempt", broken)
+    monkeypatch.setattr(trial, "attempt", broken)
     answer = ask(capsys, "doctor", "--json")
     assert answer.code == 1
     facts = json.loads(answer.out)
@@ -81,5 +83,5 @@ def test_a_package_that_is_missing_is_a_failure(capsys: Captured, monkeypatch: p
 
 @pytest.mark.usefixtures("untested")
 def test_a_folder_that_cannot_be_written_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.os, "access", lambda *_: False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     assert len(doctor.doctor()["failures"]) == 4

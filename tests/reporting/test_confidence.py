@@ -71,7 +71,9 @@ def test_the_validation_images_fit_it_and_the_judging_images_measure_it() -> Non
     facts = calibration.calibration(judging, validation)
     stored = validation.logits.astype(np.float64)
     assert facts["temperature"] == pytest.approx(temperature(stored, validation.labels), abs=1e-4)
-    assert facts["plain"]["ece_pct"] == pytest.approx(slow_ece_pct(judging.logits, judging.labels), abs=0.05)
+    assert facts["plain"]["ece_pct"] == pytest.approx(
+        slow_ece_pct(judging.logits.astype(np.float64), judging.labels), abs=0.05
+    )
     assert facts["fitted"]["ece_pct"] < facts["plain"]["ece_pct"]
     assert facts["fitted"]["mean_confidence_pct"] < facts["plain"]["mean_confidence_pct"]
 
