@@ -28,6 +28,10 @@ def report(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The page (default: report.html in the folder named)."),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write curves and accuracies of one run as SVG, light and dark."),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="While the run trains, write the page anew after each epoch.")
     ] = False,
@@ -51,6 +55,8 @@ def report(
     if watch and (len(named) > 1 or not RunDir.is_at(named[0])):
         raise UsageError("--watch: expected one run", hint="okdc runs --watch shows all of them")
     file = reporting.place(named, out)
+    if picture is not None:
+        reporting.check_place(picture, reporting.PICTURE_MARK, "--picture")
     wanted = Wanted(quick, data_root)
     with trusting_code(trust_code):
         if watch:
@@ -58,6 +64,8 @@ def report(
         else:
             facts = reporting.facts(named, wanted, baseline, talk)
             reporting.write_page(file, facts)
+        if picture is not None:
+            reporting.write_picture(picture, facts)
     if as_json:
         console.out_json(facts)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from okdc.errors import UsageError
 from okdc.reporting import charts, words
 from okdc.reporting.answers import ALIKE_FROM
 from okdc.reporting.charts import Point
@@ -40,6 +41,28 @@ def of_run(facts: Facts) -> dict[str, Any]:
         "small": bool(data) and data["image_size"] <= SMALL,
         "data_rows": data["classes"][:MOST_ROWS] if data else [],
         "time_parts": _time(facts["time"]["split"]),
+    }
+
+
+def of_picture(facts: Facts) -> dict[str, Any]:
+    """The names that picture.svg.j2 uses. Raises UsageError for a run that is not complete or was not validated."""
+    made = _charts(facts, []) if facts["result"] else {}
+    if not made or made["accuracy"] is None:
+        raise UsageError(f"{facts['run']} has no picture: it is not complete, or was not validated")
+    result = facts["result"]
+    kept, images = result["kept"], f"{result['images']:,} {result['judged_on']} images"
+    others = f"; {words.networks(facts['students'])} trained together" if len(facts["students"]) > 1 else ""
+    return {
+        "title": facts["title"] or facts["run"],
+        "subtitle": f"{facts['card']['title']}, seed {facts['seed']}, one run{others}",
+        "label": f"Curves and test accuracies of {facts['title'] or facts['run']}",
+        "curves": made["accuracy"],
+        "heads": made["heads"],
+        "heading": f"Right of {images}, %, with 95 % intervals",
+        "notes": [
+            f"Kept: student{kept['student']}, {kept['params']:,} parameters, {kept['macs']:,} multiply-adds",
+            "Thrown away after the training: all else",
+        ],
     }
 
 

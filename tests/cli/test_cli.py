@@ -52,7 +52,7 @@ COMMANDS = {
     "recipes": {"--md", "--json"},
     "runs": {"--watch", "--json"},
     "report": {
-        "--trust-code", "--out", "-o", "--watch", "--quick", "--baseline", "--data-root", "--json",
+        "--trust-code", "--out", "-o", "--picture", "--watch", "--quick", "--baseline", "--data-root", "--json",
     },
     "doctor": {"--json"},
     "features": {

@@ -368,3 +368,25 @@ def test_the_api_writes_the_page_and_gives_the_tables(tmp_path: Path) -> None:
     assert tables["run"]["run"] == str(run)
     assert report.MARK in (tmp_path / "x.html").read_bytes()
     assert okdc.report(quick=True)["run"]["run"] == str(run)
+
+
+def test_a_picture_is_of_one_run_and_replaces_no_other(facts: dict[str, Any], tmp_path: Path) -> None:
+    file, other = tmp_path / "run.svg", tmp_path / "mine.svg"
+    report.write_picture(file, facts)
+    report.write_picture(file, facts)
+    seen = Page(text := file.read_text(encoding="utf-8"))
+    assert seen.asked == seen.handlers == []
+    assert seen.tags.count("circle") == len(facts["run"]["heads"])
+    assert "prefers-color-scheme: dark" in text
+    other.write_text("<svg/>")
+    with pytest.raises(UsageError):
+        report.write_picture(other, facts)
+    make_run("runs/a")
+    make_run("runs/b", seed=1)
+    with pytest.raises(UsageError):
+        report.write_picture(file, report.facts([Path("runs")], QUICK, None, Silent()))
+
+
+def test_a_run_under_way_has_no_picture(begun: RunDir) -> None:
+    with pytest.raises(UsageError):
+        report.write_picture(Path("x.svg"), report.facts([begun.path], QUICK, None, Silent()))
