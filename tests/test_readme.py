@@ -68,6 +68,16 @@ def test_the_first_two_commands_are_the_main_job_and_the_tests() -> None:
     assert "pip install '.[test]' && pytest" in tests[0]
 
 
+def test_it_is_short_and_its_measured_numbers_stand_with_their_source() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    measured = text.partition("## Is it worth it?")[2].partition("##")[0]
+    source = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    numbers = re.findall(r"[+-]\d+\.\d+ \[[^]]+\]|(?<=\| )\d+\.\d+(?= \|)", measured)
+    assert len(numbers) == 16
+    assert [number for number in numbers if number not in source] == []
+
+
 def test_every_command_of_the_readme_works_and_does_what_it_says(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -122,5 +132,5 @@ def every_loss_term_of_the_main_job_falls(folder: Path) -> None:
 
 
 def each_command_names_the_next(played: Mapping[str, Answer]) -> None:
-    for command in ("okdc distill", "okdc profile", "okdc export --onnx", "okdc recipes"):
+    for command in ("okdc distill", "okdc profile", "okdc export --onnx", "okdc runs"):
         assert "next: " in played[command].err, command
