@@ -564,8 +564,8 @@ def report(
     None: of the newest complete run. The page goes to `out`, or to report.html in the folder that is named. It opens
     without a network. The tables are those of `okdc report --json`: `run` has what was trained, its curves, answers,
     calibration, costs and data, and in `missing` what is not on this machine; of several runs `several` has the
-    comparison. `quick` leaves out what takes seconds: times, and the map of the features. `picture`: a file for an SVG of
-    one run.
+    comparison. `quick` leaves out what takes seconds: times, and the map of the features. `picture`: a file for an SVG
+    of one run.
 
     Raises RunError for what is no run and for damaged files, UsageError for an `out` that is something else than a
     page, DiskError where it cannot be written.
