@@ -36,7 +36,7 @@ PUBLIC = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
     "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "report", "resume",
-    "study", "trusting_code",
+    "study", "track", "trusting_code",
 ]  # fmt: skip
 
 
