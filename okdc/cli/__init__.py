@@ -3,7 +3,8 @@
     prepare.py  new, check                 look.py  download, recipes, runs, compare
     train.py  distill, resume                              study.py  study
     ship.py   profile, export, evaluate, verify, predict       bench.py  bench         features.py  features
-    report.py   report      doctor.py   doctor      track.py   track      completion.py   the names that a shell completes
+    report.py   report      doctor.py   doctor             track.py   track
+    completion.py   the names that a shell completes
 
 Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
 """

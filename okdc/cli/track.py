@@ -16,12 +16,16 @@ from okdc.runs.trust import trusting_code
 def track(
     tensorboard: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="The folder of the event files: empty, or of this run, which is written anew."),
+        typer.Option(
+            metavar="DIR", help="The folder of the event files: empty, or of this run, which is written anew."
+        ),
     ],
     run: Annotated[
         Path | None,
         typer.Argument(
-            metavar="RUN", help="A run in any state (default: the newest complete one).", autocompletion=completion.begun
+            metavar="RUN",
+            help="A run in any state (default: the newest complete one).",
+            autocompletion=completion.begun,
         ),
     ] = None,
     data_root: DataRoot = None,

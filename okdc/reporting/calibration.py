@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from okdc.runs.mistakes import Probabilities, softmax
+from okdc.runs.mistakes import softmax
 from okdc.runs.predictions import Answers
 
 BINS = 15  # as in the paper

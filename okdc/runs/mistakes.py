@@ -71,7 +71,7 @@ def extremes(answers: Answers, right: Bits, mistakes: int, hits: int) -> tuple[l
     return [answered(int(i)) for i in most], [answered(int(i)) for i in least]
 
 
-def softmax(logits: Logits) -> Probabilities:
+def softmax(logits: npt.NDArray[np.float64]) -> Probabilities:
     """NK."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     probabilities: Probabilities = powers / powers.sum(1, keepdims=True)
