@@ -37,7 +37,7 @@ def confusion(answers: Answers, right: Bits) -> Counts:
 def _answer(answers: Answers, right: Bits) -> npt.NDArray[np.int64]:
     """N: the likeliest class; of several that float16 made equal, the label where `right`, else another one."""
     logits = answers.logits
-    chosen = logits.argmax(1)
+    chosen: npt.NDArray[np.int64] = logits.argmax(1)
     for i in np.flatnonzero((chosen == answers.labels) != right):
         others = logits[i].copy()
         others[answers.labels[i]] = -np.inf

@@ -34,5 +34,5 @@ def drawn(counts: Counts, names: Sequence[str]) -> npt.NDArray[np.uint8]:
             axes.text(answer, label, f"{counts[label, answer]}", ha="center", va="center", color=colour)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about letters that the font lacks, and names too long for the figure
-        canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]

@@ -15,7 +15,7 @@ import torch
 from asking import ask
 from harness import EPOCHS, STEPS, Quiet, outcome, recipe, resume, start, uninterrupted
 
-from okdc.errors import Interrupted, TrainingError, UsageError
+from okdc.errors import Interrupted, RecipeError, TrainingError, UsageError
 from okdc.progress import WARNING, EachNoteOnce, Row
 from okdc.recipe.schema import Recipe
 from okdc.runs.artefacts import Provenance
@@ -157,6 +157,25 @@ def test_trackers_are_no_part_of_what_a_recipe_is() -> None:
     assert plain.sha256() == tracked.sha256()
     assert "track" not in tracked.portable()["engine"]
     assert Recipe.model_validate(tracked.tables()) == tracked
+
+
+def test_an_unknown_tracker_is_an_error_that_names_the_nearest() -> None:
+    with pytest.raises(RecipeError) as caught:
+        recipe("track=tensorbord")
+    (problem,) = caught.value.details
+    assert problem.startswith("engine.track[0]: ")
+    assert "'tensorboard'?" in problem
+
+
+def test_a_run_can_be_resumed_with_another_tracker() -> None:
+    with pytest.raises(Interrupted):
+        start(tell=Tracker(stop_at=STEPS + 2), out=Path("run"))
+    text = Path("run/recipe.toml").read_text(encoding="utf-8")
+    assert "track = []" in text
+    Path("run/recipe.toml").write_text(text.replace("track = []", 'track = ["tensorboard"]'), encoding="utf-8")
+    run = resume(Path("run"))
+    assert list(Path("run/tensorboard").glob("events.*"))
+    assert outcome(run) == uninterrupted()
 
 
 def test_without_the_package_a_training_ends_before_its_first_image(
