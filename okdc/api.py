@@ -553,6 +553,7 @@ def features(
 def report(
     *runs: Run | Series | str | Path,
     out: str | Path | None = None,
+    picture: str | Path | None = None,
     quick: bool = False,
     baseline: str | None = None,
     data_root: str | None = None,
@@ -563,12 +564,14 @@ def report(
     None: of the newest complete run. The page goes to `out`, or to report.html in the folder that is named. It opens
     without a network. The tables are those of `okdc report --json`: `run` has what was trained, its curves, answers,
     calibration, costs and data, and in `missing` what is not on this machine; of several runs `several` has the
-    comparison. `quick` leaves out what takes seconds: times, and the map of the features.
+    comparison. `quick` leaves out what takes seconds: times, and the map of the features. `picture`: a file for an SVG of
+    one run.
 
     Raises RunError for what is no run and for damaged files, UsageError for an `out` that is something else than a
     page, DiskError where it cannot be written.
     """
     from okdc.reporting import report as reporting
+    from okdc.reporting.run import Wanted
 
     progress = progress or Silent()
     paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
@@ -576,8 +579,10 @@ def report(
         paths = [RunDir.newest("complete").path]
         progress.note(f"nothing named: {paths[0]} is the newest complete run")
     file = reporting.place(paths, _path(out))
-    tables = reporting.facts(paths, reporting.Wanted(quick, data_root), baseline, progress)
+    tables = reporting.facts(paths, Wanted(quick, data_root), baseline, progress)
     reporting.write_page(file, tables)
+    if picture is not None:
+        reporting.write_picture(Path(picture), tables)
     progress.note(f"the page is {file}")
     return tables
 

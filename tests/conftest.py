@@ -175,3 +175,16 @@ def exported(run: RunDir, blob: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(onnx, "to_onnx", lambda *_: blob)
     assert main(["export", str(run.path), "--onnx"]) == 0
     return run.path / "bundle"
+
+
+@pytest.fixture(scope="session")
+def shipped(finished: RunDir, shared: Shared) -> Path:
+    """The digits' bundle with all three models; tests that write into it take `bundle` instead."""
+
+    from okdc.__main__ import main
+
+    def export(folder: Path) -> None:
+        run = shutil.copytree(finished.path, folder / "run")
+        assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
+
+    return shared.made("shipped", export) / "run" / "bundle"

@@ -10,6 +10,8 @@ from okdc.cli.options import Json
 from okdc.errors import CheckFailed
 from okdc.units import size
 
+NAMES = 18  # columns
+
 
 def doctor(as_json: Json = False) -> None:
     """Look at this machine and installation: versions, device, folders, extras, and a self-test of the export."""
@@ -30,31 +32,34 @@ def doctor(as_json: Json = False) -> None:
 
 def _show(report: dict[str, Any]) -> None:
     versions = report["versions"]
-    rows = [
-        ["okdc", f"{versions['okdc']}, Python {versions['python']}"],
-        ["packages", ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items()
-                               if name not in ("okdc", "python"))],
-        ["machine", f"{report['platform']}; {report['processor']}, {report['cores']} cores; "
-                    f"{size(report['memory_available_bytes'])} of memory free"],
-        ["kernels by", ", ".join(report["processor_flags"]) or "no flag that they ask for"],
-    ]  # fmt: skip
+    packages = [
+        f"{name} {version or 'missing'}" for name, version in versions.items() if name not in ("okdc", "python")
+    ]
+    memory = size(report["memory_available_bytes"])
+    _line("okdc", f"{versions['okdc']}, Python {versions['python']}")
+    _line("packages", ", ".join(packages))
+    _line("machine", f"{report['platform']}; {report['processor']}, {report['cores']} cores; {memory} of memory free")
+    _line("flags", ", ".join(report["processor_flags"]) or "none by which kernels are chosen")
     for gpu in report["gpus"]:
         state = gpu["unusable"] or "usable"
-        rows.append(["GPU", f"{gpu['name']}, {size(gpu['memory_bytes'])}, capability {gpu['capability']}: {state}"])
-    rows += [["choice", reason] for reason in report["reasons"]]
-    rows.append(["onnxruntime", ", ".join(report["onnxruntime_providers"])])
+        _line("GPU", f"{gpu['name']}, {size(gpu['memory_bytes'])}, capability {gpu['capability']}: {state}")
+    for reason in report["reasons"]:
+        _line("a training", reason)
+    _line("onnxruntime", ", ".join(report["onnxruntime_providers"]))
     for folder in report["folders"]:
         used = f", {size(folder['bytes'])} in it" if folder["bytes"] else ""
         there = "" if folder["exists"] else ", not made yet"
-        rows.append([folder["kind"], f"{folder['path']}: {size(folder['free_bytes'])} free{used}{there}"])
+        _line(folder["kind"], f"{folder['path']}: {size(folder['free_bytes'])} free{used}{there}")
     for extra in report["extras"]:
-        found = ", ".join(f"{name} {version}" for name, version in extra["versions"].items())
-        rows.append([
-            f"extra {extra['extra']}", found if extra["installed"] else f"{extra['install']}, for {extra['purpose']}"
-        ])  # fmt: skip
+        installed = ", ".join(f"{name} {version}" for name, version in extra["versions"].items())
+        missing = f"not installed; {extra['install']} brings {extra['purpose']}"
+        _line(f"[{extra['extra']}]", installed if extra["installed"] else missing)
     test = report["self_test"]
-    verdict = f"failed: {test['failed']}" if test["failed"] else "exported, run by onnxruntime, and equal"
-    rows.append(["self-test", f"an untrained {test['network']}: {verdict}, in {test['seconds']:.1f} s"])
-    console.table(["what", "found"], rows)
+    verdict = "FAILED" if test["failed"] else "exported, run by onnxruntime, and equal"
+    _line("self-test", f"an untrained {test['network']}: {verdict}, in {test['seconds']:.1f} s")
     for warning in test["warnings"]:
         console.warn(warning)
+
+
+def _line(what: str, text: str) -> None:
+    console.out(f"{what:<{NAMES}}{text}")

@@ -10,7 +10,7 @@ import typer
 from okdc.cli import completion, console
 from okdc.cli.options import DataRoot, Json, TrustCode
 from okdc.errors import UsageError
-from okdc.runs.run import RunDir, runs
+from okdc.runs.run import RunDir, State, runs
 from okdc.runs.trust import trusting_code
 from okdc.units import size
 
@@ -28,6 +28,10 @@ def report(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="The page (default: report.html in the folder named)."),
     ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write curves and accuracies of one run as SVG, light and dark."),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="While the run trains, write the page anew after each epoch.")
     ] = False,
@@ -44,19 +48,24 @@ def report(
 ) -> None:
     """Write one HTML page of a run or of several: curves, mistakes, confidence, costs, data. No network is needed."""
     from okdc.reporting import report as reporting
+    from okdc.reporting.run import Wanted
 
     talk = console.Talk()
     named = paths or [_newest(watch, talk)]
     if watch and (len(named) > 1 or not RunDir.is_at(named[0])):
         raise UsageError("--watch: expected one run", hint="okdc runs --watch shows all of them")
     file = reporting.place(named, out)
-    wanted = reporting.Wanted(quick, data_root)
+    if picture is not None:
+        reporting.check_place(picture, reporting.PICTURE_MARK, "--picture")
+    wanted = Wanted(quick, data_root)
     with trusting_code(trust_code):
         if watch:
             facts = reporting.watch(RunDir.open(named[0]), file, wanted, talk)
         else:
             facts = reporting.facts(named, wanted, baseline, talk)
             reporting.write_page(file, facts)
+        if picture is not None:
+            reporting.write_picture(picture, facts)
     if as_json:
         console.out_json(facts)
         return
@@ -67,7 +76,7 @@ def report(
 
 
 def _newest(watch: bool, talk: console.Talk) -> Path:
-    state = "running" if watch and any(run.state() == "running" for run in runs()) else "complete"
+    state: State = "running" if watch and any(run.state() == "running" for run in runs()) else "complete"
     path = RunDir.newest(state).path
     talk.note(f"nothing named: {path} is the newest {state} run")
     return path

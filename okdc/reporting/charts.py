@@ -91,7 +91,14 @@ class Line:
     colour: int
     path: str
     last: float | None  # its last value
-    dashed: bool = False
+
+
+class Entry(NamedTuple):
+    """Of the legend."""
+
+    name: str
+    colour: int
+    last: float | None
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,7 @@ class LineChart:
     unit: str
     lines: list[Line]
     strips: list[Strip]
+    legend: list[Entry]
     marks: list[Tick] = field(default_factory=list)  # vertical lines with a name
     shade: str = ""  # the path of an area from 0 to 1 behind the lines
 
@@ -121,33 +129,45 @@ def lines(
     unit: str,
     decimals: int,
     last_x: int | None = None,
-    dashed: Mapping[str, Values] | None = None,
+    groups: Mapping[str, str] | None = None,
     marks: Mapping[str, float] | None = None,
     shade: Sequence[float] | None = None,
     ceiling: float | None = None,
 ) -> LineChart | None:
-    """One line a series over `xs`, which ends at `last_x`; None where there is no value."""
-    both = {**series, **(dashed or {})}
-    known = [value for values in both.values() for value in values if value is not None]
+    """One line a series over `xs`, which ends at `last_x`; None where there is no value.
+
+    Series of one of the `groups` have one colour, and one entry of the legend with the mean of their last values.
+    """
+    known = [value for values in series.values() for value in values if value is not None]
     if not known or not xs:
         return None
     last = max(last_x or 0, xs[-1], xs[0] + 1)
     x = Axis(xs[0] if len(xs) > 1 else max(0, xs[0] - 1), last, LEFT, RIGHT, whole=True)
     y = Axis(*around(known, 0.0 if min(known) >= 0 else None, ceiling), BOTTOM, TOP)
+    group_of = {name: (groups or {}).get(name, name) for name in series}
+    colours = {group: k % COLOURS for k, group in enumerate(dict.fromkeys(group_of.values()))}
     drawn = [
-        Line(name, k % COLOURS, _path(xs, values, x, y), next((v for v in reversed(values) if v is not None), None),
-             name in (dashed or {}))
-        for k, (name, values) in enumerate(both.items())
-    ]  # fmt: skip
+        Line(name, colours[group_of[name]], _path(xs, values, x, y), _last(values)) for name, values in series.items()
+    ]
     return LineChart(
         x=x,
         y=y,
         unit=unit,
         lines=drawn,
-        strips=_strips(xs, both, x, decimals),
+        strips=_strips(xs, series, x, decimals),
+        legend=[_entry(group, colour, drawn, group_of) for group, colour in colours.items()],
         marks=[Tick(x(at), name) for name, at in (marks or {}).items()],
         shade=_area(xs, shade, x) if shade else "",
     )
+
+
+def _entry(group: str, colour: int, drawn: Sequence[Line], group_of: Mapping[str, str]) -> Entry:
+    ends = [line.last for line in drawn if group_of[line.name] == group and line.last is not None]
+    return Entry(group, colour, sum(ends) / len(ends) if ends else None)
+
+
+def _last(values: Values) -> float | None:
+    return next((value for value in reversed(values) if value is not None), None)
 
 
 def _path(xs: Sequence[int], values: Values, x: Axis, y: Axis) -> str:
@@ -282,8 +302,8 @@ def letter(k: int) -> str:
 class Cell(NamedTuple):
     row: int
     column: int
-    level: int  # of its colour: 0 to 8; 0 is none
-    count: int
+    level: int  # of its colour, 1 to LEVELS
+    images: int
     tip: str
     right: bool
 

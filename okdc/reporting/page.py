@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from okdc.escaping import paragraphs, shown
 from okdc.reporting import charts, words
-from okdc.reporting.run_page import of_run
+from okdc.reporting.run_page import of_picture, of_run
 from okdc.reporting.several_page import of_several
 from okdc.units import duration, size
 from okdc.version import __version__
@@ -46,6 +46,14 @@ def html(facts: Mapping[str, Any], command: str, watched: bool = False) -> str:
             reload_s=RELOAD_S if watched else None,
         )
     )
+
+
+def picture(run: Mapping[str, Any]) -> str:
+    """The run in one SVG, light or dark as its reader is: curves, and every classifier with its interval.
+
+    Raises UsageError for a run that is not complete or was not validated.
+    """
+    return _environment().get_template("picture.svg.j2").render(of_picture(run), style=Markup(_text("picture.css")))
 
 
 def now() -> str:

@@ -18,9 +18,11 @@ from okdc.runs.run import RunDir
 from okdc.studies import standing, table
 from okdc.studies.opened import opened as open_study
 from okdc.studies.schema import FILE as STUDY
+from okdc.studies.schema import TEACHERS
 
 FILE = "report.html"
 MARK = b'name="generator" content="okdc report"'  # by which a page of okdc's is known, and may be replaced
+PICTURE_MARK = b'data-generator="okdc report"'
 POLL_S = 1.0
 
 
@@ -39,29 +41,46 @@ def facts(paths: Sequence[Path], wanted: Wanted, baseline: str | None, tell: Pro
         study = open_study([str(paths[0])], None)
         stood = standing.standings(study.runs)
         report["study"] = table.table(study.study, stood)
-        paths = [each.run.folder for each in stood if each.finished] or paths
+        paths = [each.run.folder for each in stood if each.finished and each.run.column != TEACHERS] or paths
     return report | {"several": of_runs(paths, baseline)}
 
 
 def place(paths: Sequence[Path], out: Path | None) -> Path:
     """Where the page goes: `out`, else beside the files of the one run or folder, else the working directory.
 
-    Raises UsageError for a file that is no page of okdc's, DiskError where there is no folder for it.
+    Raises as `check_place`.
     """
     file = out or (paths[0] / FILE if len(paths) == 1 and paths[0].is_dir() else Path(FILE))
+    check_place(file, MARK, "--out")
+    return file
+
+
+def check_place(file: Path, mark: bytes, option: str) -> None:
+    """Raises UsageError where a file without this mark would be replaced, DiskError where there is no folder."""
     if file.is_dir():
-        raise UsageError(f"--out {file}: expected a file, found a folder", hint=f"--out {file / FILE}")
+        raise UsageError(f"{option} {file}: expected a file, found a folder", hint=f"{option} {file / FILE}")
     if not file.parent.is_dir():
         raise DiskError(
-            f"{file}: cannot be written: {file.parent} is no folder", hint="make it, or choose another --out"
+            f"{file}: cannot be written: {file.parent} is no folder", hint=f"make it, or choose another {option}"
         )
-    if file.exists():
-        if not file.is_file():  # a device would be replaced by a file
-            raise UsageError(f"--out {file}: expected a file, found a device or pipe")
-        with file.open("rb") as stream:
-            if MARK not in stream.read(4096):
-                raise UsageError(f"--out {file}: it exists and is no page of okdc report", hint="choose another name")
-    return file
+    if not file.exists():
+        return
+    if not file.is_file():  # a device would be replaced by a file
+        raise UsageError(f"{option} {file}: expected a file, found a device or pipe")
+    with file.open("rb") as stream:
+        if mark not in stream.read(4096):
+            raise UsageError(f"{option} {file}: it exists and okdc report has not made it", hint="choose another name")
+
+
+def write_picture(file: Path, report: dict[str, Any]) -> None:
+    """Replace the picture of one run in one step.
+
+    Raises UsageError for several runs, a run that is not complete or was not validated, and as `check_place`.
+    """
+    if not report["run"]:
+        raise UsageError("--picture is of one run", hint="name one")
+    check_place(file, PICTURE_MARK, "--picture")
+    write(file, page.picture(report["run"]).encode())
 
 
 def write_page(file: Path, report: dict[str, Any], watched: bool = False) -> int:

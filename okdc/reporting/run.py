@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -292,7 +293,7 @@ def _stored_map(file: Path, run: RunDir) -> dict[str, Any] | None:
     judging = predictions.read(run.predictions, result).judging
     labels = dict(zip(judging.rows.tolist(), judging.labels.tolist(), strict=True))
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files if not name.startswith("features_")}
         whole = [labels.get(int(row)) for row in arrays["rows"]] == arrays["labels"].tolist()
         facts = _map(arrays) if whole else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from okdc.errors import UsageError
 from okdc.reporting import charts, words
 from okdc.reporting.answers import ALIKE_FROM
 from okdc.reporting.charts import Point
@@ -40,6 +41,28 @@ def of_run(facts: Facts) -> dict[str, Any]:
         "small": bool(data) and data["image_size"] <= SMALL,
         "data_rows": data["classes"][:MOST_ROWS] if data else [],
         "time_parts": _time(facts["time"]["split"]),
+    }
+
+
+def of_picture(facts: Facts) -> dict[str, Any]:
+    """The names that picture.svg.j2 uses. Raises UsageError for a run that is not complete or was not validated."""
+    made = _charts(facts, []) if facts["result"] else {}
+    if not made or made["accuracy"] is None:
+        raise UsageError(f"{facts['run']} has no picture: it is not complete, or was not validated")
+    result = facts["result"]
+    kept, images = result["kept"], f"{result['images']:,} {result['judged_on']} images"
+    others = f"; {words.networks(facts['students'])} trained together" if len(facts["students"]) > 1 else ""
+    return {
+        "title": facts["title"] or facts["run"],
+        "subtitle": f"{facts['card']['title']}, seed {facts['seed']}, one run{others}",
+        "label": f"Curves and test accuracies of {facts['title'] or facts['run']}",
+        "curves": made["accuracy"],
+        "heads": made["heads"],
+        "heading": f"Right of {images}, %, with 95 % intervals",
+        "notes": [
+            f"Kept: student{kept['student']}, {kept['params']:,} parameters, {kept['macs']:,} multiply-adds",
+            "Thrown away after the training: all else",
+        ],
     }
 
 
@@ -155,11 +178,7 @@ def _charts(facts: Facts, costs: Sequence[Facts]) -> dict[str, Any]:
     }
     if result is None:
         return made
-    points = [
-        Point(words.head(row), row["top1_pct"], *row["interval_pct"], k % charts.COLOURS,
-              f"{words.head(row)}: {with_interval(row['top1_pct'], result['images'])} %")
-        for k, row in enumerate(facts["heads"])
-    ]  # fmt: skip
+    points = [_head(row, k, result["images"]) for k, row in enumerate(facts["heads"])]
     engine = ORT_MS if any(row[ORT_MS] for row in costs) else TORCH_MS
     return made | {
         "heads": charts.dots(points, 0.0, 100.0),
@@ -168,18 +187,22 @@ def _charts(facts: Facts, costs: Sequence[Facts]) -> dict[str, Any]:
     }
 
 
+def _head(row: Facts, number: int, images: int) -> Point:
+    name, (low, high) = words.head(row), row["interval_pct"]
+    tip = f"{name}: {with_interval(row['top1_pct'], images)} %"
+    return Point(name, row["top1_pct"], low, high, number % charts.COLOURS, tip)
+
+
 def _spots(costs: Sequence[Facts], key: str) -> list[Point]:
+    """The students whose accuracy and whose cost `key` are known."""
     rows = [row for row in costs if row["top1_pct"] is not None and row[key]]
-    return [
-        Point(
-            f"{row['name']} ({row['architecture']}){', kept' * row['kept']}",
-            row["top1_pct"],
-            *interval_pct(row["top1_pct"], row["images"]),
-            k % charts.COLOURS,
-            f"{row['name']} ({row['architecture']}): {with_interval(row['top1_pct'], row['images'])} %, "
-            f"{charts.number(row[key])} {'multiply-adds' if key == MACS else 'ms'}",
-            at=row[key],
-            front=bool(row["front"]),
-        )
-        for k, row in enumerate(rows)
-    ]
+    return [_spot(row, k, key) for k, row in enumerate(rows)]
+
+
+def _spot(row: Facts, number: int, key: str) -> Point:
+    name, top1, images = f"{row['name']} ({row['architecture']})", row["top1_pct"], row["images"]
+    low, high = interval_pct(top1, images)
+    cost = f"{charts.number(row[key])} {'multiply-adds' if key == MACS else 'ms'}"
+    tip = f"{name}: {with_interval(top1, images)} %, {cost}"
+    kept, front = ", kept" * row["kept"], bool(row["front"])
+    return Point(name + kept, top1, low, high, number % charts.COLOURS, tip, at=row[key], front=front)

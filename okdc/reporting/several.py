@@ -17,7 +17,8 @@ from okdc.reporting import curves
 from okdc.runs.accuracy import interval_pct
 from okdc.runs.run import RunDir
 
-PLACES = ("about", "data.root")  # keys that no training reads, or that say where something is
+# Keys that no training reads, that say where something is, and the seed with what is measured of the images it draws.
+NOT_COMPARED = ("about", "data.root", "seed", "data.mean", "data.std")
 
 
 def of_runs(paths: Sequence[Path], baseline: str | None) -> dict[str, Any]:
@@ -65,17 +66,32 @@ def _run(run: Finished) -> dict[str, Any]:
     }
 
 
-def differences(finished: Sequence[Finished]) -> list[dict[str, Any]]:
-    """A row a recipe key whose value is not the same in all runs: the value of each, as JSON; None: it has none."""
-    flat = [_flat(run.recipe.tables()) for run in finished]
-    keys = sorted({key for tables in flat for key in tables})
+def differences(finished: Sequence[Finished]) -> dict[str, Any]:
+    """The recipe keys in which runs differ, beside the seed and what follows from it: `columns` of equal runs, and
+    `rows` with the key's value in each column, as JSON; None where a method has no such key.
+
+    A key that one column alone has is left out: it is of a method that the others are not.
+    """
+    groups: dict[str, list[Finished]] = {}
+    tables: dict[str, dict[str, str]] = {}
+    for run in finished:
+        flat = {key: value for key, value in _flat(run.recipe.tables()).items() if not key.startswith(NOT_COMPARED)}
+        name = json.dumps(flat, sort_keys=True)
+        groups.setdefault(name, []).append(run)
+        tables[name] = flat
     rows = []
-    for key in keys:
-        values = [tables.get(key) for tables in flat]
-        if key.startswith(PLACES) or len(set(values)) < 2:
-            continue
-        rows.append({"key": key, "values": values})
-    return rows
+    for key in sorted({key for flat in tables.values() for key in flat}):
+        values = [flat.get(key) for flat in tables.values()]
+        if len(set(values)) > 1 and sum(value is not None for value in values) > 1:
+            rows.append({"key": key, "values": values})
+    columns = [
+        {
+            "name": f"{runs[0].result.variant}, seed {', '.join(str(run.seed) for run in runs)}",
+            "runs": [str(run.path) for run in runs],
+        }
+        for runs in groups.values()
+    ]
+    return {"columns": columns, "rows": rows}
 
 
 def _flat(tables: dict[str, Any], above: str = "") -> dict[str, str]:

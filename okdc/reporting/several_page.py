@@ -22,14 +22,14 @@ def of_several(facts: Facts) -> dict[str, Any]:
         ("study", "Study", study),
         ("comparison", "Comparison", compare or several["refused"]),
         ("curves", "Curves", True),
-        ("differences", "Recipes", several["differences"]),
+        ("differences", "Recipes", several["differences"]["rows"]),
         ("runs", "Runs", True),
     ]
     return {
         "facts": {**several, "study": study},
         "compare": compare,
         "title": study["title"] if study else _title(several["runs"]),
-        "sentences": _sentences(several),
+        "sentences": [] if study else _sentences(several),
         "sections": [(anchor, name) for anchor, name, there in sections if there],
         "study_grid": markdown.grid(study) if study else None,
         "study_sentences": [*markdown.sentences(study), *markdown.reasons(study)] if study else [],
@@ -95,10 +95,11 @@ def _curves(runs: Sequence[Facts]) -> list[dict[str, Any]]:
     made = []
     for length, group in by_length.items():
         shown, xs = group[:MOST_LINES], group[0]["epochs"]
-        note = f"top-1 % on validation, {length} epochs" + (
+        note = f"top-1 % on validation, {length} epoch{'s' if length > 1 else ''}" + (
             f"; {len(shown)} of {len(group)} runs" if len(shown) < len(group) else ""
         )
         validated = {run["run"]: run["val_top1_pct"] for run in shown if run["val_top1_pct"]}
-        chart = charts.lines(xs, validated, "%", 2, ceiling=100.0)
+        methods = {run["run"]: run["method"] for run in shown}
+        chart = charts.lines(xs, validated, "%", 2, groups=methods, ceiling=100.0)
         made.append({"chart": chart, "title": "Kept student", "note": note})
     return made

@@ -8,7 +8,7 @@ from typing import Any
 from okdc.errors import by
 from okdc.runs.accuracy import with_interval
 
-HEADS = {"fused": "fused classifier", "ensemble": "ensemble of the students"}
+HEADS = {"fused": "fused classifier", "ensemble": "ensemble"}
 
 
 def networks(names: Sequence[str]) -> str:
@@ -47,7 +47,9 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
     kept = result["kept"]
     others = len(students) - 1
     peers = f"Its {counted(others)} peers" if others > 1 else "Its peer"
-    thrown = f" {peers} and the fused classifier were thrown away." if others else ""
+    fused = any(row["role"] == "fused" for row in facts["heads"])
+    were = "and the fused classifier were" if fused else "were" if others > 1 else "was"
+    thrown = f" {peers} {were} thrown away." if others else ""
     if kept["val_top1_pct"] is None:
         chosen = "Nothing was validated, so the last epoch counts"
     else:

@@ -249,7 +249,7 @@ class RunDir:
         """
         recipe, state = self.read_recipe(), self.state()
         result = self.read_result() if state == "complete" else None
-        best: Kept | StudentInfo | None = result and result.kept
+        best: Kept | StudentInfo | None = result.kept if result else None
         if best is None and self.student.is_file():
             best = artefacts.read(self.student, StudentInfo)
         rows = [] if result else self.rows()
@@ -273,7 +273,7 @@ class RunDir:
         """By the last epochs, less what the one under way has taken. None before the first epoch is over."""
         if not rows or not isinstance(epochs, int):
             return None
-        epoch = statistics.median(row["seconds"] for row in rows[-RECENT:])
+        epoch: float = statistics.median(row["seconds"] for row in rows[-RECENT:])
         under_way = min(epoch, max(0.0, time.time() - self.log.stat().st_mtime))
         return round(max(0.0, epoch * (epochs - len(rows)) - under_way), 1)
 

@@ -41,7 +41,6 @@ PACKAGES = (
 EXTRAS = {
     "timm": (("timm",), "students named timm:NAME"),
     "duplicates": (("imagehash",), "pictures that look the same, in okdc check --images"),
-    "track": (("tensorboard",), "okdc track RUN --tensorboard DIR"),
 }
 
 

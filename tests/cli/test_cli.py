@@ -50,7 +50,11 @@ COMMANDS = {
     "verify": {"--data-root", "--json"},
     "predict": {"--model", "--top", "--batch", "--threads"},
     "recipes": {"--md", "--json"},
-    "runs": {"--json"},
+    "runs": {"--watch", "--json"},
+    "report": {
+        "--trust-code", "--out", "-o", "--picture", "--watch", "--quick", "--baseline", "--data-root", "--json",
+    },
+    "doctor": {"--json"},
     "features": {
         "--trust-code", "--out", "-o", "--neighbours", "--images", "--points", "--data-root", "--json",
     },

@@ -12,18 +12,6 @@ from runners import PYTHON
 from sharing import Shared
 
 from okdc.__main__ import main
-from okdc.runs.run import RunDir
-
-
-@pytest.fixture(scope="session")
-def shipped(finished: RunDir, shared: Shared) -> Path:
-    """The digits' bundle with all three models; tests that write into it take `bundle` instead."""
-
-    def export(folder: Path) -> None:
-        run = shutil.copytree(finished.path, folder / "run")
-        assert main(["export", str(run), "--onnx", "--int8", "--fp16"]) == 0
-
-    return shared.made("shipped", export) / "run" / "bundle"
 
 
 @pytest.fixture(scope="session")

@@ -94,10 +94,11 @@
 
   // The matrix: larger and smaller.
   const matrix = one("#matrix");
+  const natural = matrix?.getBoundingClientRect().width;
   let zoom = 1;
   const resize = (by) => {
-    zoom = Math.max(1, Math.min(8, zoom * by));
-    matrix.style.width = `${100 * zoom}%`;
+    zoom = Math.max(0.4, Math.min(8, zoom * by));
+    matrix.style.width = `${natural * zoom}px`;
   };
   one("#larger")?.addEventListener("click", () => resize(1.5));
   one("#smaller")?.addEventListener("click", () => resize(1 / 1.5));
