@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         report,
         resume,
         study,
+        track,
     )
     from okdc.assembly.resolve import ResolvedRecipe
     from okdc.cohort import Backbone, Cohort
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "okdc.api": (
         "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "download_weights",
-        "evaluate", "export", "features", "load_recipe", "profile", "report", "resume", "study",
+        "evaluate", "export", "features", "load_recipe", "profile", "report", "resume", "study", "track",
     ),
     "okdc.assembly.resolve": ("ResolvedRecipe",),
     "okdc.cohort": ("Backbone", "Cohort"),
@@ -64,7 +65,7 @@ __all__ = [
     "Backbone", "Batch", "Bundle", "CheckFailed", "Cohort", "Config", "Interrupted", "Method", "OkdcError", "Progress",
     "ResolvedRecipe", "Run", "Series", "Step", "__version__", "check", "compare", "distill", "distill_seeds",
     "download", "download_weights", "evaluate", "export", "features", "load_recipe", "profile", "report", "resume",
-    "study", "trusting_code",
+    "study", "track", "trusting_code",
 ]  # fmt: skip
 
 

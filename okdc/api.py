@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bundle", "Run", "Series", "check", "compare", "distill", "distill_seeds", "download", "evaluate", "export",
-    "features", "load_recipe", "profile", "report", "resume", "study",
+    "features", "load_recipe", "profile", "report", "resume", "study", "track",
 ]  # fmt: skip
 
 
@@ -585,6 +585,33 @@ def report(
         reporting.write_picture(Path(picture), tables)
     progress.note(f"the page is {file}")
     return tables
+
+
+def track(
+    run: Run | str | Path | None = None,
+    *,
+    tensorboard: str | Path,
+    data_root: str | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write TensorBoard's events of a run in any state to a folder: the report of `okdc track --json`.
+
+    None: of the newest complete run. The events are those that `engine.track = ["tensorboard"]` writes live. The folder
+    is empty, absent, or one of this run's events, which is written anew. `missing` says why a run has no pictures of
+    mistakes.
+
+    Raises UsageError for a folder that holds something else, and where tensorboard is not installed; RunError and
+    CheckFailed for damaged files, DiskError where the folder cannot be written.
+    """
+    from okdc.tracking import tensorboard as events
+
+    progress = progress or Silent()
+    if run is None:
+        folder = RunDir.newest("complete")
+        progress.note(f"nothing named: {folder.path} is the newest complete run")
+    else:
+        folder = RunDir.open(run.path if isinstance(run, Run) else Path(run))
+    return events.write(folder, Path(tensorboard), progress, data_root)
 
 
 def compare(

@@ -1,18 +1,24 @@
-"""What long work reports while it runs. By default nothing is shown; `okdc.cli.console.Talk` prints it."""
+"""What long work reports while it runs. By default nothing is shown; `okdc.cli.console.Talk` prints it.
+
+A tracker is a Progress that overrides the last three methods: it keeps what a training logs somewhere else. What these
+three raise never stops a training (`okdc.tracking.trackers`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 Reading = Callable[[int, int], None]  # (images read, images in all)
 WARNING = "warning: "  # a note that begins so is one; the command line shows it as one
 Training = Callable[[int, int, str], None]  # (steps done, steps in all, the last epoch in a line)
+Row = Mapping[str, Any]  # of log.jsonl
 
 
 class Progress(Protocol):
-    """An object with these four methods. A subclass that overrides some of them shows nothing of the others.
+    """An object with these methods. A subclass that overrides some of them shows nothing of the others.
 
     class Notebook(Progress):
         def note(self, text): print(text)
@@ -32,6 +38,21 @@ class Progress(Protocol):
 
     def remaining(self, seconds: float) -> None:  # noqa: ARG002
         """The time to the end of the training, validation and judging included: about once a second and an epoch."""
+        return
+
+    def begun(self, run: Path, rows: Sequence[Row]) -> None:  # noqa: ARG002
+        """A training begins in the folder `run`, or goes on there after the epochs of `rows`.
+
+        A tracker continues its own run by these: what it has of later epochs will come again.
+        """
+        return
+
+    def epoch(self, row: Row) -> None:  # noqa: ARG002
+        """An epoch is over and its checkpoint is written: the row of log.jsonl, the tracker's own copy."""
+        return
+
+    def ended(self, run: Path, state: str) -> None:  # noqa: ARG002
+        """The training ends, and `run` is then complete, resumable or failed."""
         return
 
 
@@ -59,3 +80,12 @@ class EachNoteOnce(Progress):
 
     def remaining(self, seconds: float) -> None:
         self.progress.remaining(seconds)
+
+    def begun(self, run: Path, rows: Sequence[Row]) -> None:
+        self.progress.begun(run, rows)
+
+    def epoch(self, row: Row) -> None:
+        self.progress.epoch(row)
+
+    def ended(self, run: Path, state: str) -> None:
+        self.progress.ended(run, state)

@@ -11,6 +11,7 @@ from mutants_table import MUTANTS, Mutant
 AREAS = (
     "methods", "blocks", "cohort", "loop", "selection", "checkpoint", "resume", "data", "parity", "trial", "precision",
     "statistics", "budget", "profile", "backbones", "starts", "verify", "hashes", "survey", "gpu", "words", "progress",
+    "tracking", "report",
 )  # fmt: skip
 
 

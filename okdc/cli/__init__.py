@@ -3,7 +3,8 @@
     prepare.py  new, check                 look.py  download, recipes, runs, compare
     train.py  distill, resume                              study.py  study
     ship.py   profile, export, evaluate, verify, predict       bench.py  bench         features.py  features
-    report.py   report      doctor.py   doctor          completion.py   the names that a shell completes
+    report.py   report      doctor.py   doctor             track.py   track
+    completion.py   the names that a shell completes
 
 Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
 """
@@ -23,6 +24,7 @@ from okdc.cli.prepare import check, new
 from okdc.cli.report import report
 from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.study import study
+from okdc.cli.track import track
 from okdc.cli.train import distill, resume
 from okdc.distributed import Ranks
 from okdc.errors import UsageError
@@ -31,7 +33,7 @@ from okdc.version import __version__
 __all__ = ["app"]
 
 # Two processes of these would write one file, or slow each other.
-BY_ONE = ("new", "check", "profile", "export", "evaluate", "features", "report", "study", "download", "bench")
+BY_ONE = ("new", "check", "profile", "export", "evaluate", "features", "report", "track", "study", "download", "bench")
 
 app = typer.Typer(
     name="okdc",
@@ -67,7 +69,7 @@ def root(
 PREPARE = (new, check)
 TRAIN = (distill, resume, study)
 SHIP = (profile, export, evaluate, verify, predict)
-LOOK = (runs, compare, report, features, recipes, download, bench, doctor)
+LOOK = (runs, compare, report, features, track, recipes, download, bench, doctor)
 
 for command in (*PREPARE, *TRAIN, *SHIP, *LOOK):
     app.command()(command)  # in the order in which --help lists them

@@ -32,6 +32,11 @@ def finished(incomplete: str) -> list[str]:
     return _matching(incomplete, _folders(RESULT, "*", "*/seed*"))
 
 
+def begun(incomplete: str) -> list[str]:
+    """Runs in any state."""
+    return _matching(incomplete, _folders(RUN, "*", "*/seed*"))
+
+
 def comparable(incomplete: str) -> list[str]:
     """Runs with a result, and series."""
     return [*finished(incomplete), *_matching(incomplete, _folders(SERIES, "*"))]

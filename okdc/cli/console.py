@@ -26,7 +26,7 @@ from okdc import signals
 from okdc.cli.progress_line import ProgressLine, TimeLeft
 from okdc.errors import DiskError, Interrupted, OkdcError
 from okdc.escaping import json_text, paragraphs, shown
-from okdc.progress import WARNING
+from okdc.progress import WARNING, Progress
 
 
 class _Stream:
@@ -150,7 +150,7 @@ _stdout = _Stream("stdout")
 SILENCE_S, LONGEST_SILENCE_S = 10.0, 600.0  # without a terminal: before the first count, and doubled to at most
 
 
-class Talk:
+class Talk(Progress):
     """The okdc.progress.Progress of the command line: notes, one progress line with the time left, a line an epoch."""
 
     def __init__(self) -> None:

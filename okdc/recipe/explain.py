@@ -121,8 +121,12 @@ def _expected(problem: ErrorDetails) -> str:
 def _choices(problem: ErrorDetails, name: str, owner: type[BaseModel]) -> list[str]:
     """The words that a key takes."""
     choices = list(problem.get("ctx", {}).get("choices", ()))
-    if name in owner.model_fields:
-        choices += [leaf for leaf in alternatives(owner.model_fields[name].annotation) if isinstance(leaf, str)]
+    key, item, _ = name.partition("[")  # `track[0]` is an item of the list `track`
+    if key in owner.model_fields:
+        leaves = list(alternatives(owner.model_fields[key].annotation))
+        if item:
+            leaves = [leaf for each in leaves for part in typing.get_args(each) for leaf in alternatives(part)]
+        choices += [leaf for leaf in leaves if isinstance(leaf, str)]
     return choices
 
 

@@ -474,6 +474,14 @@ class Engine(Table):
             "images, which needs no exchange."
         ),
     ] = False
+    track: Annotated[
+        tuple[Literal["tensorboard"], ...],
+        Field(
+            strict=False,
+            description="Trackers that follow the training: tensorboard writes RUN/tensorboard, and needs "
+            "pip install 'okdc[track]'. None changes a weight, and a run can be resumed with others.",
+        ),
+    ] = ()
 
 
 class Recipe(Table):
@@ -510,7 +518,7 @@ class Recipe(Table):
         return tomli_w.dumps(self.tables())
 
     def portable(self) -> dict[str, Any]:
-        """The tables without the places of files: the same on every machine."""
+        """The tables without the places of files and without trackers: the same on every machine."""
         return without_places(self.tables())
 
     def sha256(self) -> str:
@@ -518,13 +526,16 @@ class Recipe(Table):
 
 
 def without_places(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's tables without the places of files: of the images, and of weights that have a hash."""
+    """A recipe's tables without the places of files: of the images, of weights that have a hash, of trackers' logs."""
     tables = dict(tables)
     data, method, cohort = tables.get("data"), tables.get("method"), tables.get("cohort")
+    engine = tables.get("engine")
     if isinstance(data, Mapping):
         tables["data"] = {key: value for key, value in data.items() if key != "root"}
     if isinstance(method, Mapping) and TEACHER in method:
         tables["method"] = {key: value for key, value in method.items() if key not in TEACHER_PLACES}
     if isinstance(cohort, Mapping) and WEIGHTS in cohort:
         tables["cohort"] = {key: value for key, value in cohort.items() if key != "weights"}
+    if isinstance(engine, Mapping):
+        tables["engine"] = {key: value for key, value in engine.items() if key != "track"}
     return tables

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from okdc.runs.mistakes import softmax
 from okdc.runs.predictions import Answers
 
 BINS = 15  # as in the paper
 COLDEST, HOTTEST = 0.05, 20.0  # temperatures between which one is looked for
 
 Logits = npt.NDArray[np.float64]
-Probabilities = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,6 @@ def _measured(logits: Logits, labels: npt.NDArray[np.int64]) -> dict[str, Any]:
         "mean_confidence_pct": round(100 * float(softmax(logits).max(1).mean()), 4),
         "reliability": [asdict(each) for each in bins],
     }
-
-
-def softmax(logits: Logits) -> Probabilities:
-    """NK."""
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    probabilities: Probabilities = powers / powers.sum(1, keepdims=True)
-    return probabilities
 
 
 def nll(logits: Logits, labels: npt.NDArray[np.int64]) -> float:

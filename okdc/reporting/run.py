@@ -25,6 +25,7 @@ from okdc.reporting.calibration import calibration
 from okdc.runs import predictions
 from okdc.runs.accuracy import interval_pct, not_above
 from okdc.runs.artefacts import Result, RunInfo
+from okdc.runs.mistakes import confusion, extremes
 from okdc.runs.predictions import Predictions
 from okdc.runs.run import RunDir
 from okdc.survey import folder as folders
@@ -96,8 +97,8 @@ def _complete(
     """Fill in what a complete run has."""
     stored, classes = predictions.read(run.predictions, result), facts["classes"]
     judging, right = stored.judging, stored.students[result.kept.student]
-    counts = answers.confusion(judging, right)
-    mistakes, hits = answers.extremes(judging, right, MISTAKES, HITS)
+    counts = confusion(judging, right)
+    mistakes, hits = extremes(judging, right, MISTAKES, HITS)
     facts |= {
         "result": {
             "judged_on": result.judged_on,

@@ -41,6 +41,8 @@ from okdc.errors import DeviceError
 from okdc.progress import Progress
 from okdc.runs.artefacts import RunSettings
 from okdc.runs.run import RunDir
+from okdc.tracking import trackers
+from okdc.tracking.trackers import Logged
 from okdc.training import checkpoint, device, optim, result, selection, stopping
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
@@ -62,13 +64,15 @@ def train(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> None:
-    """Train from `position` to the last epoch, then read the test split and write the result.
+    """Train from `position` to the last epoch, then read the test split and write the result. Trackers follow.
 
     `state`: the checkpoint that `position` comes from, or None for a new run. Each of several processes calls this with
     its rank; the first one writes. Raises Interrupted, TrainingError, DataError, DiskError, DeviceError and
     OutOfMemoryError.
     """
-    Training(job, run, settings, position, state, progress, ranks).train()
+    following = trackers.of(job.recipe.engine, progress, job.dataset) if ranks.first else []
+    with trackers.following(following, run, position.rows, progress.note) as logged:
+        Training(job, run, settings, position, state, progress, ranks, logged).train()
 
 
 class Training:
@@ -83,10 +87,11 @@ class Training:
         state: dict[str, Any] | None,
         progress: Progress,
         ranks: Ranks,
+        logged: Logged = lambda _: None,
     ) -> None:
         recipe = job.recipe
         self.job, self.run, self.settings, self.position = job, run, settings, position
-        self.progress, self.ranks = progress, ranks
+        self.progress, self.ranks, self.logged = progress, ranks, logged
         device.apply(settings, recipe.deterministic)
 
         # The method moves to the device before the optimiser exists, and takes its saved tensors before the first step:
@@ -177,6 +182,8 @@ class Training:
                 position.epoch, position.step, position.totals = position.epoch + 1, 0, None
                 position.seconds_epoch = position.seconds_data = 0.0
                 ranks.first_does(partial(self._record, trained, validated, seconds))
+                if ranks.first:
+                    self.logged(position.rows[-1])
                 if validated:
                     self.pace.validated(seconds["seconds_validation"])
                 self._tell_time_left(whole - position.epoch * self.steps)

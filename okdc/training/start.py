@@ -34,6 +34,7 @@ from okdc.runs import trust
 from okdc.runs.artefacts import ExportCheck, Provenance, RunInfo, RunSettings
 from okdc.runs.provenance import differences, provenance
 from okdc.runs.run import RunDir, log_bytes, refuse_taken
+from okdc.tracking import trackers
 from okdc.training import cards, checkpoint, compiling, computable, device, exportable, loop, recording
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
@@ -186,8 +187,13 @@ def _as_started(info: RunInfo, settings: Settings, ranks: Ranks) -> Iterator[str
 
 
 def settings_of(resolved: ResolvedRecipe, chosen: Engine, ranks: Ranks = ALONE) -> Settings:
-    """The choices that a recipe's training takes where `chosen` says, or leaves to be chosen."""
+    """The choices that a recipe's training takes where `chosen` says, or leaves to be chosen.
+
+    Raises RecipeError for a batch that does not divide, DeviceError for what this machine lacks, UsageError where the
+    package of a tracker is not installed.
+    """
     recipe = resolved.recipe
+    trackers.require(recipe.engine)
     batch = recipe.optim.batch_size
     if batch % ranks.count or batch < 2 * ranks.count:
         raise RecipeError(

@@ -58,6 +58,7 @@ COMMANDS = {
     "features": {
         "--trust-code", "--out", "-o", "--neighbours", "--images", "--points", "--data-root", "--json",
     },
+    "track": {"--tensorboard", "--data-root", "--trust-code", "--json"},
     "study": {
         "--trust-code", "--out", "-o", "--only", "--jobs", "-j", "--dry-run", "--commands", "--table", "--md", "--json",
     },

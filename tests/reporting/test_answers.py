@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from okdc.reporting import answers
-from okdc.reporting.answers import MOST_CLASSES, by_class, confusion, extremes, pairs, shown_order
+from okdc.reporting.answers import MOST_CLASSES, by_class, pairs, shown_order
+from okdc.runs.mistakes import confusion, extremes
 from okdc.runs.predictions import Answers
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from okdc.reporting import calibration
-from okdc.reporting.calibration import BINS, ece_pct, nll, reliability, softmax, temperature
+from okdc.reporting.calibration import BINS, ece_pct, nll, reliability, temperature
+from okdc.runs.mistakes import softmax
 from okdc.runs.predictions import Answers
 
 
