@@ -1011,7 +1011,7 @@ DATA = [
          "test_constant_features_have_a_map_too"),
     ),
     *_of("statistics", "okdc/embedding/features.py", "tests/embedding/test_features.py",
-        ("training-mode", "return method.eval()", "return method.train(), dataset",
+        ("training-mode", "return method.eval()", "return method.train()",
          "test_a_linear_layer_of_each_classifier_on_its_features_gives_the_recorded_accuracy"),
         ("any-checkpoint", 'or state["epoch"] != run.read_result().last_epoch:', "or False:",
          "test_a_run_without_the_checkpoint_of_its_last_epoch_is_refused"),

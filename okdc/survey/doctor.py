@@ -41,6 +41,7 @@ PACKAGES = (
 EXTRAS = {
     "timm": (("timm",), "students named timm:NAME"),
     "duplicates": (("imagehash",), "pictures that look the same, in okdc check --images"),
+    "track": (("tensorboard",), "engine.track and okdc track"),
 }
 
 
