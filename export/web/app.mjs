@@ -1,20 +1,31 @@
 /**
  * The page of a bundle: the bundle lies in bundle/, onnxruntime-web in ort/, and the model runs in the browser.
  *
- * Jobs (an image, the self-test, another model) run one after the other: a session takes one batch at a time.
+ * Jobs (an image, several, a picture of the camera, the self-test, another model) run one after the other: a session
+ * takes one batch at a time.
  */
 
+import * as answers from "./answers.mjs";
 import * as bundles from "./bundle.mjs";
+import { Camera } from "./camera.mjs";
+import { $, element, painted, percent } from "./dom.mjs";
+import { describe, describeConfusions, describeThreshold } from "./facts.mjs";
 import { PIXELS, fit } from "./preprocess.mjs";
+import * as several from "./several.mjs";
 
 const TOP = 5;
+const MOST = 2000; // images at once
+const DRAWN_MS = 100; // between two looks of the browser at a table that grows
 // Of a latency: at most so many samples, each so long (a browser's clock is coarse), and no more after so many ms.
 const RUNS = 15, SAMPLE_MS = 2, ENOUGH_MS = 1500;
-const $ = (id) => document.getElementById(id);
 
 let bundle, run; // of bundle.mjs; (bytes of an image) => { logits, probabilities } of the chosen model
+let threshold = null; // below which an answer is "not sure"; null: there is none
 let current = null; // the image on the page, as { blob, name }: another model classifies it again
+let files = [], table = []; // the several images, and their rows: another model makes these again, too
+let halted = false; // the several images are not gone on with
 let queue = Promise.resolve();
+let camera;
 
 /** The bytes of a file of the bundle. Throws an Error with the reason, which the page shows. */
 async function read(name) {
@@ -54,11 +65,11 @@ async function choose(precision) {
   };
 }
 
-/** An image that the browser decodes -> { bytes: side×side×3 by the manifest's rule, width, height, ms }. */
-async function prepare(blob, name) {
+/** A blob or a video -> { bytes: side×side×3 by the manifest's rule, width, height, ms }. The browser decodes. */
+async function prepare(source, name) {
   let bitmap;
   try {
-    bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+    bitmap = await createImageBitmap(source, { imageOrientation: "from-image", colorSpaceConversion: "none" });
   } catch {
     throw new Error(`${name} is not an image that this browser can read`);
   }
@@ -96,18 +107,62 @@ async function classify(blob, name) {
   const { probabilities } = await run(bytes);
   current = { blob, name };
   preview(blob, name, Math.max(width, height) < 128);
-  $("results").replaceChildren(...bundles.likeliest(probabilities, bundle.labels, TOP).map(row));
-  showInput(bytes);
-  $("from").textContent = `${width} × ${height}`;
-  $("to").textContent = `${bundle.side} × ${bundle.side}`;
-  $("prepared").textContent = milliseconds(ms);
+  show({ bytes, width, height, ms, probabilities });
   $("latency").textContent = "…";
-  $("runs").textContent = "";
-  $("seen").hidden = false;
   await painted();
   const measured = await latency(bytes);
   $("latency").textContent = milliseconds(measured.ms);
   $("runs").textContent = `, median of ${measured.runs} runs`;
+}
+
+/** A picture of the camera, whose latency is that of one run. */
+async function glance(video) {
+  const prepared = await prepare(video, "The camera's picture");
+  const start = performance.now();
+  const { probabilities } = await run(prepared.bytes);
+  if (!camera.on) return; // an image was chosen meanwhile
+  show({ ...prepared, probabilities });
+  $("latency").textContent = milliseconds(performance.now() - start);
+}
+
+/** The last picture of the camera stays on the page, as an image. */
+async function still(video) {
+  const canvas = Object.assign(element("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
+
+/** Several images, a row each; one that cannot be read is a row with the reason. */
+async function classifyAll() {
+  const chosen = files, model = $("model").value;
+  table = [];
+  halted = false;
+  several.begin(chosen.length);
+  $("halt").hidden = false;
+  $("save").disabled = true;
+  try {
+    for (let drawn = -Infinity; table.length < chosen.length && !halted; ) {
+      const file = chosen[table.length], row = await rowOf(file, model);
+      table.push(row);
+      several.add(row, () => enqueue(() => classify(file, file.name)));
+      several.say(table, chosen.length);
+      if (performance.now() - drawn < DRAWN_MS) continue;
+      await painted();
+      drawn = performance.now();
+    }
+  } finally {
+    $("halt").hidden = true;
+    $("save").disabled = table.length === 0;
+  }
+}
+
+async function rowOf(file, model) {
+  try {
+    const { probabilities } = await run((await prepare(file, file.name)).bytes);
+    return several.answered(file.name, bundles.likeliest(probabilities, bundle.labels, 2), threshold, model);
+  } catch (error) {
+    return { name: file.name, error: error.message, model };
+  }
 }
 
 async function selftest() {
@@ -136,8 +191,22 @@ async function selftest() {
 // --------------------------------------------------------------------------------------------------------------------
 // The parts of the page
 
+/** The answer to an image, and the model's input. */
+function show({ bytes, width, height, ms, probabilities }) {
+  const likeliest = bundles.likeliest(probabilities, bundle.labels, TOP);
+  $("results").replaceChildren(...likeliest.map(row));
+  const [{ probability }] = likeliest, unsure = threshold !== null && probability < threshold;
+  $("unsure").textContent = unsure ? `Not sure: ${percent(probability)} is below ${percent(threshold)}` : "";
+  showInput(bytes);
+  $("from").textContent = `${width} × ${height}`;
+  $("to").textContent = `${bundle.side} × ${bundle.side}`;
+  $("prepared").textContent = milliseconds(ms);
+  $("runs").textContent = "";
+  $("seen").hidden = false;
+}
+
 function row({ label, probability }) {
-  const share = `${(100 * probability).toFixed(1)} %`;
+  const share = percent(probability);
   const bar = element("div", "bar"), track = element("div", "track");
   bar.style.width = `${100 * probability}%`;
   track.append(bar);
@@ -145,10 +214,6 @@ function row({ label, probability }) {
   line.dataset.probability = probability;
   line.append(element("span", "label", label), element("span", "share", share), track);
   return line;
-}
-
-function element(kind, className = "", text = "") {
-  return Object.assign(document.createElement(kind), { className, textContent: text });
 }
 
 function preview(blob, name, small) {
@@ -174,26 +239,21 @@ function milliseconds(ms) {
   return `${ms >= 10 ? ms.toFixed(0) : ms >= 1 ? ms.toFixed(1) : ms.toFixed(2)} ms`;
 }
 
-function inBytes(count) {
-  return count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB` : `${Math.ceil(count / 1e3)} kB`;
-}
-
-/** Wait until the browser has drawn: measuring then blocks this thread. A page in the background is not drawn. */
-function painted() {
-  return new Promise((done) => {
-    setTimeout(done, 50);
-    requestAnimationFrame(() => setTimeout(done));
-  });
-}
-
 function say(state, text = "") {
   document.body.dataset.state = state;
   $("status").textContent = text;
 }
 
+/** Run a job after the earlier ones, without a word. */
+function after(job) {
+  const done = queue.then(job);
+  queue = done.catch(() => null);
+  return done;
+}
+
 /** Run a job after the earlier ones. The page shows its error and stays usable. */
 function enqueue(job) {
-  queue = queue.then(async () => {
+  return after(async () => {
     say("busy");
     try {
       await job();
@@ -202,34 +262,22 @@ function enqueue(job) {
       say("refused", error.message);
     }
   });
-  return queue;
 }
 
 // --------------------------------------------------------------------------------------------------------------------
 // The start
 
-function describe() {
-  const { manifest, labels, models } = bundle, { accuracy = {}, files } = manifest;
-  const size = (precision) => Number(files[manifest.models[precision]?.file]?.bytes ?? NaN);
-  const top1 = (precision) => Number(manifest.models[precision]?.top1_pct);
-  const summary = [`${labels.length} classes`];
-  if (top1("float32") >= 0) {
-    const count = Number(accuracy.images).toLocaleString("en");
-    summary.push(`top-1 ${top1("float32").toFixed(2)} % on ${count} ${accuracy.split} images`);
-  }
-  if (size("float32") >= 0) summary.push(inBytes(size("float32")));
-  $("facts").textContent = summary.join(" · ");
-  const names = [manifest.architecture, manifest.dataset].filter((word) => typeof word === "string");
-  document.title = $("title").textContent = names.join(" · ") || "Image classifier";
-  for (const precision of models) {
-    const parts = [precision];
-    if (top1(precision) >= 0) parts.push(`${top1(precision).toFixed(2)} %`);
-    if (size(precision) >= 0) parts.push(inBytes(size(precision)));
-    $("model").append(Object.assign(element("option", "", parts.join(" · ")), { value: precision }));
-  }
-  $("choice").hidden = models.length < 2;
-  if (!globalThis.crypto?.subtle) {
-    $("hashes").textContent = "The files' hashes were not checked: browsers hash over https and on localhost only.";
+/** answers.json. Without it, or where it is damaged, the page works and says so. */
+async function describeAnswers() {
+  try {
+    const read = await answers.read(bundle);
+    if (read === null) throw new Error("This bundle has no answers.json");
+    threshold = read.notSure?.threshold ?? null;
+    describeThreshold(read);
+    describeConfusions(read, bundle.labels);
+  } catch (error) {
+    threshold = null;
+    $("counted").textContent = error.message;
   }
 }
 
@@ -245,23 +293,65 @@ async function samples() {
     button.append(picture);
     button.type = "button";
     button.title = text;
-    button.onclick = () => enqueue(() => classify(blob, image));
+    button.onclick = () => {
+      camera.stop();
+      enqueue(() => classify(blob, image));
+    };
     $("samples").append(button);
   }
 }
 
+/** Images that were dropped or chosen: one is shown, several become a table. */
+function take(chosen) {
+  if (!chosen.length) return;
+  camera.stop();
+  if (chosen.length === 1) enqueue(() => classify(chosen[0], chosen[0].name));
+  else if (chosen.length > MOST) say("refused", `${chosen.length} images are too many at once: ${MOST} at most`);
+  else {
+    files = chosen;
+    enqueue(classifyAll);
+  }
+}
+
+function watch() {
+  const video = $("live");
+  camera = new Camera(video, {
+    look: () => after(() => (camera.on ? glance(video) : null)),
+    changed: (on) => {
+      $("camera").textContent = on ? "Stop the camera" : "Use the camera";
+      document.body.classList.toggle("watching", on);
+      video.hidden = !on;
+      $("preview").hidden = on || !current;
+      $("results").ariaLive = on ? "off" : "polite"; // several answers a second are not to be read out
+      if (!on) return;
+      $("name").textContent = "Camera";
+      say("ready");
+    },
+    failed: (error) => say("refused", error.message),
+  });
+  $("camera").onclick = async () => {
+    if (camera.on) {
+      const blob = await still(video);
+      camera.stop();
+      if (blob) enqueue(() => classify(blob, "camera.png"));
+    } else await camera.start().catch((error) => say("refused", error.message));
+  };
+}
+
 function listen() {
-  const take = (files) => files.length && enqueue(() => classify(files[0], files[0].name));
-  $("file").disabled = $("selftest").disabled = false;
+  for (const id of ["file", "selftest", "camera"]) $(id).disabled = false;
   $("file").onchange = ({ target }) => {
     take([...target.files]);
     target.value = ""; // the same file can be chosen again
   };
   $("selftest").onclick = () => enqueue(selftest);
+  $("save").onclick = () => several.save(table);
+  $("halt").onclick = () => (halted = true);
   $("model").onchange = ({ target }) => enqueue(async () => {
     await choose(target.value);
     $("verdict").className = $("verdict").textContent = "";
-    if (current) await classify(current.blob, current.name);
+    if (current && !camera.on) await classify(current.blob, current.name);
+    if (files.length) await classifyAll();
   });
   document.ondragover = (event) => {
     event.preventDefault();
@@ -278,8 +368,13 @@ function listen() {
 try {
   bundle = await bundles.open(read);
   if (!bundle.models.length) throw new Error("manifest.json names no model");
-  describe();
+  describe(bundle);
+  if (!globalThis.crypto?.subtle) {
+    $("hashes").textContent = "The files' hashes were not checked: browsers hash over https and on localhost only.";
+  }
+  await describeAnswers();
   await choose(bundle.models[0]);
+  watch();
   await samples();
   listen();
   say("ready");
