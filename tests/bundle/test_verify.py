@@ -187,6 +187,15 @@ def test_a_manifest_that_says_otherwise_fails(
     assert len(found) == (2 if two else 1)
 
 
+def add(cells: list[list[int]], digit: int, images: int) -> None:
+    """As many right answers more to a digit."""
+    next(cell for cell in cells if cell[:2] == [digit, digit])[2] += images
+
+
+def missed(answers: Json) -> int:
+    return sum(images for label, answer, images in answers["confusions"] if label != answer)
+
+
 def move(cells: list[list[int]], *cell: int) -> None:
     """One image of the first cell is one of another."""
     cells[0][2] -= 1
@@ -198,6 +207,8 @@ def move(cells: list[list[int]], *cell: int) -> None:
     "change",
     [
         lambda a: move(a["confusions"], 0, 9, 1),
+        lambda a: (move(a["confusions"], 0, 9, 1), a["not_sure"]["judging"].update(wrong=missed(a))),
+        lambda a: (add(a["confusions"], 0, -1), add(a["confusions"], 1, 1)),
         lambda a: a["confusions"].pop(),
         lambda a: a["confusions"].insert(0, a["confusions"][0]),
         lambda a: a["confusions"].reverse(),
