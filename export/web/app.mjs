@@ -10,14 +10,12 @@ import * as bundles from "./bundle.mjs";
 import { Camera } from "./camera.mjs";
 import { $, element, painted, percent } from "./dom.mjs";
 import { describe, describeConfusions, describeThreshold } from "./facts.mjs";
-import { PIXELS, fit } from "./preprocess.mjs";
+import { latency, prepare, session } from "./model.mjs";
 import * as several from "./several.mjs";
 
 const TOP = 5;
 const MOST = 2000; // images at once
 const DRAWN_MS = 100; // between two looks of the browser at a table that grows
-// Of a latency: at most so many samples, each so long (a browser's clock is coarse), and no more after so many ms.
-const RUNS = 15, SAMPLE_MS = 2, ENOUGH_MS = 1500;
 
 let bundle, run; // of bundle.mjs; (bytes of an image) => { logits, probabilities } of the chosen model
 let threshold = null; // below which an answer is "not sure"; null: there is none
@@ -38,86 +36,22 @@ async function read(name) {
   throw new Error(`bundle/${name} cannot be read: the server says ${answer.status}`);
 }
 
-/** onnxruntime-web on one CPU thread: several threads need HTTP headers that few servers send. */
-async function runtime() {
-  try {
-    const ort = await import("./ort/ort.wasm.min.mjs");
-    ort.env.wasm.numThreads = 1;
-    ort.env.wasm.wasmPaths = new URL("ort/", import.meta.url).href;
-    ort.env.logLevel = "fatal";
-    return ort;
-  } catch {
-    throw new Error("onnxruntime-web is not in the folder ort/ beside this page");
-  }
-}
-
-async function choose(precision) {
-  const ort = await runtime(), { side, labels } = bundle;
-  const session = await ort.InferenceSession.create(await bundle.model(precision), { executionProviders: ["wasm"] });
-  run = async (bytes) => {
-    const feeds = { image: new ort.Tensor("uint8", bytes, [1, side, side, 3]) };
-    const answers = await session.run(feeds, ["logits", "probabilities"]);
-    for (const { dims } of Object.values(answers)) {
-      const whole = dims.length === 2 && dims[0] === 1 && dims[1] === labels.length;
-      if (!whole) throw new Error(`The model gives ${dims.join("×")}, the manifest has ${labels.length} labels`);
-    }
-    return { logits: answers.logits.data, probabilities: answers.probabilities.data };
-  };
-}
-
-/** A blob or a video -> { bytes: side×side×3 by the manifest's rule, width, height, ms }. The browser decodes. */
-async function prepare(source, name) {
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(source, { imageOrientation: "from-image", colorSpaceConversion: "none" });
-  } catch {
-    throw new Error(`${name} is not an image that this browser can read`);
-  }
-  const { width, height } = bitmap;
-  try {
-    if (width * height > PIXELS) throw new Error(`${name} is too large: ${width}×${height} pixels`);
-    const canvas = Object.assign(document.createElement("canvas"), { width, height });
-    // An opaque canvas is black under transparent pixels; a canvas on the CPU does not round pixels.
-    const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
-    context.drawImage(bitmap, 0, 0);
-    const { data } = context.getImageData(0, 0, width, height);
-    const start = performance.now();
-    const bytes = fit({ data, width, height, channels: 4 }, bundle.side, bundle.shorterSide);
-    return { bytes, width, height, ms: performance.now() - start };
-  } finally {
-    bitmap.close();
-  }
-}
-
-/** Milliseconds of a run: the median of samples, after a run to warm up. */
-async function latency(bytes) {
-  const begin = performance.now();
-  await run(bytes);
-  const each = Math.max(1, Math.ceil(SAMPLE_MS / Math.max(0.01, performance.now() - begin))), samples = [];
-  while (samples.length < RUNS && (samples.length < 3 || performance.now() - begin < ENOUGH_MS)) {
-    const start = performance.now();
-    for (let i = 0; i < each; i++) await run(bytes);
-    samples.push((performance.now() - start) / each);
-  }
-  return { ms: samples.sort((a, b) => a - b)[samples.length >> 1], runs: samples.length * each };
-}
-
 async function classify(blob, name) {
-  const { bytes, width, height, ms } = await prepare(blob, name);
+  const { bytes, width, height, ms } = await prepare(bundle, blob, name);
   const { probabilities } = await run(bytes);
   current = { blob, name };
   preview(blob, name, Math.max(width, height) < 128);
   show({ bytes, width, height, ms, probabilities });
   $("latency").textContent = "…";
   await painted();
-  const measured = await latency(bytes);
+  const measured = await latency(run, bytes);
   $("latency").textContent = milliseconds(measured.ms);
   $("runs").textContent = `, median of ${measured.runs} runs`;
 }
 
 /** A picture of the camera, whose latency is that of one run. */
 async function glance(video) {
-  const prepared = await prepare(video, "The camera's picture");
+  const prepared = await prepare(bundle, video, "The camera's picture");
   const start = performance.now();
   const { probabilities } = await run(prepared.bytes);
   if (!camera.on) return; // an image was chosen meanwhile
@@ -158,7 +92,7 @@ async function classifyAll() {
 
 async function rowOf(file, model) {
   try {
-    const { probabilities } = await run((await prepare(file, file.name)).bytes);
+    const { probabilities } = await run((await prepare(bundle, file, file.name)).bytes);
     return several.answered(file.name, bundles.likeliest(probabilities, bundle.labels, 2), threshold, model);
   } catch (error) {
     return { name: file.name, error: error.message, model };
@@ -173,7 +107,7 @@ async function selftest() {
     const { cases, tolerance } = await bundles.selftest(read, bundle, $("model").value);
     let worst = 0;
     for (const { image, logits: expected } of cases) {
-      const { logits, probabilities } = await run((await prepare(new Blob([await read(image)]), image)).bytes);
+      const { logits, probabilities } = await run((await prepare(bundle, new Blob([await read(image)]), image)).bytes);
       worst = Math.max(worst, bundles.distance(logits, probabilities, expected));
     }
     const passed = worst <= tolerance && cases.length > 0;
@@ -348,7 +282,7 @@ function listen() {
   $("save").onclick = () => several.save(table);
   $("halt").onclick = () => (halted = true);
   $("model").onchange = ({ target }) => enqueue(async () => {
-    await choose(target.value);
+    run = await session(bundle, target.value);
     $("verdict").className = $("verdict").textContent = "";
     if (current && !camera.on) await classify(current.blob, current.name);
     if (files.length) await classifyAll();
@@ -373,7 +307,7 @@ try {
     $("hashes").textContent = "The files' hashes were not checked: browsers hash over https and on localhost only.";
   }
   await describeAnswers();
-  await choose(bundle.models[0]);
+  run = await session(bundle, bundle.models[0]);
   watch();
   await samples();
   listen();

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from okdc.bundle.artefacts import Answered, Answers, Manifest, NotSure, Reason
-from okdc.bundle.layout import FLOAT32, SCHEMA
+from okdc.bundle.layout import FLOAT32
 from okdc.errors import CheckFailed
 from okdc.runs.accuracy import ByClass
 
@@ -44,7 +44,8 @@ class Outcomes:
 
     @property
     def wrong(self) -> npt.NDArray[np.bool_]:
-        return self.answers != self.labels
+        wrong: npt.NDArray[np.bool_] = self.answers != self.labels
+        return wrong
 
     def at(self, threshold: float) -> Answered:
         """The counts that a threshold gives."""
@@ -63,7 +64,7 @@ def describe(split: str, judging: Outcomes, validation: Outcomes) -> Answers:
     else:
         both = {"validation": validation.at(threshold), "judging": judging.at(threshold)}
         why = {"not_sure": NotSure(threshold=threshold, **both)}
-    return Answers(schema=SCHEMA, split=split, images=len(judging.labels), confusions=confusions, **why)
+    return Answers(schema=1, split=split, images=len(judging.labels), confusions=confusions, **why)
 
 
 def threshold_of(validation: Outcomes) -> float | Reason:

@@ -23,7 +23,8 @@ from okdc.runs.folders import whole
 
 PAGE = (
     *("index.html", "style.css", "icon.svg"),
-    *("app.mjs", "answers.mjs", "bundle.mjs", "camera.mjs", "dom.mjs", "facts.mjs", "preprocess.mjs", "several.mjs"),
+    *("app.mjs", "answers.mjs", "bundle.mjs", "camera.mjs", "dom.mjs", "facts.mjs", "model.mjs", "preprocess.mjs"),
+    "several.mjs",
 )
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PORT = 8000

@@ -318,7 +318,7 @@ def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPath
     (root / "drive.html").write_text(DRIVER)
     server, elsewhere = _Server(root), _Server(tmp_path_factory.mktemp("elsewhere"))
     with running(server), running(elsewhere):
-        plan = {"images": IMAGES, "broken": list(BROKEN), "elsewhere": f"{elsewhere.address}/leak"}
+        plan: dict[str, Any] = {"images": IMAGES, "broken": list(BROKEN), "elsewhere": f"{elsewhere.address}/leak"}
         plan |= {"many": MANY, "renamed": RENAMED, "facts": FACTS}
         write_json(root / "plan.json", plan)
         log = tmp_path_factory.mktemp("log") / "net.json"
