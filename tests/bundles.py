@@ -19,11 +19,13 @@ from reading import read_data
 
 from okdc.__main__ import main
 from okdc.bundle import layout
+from okdc.bundle.answers import Outcomes, describe
 from okdc.bundle.session import Images, Session
 from okdc.bundle.test_images import Digest
 from okdc.data import digits
 from okdc.data.source import Labels
 from okdc.deploy import onnx as exporter
+from okdc.runs import artefacts
 from okdc.runs.files import read_json
 from okdc.runs.predictions import by_class
 from okdc.runs.run import RunDir
@@ -127,7 +129,9 @@ def of_folder(bundle: Path, root: Path, each: int = 6, split: str = "test") -> P
         manifest["models"]["float32"] |= accuracies
 
     edit(bundle / layout.MANIFEST, move)
-    return bundle
+    answered = Outcomes.of(labels[chosen], logits)
+    artefacts.write(bundle / layout.ANSWERS, describe("test", answered, Outcomes.of(labels[:0], logits[:0])))
+    return seal(bundle)
 
 
 def bomb() -> bytes:

@@ -1,20 +1,29 @@
 /**
  * The page of a bundle: the bundle lies in bundle/, onnxruntime-web in ort/, and the model runs in the browser.
  *
- * Jobs (an image, the self-test, another model) run one after the other: a session takes one batch at a time.
+ * Jobs (an image, several, a picture of the camera, the self-test, another model) run one after the other: a session
+ * takes one batch at a time.
  */
 
+import * as answers from "./answers.mjs";
 import * as bundles from "./bundle.mjs";
-import { PIXELS, fit } from "./preprocess.mjs";
+import { Camera } from "./camera.mjs";
+import { $, element, painted, percent } from "./dom.mjs";
+import { describe, describeConfusions, describeThreshold } from "./facts.mjs";
+import { latency, prepare, session } from "./model.mjs";
+import * as several from "./several.mjs";
 
 const TOP = 5;
-// Of a latency: at most so many samples, each so long (a browser's clock is coarse), and no more after so many ms.
-const RUNS = 15, SAMPLE_MS = 2, ENOUGH_MS = 1500;
-const $ = (id) => document.getElementById(id);
+const MOST = 2000; // images at once
+const DRAWN_MS = 100; // between two looks of the browser at a table that grows
 
 let bundle, run; // of bundle.mjs; (bytes of an image) => { logits, probabilities } of the chosen model
+let threshold = null; // below which an answer is "not sure"; null: there is none
 let current = null; // the image on the page, as { blob, name }: another model classifies it again
+let files = [], table = []; // the several images, and their rows: another model makes these again, too
+let halted = false; // the several images are not gone on with
 let queue = Promise.resolve();
+let camera;
 
 /** The bytes of a file of the bundle. Throws an Error with the reason, which the page shows. */
 async function read(name) {
@@ -27,87 +36,67 @@ async function read(name) {
   throw new Error(`bundle/${name} cannot be read: the server says ${answer.status}`);
 }
 
-/** onnxruntime-web on one CPU thread: several threads need HTTP headers that few servers send. */
-async function runtime() {
-  try {
-    const ort = await import("./ort/ort.wasm.min.mjs");
-    ort.env.wasm.numThreads = 1;
-    ort.env.wasm.wasmPaths = new URL("ort/", import.meta.url).href;
-    ort.env.logLevel = "fatal";
-    return ort;
-  } catch {
-    throw new Error("onnxruntime-web is not in the folder ort/ beside this page");
-  }
-}
-
-async function choose(precision) {
-  const ort = await runtime(), { side, labels } = bundle;
-  const session = await ort.InferenceSession.create(await bundle.model(precision), { executionProviders: ["wasm"] });
-  run = async (bytes) => {
-    const feeds = { image: new ort.Tensor("uint8", bytes, [1, side, side, 3]) };
-    const answers = await session.run(feeds, ["logits", "probabilities"]);
-    for (const { dims } of Object.values(answers)) {
-      const whole = dims.length === 2 && dims[0] === 1 && dims[1] === labels.length;
-      if (!whole) throw new Error(`The model gives ${dims.join("×")}, the manifest has ${labels.length} labels`);
-    }
-    return { logits: answers.logits.data, probabilities: answers.probabilities.data };
-  };
-}
-
-/** An image that the browser decodes -> { bytes: side×side×3 by the manifest's rule, width, height, ms }. */
-async function prepare(blob, name) {
-  let bitmap;
-  try {
-    bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", colorSpaceConversion: "none" });
-  } catch {
-    throw new Error(`${name} is not an image that this browser can read`);
-  }
-  const { width, height } = bitmap;
-  try {
-    if (width * height > PIXELS) throw new Error(`${name} is too large: ${width}×${height} pixels`);
-    const canvas = Object.assign(document.createElement("canvas"), { width, height });
-    // An opaque canvas is black under transparent pixels; a canvas on the CPU does not round pixels.
-    const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
-    context.drawImage(bitmap, 0, 0);
-    const { data } = context.getImageData(0, 0, width, height);
-    const start = performance.now();
-    const bytes = fit({ data, width, height, channels: 4 }, bundle.side, bundle.shorterSide);
-    return { bytes, width, height, ms: performance.now() - start };
-  } finally {
-    bitmap.close();
-  }
-}
-
-/** Milliseconds of a run: the median of samples, after a run to warm up. */
-async function latency(bytes) {
-  const begin = performance.now();
-  await run(bytes);
-  const each = Math.max(1, Math.ceil(SAMPLE_MS / Math.max(0.01, performance.now() - begin))), samples = [];
-  while (samples.length < RUNS && (samples.length < 3 || performance.now() - begin < ENOUGH_MS)) {
-    const start = performance.now();
-    for (let i = 0; i < each; i++) await run(bytes);
-    samples.push((performance.now() - start) / each);
-  }
-  return { ms: samples.sort((a, b) => a - b)[samples.length >> 1], runs: samples.length * each };
-}
-
 async function classify(blob, name) {
-  const { bytes, width, height, ms } = await prepare(blob, name);
+  const { bytes, width, height, ms } = await prepare(bundle, blob, name);
   const { probabilities } = await run(bytes);
   current = { blob, name };
   preview(blob, name, Math.max(width, height) < 128);
-  $("results").replaceChildren(...bundles.likeliest(probabilities, bundle.labels, TOP).map(row));
-  showInput(bytes);
-  $("from").textContent = `${width} × ${height}`;
-  $("to").textContent = `${bundle.side} × ${bundle.side}`;
-  $("prepared").textContent = milliseconds(ms);
+  show({ bytes, width, height, ms, probabilities });
   $("latency").textContent = "…";
-  $("runs").textContent = "";
-  $("seen").hidden = false;
   await painted();
-  const measured = await latency(bytes);
+  const measured = await latency(run, bytes);
   $("latency").textContent = milliseconds(measured.ms);
   $("runs").textContent = `, median of ${measured.runs} runs`;
+}
+
+/** A picture of the camera, whose latency is that of one run. */
+async function glance(video) {
+  const prepared = await prepare(bundle, video, "The camera's picture");
+  const start = performance.now();
+  const { probabilities } = await run(prepared.bytes);
+  if (!camera.on) return; // an image was chosen meanwhile
+  show({ ...prepared, probabilities });
+  $("latency").textContent = milliseconds(performance.now() - start);
+}
+
+/** The last picture of the camera stays on the page, as an image. */
+async function still(video) {
+  const canvas = Object.assign(element("canvas"), { width: video.videoWidth, height: video.videoHeight });
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
+
+/** Several images, a row each; one that cannot be read is a row with the reason. */
+async function classifyAll() {
+  const chosen = files, model = $("model").value;
+  table = [];
+  halted = false;
+  several.begin(chosen.length);
+  $("halt").hidden = false;
+  $("save").disabled = true;
+  try {
+    for (let drawn = -Infinity; table.length < chosen.length && !halted; ) {
+      const file = chosen[table.length], row = await rowOf(file, model);
+      table.push(row);
+      several.add(row, () => enqueue(() => classify(file, file.name)));
+      several.say(table, chosen.length);
+      if (performance.now() - drawn < DRAWN_MS) continue;
+      await painted();
+      drawn = performance.now();
+    }
+  } finally {
+    $("halt").hidden = true;
+    $("save").disabled = table.length === 0;
+  }
+}
+
+async function rowOf(file, model) {
+  try {
+    const { probabilities } = await run((await prepare(bundle, file, file.name)).bytes);
+    return several.answered(file.name, bundles.likeliest(probabilities, bundle.labels, 2), threshold, model);
+  } catch (error) {
+    return { name: file.name, error: error.message, model };
+  }
 }
 
 async function selftest() {
@@ -118,7 +107,7 @@ async function selftest() {
     const { cases, tolerance } = await bundles.selftest(read, bundle, $("model").value);
     let worst = 0;
     for (const { image, logits: expected } of cases) {
-      const { logits, probabilities } = await run((await prepare(new Blob([await read(image)]), image)).bytes);
+      const { logits, probabilities } = await run((await prepare(bundle, new Blob([await read(image)]), image)).bytes);
       worst = Math.max(worst, bundles.distance(logits, probabilities, expected));
     }
     const passed = worst <= tolerance && cases.length > 0;
@@ -136,8 +125,22 @@ async function selftest() {
 // --------------------------------------------------------------------------------------------------------------------
 // The parts of the page
 
+/** The answer to an image, and the model's input. */
+function show({ bytes, width, height, ms, probabilities }) {
+  const likeliest = bundles.likeliest(probabilities, bundle.labels, TOP);
+  $("results").replaceChildren(...likeliest.map(row));
+  const [{ probability }] = likeliest, unsure = threshold !== null && probability < threshold;
+  $("unsure").textContent = unsure ? `Not sure: ${percent(probability)} is below ${percent(threshold)}` : "";
+  showInput(bytes);
+  $("from").textContent = `${width} × ${height}`;
+  $("to").textContent = `${bundle.side} × ${bundle.side}`;
+  $("prepared").textContent = milliseconds(ms);
+  $("runs").textContent = "";
+  $("seen").hidden = false;
+}
+
 function row({ label, probability }) {
-  const share = `${(100 * probability).toFixed(1)} %`;
+  const share = percent(probability);
   const bar = element("div", "bar"), track = element("div", "track");
   bar.style.width = `${100 * probability}%`;
   track.append(bar);
@@ -145,10 +148,6 @@ function row({ label, probability }) {
   line.dataset.probability = probability;
   line.append(element("span", "label", label), element("span", "share", share), track);
   return line;
-}
-
-function element(kind, className = "", text = "") {
-  return Object.assign(document.createElement(kind), { className, textContent: text });
 }
 
 function preview(blob, name, small) {
@@ -174,26 +173,21 @@ function milliseconds(ms) {
   return `${ms >= 10 ? ms.toFixed(0) : ms >= 1 ? ms.toFixed(1) : ms.toFixed(2)} ms`;
 }
 
-function inBytes(count) {
-  return count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB` : `${Math.ceil(count / 1e3)} kB`;
-}
-
-/** Wait until the browser has drawn: measuring then blocks this thread. A page in the background is not drawn. */
-function painted() {
-  return new Promise((done) => {
-    setTimeout(done, 50);
-    requestAnimationFrame(() => setTimeout(done));
-  });
-}
-
 function say(state, text = "") {
   document.body.dataset.state = state;
   $("status").textContent = text;
 }
 
+/** Run a job after the earlier ones, without a word. */
+function after(job) {
+  const done = queue.then(job);
+  queue = done.catch(() => null);
+  return done;
+}
+
 /** Run a job after the earlier ones. The page shows its error and stays usable. */
 function enqueue(job) {
-  queue = queue.then(async () => {
+  return after(async () => {
     say("busy");
     try {
       await job();
@@ -202,34 +196,22 @@ function enqueue(job) {
       say("refused", error.message);
     }
   });
-  return queue;
 }
 
 // --------------------------------------------------------------------------------------------------------------------
 // The start
 
-function describe() {
-  const { manifest, labels, models } = bundle, { accuracy = {}, files } = manifest;
-  const size = (precision) => Number(files[manifest.models[precision]?.file]?.bytes ?? NaN);
-  const top1 = (precision) => Number(manifest.models[precision]?.top1_pct);
-  const summary = [`${labels.length} classes`];
-  if (top1("float32") >= 0) {
-    const count = Number(accuracy.images).toLocaleString("en");
-    summary.push(`top-1 ${top1("float32").toFixed(2)} % on ${count} ${accuracy.split} images`);
-  }
-  if (size("float32") >= 0) summary.push(inBytes(size("float32")));
-  $("facts").textContent = summary.join(" · ");
-  const names = [manifest.architecture, manifest.dataset].filter((word) => typeof word === "string");
-  document.title = $("title").textContent = names.join(" · ") || "Image classifier";
-  for (const precision of models) {
-    const parts = [precision];
-    if (top1(precision) >= 0) parts.push(`${top1(precision).toFixed(2)} %`);
-    if (size(precision) >= 0) parts.push(inBytes(size(precision)));
-    $("model").append(Object.assign(element("option", "", parts.join(" · ")), { value: precision }));
-  }
-  $("choice").hidden = models.length < 2;
-  if (!globalThis.crypto?.subtle) {
-    $("hashes").textContent = "The files' hashes were not checked: browsers hash over https and on localhost only.";
+/** answers.json. Without it, or where it is damaged, the page works and says so. */
+async function describeAnswers() {
+  try {
+    const read = await answers.read(bundle);
+    if (read === null) throw new Error("This bundle has no answers.json");
+    threshold = read.notSure?.threshold ?? null;
+    describeThreshold(read);
+    describeConfusions(read, bundle.labels);
+  } catch (error) {
+    threshold = null;
+    $("counted").textContent = error.message;
   }
 }
 
@@ -245,23 +227,65 @@ async function samples() {
     button.append(picture);
     button.type = "button";
     button.title = text;
-    button.onclick = () => enqueue(() => classify(blob, image));
+    button.onclick = () => {
+      camera.stop();
+      enqueue(() => classify(blob, image));
+    };
     $("samples").append(button);
   }
 }
 
+/** Images that were dropped or chosen: one is shown, several become a table. */
+function take(chosen) {
+  if (!chosen.length) return;
+  camera.stop();
+  if (chosen.length === 1) enqueue(() => classify(chosen[0], chosen[0].name));
+  else if (chosen.length > MOST) say("refused", `${chosen.length} images are too many at once: ${MOST} at most`);
+  else {
+    files = chosen;
+    enqueue(classifyAll);
+  }
+}
+
+function watch() {
+  const video = $("live");
+  camera = new Camera(video, {
+    look: () => after(() => (camera.on ? glance(video) : null)),
+    changed: (on) => {
+      $("camera").textContent = on ? "Stop the camera" : "Use the camera";
+      document.body.classList.toggle("watching", on);
+      video.hidden = !on;
+      $("preview").hidden = on || !current;
+      $("results").ariaLive = on ? "off" : "polite"; // several answers a second are not to be read out
+      if (!on) return;
+      $("name").textContent = "Camera";
+      say("ready");
+    },
+    failed: (error) => say("refused", error.message),
+  });
+  $("camera").onclick = async () => {
+    if (camera.on) {
+      const blob = await still(video);
+      camera.stop();
+      if (blob) enqueue(() => classify(blob, "camera.png"));
+    } else await camera.start().catch((error) => say("refused", error.message));
+  };
+}
+
 function listen() {
-  const take = (files) => files.length && enqueue(() => classify(files[0], files[0].name));
-  $("file").disabled = $("selftest").disabled = false;
+  for (const id of ["file", "selftest", "camera"]) $(id).disabled = false;
   $("file").onchange = ({ target }) => {
     take([...target.files]);
     target.value = ""; // the same file can be chosen again
   };
   $("selftest").onclick = () => enqueue(selftest);
+  $("save").onclick = () => several.save(table);
+  $("halt").onclick = () => (halted = true);
   $("model").onchange = ({ target }) => enqueue(async () => {
-    await choose(target.value);
+    run = await session(bundle, target.value);
     $("verdict").className = $("verdict").textContent = "";
-    if (current) await classify(current.blob, current.name);
+    if (current && !camera.on) await classify(current.blob, current.name);
+    if (files.length) await classifyAll();
   });
   document.ondragover = (event) => {
     event.preventDefault();
@@ -278,8 +302,13 @@ function listen() {
 try {
   bundle = await bundles.open(read);
   if (!bundle.models.length) throw new Error("manifest.json names no model");
-  describe();
-  await choose(bundle.models[0]);
+  describe(bundle);
+  if (!globalThis.crypto?.subtle) {
+    $("hashes").textContent = "The files' hashes were not checked: browsers hash over https and on localhost only.";
+  }
+  await describeAnswers();
+  run = await session(bundle, bundle.models[0]);
+  watch();
   await samples();
   listen();
   say("ready");

@@ -121,7 +121,8 @@ export function scientific(x) {
   return x.toExponential(1).replace(/e([+-])(\d)$/, "e$10$2");
 }
 
-function object(bytes, name) {
+/** A JSON object of a file. Throws an Error for anything else. */
+export function object(bytes, name) {
   let value;
   try {
     value = JSON.parse(new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes));

@@ -1,6 +1,7 @@
 """The JSON files of a bundle as types, for the export that writes them and for every reader. No torch.
 
     manifest.json  Manifest   the contract of all other files: `okdc.bundle.manifest` reads it, as a stranger's
+    answers.json   Answers    which classes the float32 model takes for which, and how sure it has to be
     parity.json    Parity     how each model was compared, and with what outcome
     profile.json   Profile    what the network costs
 
@@ -131,6 +132,41 @@ class Manifest(File, Table):
     recipe_sha256: str
     recipe: dict[str, Any]
     files: Annotated[dict[Word, Content], Field(max_length=MOST_FILES)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# answers.json
+
+
+class Answered(Artefact):
+    """Counts of a set of images: all of them, and those whose answer is at least as confident as a threshold."""
+
+    images: Count
+    wrong: Index
+    answered: Index
+    answered_wrong: Index
+
+
+class NotSure(Artefact):
+    """The confidence below which a client says "not sure"; `okdc.bundle.answers.not_sure` has the rule."""
+
+    threshold: Annotated[float, Field(gt=0, le=1)]
+    validation: Answered  # on which it was chosen
+    judging: Answered  # the same images where there is no test split
+
+
+Cell = Annotated[tuple[Index, Index, Count], Field(strict=False)]  # class, answer, images
+Reason = Literal["no validation images", "too few wrong answers", "confidence does not tell"]
+
+
+class Answers(File):
+    """answers.json: what the float32 model answers to the images that judge it. Classes are places in `labels`."""
+
+    split: Word
+    images: Count
+    confusions: Tuple[Cell]  # without the cells that are zero, in the order of class and answer
+    not_sure: NotSure | None
+    no_threshold: Reason | None = None  # why there is none
 
 
 # ---------------------------------------------------------------------------------------------------------------------

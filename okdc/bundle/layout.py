@@ -1,7 +1,7 @@
 """The bundle on disk: its files, which come into place whole or not at all. No torch.
 
-    bundle/  model.onnx  [model.int8.onnx]  [model.fp16.onnx]  manifest.json  parity.json  profile.json  README.md
-             infer.py  sample/
+    bundle/  model.onnx  [model.int8.onnx]  [model.fp16.onnx]  manifest.json  answers.json  parity.json  profile.json
+             README.md  infer.py  sample/
 
 export/README.md is the contract between these files and their readers.
 """
@@ -24,7 +24,8 @@ from okdc.runs import artefacts, folders
 from okdc.runs.artefacts import Preprocessing
 from okdc.runs.files import write, write_json, writing
 
-MANIFEST, PARITY, PROFILE, CARD, CLIENT = "manifest.json", "parity.json", "profile.json", "README.md", "infer.py"
+MANIFEST, ANSWERS, PARITY, PROFILE = "manifest.json", "answers.json", "parity.json", "profile.json"
+CARD, CLIENT = "README.md", "infer.py"
 SAMPLE, EXPECTED = "sample", "sample/expected.json"
 
 FLOAT32, INT8 = "float32", "int8"

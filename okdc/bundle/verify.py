@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from okdc.bundle import answers as answers_json
 from okdc.bundle import samples, test_images
-from okdc.bundle.artefacts import Parity, Profile
+from okdc.bundle.artefacts import Answers, Parity, Profile
 from okdc.bundle.bundle import BundleDir
-from okdc.bundle.layout import MANIFEST, PARITY, PROFILE
+from okdc.bundle.layout import ANSWERS, MANIFEST, PARITY, PROFILE
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import Comparison, NoImagesError
 from okdc.data.source import Labels, Part
@@ -98,7 +99,7 @@ def _noting(failures: list[CheckFailed]) -> Iterator[None]:
 
 
 def _files(bundle: BundleDir, failures: list[CheckFailed]) -> list[str]:
-    """Hashes and sizes, and the types in parity.json and profile.json; returns the other files of the folder."""
+    """Hashes and sizes, the types in the JSON files, the counts of answers; returns the other files of the folder."""
     names = bundle.manifest.files
     for name in names:
         with _noting(failures):
@@ -107,6 +108,9 @@ def _files(bundle: BundleDir, failures: list[CheckFailed]) -> list[str]:
         if name in names:
             with _noting(failures):
                 bundle.read(name, model)
+    if ANSWERS in names:
+        with _noting(failures):
+            answers_json.check(bundle.read(ANSWERS, Answers), bundle.manifest, str(bundle.folder / ANSWERS))
     paths = []
     for folder, folders, files in os.walk(bundle.folder):
         links = [name for name in folders if (Path(folder) / name).is_symlink()]  # which are not followed

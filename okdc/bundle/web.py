@@ -21,7 +21,11 @@ from okdc.runs import artefacts
 from okdc.runs.files import write, writing
 from okdc.runs.folders import whole
 
-PAGE = ("index.html", "style.css", "icon.svg", "app.mjs", "bundle.mjs", "preprocess.mjs")
+PAGE = (
+    *("index.html", "style.css", "icon.svg"),
+    *("app.mjs", "answers.mjs", "bundle.mjs", "camera.mjs", "dom.mjs", "facts.mjs", "model.mjs", "preprocess.mjs"),
+    "several.mjs",
+)
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PORT = 8000
 INSTALL = "npm install --no-save --ignore-scripts onnxruntime-web@1.30.0"

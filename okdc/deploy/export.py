@@ -32,7 +32,7 @@ from okdc.bundle.layout import FLOAT32
 from okdc.bundle.session import Images
 from okdc.bundle.structure import OPSET, check_structure
 from okdc.data.datasets import Dataset
-from okdc.deploy import bundle_profile, onnx, parity, reduced
+from okdc.deploy import answers, bundle_profile, onnx, parity, reduced
 from okdc.deploy.reduced import Judges, Reduced, Wanted
 from okdc.deploy.torch_reference import Split, Torch
 from okdc.errors import CheckFailed, OkdcError, RunError
@@ -151,6 +151,7 @@ def _export(
                 {"schema": 1, FLOAT32: report} | {file.precision: file.report for file in files}
             )
             artefacts.write(folder / layout.PARITY, reports)
+            artefacts.write(folder / layout.ANSWERS, answers.of(run, chosen, result, dataset, judges, float32))
             _write_samples(folder, chosen, judges, report, passed)
             models = {FLOAT32: float32.blob} | {file.precision: file.blob for file in passed}
             for file in passed:

@@ -183,7 +183,60 @@ def test_a_manifest_that_says_otherwise_fails(
     edit(bundle / "manifest.json", change)
     found = failed(capsys, bundle)
     assert [c for c, message in found if says in message] == [check]
-    assert len(found) == (2 if len(read_json(bundle / "manifest.json")["labels"]) == 11 else 1)
+    two = change is accuracy or len(read_json(bundle / "manifest.json")["labels"]) == 11
+    assert len(found) == (2 if two else 1)
+
+
+def move(cells: list[list[int]], *cell: int) -> None:
+    """One image of the first cell is one of another."""
+    cells[0][2] -= 1
+    cells.append(list(cell))
+    cells.sort()
+
+
+def one_wrong_answer_more(answers: Json) -> None:
+    move(answers["confusions"], 0, 9, 1)
+    answers["not_sure"]["judging"]["wrong"] += 1
+
+
+def one_right_answer_of_another_class(answers: Json) -> None:
+    right = {label: cell for cell in answers["confusions"] for label in [cell[0]] if label == cell[1]}
+    right[0][2] -= 1
+    right[1][2] += 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: move(a["confusions"], 0, 9, 1),
+        one_wrong_answer_more,
+        one_right_answer_of_another_class,
+        lambda a: a["confusions"].pop(),
+        lambda a: a["confusions"].insert(0, a["confusions"][0]),
+        lambda a: a["confusions"].reverse(),
+        lambda a: a["confusions"][-1].__setitem__(1, 10),
+        lambda a: a["confusions"][0].__setitem__(2, -1),
+        lambda a: a.update(confusions=[[0, 0]]),
+        lambda a: a.update(split="validation"),
+        lambda a: a.update(images=a["images"] - 1),
+        lambda a: a.update(not_sure=None),
+        lambda a: a["not_sure"].update(threshold=0.0),
+        lambda a: a["not_sure"].update(threshold=float("nan")),
+        lambda a: a["not_sure"]["judging"].update(wrong=a["not_sure"]["judging"]["wrong"] + 1),
+        lambda a: a["not_sure"]["validation"].update(answered_wrong=a["not_sure"]["validation"]["wrong"]),
+        lambda a: a["not_sure"]["validation"].update(answered=0, answered_wrong=0),
+        lambda a: a["not_sure"]["judging"].update(answered=a["images"]),
+        lambda a: a.update(no_threshold="too few wrong answers"),
+    ],
+)
+def test_answers_that_contradict_the_manifest_or_themselves_fail(
+    capsys: Captured, bundle: Path, change: Callable[[Json], object]
+) -> None:
+    """The hashes are those of the edited file: only its counts tell."""
+    edit(bundle / "answers.json", change)
+    ((check, message),) = failed(capsys, seal(bundle))
+    assert check in ("answers", "files")
+    assert "answers.json" in message
 
 
 def test_labels_that_are_exchanged_everywhere_differ_from_those_of_the_images(capsys: Captured, bundle: Path) -> None:
@@ -266,13 +319,14 @@ def test_all_that_differs_is_listed_and_one_fault_once(capsys: Captured, bundle:
     (bundle / "sample" / "0.png").write_bytes(b"")
     edit(bundle / "manifest.json", accuracy)
     found = failed(capsys, bundle)
-    assert [check for check, _ in found] == ["files", "files", "accuracy"]
+    assert [check for check, _ in found] == ["files", "files", "answers", "accuracy"]
     answer = ask(capsys, "verify", "bundle")
     assert answer.code == 1
-    assert "3 checks failed" in answer.out
+    assert "4 checks failed" in answer.out
     assert "not checked" in answer.out, "the cases could not be replayed"
     assert [line.split(":")[0] for line in answer.err.splitlines() if line.startswith("  ")] == [
         "  files",
+        "  answers",
         "  accuracy",
     ]
 
@@ -316,7 +370,7 @@ def test_a_folder_of_images_judges_where_it_is_named(
     monkeypatch.setenv("OKDC_DATA_ROOT", "images")
     assert verify(capsys, bundle)[1] == report
     edit(bundle / "manifest.json", lambda m: m["models"]["float32"].update(top1_pct=50.0))
-    assert [check for check, _ in failed(capsys, bundle)] == ["accuracy"]
+    assert [check for check, _ in failed(capsys, bundle)] == ["answers", "accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -33,9 +33,8 @@ from okdc.runs.run import RunDir
 def test_a_bundle_holds_what_the_contract_names(exported: Path) -> None:
     names = sorted(p.relative_to(exported).as_posix() for p in exported.rglob("*") if p.is_file())
     samples = sorted([f"sample/{i}.png" for i in range(5)] + ["sample/expected.json"])
-    assert names == sorted(
-        ["README.md", "infer.py", "manifest.json", "model.onnx", "parity.json", "profile.json", *samples]
-    )
+    files = ["README.md", "answers.json", "infer.py", "manifest.json", "model.onnx", "parity.json", "profile.json"]
+    assert names == sorted([*files, *samples])
     assert not [p for p in exported.parent.iterdir() if p.name.startswith(".bundle")], "no scaffolding is left"
 
 

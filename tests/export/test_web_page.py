@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import http.server
+import io
 import json
 import re
 import shutil
 import subprocess
 import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -15,10 +19,11 @@ from typing import Any
 
 import pytest
 from making import write_json
-from runners import CHROMIUM, needs_chromium, needs_runtime, put, zoo
+from runners import CHROMIUM, javascript, needs_chromium, needs_node, needs_runtime, put, zoo
 from serving import running
 
 from okdc.bundle import web
+from okdc.runs.accuracy import wilson_pct
 from okdc.runs.files import read_json
 
 pytestmark = [needs_chromium, needs_runtime]
@@ -26,7 +31,8 @@ pytestmark = [needs_chromium, needs_runtime]
 FLAGS = [
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--disable-sync",
     "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-default-apps",
-    "--disable-domain-reliability", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--disable-domain-reliability", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",
+    "--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]  # fmt: skip
 # A page around the page: it does what a person would, and posts what it then sees. The page itself is as it is shipped.
 DRIVER = """<!doctype html><iframe width="1000" height="800"></iframe><script type="module">
@@ -42,10 +48,12 @@ async function open(folder) {
   await loaded;
   await settled("ready", "error");
 }
-async function drop(name) {
-  const blob = await (await fetch("zoo/" + name)).blob(), there = frame.contentWindow;
-  const dataTransfer = new there.DataTransfer();
-  dataTransfer.items.add(new there.File([blob], name));
+async function drop(...names) {
+  const there = frame.contentWindow, dataTransfer = new there.DataTransfer();
+  for (const name of names) {
+    const blob = await (await fetch("zoo/" + name)).blob();
+    dataTransfer.items.add(new there.File([blob], names.length > 1 && renamed[name] || name));
+  }
   inner().dispatchEvent(new there.DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
   await settled("ready", "refused");
   return seen();
@@ -54,7 +62,63 @@ function seen() {
   const rows = [...inner().querySelectorAll("#results li")];
   const top = rows.map((li) => [li.querySelector(".label").textContent, Number(li.dataset.probability)]);
   const shares = rows.map((li) => [li.querySelector(".share").textContent, li.querySelector(".bar").style.width]);
-  return { top, shares, status: text("status"), latency: text("latency"), runs: text("runs"), name: text("name") };
+  const said = { status: text("status"), latency: text("latency"), runs: text("runs"), name: text("name") };
+  return { top, shares, unsure: text("unsure") !== "", ...said };
+}
+function rows() {
+  return [...$("rows").children].map((tr) => [[...tr.cells].map((c) => c.textContent), Number(tr.dataset.probability)]);
+}
+function matrix() {
+  return [...$("matrix").rows].map((tr) => [...tr.cells].map((cell) => [cell.textContent, cell.scope ?? ""]));
+}
+async function saved() {
+  const there = frame.contentWindow, blobs = [], names = [], make = there.URL.createObjectURL;
+  there.URL.createObjectURL = (blob) => (blobs.push(blob), make.call(there.URL, blob));
+  there.HTMLAnchorElement.prototype.click = function () { names.push(this.download); };
+  $("save").click();
+  return [names, await blobs[0].text()];
+}
+async function until(condition) {
+  while (!condition()) await tick();
+}
+async function watch() {
+  const found = {}, there = frame.contentWindow, media = there.navigator.mediaDevices, asked = [];
+  const ask = media.getUserMedia.bind(media);
+  media.getUserMedia = async (wishes) => (asked.push(await ask(wishes)), asked.at(-1));
+  const tracks = () => asked.flatMap((stream) => stream.getTracks());
+  const live = () => tracks().filter((track) => track.readyState === "live").length;
+  const start = async () => {
+    $("camera").click();
+    await until(() => live() === 1 && text("name") === "Camera" && $("results").ariaLive === "off");
+    $("results").replaceChildren();
+    await until(() => inner().querySelectorAll("#results li").length === 5);
+  };
+  found.before = asked.length;
+  await start();
+  found.on = [live(), $("live").hidden, text("camera"), text("from")];
+  $("camera").click();
+  await until(() => text("name") === "camera.png" && text("runs"));
+  found.off = [live(), $("live").hidden, text("camera"), $("preview").hidden];
+  await start();
+  Object.defineProperty(inner(), "hidden", { value: true, configurable: true });
+  inner().dispatchEvent(new there.Event("visibilitychange"));
+  found.hidden = live();
+  delete inner().hidden;
+  await start();
+  found.dropped = [(await drop("wide.png")).name, live(), $("live").hidden];
+  found.refused = {};
+  for (const name of ["NotAllowedError", "NotFoundError", "NotReadableError", "AbortError"]) {
+    media.getUserMedia = () => Promise.reject(new there.DOMException("no", name));
+    $("camera").click();
+    await settled("refused");
+    found.refused[name] = text("status");
+    await drop("wide.png");
+  }
+  Object.defineProperty(there.navigator, "mediaDevices", { value: undefined });
+  $("camera").click();
+  await settled("refused");
+  found.refused.none = text("status");
+  return found;
 }
 async function press(element) {
   element.click();
@@ -63,7 +127,7 @@ async function press(element) {
 async function attempt(job) {
   try { return String(await job()); } catch (error) { return "refused"; }
 }
-const { images, broken, elsewhere } = await (await fetch("plan.json")).json();
+const { images, broken, elsewhere, renamed, many, facts } = await (await fetch("plan.json")).json();
 const found = { dropped: {}, models: {}, operators: {}, broken: {} };
 try {
   await open("good");
@@ -72,12 +136,23 @@ try {
   found.choice = !$("choice").hidden;
   for (const name of images) found.dropped[name] = await drop(name);
   found.text = await drop("notes.txt");
+  found.card = [...$("card").children].map((row) => [...row.children].map((cell) => cell.textContent));
+  found.matrix = matrix();
+  found.kept = [...$("kept").rows].map((tr) => [...tr.cells].map((cell) => cell.textContent));
+  found.alone = $("several").hidden;
+  await drop(...many);
+  found.rows = rows();
+  found.progress = text("progress");
+  found.csv = await saved();
+  $("rows").querySelector("button").click();
+  await settled("ready");
+  found.opened = text("name");
   await press(inner().querySelectorAll("#samples button")[1]);
   found.sample = seen();
   await press($("selftest"));
   found.selftest = [text("verdict"), $("verdict").className];
   found.keyboard = [...inner().querySelectorAll("input, button, select")]
-    .filter((e) => !e.closest("[hidden]")).map((e) => [e.id || e.title, e.tabIndex, e.disabled]);
+    .filter((e) => !e.closest("[hidden], #rows")).map((e) => [e.id || e.title, e.tabIndex, e.disabled]);
   frame.style.width = "360px";
   await tick();
   found.width = inner().documentElement.scrollWidth;
@@ -91,7 +166,18 @@ try {
     $("model").dispatchEvent(new there.Event("change"));
     await settled("ready", "refused");
     await press($("selftest"));
-    found.models[model] = { ...seen(), verdict: text("verdict"), kind: $("verdict").className };
+    found.models[model] = { rows: rows(), ...seen(), verdict: text("verdict"), kind: $("verdict").className };
+  }
+  await open("good");
+  found.camera = await watch();
+  found.about = {};
+  for (const name of facts) {
+    await open(name);
+    const state = inner().body.dataset.state, elements = inner().querySelectorAll("main ~ section *");
+    const kinds = [...new Set([...elements].map((e) => e.localName))].sort();
+    found.about[name] = { state, kinds, matrix: matrix(), counted: text("counted"), confused: text("confused") };
+    found.about[name].threshold = text("threshold");
+    found.about[name].unsure = (await drop("wide.png")).unsure;
   }
   await open("operators");
   for (const model of ["float32", "int8", "float16"]) {
@@ -156,6 +242,19 @@ IMAGES = [
     "turned_8.png", "lossless.webp", "alpha.png", "grey_alpha.png", "clear.png", "sixteen.png", "turned.jpg",
     "smooth.jpg",
 ]  # fmt: skip
+# Of these a table is made: one is no image, one has a name that a spreadsheet would compute.
+MANY = ["wide.png", "tall.png", "notes.txt", "exact.png", "grey.png", "turned_6.png", "lossless.webp"]
+RENAMED = {"grey.png": '=1+"2",3.png'}
+THRESHOLD = 0.775  # of the page that takes them: some are below it, some above
+FACTS = (
+    "without",
+    "edited",
+    "reordered",
+    "hostile",
+    "many",
+    "unsure",
+    "certain",
+)  # bundles that say other things of themselves
 BROKEN = {
     "missing": "There is no bundle beside this page",
     "newer": "schema 2, this client reads schema 1",
@@ -167,6 +266,31 @@ BROKEN = {
 }
 
 
+def _answer(page: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the answers.json of a page's bundle; its manifest names the new hash."""
+    path = page / "bundle" / "answers.json"
+    answers = read_json(path)
+    change(answers)
+    write_json(path, answers)
+    content = path.read_bytes()
+    put(path.parent, ("files", path.name), {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)})
+
+
+def _tell(root: Path) -> None:
+    """The bundles of FACTS, each with other facts or without."""
+    files = read_json(root / "without" / "bundle" / "manifest.json")["files"]
+    put(root / "without" / "bundle", files={name: facts for name, facts in files.items() if name != "answers.json"})
+    (root / "edited" / "bundle" / "answers.json").write_text("{}")
+    _answer(root / "reordered", lambda a: a["confusions"][0].__setitem__(1, 10))
+    put(root / "hostile" / "bundle", labels=[f"<b onclick=x>{c}</b>" for c in range(10)], dataset=7, params="many")
+    put(root / "many" / "bundle", labels=[f"class {c}" for c in range(1000)])
+    pairs = [[c, c, 1] for c in range(700)] + [[c, c + 1, 2] for c in range(960, 999)]
+    put(root / "many" / "bundle", ("accuracy", "images"), sum(n for *_, n in pairs))
+    _answer(root / "many", lambda a: a.update(confusions=pairs, images=sum(n for *_, n in pairs)))
+    _answer(root / "unsure", lambda a: a["not_sure"].update(threshold=1.0))
+    _answer(root / "certain", lambda a: a.update(not_sure=None, no_threshold="no validation images"))
+
+
 @pytest.fixture(scope="module")
 def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One visit of the browser to all pages: what it saw, what it asked for, what it was served."""
@@ -175,13 +299,15 @@ def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPath
     (root / "zoo" / "notes.txt").write_text("no image")
     web.lay(shipped, root / "good")
     web.lay(many_operators, root / "operators")
-    for name in ("one", "apart", *BROKEN):  # spoilt after they were laid: `lay` would refuse them
+    _answer(root / "good", lambda a: a["not_sure"].update(threshold=THRESHOLD))
+    for name in ("one", "apart", *FACTS, *BROKEN):  # spoilt after they were laid: `lay` would refuse them
         shutil.copytree(root / "good", root / name)
     put(root / "one" / "bundle", models={"float32": read_json(shipped / "manifest.json")["models"]["float32"]})
     expected = root / "apart" / "bundle" / "sample" / "expected.json"
     facts = read_json(expected)
     facts["models"]["float32"]["logits"][2][0] += 1e-3
     write_json(expected, facts)
+    _tell(root)
     shutil.rmtree(root / "missing" / "bundle")
     put(root / "newer" / "bundle", schema=2)
     (root / "tampered" / "bundle" / "model.onnx").write_bytes(b"something else")
@@ -192,7 +318,8 @@ def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPath
     (root / "drive.html").write_text(DRIVER)
     server, elsewhere = _Server(root), _Server(tmp_path_factory.mktemp("elsewhere"))
     with running(server), running(elsewhere):
-        plan = {"images": IMAGES, "broken": list(BROKEN), "elsewhere": f"{elsewhere.address}/leak"}
+        plan: dict[str, Any] = {"images": IMAGES, "broken": list(BROKEN), "elsewhere": f"{elsewhere.address}/leak"}
+        plan |= {"many": MANY, "renamed": RENAMED, "facts": FACTS}
         write_json(root / "plan.json", plan)
         log = tmp_path_factory.mktemp("log") / "net.json"
         profile = tmp_path_factory.mktemp("profile")
@@ -222,7 +349,9 @@ def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPath
         # Chromium itself asks for updates; what a page asks for has that page's address as its initiator.
         lines = [line for line in log.read_text(errors="replace").splitlines() if '"initiator":"http://127' in line]
         asked = {url for line in lines for url in re.findall(r'"url":"([a-z]+://[^"/]*)', line)}
-        return server.found | {"leaked": elsewhere.paths, "asked": asked, "address": server.address}
+        console = re.findall(r":(?:INFO|ERROR|WARNING):CONSOLE.*", complaints.read_text(errors="replace"))
+        facts = {"leaked": elsewhere.paths, "asked": asked, "address": server.address, "console": console}
+        return server.found | facts
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +421,167 @@ def test_a_network_of_many_operators_passes_its_selftest(drive: dict[str, Any], 
     assert kind == "passed"
 
 
+def test_several_images_become_a_table_of_the_answers_that_python_gives(
+    drive: dict[str, Any], answers: dict[str, Any]
+) -> None:
+    assert drive["alone"] is True, "the table is not there before it is needed"
+    assert [cells[0] for cells, _ in drive["rows"]] == [RENAMED.get(name, name) for name in MANY]
+    flags = set()
+    for name, (cells, probability) in zip(MANY, drive["rows"], strict=True):
+        if name == "notes.txt":
+            assert len(cells) == 2
+            continue
+        first, second = sorted(answers[name].items(), key=lambda pair: -pair[1])[:2]
+        assert cells[1] == first[0]
+        assert probability == pytest.approx(first[1], abs=1e-5)
+        assert cells[3].split(" · ")[0] == second[0]
+        flags.add(first[1] < THRESHOLD)
+        assert bool(cells[4]) == (first[1] < THRESHOLD), name
+    assert flags == {True, False}, "the images show both"
+    assert drive["opened"] == MANY[0]
+
+
+def test_the_table_is_saved_as_csv_that_no_spreadsheet_computes(drive: dict[str, Any], answers: dict[str, Any]) -> None:
+    (name,), text = drive["csv"]
+    assert name == "answers.csv"
+    assert text.count("\r\n") == text.count("\n") == len(MANY) + 1
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+    assert [row["image"] for row in rows] == [f"'{RENAMED[name]}" if name in RENAMED else name for name in MANY]
+    for name, row in zip(MANY, rows, strict=True):
+        if name == "notes.txt":
+            assert row["error"]
+            assert not (row["answer"] or row["probability"] or row["not_sure"])
+            continue
+        first, second = sorted(answers[name].items(), key=lambda pair: -pair[1])[:2]
+        assert (row["answer"], row["second"], row["model"], row["error"]) == (first[0], second[0], "float32", "")
+        assert float(row["probability"]) == pytest.approx(first[1], abs=1e-5)
+        assert float(row["second_probability"]) == pytest.approx(second[1], abs=1e-5)
+        assert row["not_sure"] == ("yes" if first[1] < THRESHOLD else "no")
+
+
+@needs_node
+def test_any_text_survives_the_csv_and_none_begins_a_formula() -> None:
+    texts = ['a "b", c', "two\nlines", "\r\n", "=1", "+1", "-1", "@x", "\t=1", " =1", "", "ü", "'", "\uff1d1"]
+    rows = [{"name": text, "best": {"label": text, "probability": 0.5}, "unsure": None, "model": "m"} for text in texts]
+    code = 'const { csv } = await import(web + "several.mjs"); const rows = JSON.parse(process.argv[1]);'
+    code += " console.log(JSON.stringify(csv(rows)));"
+    written = list(csv.reader(io.StringIO(json.loads(javascript(code, json.dumps(rows))), newline=""), strict=True))[1:]
+    assert len(written) == len(texts)
+    for text, (name, label, probability, *others) in zip(texts, written, strict=True):
+        assert name == label
+        assert name in (text, f"'{text}")
+        assert name[:1] not in ("=", "+", "-", "@", "\t", "\r", "\n")
+        assert (probability, others) == ("0.500000", ["", "", "", "m", ""])
+
+
+def test_another_model_makes_the_table_anew(drive: dict[str, Any]) -> None:
+    before = [probability for _, probability in drive["rows"] if probability is not None]
+    for model in ("int8", "float16"):
+        rows = drive["models"][model]["rows"]
+        assert [cells[0] for cells, _ in rows] == [cells[0] for cells, _ in drive["rows"]]
+        assert [probability for _, probability in rows if probability is not None] != before
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_an_answer_below_the_threshold_is_marked(drive: dict[str, Any], name: str) -> None:
+    seen = drive["dropped"][name]
+    assert seen["unsure"] == (seen["top"][0][1] < THRESHOLD)
+
+
+def test_the_card_has_the_facts_of_the_manifest(drive: dict[str, Any], shipped: Path) -> None:
+    manifest, values = read_json(shipped / "manifest.json"), [value for _, value in drive["card"]]
+    model = manifest["models"]["float32"]
+    low, high = wilson_pct(model["top1_pct"], manifest["accuracy"]["images"])
+    assert values[:3] == [manifest["architecture"], f"{manifest['params']:,}", f"{manifest['macs']:,}"]
+    assert f"{model['top1_pct']:.2f} % [{low:.2f}, {high:.2f}]" in values
+    assert manifest["dataset"] in values
+    assert any(manifest["method"] in value for value in values)
+    for row in manifest["models"].values():
+        (value,) = (value for name, value in drive["card"] if name == row["file"])
+        assert f"{row['top1_pct']:.2f} %" in value
+        assert manifest["files"][row["file"]]["sha256"][:12] in value
+
+
+def test_the_matrix_has_every_count_under_its_labels(drive: dict[str, Any], shipped: Path) -> None:
+    answers, labels = read_json(shipped / "answers.json"), read_json(shipped / "manifest.json")["labels"]
+    head, *lines = drive["matrix"]
+    assert [text for text, _ in head[2:]] == labels
+    assert {scope for _, scope in head} == {"col"}
+    assert [line[0] for line in lines] == [[label, "row"] for label in labels]
+    cells = [[i, j, int(text)] for i, line in enumerate(lines) for j, (text, _) in enumerate(line[2:]) if text]
+    assert cells == answers["confusions"]
+    right = {i: n for i, j, n in cells if i == j}
+    for i, line in enumerate(lines):
+        share = 100 * right[i] / sum(n for j, _, n in cells if j == i)
+        assert float(line[1][0].removesuffix(" %")) == pytest.approx(share, abs=0.51)
+
+
+def test_the_threshold_is_told_with_what_it_keeps(drive: dict[str, Any], shipped: Path) -> None:
+    told = read_json(shipped / "answers.json")["not_sure"]
+    for row, name in zip(drive["kept"][1:], ("validation", "judging"), strict=True):
+        count = told[name]
+        answered, wrong, left = (float(cell.split(" %")[0]) for cell in row[1:])
+        assert answered == pytest.approx(100 * count["answered"] / count["images"], abs=0.051)
+        assert wrong == pytest.approx(100 * count["wrong"] / count["images"], abs=0.051)
+        assert left == pytest.approx(100 * count["answered_wrong"] / count["answered"], abs=0.051)
+
+
+def test_a_page_without_answers_or_with_spoilt_ones_says_so_and_works(drive: dict[str, Any]) -> None:
+    for name in ("without", "edited", "reordered"):
+        page = drive["about"][name]
+        assert (page["state"], page["matrix"], page["threshold"], page["unsure"]) == ("ready", [], "", False)
+        assert "answers.json" in page["counted"]
+    assert len({drive["about"][name]["counted"] for name in ("without", "edited", "reordered")}) == 3
+
+
+def test_a_threshold_is_obeyed_and_without_one_nothing_is_marked(drive: dict[str, Any]) -> None:
+    assert drive["about"]["unsure"]["unsure"] is True
+    assert drive["about"]["certain"]["unsure"] is False
+    assert drive["about"]["certain"]["threshold"]
+    assert drive["about"]["certain"]["matrix"] == drive["matrix"]
+
+
+def test_names_of_classes_are_text_and_no_elements(drive: dict[str, Any]) -> None:
+    page = drive["about"]["hostile"]
+    assert page["state"] == "ready"
+    assert "b" not in page["kinds"]
+    assert page["matrix"][0][2][0] == "<b onclick=x>0</b>"
+
+
+def test_of_a_thousand_classes_the_most_confused_are_shown(drive: dict[str, Any]) -> None:
+    page = drive["about"]["many"]
+    assert page["state"] == "ready"
+    assert [line[0][0] for line in page["matrix"][1:]] == [f"class {c}" for c in range(960, 1000)]
+    assert {len(line) for line in page["matrix"]} == {42}
+    assert page["matrix"][-1][1] == ["–", ""], "a class without images has no share"
+    assert "1000" in page["counted"]
+
+
+def test_the_camera_runs_between_two_presses_and_not_on_a_hidden_page(drive: dict[str, Any]) -> None:
+    camera = drive["camera"]
+    assert camera["before"] == 0, "nobody asks before the button is pressed"
+    live, hidden, pressed, size = camera["on"]
+    assert (live, hidden) == (1, False)
+    assert re.fullmatch(r"\d+ × \d+", size)
+    assert camera["off"][:2] == [0, True]
+    assert camera["off"][2] != pressed
+    assert camera["off"][3] is False, "the last picture stays"
+    assert camera["hidden"] == 0
+    assert camera["dropped"] == ["wide.png", 0, True]
+
+
+def test_a_camera_that_cannot_be_had_is_a_sentence(drive: dict[str, Any]) -> None:
+    refused = drive["camera"]["refused"]
+    assert all(refused.values())
+    assert len(set(refused.values())) == 5, "each reason has its own"
+
+
+def test_nothing_is_said_in_the_console(drive: dict[str, Any]) -> None:
+    """But for what the test itself tried, which the page's policy refused, and what a spoilt folder lacks."""
+    tried = ("Content Security Policy", "Failed to load resource")
+    assert [line for line in drive["console"] if not any(word in line for word in tried)] == []
+
+
 def test_where_there_is_one_model_there_is_no_choice(drive: dict[str, Any]) -> None:
     assert drive["single"] == [True, drive["facts"]]
     assert drive["choice"]
@@ -310,8 +600,9 @@ def test_what_is_wrong_with_the_folder_is_said_in_words(drive: dict[str, Any], n
 
 
 def test_the_page_is_used_by_keyboard_and_fits_a_telephone(drive: dict[str, Any]) -> None:
-    assert [name for name, *_ in drive["keyboard"] if not name.startswith("Sample")] == ["file", "model", "selftest"]
-    assert len(drive["keyboard"]) == 8
+    names = ["file", "camera", "save", "model", "selftest"]
+    assert [name for name, *_ in drive["keyboard"] if not name.startswith("Sample")] == names
+    assert len(drive["keyboard"]) == 10
     assert all(index == 0 and not disabled for _, index, disabled in drive["keyboard"])
     assert drive["width"] <= 360
 
