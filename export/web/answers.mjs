@@ -46,8 +46,9 @@ export function shownClasses({ classes, cells }) {
 
 /** The wrong cells, the largest first: [{ label, answer, count }], places of classes. */
 export function mistakes(cells, count) {
-  const all = [...cells].map(([key, images]) => ({ label: Math.floor(key / count), answer: key % count, count: images }));
-  return all.filter(({ label, answer }) => label !== answer).sort((a, b) => b.count - a.count);
+  const all = [...cells].map(([key, images]) => [Math.floor(key / count), key % count, images]);
+  const wrong = all.filter(([label, answer]) => label !== answer).sort((a, b) => b[2] - a[2]);
+  return wrong.map(([label, answer, images]) => ({ label, answer, count: images }));
 }
 
 /** Wilson's 95 % interval of a share of `images` -> [low, high], as okdc/runs/accuracy.py has it. */

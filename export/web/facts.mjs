@@ -97,7 +97,8 @@ export function describeThreshold({ notSure, split, reason }) {
   const lines = sets.map(([name, set]) => {
     const { images, wrong, answered, answered_wrong: missed } = set;
     const [low, high] = answered ? wilson(missed / answered, answered) : [0, 1];
-    const left = answered ? `${percent(missed / answered)} [${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]` : "–";
+    const interval = `[${(100 * low).toFixed(1)}, ${(100 * high).toFixed(1)}]`;
+    const left = answered ? `${percent(missed / answered)} ${interval}` : "–";
     const line = row([percent(answered / images), percent(wrong / images), left]);
     line.prepend(header(`${images.toLocaleString("en")} ${word(name)}`, "row"));
     return line;
