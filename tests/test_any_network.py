@@ -24,7 +24,10 @@ SAMPLE = [
     "shapes:python_keywords", "outputs:auxiliary_head", "wrong:coupled_by_mean", "wrong:scripted",
 ]  # fmt: skip
 OF_TIMM = ["timm:test_convnext", "timm:test_resnet"]
-LONG = ("networks.resizing:pad_same", "networks.resizing:images_larger", "networks.attention:bottleneck_transformer")
+LONG = (
+    *("networks.resizing:pad_same", "networks.resizing:images_larger", "networks.attention:bottleneck_transformer"),
+    "networks.operators:many_operators",  # the clients' tests train and export it, in three precisions
+)
 NETWORKS = chosen([f"networks.{name}" for name in SAMPLE] + OF_TIMM, timm=False)
 
 

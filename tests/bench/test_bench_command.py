@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -49,6 +50,7 @@ def everything() -> dict[str, Any]:
     """All pairs but the export, of small networks and two images a batch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pairs, "MOST", 6)
+        patch.setattr(gc, "collect", int)  # of all that the tests before have left
         return facts_of("data,augment,ffl,fefr,eval,recipe", 700, "digits_resnet8", "optim.batch_size=8")
 
 
@@ -177,6 +179,7 @@ def test_the_time_is_shared_by_what_was_asked_for(monkeypatch: pytest.MonkeyPatc
         return Taken()
 
     monkeypatch.setattr(suite, "measure", measured)
+    monkeypatch.setattr(gc, "collect", int)  # of all that the tests before have left
     wanted = request((), ["engine.device=cpu"], None, 100)
     settings = settings_of(wanted.engine, 32)
     suite.run(wanted, settings, TINY, clock=lambda: 0.0)

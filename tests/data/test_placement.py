@@ -188,8 +188,9 @@ def test_batches_go_through_a_few_pinned_buffers_and_the_host_waits_for_no_copy(
 
 
 @pytest.mark.gpu
+@pytest.mark.card("nothing is ever late there")
 def test_a_buffer_is_not_written_before_the_device_has_read_it(cuda: torch.device) -> None:
-    """The device is kept busy; the host is ahead of it. On the fake device nothing is ever late."""
+    """The device is kept busy; the host is ahead of it."""
     sender = Sender(cuda)
     busy = torch.zeros(2**24, device=cuda)
     sent = []

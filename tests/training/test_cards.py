@@ -120,7 +120,7 @@ def test_a_run_goes_on_with_its_gpu_or_any_other(machine: Machine, gpus: int, ra
     )
     there = recorded.model_copy(update={"device": "cuda:1"})
     assert device.continued(there, group(ranks)[0]).device == expected
-    assert device.continued(recorded).model_dump() == dict(recorded)
+    assert device.continued(recorded).model_dump(exclude={"track"}) == dict(recorded)
     replayed = recorded.model_copy(update={"cuda_graph": "on"})  # which several processes cannot do
     assert device.continued(replayed, group(ranks)[0]).cuda_graph == ("on" if ranks == 1 else "off")
 

@@ -246,7 +246,7 @@ def test_the_work_of_a_method_after_a_step_is_recorded_too(words: tuple[str, ...
     ],
 )
 def test_recorded_steps_are_the_eager_ones(dtype: str, more: tuple[str, ...]) -> None:
-    assert_same_steps(25, dtype, *more)
+    assert_same_steps(4 * WARM, dtype, *more)
 
 
 @pytest.mark.parametrize("keys", [Augment(padding=1), VARIED], ids=["usual", "mixed"])
