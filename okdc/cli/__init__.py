@@ -1,9 +1,10 @@
 """The commands: each parses its words, makes one call and prints what came back.
 
-    prepare.py  new, check                 look.py  download, recipes, runs, compare
-    train.py  distill, resume                              study.py  study
-    ship.py   profile, export, evaluate, verify, predict       bench.py  bench         features.py  features
-    report.py   report      doctor.py   doctor             track.py   track
+    prepare.py  new, check
+    train.py    distill, resume
+    ship.py     profile, export, evaluate, verify, predict
+    look.py     download, recipes, compare
+    bench.py  doctor.py  features.py  report.py  runs.py  study.py  track.py    the command of that name
     completion.py   the names that a shell completes
 
 Nothing heavy is imported at module level: `okdc --help` needs neither torch nor numpy nor onnxruntime.
@@ -19,9 +20,10 @@ from okdc.cli import console
 from okdc.cli.bench import bench
 from okdc.cli.doctor import doctor
 from okdc.cli.features import features
-from okdc.cli.look import compare, download, recipes, runs
+from okdc.cli.look import compare, download, recipes
 from okdc.cli.prepare import check, new
 from okdc.cli.report import report
+from okdc.cli.runs import runs
 from okdc.cli.ship import evaluate, export, predict, profile, verify
 from okdc.cli.study import study
 from okdc.cli.track import track

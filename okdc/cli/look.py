@@ -1,9 +1,7 @@
-"""Commands that bring and list: download, recipes, runs, compare."""
+"""Commands that bring and list: download, recipes, compare."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,14 +11,12 @@ import typer
 from okdc.cli import completion, console, tables
 from okdc.cli.ends import leave
 from okdc.cli.options import DataRoot, Json
-from okdc.errors import CheckFailed, OkdcError, RecipeError, UsageError, nearest
+from okdc.errors import CheckFailed, RecipeError, UsageError, nearest
 from okdc.recipe import catalog
 
 if TYPE_CHECKING:
     from okdc.recipe.reference import Key
-    from okdc.runs.run import RunDir
 
-POLL_S = 1.0  # between two looks at the runs
 WEIGHTS = "weights"  # the word before the names of trained weights
 
 
@@ -225,74 +221,6 @@ def _of_methods(word: str) -> list[Key]:
     )
 
 
-def runs(
-    watch: Annotated[bool, typer.Option("--watch", help="Show them anew until none is being trained.")] = False,
-    as_json: Json = False,
-) -> None:
-    """List the runs below ./runs: state, epoch, best validation accuracy, time left."""
-    if watch:
-        _watch(as_json)
-    else:
-        _list_runs(_summaries(), as_json)
-
-
-def _list_runs(found: Sequence[tuple[RunDir, dict[str, Any]]], as_json: bool) -> None:
-    from okdc.runs import run as runs_
-    from okdc.runs.series import all_series, owner
-
-    rows = [row for _, row in found]
-    if as_json:
-        console.out_json(rows)
-        return
-    unfinished = [series for series in all_series() if series.state() == "resumable"]
-    if rows:
-        tables.runs(rows)
-    elif not unfinished:
-        console.say(f"no runs in {runs_.ROOT.absolute()}")
-    for series in unfinished:
-        console.say(f"{series.path}: left of its {len(series.seeds())} seeds: {', '.join(map(str, series.left()))}")
-    last = found[-1][0] if found else None
-    whole = owner(last) if last else None
-    if unfinished and (last is None or whole in unfinished):
-        console.next_step("okdc resume", (whole or unfinished[-1]).path)
-        return
-    state = rows[-1]["state"] if rows else None
-    if last and state == "complete":
-        console.next_step("okdc profile", last.path)
-    elif last and state == "resumable":
-        console.next_step(last.resume_command())
-    elif last and state == "running":
-        console.next_step("okdc report", last.path, "--watch")
-    else:
-        console.next_step("okdc distill")
-
-
-def _watch(as_json: bool) -> None:
-    """Print the table again whenever it has changed, until no run is being trained."""
-    if as_json or not console.is_terminal():
-        reason = "it does not go with --json" if as_json else "stdout is no terminal"
-        raise UsageError(f"--watch: {reason}", hint="okdc runs --json, as often as you like")
-    before: list[dict[str, Any]] = []
-    while True:
-        found = _summaries()
-        rows = [row for _, row in found]
-        if rows != before:
-            console.clear()
-            tables.runs(rows)
-            before = rows
-        if not any(row["state"] == "running" for row in rows):
-            break
-        time.sleep(POLL_S)
-    console.clear()
-    _list_runs(found, False)
-
-
-def _summaries() -> list[tuple[RunDir, dict[str, Any]]]:
-    from okdc.runs.run import runs as all_runs
-
-    return [(run, _summary(run)) for run in all_runs()]
-
-
 def compare(
     paths: Annotated[
         list[Path] | None,
@@ -335,15 +263,3 @@ def compare(
     show(facts, markdown)
     check(facts)
     console.next_step(comparison.next_step(facts))
-
-
-def _summary(run: RunDir) -> dict[str, Any]:
-    """One damaged run is named and does not hide the others."""
-    try:
-        return run.summary()
-    except OkdcError as error:
-        console.warn(error.message)
-        nothing = dict.fromkeys(
-            ("best_val_pct", "best_epoch", "seconds_left", "kept", "top1_pct", "images", "judged_on")
-        )
-        return {"run": str(run.path), "state": "failed", "method": "?", "epoch": "?", "epochs": "?", **nothing}

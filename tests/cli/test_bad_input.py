@@ -47,7 +47,7 @@ def refused(answer: Answer, kind: str, *said: str) -> None:
         (["runz"], "usage", "Did you mean 'runs'?"),
         (["distill", "--devise", "cpu"], "usage", "No such option: --devise (Possible options: --device)"),
         (["distill", "--device"], "usage", "'--device' requires an argument"),
-        (["runs", "extra"], "usage", "unexpected extra argument"),
+        (["doctor", "extra"], "usage", "unexpected extra argument"),
         (["profile", "--threads", "0"], "usage", "--threads"),
         (["distill", "digits_resnet8", "folder_resnet20"], "usage", "two recipes were given"),
         (["distill", "optim.epochs", "3"], "usage", "hint: okdc distill optim.epochs=3"),

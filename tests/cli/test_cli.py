@@ -50,7 +50,7 @@ COMMANDS = {
     "verify": {"--data-root", "--json"},
     "predict": {"--model", "--top", "--batch", "--threads"},
     "recipes": {"--md", "--json"},
-    "runs": {"--watch", "--json"},
+    "runs": {"--sort", "--watch", "--json"},
     "report": {
         "--trust-code", "--out", "-o", "--picture", "--watch", "--quick", "--baseline", "--data-root", "--json",
     },

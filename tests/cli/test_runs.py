@@ -98,3 +98,26 @@ def test_a_pipe_is_not_watched(capsys: Captured, words: tuple[str, ...]) -> None
     assert answer.code == 2
     assert "--watch" in answer.err
     assert not Path("runs").exists()
+
+
+def test_runs_are_chosen_by_words_and_sorted_by_a_column(capsys: Captured, begun: RunDir) -> None:
+    make_run("runs/a", "fefr", kept=80.0, info={"started_at": "2030-01-01"})
+    make_run("runs/b", "dml", kept=90.0, info={"started_at": "2030-01-02"})
+    make_run("runs/c", "fefr", kept=85.0, seed=1, info={"started_at": "2030-01-03"})
+
+    def names(*words: str) -> list[str]:
+        answer = ask(capsys, "runs", "--json", *words)
+        assert answer.code == 0, answer.err
+        return [Path(row["run"]).name for row in json.loads(answer.out)]
+
+    assert names() == [begun.path.name, "a", "b", "c"]
+    assert names("COMPLETE", "fefr") == ["a", "c"]
+    assert names("nothing") == []
+    assert "'nothing'" in ask(capsys, "runs", "nothing").err
+    assert names("--sort", "top1") == ["b", "c", "a", begun.path.name]
+    assert names("--sort", "best", "fefr", "complete") == ["c", "a"]
+    with begun.held():
+        assert names("--sort", "left")[0] == begun.path.name
+    answer = ask(capsys, "runs", "--sort", "top-1")
+    assert answer.code == 2
+    assert "top1" in answer.err
