@@ -43,20 +43,20 @@ def runs(
     if watch:
         _watch(words or [], sort, as_json)
     else:
-        found = _summaries(words or [], sort)
+        found = _summaries(words or [])
         if words and not found and not as_json:
             console.say(
                 f"no run below ./runs has {' and '.join(map(repr, words))} in its name, state, method or student"
             )
             return
-        _list_runs(found, as_json)
+        _list_runs(found, sort, as_json)
 
 
-def _list_runs(found: Sequence[tuple[RunDir, dict[str, Any]]], as_json: bool) -> None:
+def _list_runs(found: Sequence[tuple[RunDir, dict[str, Any]]], sort: str | None, as_json: bool) -> None:
     from okdc.runs import run as runs_
     from okdc.runs.series import all_series, owner
 
-    rows = [row for _, row in found]
+    rows = _sorted(found, sort)
     if as_json:
         console.out_json(rows)
         return
@@ -67,12 +67,12 @@ def _list_runs(found: Sequence[tuple[RunDir, dict[str, Any]]], as_json: bool) ->
         console.say(f"no runs in {runs_.ROOT.absolute()}")
     for series in unfinished:
         console.say(f"{series.path}: left of its {len(series.seeds())} seeds: {', '.join(map(str, series.left()))}")
-    last = found[-1][0] if found else None
+    last, row = found[-1] if found else (None, None)
     whole = owner(last) if last else None
     if unfinished and (last is None or whole in unfinished):
         console.next_step("okdc resume", (whole or unfinished[-1]).path)
         return
-    state = rows[-1]["state"] if rows else None
+    state = row["state"] if row else None
     if last and state == "complete":
         console.next_step("okdc profile", last.path)
     elif last and state == "resumable":
@@ -90,8 +90,8 @@ def _watch(words: Sequence[str], sort: str | None, as_json: bool) -> None:
         raise UsageError(f"--watch: {reason}", hint="okdc runs --json, as often as you like")
     before: list[dict[str, Any]] = []
     while True:
-        found = _summaries(words, sort)
-        rows = [row for _, row in found]
+        found = _summaries(words)
+        rows = _sorted(found, sort)
         if rows != before:
             console.clear()
             tables.runs(rows)
@@ -100,16 +100,20 @@ def _watch(words: Sequence[str], sort: str | None, as_json: bool) -> None:
             break
         time.sleep(POLL_S)
     console.clear()
-    _list_runs(found, False)
+    _list_runs(found, sort, False)
 
 
-def _summaries(words: Sequence[str], sort: str | None) -> list[tuple[RunDir, dict[str, Any]]]:
-    """The runs that the words choose, the last started last, or as `sort` says."""
+def _summaries(words: Sequence[str]) -> list[tuple[RunDir, dict[str, Any]]]:
+    """The runs that the words choose, the last started last."""
     from okdc.runs.run import runs as all_runs
 
     rows = [(run, _summary(run)) for run in all_runs()]
-    chosen = [(run, row) for run, row in rows if all(word.lower() in _searched(row) for word in words)]
-    return sorted(chosen, key=lambda each: SORTS[sort](each[1])) if sort else chosen
+    return [(run, row) for run, row in rows if all(word.lower() in _searched(row) for word in words)]
+
+
+def _sorted(found: Sequence[tuple[RunDir, dict[str, Any]]], sort: str | None) -> list[dict[str, Any]]:
+    rows = [row for _, row in found]
+    return sorted(rows, key=SORTS[sort]) if sort else rows
 
 
 def _searched(row: Mapping[str, Any]) -> str:

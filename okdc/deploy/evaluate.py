@@ -29,6 +29,7 @@ from okdc.errors import CheckFailed, DataError
 from okdc.progress import Progress
 from okdc.runs.accuracy import above_largest_class, interval_pct
 from okdc.runs.artefacts import Kept
+from okdc.runs.mistakes import confused, matrix
 from okdc.runs.predictions import by_class
 from okdc.runs.run import RunDir
 
@@ -105,7 +106,7 @@ def _report(answers: Answers, classes: Sequence[str], recorded: Kept | Model, wh
     if not np.isfinite(logits).all():
         raise CheckFailed("accuracy", f"{where} gives logits that are not finite", hint="train another student")
     k, n = len(classes), len(labels)
-    confusion = np.bincount(labels * k + logits.argmax(1), minlength=k * k).reshape(k, k)  # [label, answer]
+    confusion = matrix(labels, logits.argmax(1), k)
     counts = by_class(labels, logits.argmax(1) == labels, k)
     for number in test_images.accuracies(counts, recorded):
         if number.differs:
@@ -115,9 +116,6 @@ def _report(answers: Answers, classes: Sequence[str], recorded: Kept | Model, wh
                 hint="the student or its record was changed; or this machine computes otherwise than it should",
             )
     of_class, right = confusion.sum(1), np.diag(confusion)
-    wrong = confusion - np.diag(right)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
-    pairs = [(int(i) // k, int(i) % k, int(wrong.flat[i])) for i in order if wrong.flat[i]]
     return {
         "images": n,
         "top1_pct": counts.top1_pct,
@@ -137,7 +135,7 @@ def _report(answers: Answers, classes: Sequence[str], recorded: Kept | Model, wh
             }
             for name, count, hits in zip(classes, of_class, right, strict=True)
         ],
-        "confused": [{"class": classes[i], "taken_for": classes[j], "images": count} for i, j, count in pairs],
+        "confused": confused(confusion, classes, MOST_PAIRS),
     }
 
 

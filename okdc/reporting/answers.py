@@ -15,7 +15,6 @@ from okdc.runs.accuracy import interval_pct
 from okdc.runs.mistakes import Counts
 
 MOST_CLASSES = 100  # of a matrix: beyond that a cell is smaller than a pixel
-MOST_PAIRS = 20
 ALIKE_FROM = 20  # classes from which on the matrix puts those next to each other that are confused
 
 
@@ -39,18 +38,6 @@ def by_class(counts: Counts, classes: Sequence[str]) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def pairs(counts: Counts, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """The classes that are most often taken for another one, the most frequent mistake first."""
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
-    k = len(classes)
-    return [
-        {"class": classes[i // k], "taken_for": classes[i % k], "images": int(wrong.flat[i])}
-        for i in map(int, order)
-        if wrong.flat[i]
-    ]
 
 
 def shown_order(counts: Counts) -> list[int]:

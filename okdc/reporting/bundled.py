@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from okdc.bundle import layout, test_images
-from okdc.bundle.artefacts import Parity, Profile
+from okdc.bundle.artefacts import REDUCED, Parity, Profile
 from okdc.bundle.bundle import BundleDir
 from okdc.bundle.session import Session, answers
 from okdc.bundle.test_images import NoImagesError
@@ -71,7 +71,7 @@ def of_bundle(
         "rows": rows,
         "rejected": [
             {"precision": name, "failures": list(report.failures)}
-            for name in ("int8", "float16")
+            for name in REDUCED
             if (report := parity.reduced(name)) and not report.passed
         ],
         "machine": profile.machine.to_json(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +9,12 @@ Row = Mapping[str, Any]  # of log.jsonl
 SECONDS = ("seconds_steps", "seconds_data", "seconds_validation")
 
 
-def curves(rows: Sequence[Row], epochs: int, rampup: float | None) -> dict[str, Any]:
+def curves(rows: Sequence[Row], epochs: int, ramp: Sequence[float] | None) -> dict[str, Any]:
     """Series by name, one value an epoch that was trained.
 
     `accuracy` is of the validation images, `balanced` too where a student is kept by it; `train` is of the training
     images as they were augmented, under the weights that changed meanwhile. `ramp` is the weight of distillation at the
-    end of each epoch, None for a method without `rampup`.
+    end of each epoch, None for a method without a ramp-up.
     """
     return {
         "epochs": [row["epoch"] for row in rows],
@@ -25,18 +24,13 @@ def curves(rows: Sequence[Row], epochs: int, rampup: float | None) -> dict[str, 
         "train": _by_name(rows, "train_top1_pct"),
         "losses": _by_name(rows, "losses"),
         "lr": [row["lr"] for row in rows],
-        "ramp": None if not rampup else [round(ramp(row["epoch"] / epochs, rampup), 6) for row in rows],
+        "ramp": None if ramp is None else [round(weight, 6) for weight in ramp],
     }
 
 
 def _by_name(rows: Sequence[Row], key: str) -> dict[str, list[float | None]]:
     names = dict.fromkeys(name for row in rows for name in row.get(key, {}))
     return {name: [row.get(key, {}).get(name) for row in rows] for name in names}
-
-
-def ramp(progress: float, length: float) -> float:
-    """`okdc.methods.base.ramp`, of a number: exp(-5 (1 - min(t, α)/α)²)."""
-    return math.exp(-5 * (1 - min(progress / length, 1)) ** 2)
 
 
 def seconds(rows: Sequence[Row]) -> dict[str, float]:

@@ -95,11 +95,10 @@ def write_page(file: Path, report: dict[str, Any], watched: bool = False) -> int
 def watch(
     run: RunDir, file: Path, wanted: Wanted, tell: Progress, wait: Callable[[float], None] = time.sleep
 ) -> dict[str, Any]:
-    """Write the page of a run that is being trained after each epoch, and once more, in full, when it has ended.
+    """Write the page of a run after each epoch of its training, and once more, in full, when the training has ended.
 
-    Meanwhile it is `quick`, so that the training keeps its processors. Returns the last report.
-
-    Raises as `facts` and `write_page`; RunError where the run stopped before its end.
+    Until then the page is `quick`, so that the training keeps its processors. Returns the last report. Raises as
+    `facts` and `write_page`.
     """
     seen, tell = -1, EachNoteOnce(tell)
     while run.state() == "running":

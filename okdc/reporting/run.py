@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from okdc.assembly import reopen
 from okdc.assembly.names import namer
@@ -18,6 +19,7 @@ from okdc.data.datasets import Dataset
 from okdc.data.source import Source
 from okdc.embedding import features as embedding
 from okdc.errors import DataError, OkdcError, RunError
+from okdc.methods.base import ramp
 from okdc.profiling.report import profile
 from okdc.progress import Progress
 from okdc.reporting import answers, bundled, curves, pictures
@@ -25,15 +27,17 @@ from okdc.reporting.calibration import calibration
 from okdc.runs import predictions
 from okdc.runs.accuracy import interval_pct, not_above
 from okdc.runs.artefacts import Result, RunInfo
-from okdc.runs.mistakes import confusion, extremes
+from okdc.runs.mistakes import confused, confusion, extremes
 from okdc.runs.predictions import Predictions
 from okdc.runs.run import RunDir
 from okdc.survey import folder as folders
 
 MISTAKES, HITS = 24, 12  # pictures of each
+MOST_PAIRS = 20  # confused classes that are named
 EXAMPLES = 60  # pictures of the training images, the same number a class
 IMAGES, POINTS = 1_000, 600  # of a map that is computed for the page: some seconds
 SPLITS = ("train", "val", "test")
+Namer = Callable[[int], str]  # of the image in a row
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ def of_run(run: RunDir, wanted: Wanted, tell: Progress) -> dict[str, Any]:
         "classes": list(info.classes),
         "seed": resolved.recipe.seed,
         "students": list(resolved.architectures),
-        "curves": curves.curves(rows, resolved.recipe.optim.epochs, getattr(resolved.config, "rampup", None)),
+        "curves": curves.curves(rows, resolved.recipe.optim.epochs, _ramp(resolved, rows)),
         "time": {"split": curves.seconds(rows), "steps_s": result and result.seconds,
                  "images_per_s": result and result.images_per_s},
         "repeat": _repeat(run, info, resolved),
@@ -78,10 +82,12 @@ def of_run(run: RunDir, wanted: Wanted, tell: Progress) -> dict[str, Any]:
     dataset = None
     if result is not None or not wanted.quick:
         dataset = _images(run, resolved, tell, facts["missing"])
+    name: Namer = "image {}".format
     if dataset is not None:
-        facts["data"] = _data(resolved, dataset, wanted, tell)
+        name = namer(resolved, dataset)
+        facts["data"] = _data(resolved, dataset, name, wanted, tell)
     if result is not None:
-        _complete(facts, run, result, resolved, dataset, wanted, tell)
+        _complete(facts, run, result, resolved, dataset, name, wanted, tell)
     return facts
 
 
@@ -91,6 +97,7 @@ def _complete(
     result: Result,
     resolved: ResolvedRecipe,
     dataset: Dataset | None,
+    name: Namer,
     wanted: Wanted,
     tell: Progress,
 ) -> None:
@@ -118,15 +125,12 @@ def _complete(
             "confusion": counts.tolist(),
             "order": answers.shown_order(counts),
             "classes": answers.by_class(counts, classes),
-            "pairs": answers.pairs(counts, classes),
+            "pairs": confused(counts, classes, MOST_PAIRS),
         },
         "calibration": calibration(judging, stored.validation if result.judged_on == "test" else None),
     }
-    urls: Mapping[int, str] = {}
-    name: Callable[[int], str] = "image {}".format
-    if dataset is not None:
-        urls = pictures.data_urls(dataset, [each.row for each in (*mistakes, *hits)])
-        name = namer(resolved, dataset)
+    rows = [each.row for each in (*mistakes, *hits)]
+    urls = pictures.data_urls(dataset, rows) if dataset is not None else {}
     for key, chosen in (("mistakes", mistakes), ("hits", hits)):
         facts[key] = [asdict(each) | {"image": name(each.row), "picture": urls.get(each.row)} for each in chosen]
     facts["features"] = _features(run, resolved, dataset, wanted, tell, facts["missing"])
@@ -138,7 +142,17 @@ def _complete(
         facts["costs"] = {key: costs[key] for key in ("rows", "shrink", "latency")}
 
 
-def _picture_changes(bundle: Mapping[str, Any], dataset: Dataset, name: Callable[[int], str]) -> None:
+def _ramp(resolved: ResolvedRecipe, rows: Sequence[curves.Row]) -> list[float] | None:
+    """The weight of distillation at the end of each epoch; None for a method without a ramp-up."""
+    length = getattr(resolved.config, "rampup", None)
+    if not length:
+        return None
+    done = torch.tensor([row["epoch"] / resolved.recipe.optim.epochs for row in rows], dtype=torch.float64)
+    weights: list[float] = ramp(done, length).tolist()
+    return weights
+
+
+def _picture_changes(bundle: Mapping[str, Any], dataset: Dataset, name: Namer) -> None:
     """Name and show the images to which a reduced model answers otherwise: places in the split that judges."""
     judging = dataset.final_split[1].tolist()
     changed = [each for row in bundle["rows"] for each in row["changed"] or ()]
@@ -212,12 +226,12 @@ def _images(run: RunDir, resolved: ResolvedRecipe, tell: Progress, missing: list
         return None
 
 
-def _data(resolved: ResolvedRecipe, dataset: Dataset, wanted: Wanted, tell: Progress) -> dict[str, Any]:
+def _data(resolved: ResolvedRecipe, dataset: Dataset, name: Namer, wanted: Wanted, tell: Progress) -> dict[str, Any]:
     labels = dataset.labels.numpy()
     of_split = {split: getattr(dataset, split).numpy() for split in SPLITS}
     counts = {split: np.bincount(labels[rows], minlength=len(dataset.classes)) for split, rows in of_split.items()}
     examples = _examples(labels, of_split["train"], len(dataset.classes))
-    urls, name = pictures.data_urls(dataset, [row for rows in examples for row in rows]), namer(resolved, dataset)
+    urls = pictures.data_urls(dataset, [row for rows in examples for row in rows])
     data = resolved.recipe.data
     return {
         "images": {split: len(rows) for split, rows in of_split.items()},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from okdc.errors import by
 from okdc.runs.accuracy import with_interval
 
 HEADS = {"fused": "fused classifier", "ensemble": "ensemble"}
@@ -63,8 +62,3 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
         f"rightly (95 % interval, one run)."
     )
     return [first, second, third]
-
-
-def size(pixels: Mapping[str, Any]) -> str:
-    """A file's pixels, `640×480`."""
-    return by((pixels["width"], pixels["height"]))

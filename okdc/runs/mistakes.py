@@ -5,7 +5,9 @@ Shapes: N images, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +32,23 @@ class Answered:
 
 def confusion(answers: Answers, right: Bits) -> Counts:
     """[label, answer], KxK. Where float16 made two classes one, the bits say whether the answer was right."""
-    k = answers.relative.shape[1]
-    return np.bincount(answers.labels * k + _answer(answers, right), minlength=k * k).reshape(k, k)
+    return matrix(answers.labels, _answer(answers, right), answers.relative.shape[1])
+
+
+def matrix(labels: npt.NDArray[np.int64], answered: npt.NDArray[np.int64], classes: int) -> Counts:
+    """[label, answer], KxK: how many of N images of each class got each answer."""
+    return np.bincount(labels * classes + answered, minlength=classes**2).reshape(classes, classes)
+
+
+def confused(counts: Counts, classes: Sequence[str], most: int) -> list[dict[str, Any]]:
+    """The classes that are most often taken for another one, the most frequent mistake first, `most` at most."""
+    k, wrong = len(classes), counts - np.diag(np.diag(counts))
+    order = map(int, np.argsort(-wrong, axis=None, kind="stable")[:most])
+    return [
+        {"class": classes[i // k], "taken_for": classes[i % k], "images": int(wrong.flat[i])}
+        for i in order
+        if wrong.flat[i]
+    ]
 
 
 def _answer(answers: Answers, right: Bits) -> npt.NDArray[np.int64]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from okdc.reporting import answers
-from okdc.reporting.answers import MOST_CLASSES, by_class, pairs, shown_order
-from okdc.runs.mistakes import confusion, extremes
+from okdc.reporting.answers import MOST_CLASSES, by_class, shown_order
+from okdc.runs.mistakes import confused, confusion, extremes
 from okdc.runs.predictions import Answers
 
 
@@ -46,7 +46,7 @@ def test_each_class_has_its_recall_precision_and_its_most_frequent_mistake() -> 
 
 
 def test_the_most_frequent_mistakes_come_first() -> None:
-    assert pairs(np.array([[9, 1, 4], [0, 9, 0], [2, 0, 0]]), ["a", "b", "c"]) == [
+    assert confused(np.array([[9, 1, 4], [0, 9, 0], [2, 0, 0]]), ["a", "b", "c"], 3) == [
         {"class": "a", "taken_for": "c", "images": 4},
         {"class": "c", "taken_for": "a", "images": 2},
         {"class": "a", "taken_for": "b", "images": 1},

@@ -15,6 +15,7 @@ from runners import needs_chromium
 from okdc.progress import Silent
 from okdc.reporting import answers, page, report
 from okdc.reporting.run import Wanted
+from okdc.runs.mistakes import confused
 
 pytestmark = needs_chromium
 
@@ -68,7 +69,7 @@ def hundred(run: dict[str, Any]) -> dict[str, Any]:
             "confusion": counts.tolist(),
             "order": answers.shown_order(counts),
             "classes": answers.by_class(counts, classes),
-            "pairs": answers.pairs(counts, classes),
+            "pairs": confused(counts, classes, 20),
         },
         "features": run["features"] | {"labels": rng.integers(0, 100, len(run["features"]["labels"])).tolist()},
         "data": None,
