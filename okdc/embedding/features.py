@@ -31,11 +31,11 @@ from okdc.assembly.student import square
 from okdc.data.batches import EVAL_BATCH, eval_batches
 from okdc.data.datasets import Dataset
 from okdc.embedding.neighbourhood import Features, knn_pct, silhouette, tsne
-from okdc.errors import DiskError, RunError, UsageError
+from okdc.errors import RunError, UsageError
 from okdc.kernels import global_average
 from okdc.methods.base import Batch, Method
 from okdc.progress import EachNoteOnce, Progress
-from okdc.runs.files import write
+from okdc.runs.files import refuse_other, write
 from okdc.runs.run import RunDir
 from okdc.seeds import generator
 from okdc.training import checkpoint
@@ -71,28 +71,17 @@ def features(
         students.recorded(run)
         if not checkpoint.is_written(run):
             raise _without_checkpoint(run)
-        _check_file(out or run.path / FILE)
+        refuse_other(out or run.path / FILE, _holds_features, "--out", "file of features")
     once = EachNoteOnce(tell)
     return {"schema": 1, "runs": [_of_run(run, out, data_root, neighbours, images, points, once) for run in runs]}
 
 
-def _check_file(file: Path) -> None:
-    """Raises UsageError where something else than a file of features would be replaced, DiskError without a folder."""
-    if not file.parent.is_dir():
-        raise DiskError(
-            f"{file}: cannot be written: {file.parent} is no folder", hint="make it, or choose another --out"
-        )
-    if not file.exists():
-        return
-    if not file.is_file():  # a device would be replaced by a file
-        raise UsageError(f"--out {file}: expected a file, found {'a folder' if file.is_dir() else 'a device or pipe'}")
+def _holds_features(file: Path) -> bool:
     try:
-        with np.load(file, allow_pickle=False) as there:
-            known = any(name.startswith("features_") for name in there.files)
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as there:
+            return any(name.startswith("features_") for name in there.files)
     except Exception:  # numpy and zipfile raise kinds of their own
-        known = False
-    if not known:
-        raise UsageError(f"--out {file}: it exists and is no file of features", hint="choose another name")
+        return False
 
 
 def _without_checkpoint(run: RunDir) -> RunError:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from okdc.errors import DiskError, UsageError
+from okdc.errors import UsageError
 from okdc.progress import EachNoteOnce, Progress
 from okdc.reporting import page
 from okdc.reporting.run import Wanted, of_run
 from okdc.reporting.several import of_runs
-from okdc.runs.files import write
+from okdc.runs.files import refuse_other, write
 from okdc.runs.run import RunDir
 from okdc.studies import standing, table
 from okdc.studies.opened import opened as open_study
@@ -57,19 +57,12 @@ def place(paths: Sequence[Path], out: Path | None) -> Path:
 
 def check_place(file: Path, mark: bytes, option: str) -> None:
     """Raises UsageError where a file without this mark would be replaced, DiskError where there is no folder."""
-    if file.is_dir():
-        raise UsageError(f"{option} {file}: expected a file, found a folder", hint=f"{option} {file / FILE}")
-    if not file.parent.is_dir():
-        raise DiskError(
-            f"{file}: cannot be written: {file.parent} is no folder", hint=f"make it, or choose another {option}"
-        )
-    if not file.exists():
-        return
-    if not file.is_file():  # a device would be replaced by a file
-        raise UsageError(f"{option} {file}: expected a file, found a device or pipe")
+    refuse_other(file, lambda there: mark in _beginning(there), option, "file that okdc report has made")
+
+
+def _beginning(file: Path) -> bytes:
     with file.open("rb") as stream:
-        if mark not in stream.read(4096):
-            raise UsageError(f"{option} {file}: it exists and okdc report has not made it", hint="choose another name")
+        return stream.read(4096)
 
 
 def write_picture(file: Path, report: dict[str, Any]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from okdc.errors import DiskError, RunError
+from okdc.errors import DiskError, RunError, UsageError
 
 
 @contextlib.contextmanager
@@ -74,3 +74,21 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(tables, dict):
         raise RunError(f"{path}: expected a JSON object")
     return tables
+
+
+def refuse_other(file: Path, is_own: Callable[[Path], bool], option: str, kind: str) -> None:
+    """Raises UsageError where something else than a `kind` of okdc's would be replaced, which `is_own` tells; DiskError
+    where there is no folder for the file. `option` is the word of the command that named it.
+    """
+    if not file.parent.is_dir():
+        raise DiskError(
+            f"{file}: cannot be written: {file.parent} is no folder", hint=f"make it, or choose another {option}"
+        )
+    if not file.exists():
+        return
+    if not file.is_file():  # a device would be replaced by a file
+        raise UsageError(
+            f"{option} {file}: expected a file, found {'a folder' if file.is_dir() else 'a device or pipe'}"
+        )
+    if not is_own(file):
+        raise UsageError(f"{option} {file}: it exists and is no {kind}", hint="choose another name")
