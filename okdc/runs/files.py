@@ -87,8 +87,7 @@ def refuse_other(file: Path, is_own: Callable[[Path], bool], option: str, kind: 
     if not file.exists():
         return
     if not file.is_file():  # a device would be replaced by a file
-        raise UsageError(
-            f"{option} {file}: expected a file, found {'a folder' if file.is_dir() else 'a device or pipe'}"
-        )
+        there, hint = ("a folder", "name a file in it") if file.is_dir() else ("a device or pipe", "")
+        raise UsageError(f"{option} {file}: expected a file, found {there}", hint=hint)
     if not is_own(file):
         raise UsageError(f"{option} {file}: it exists and is no {kind}", hint="choose another name")
