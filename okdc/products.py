@@ -8,9 +8,9 @@ whole layer, is off meanwhile.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,15 +43,21 @@ class Products:
 def products(module: nn.Module, *inputs: object) -> Products:
     """The multiply-adds of `module(*inputs)`. `module` is in eval mode: training would move its statistics."""
     assert not module.training
-    with without_fast_path(), _Operators() as seen, FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
-        module(*inputs)
-    total: int = counter.get_total_flops()
-    root = type(module).__name__
-    by_module = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
-    modules = {name.removeprefix(f"{root}."): macs for name, macs in by_module.items() if name.startswith(f"{root}.")}
+    all_of_it = counted(lambda: module(*inputs))
+    root = f"{type(module).__name__}."
+    modules = {name.removeprefix(root): macs for name, macs in all_of_it.modules.items() if name.startswith(root)}
     for name, _ in module.named_modules():
         modules.setdefault(name, 0)
-    return Products(total // 2, tuple(sorted(seen.uncounted)), modules | {"": total // 2})
+    return replace(all_of_it, modules=modules | {"": all_of_it.macs})
+
+
+def counted(work: Callable[[], object]) -> Products:
+    """The multiply-adds of whatever is called, a backward pass included; each module's path begins with its class."""
+    with without_fast_path(), _Operators() as seen, FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
+        work()
+    total: int = counter.get_total_flops()
+    modules = {name: sum(counts.values()) // 2 for name, counts in counter.get_flop_counts().items()}
+    return Products(total // 2, tuple(sorted(seen.uncounted)), modules)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Amounts in words: seconds and bytes, in the units that a reader thinks in."""
+"""Amounts in words: seconds, bytes and large counts, in the units that a reader thinks in."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def size(count: int) -> str:
         if count >= of:
             return f"{count / of:,.{decimals}f} {unit}"
     return f"{count / 1e3:,.1f} kB"
+
+
+def large(count: int) -> str:
+    """Of something counted: `812`, `12.3 M`, `4.56 T`, three digits."""
+    for unit, of in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if (value := count / of) >= 1:
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
+    return str(count)

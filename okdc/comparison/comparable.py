@@ -6,7 +6,7 @@ method caused the difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from okdc.errors import RunError
 NAMED = 3  # runs on one line of a message
 
 
-def refuse(runs: Sequence[Finished]) -> None:
-    """Raises RunError where the runs differ in more than method and seed, with each key, its values and their runs."""
+def refuse(runs: Sequence[Finished], stated: Collection[str] = ()) -> None:
+    """Raises RunError where the runs differ in more than method, seed and the keys that are `stated`, such as
+    `optim.epochs`: with each key, its values and their runs.
+    """
     tables = [(run, _budget(run)) for run in runs]
     same_data = len({run.result.data_sha256 for run in runs}) == 1
     # A subset of the training images is drawn by the seed, and with it its mean and deviation.
@@ -28,7 +30,7 @@ def refuse(runs: Sequence[Finished]) -> None:
     wrong = {}
     for key in dict.fromkeys(key for _, table in tables for key in table):
         values = [(run, table[key]) for run, table in tables if key in table]
-        if len({repr(value) for _, value in values}) > 1:
+        if key.partition(" ")[0] not in stated and len({repr(value) for _, value in values}) > 1:
             wrong[key] = f"{key}: {by_value(values)}"
     if not wrong and len({run.judging_sha256 for run in runs}) > 1:  # answers are paired image by image
         key = "judging images (rows, labels)"
@@ -39,7 +41,8 @@ def refuse(runs: Sequence[Finished]) -> None:
             hint="name runs that differ in method and seed alone: okdc compare RUN RUN ..., or a folder of such runs",
             details=list(wrong.values()),
         )
-    _refuse_sharing(runs)
+    if "cohort.share" not in stated:
+        _refuse_sharing(runs)
 
 
 def _budget(run: Finished) -> dict[str, Any]:
@@ -124,7 +127,8 @@ def notes(runs: Sequence[Finished]) -> list[str]:
     machines = [(run, (run.info.processor, run.info.settings.threads)) for run in runs]
     if _differing("", machines):
         lines.append("the runs had different processors or numbers of threads: their seconds do not compare")
-    lines += _differing("the last epoch (optim.patience)", [(run, run.result.last_epoch) for run in runs])
+    if any(run.result.epochs_trained for run in runs):
+        lines += _differing("the last epoch (optim.patience)", [(run, run.result.last_epoch) for run in runs])
     lines += _differing("cohort.keep", [(run, run.recipe.cohort.keep) for run in runs if len(run.result.students) > 1])
     views = _differing("the number of views of each image in a step", [(run, 1 + run.result.views) for run in runs])
     lines += [f"{line}: further views alone may cause a difference" for line in views]

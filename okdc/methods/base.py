@@ -6,7 +6,7 @@ Shapes: N images, K classes; C channels, H×W pixels of an image; z_k are the lo
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, get_args
 
 import torch
@@ -338,6 +338,8 @@ def student_features(maps: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
 
 def full_precision(batch: Batch) -> AbstractContextManager[None]:
     """Losses are computed outside autocast: on a CPU it would leave a log_softmax of bfloat16 in bfloat16."""
+    if batch.images.is_meta:  # a step that is only counted: autocast knows no such device
+        return nullcontext()
     return torch.autocast(batch.images.device.type, enabled=False)
 
 

@@ -342,6 +342,7 @@ class Result(File):
     predictions_sha256: str
     epochs: Count  # of the recipe
     epochs_trained: Count | None = None  # where `optim.patience` ended the training before; None: all of them
+    steps: Index  # of the optimiser, in all epochs
     seconds: NotNegative  # of all steps, the compilation of the first included
     compiled: bool
     images_per_s: NotNegative

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from okdc import units
 from okdc.escaping import prose
 
 NAMES = ("column", "method", "head")
-NUMBERS = ("paper", "error % [95 %]", "each seed", "minus paper", "verdict", "minus baseline", "verdict")
+NUMBERS = (
+    "paper", "error % [95 %]", "each seed", "minus paper", "verdict", "minus baseline", "verdict", "training MACs", "s"
+)  # fmt: skip
 
 
 def grid(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -39,6 +42,8 @@ def _numbers(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             ", ".join(f"{error:.2f}" for error in row["error_pct_by_seed"].values()),
             *_difference(row["minus_paper"]),
             *_difference(row["minus_baseline"]),
+            "" if row["training_macs"] is None else units.large(row["training_macs"]),
+            "" if row["training_seconds"] is None else f"{row['training_seconds']:,.0f}",
         ]
         for row in report["rows"]
     ]
@@ -74,6 +79,14 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"paper: {source}; one number without a spread, the best of several runs and of the test set")
     if report["baseline"]:
         lines.append(f"minus baseline: less {report['baseline']}'s student, paired by seed and image")
+    for method, words in report["methods"].items():
+        if len(words) > 1:
+            lines.append(f"{method}: {' '.join(words)}")
+    if any(row["training_macs"] for row in shown):
+        lines.append(
+            "training MACs: multiply-adds of all steps, forward and backward, counted; s: the seconds of these steps, "
+            "the mean over the seeds; a teacher's own training is in neither"
+        )
     lines += report["remarks"]
     by_state: dict[str, list[str]] = {}
     for left in report["left_out"]:

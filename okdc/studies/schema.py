@@ -28,6 +28,7 @@ from okdc.errors import RecipeError, nearest, quoted
 from okdc.recipe import catalog, draft
 from okdc.recipe.explain import explain, refusal
 from okdc.recipe.schema import TEACHER_PLACES, Index, Table
+from okdc.recipe.words import read as read_words
 
 RECIPES, FOLDER = "recipes", "studies"  # of shipped studies: recipes/studies
 FILE = "study.toml"  # in the folder of a study: what it was last asked for
@@ -88,6 +89,12 @@ class Study(Table):
     def teachers(self) -> int:
         """How many runs teach others."""
         return len(self.teacher.recipes) if self.teacher else 0
+
+    @property
+    def stated(self) -> frozenset[str]:
+        """The dotted keys in which methods differ because the study says so, such as `optim.epochs`."""
+        words = [word for of_method in self.methods.values() for word in of_method]
+        return frozenset(override.key for override in read_words(words, lambda _: False).overrides)
 
     def cells(self) -> list[tuple[str, str]]:
         """Each column and method that are trained together."""

@@ -8,8 +8,10 @@ and image. Either is called resolved only from three seeds on.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,7 +22,7 @@ from okdc.comparison.finished import Finished
 from okdc.errors import RunError
 from okdc.recipe.schema import Paper
 from okdc.runs.accuracy import CONFIDENCE_PCT
-from okdc.studies import standing
+from okdc.studies import price, standing
 from okdc.studies.schema import TEACHERS, Study
 from okdc.studies.standing import Standing
 
@@ -30,14 +32,18 @@ STUDENT = "student"
 
 
 def table(study: Study, stood: Sequence[Standing]) -> dict[str, Any]:
-    """The report that `okdc study --json` prints: one row a column, method and head.
+    """The report that `okdc study --json` prints: one row a column, method and head, the price in a cell's first one.
 
     A run that is not complete leaves its seed out of the cell, and is named.
     """
     cells: dict[tuple[str, str], list[Finished]] = {}
+    macs: dict[tuple[str, str], int | None] = {}  # of a training of each cell
     for each in stood:
+        cell = each.run.column, each.run.method
         if each.finished and each.run.column != TEACHERS:
-            cells.setdefault((each.run.column, each.run.method), []).append(each.finished)
+            cells.setdefault(cell, []).append(each.finished)
+            if cell not in macs:
+                macs[cell] = price.training_macs(each.run, each.finished)
     needed = {run.folder for run in standing.left(stood)}
     left_out = [
         {"run": each.run.name, "folder": str(each.run.folder), "state": each.state, "why": _why(each)}
@@ -47,12 +53,14 @@ def table(study: Study, stood: Sequence[Standing]) -> dict[str, Any]:
     rows, notes = [], []
     for column in study.columns:
         runs_of_column = [run for method in study.methods for run in cells.get((column, method), [])]
-        alike, lines = _notes(column, runs_of_column)
+        alike, lines = _notes(study, column, runs_of_column)
         notes += lines
         for method in study.methods_of(column):
             runs_of_cell = cells.get((column, method), [])
             base = _base(study, column, runs_of_cell, cells) if alike else []
-            rows += _rows(study, column, method, runs_of_cell, base)
+            of_cell = _rows(study, column, method, runs_of_cell, base)
+            of_cell[0] |= {"training_macs": macs.get((column, method)), "training_seconds": _seconds(runs_of_cell)}
+            rows += of_cell
     return {
         "schema": 1,
         "title": study.title,
@@ -61,11 +69,42 @@ def table(study: Study, stood: Sequence[Standing]) -> dict[str, Any]:
         "baseline": study.baseline,
         "confidence_pct": CONFIDENCE_PCT,
         "columns": list(study.columns),
-        "methods": list(study.methods),
+        "methods": {name: list(words) for name, words in study.methods.items()},
         "rows": rows,
+        "runs": [_run(each.run.name, each.finished) for each in stood if each.finished],
+        "made_by": _made_by([each.finished for each in stood if each.finished]),
         "left_out": left_out,
         "notes": list(dict.fromkeys(notes)),
     }
+
+
+def _seconds(runs: Sequence[Finished]) -> float | None:
+    """The mean over the seeds."""
+    return round(fmean(run.result.seconds for run in runs), 3) if runs else None
+
+
+def _run(name: str, run: Finished) -> dict[str, Any]:
+    """What a repetition of a run has to give again, and what it took."""
+    result = run.result
+    return {
+        "run": name,
+        "recipe_sha256": result.recipe_sha256,
+        "data_sha256": result.data_sha256,
+        "weights_sha256": result.weights_sha256,
+        "top1_pct": result.kept.top1_pct,
+        "seconds": result.seconds,
+    }
+
+
+def _made_by(runs: Sequence[Finished]) -> list[dict[str, Any]]:
+    """Each machine with its versions and settings, and how many runs it trained."""
+    makers = [
+        {key: getattr(run.info, key) for key in ("versions", "platform", "processor", "gpu")}
+        | {"settings": run.info.settings.to_json()}
+        for run in runs
+    ]
+    unlike = list({json.dumps(maker, sort_keys=True): maker for maker in makers}.values())
+    return [{"runs": makers.count(maker)} | maker for maker in unlike]
 
 
 def _why(each: Standing) -> str:
@@ -85,12 +124,14 @@ def _base(
     return next((base for base in others if base and {run.judging_sha256 for run in base} == judging), [])
 
 
-def _notes(column: str, runs: Sequence[Finished]) -> tuple[bool, list[str]]:
-    """Whether the runs of a column compare, and what differs between them beside method and seed."""
+def _notes(study: Study, column: str, runs: Sequence[Finished]) -> tuple[bool, list[str]]:
+    """Whether the runs of a column compare, and what differs between them beside method, seed and what the study's
+    methods say.
+    """
     if len(runs) < 2:
         return True, []
     try:
-        comparable.refuse(runs)
+        comparable.refuse(runs, study.stated)
     except RunError as error:
         lines = [f"{column}: {line}" for line in (error.message, *error.details)]
         lines.append(f"{column}: so no difference to the baseline is taken")
@@ -162,6 +203,8 @@ def _row(
         "interval_pct": None,
         "minus_paper": None,
         "minus_baseline": None,
+        "training_macs": None,
+        "training_seconds": None,
     }
     if right:
         row |= _error(right)

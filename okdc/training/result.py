@@ -88,6 +88,7 @@ def judge(
         predictions_sha256=predictions_sha256,
         epochs=recipe.optim.epochs,
         **({"epochs_trained": epochs} if epochs < recipe.optim.epochs else {}),
+        steps=epochs * batches.steps,
         seconds=round(seconds, 3),
         compiled=run.read_info().settings.compile == "on",
         images_per_s=round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),

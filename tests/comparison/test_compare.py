@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,9 @@ from making import PAPER, SETTINGS, make_row, make_run, write_json
 from scipy.special import stdtrit
 
 import okdc.comparison
-from okdc.comparison import stats
+from okdc.comparison import comparable, stats
 from okdc.comparison.compare import compare, next_step
+from okdc.comparison.finished import find
 from okdc.comparison.require import check
 from okdc.errors import CheckFailed, OkdcError, RunError, UsageError
 from okdc.runs import predictions
@@ -300,6 +302,11 @@ def test_runs_that_differ_in_more_than_method_and_seed_are_refused(key: str) -> 
     assert isinstance(error, RunError)
     assert error.exit_code == 2
     assert error.message == f"these 2 runs do not compare: they differ in {key}"
+    runs, _ = find([Path("runs")])
+    if "." in key:  # a study may state a key of a recipe
+        comparable.refuse(runs, {key.split()[0]})
+    with pytest.raises(RunError, match=f"differ in {re.escape(key)}"):
+        comparable.refuse(runs, {"cohort.share", "optim"})
     (line,) = error.details
     assert line.startswith(f"{key}: ")
     assert line.count(" in runs/") == 2

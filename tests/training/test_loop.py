@@ -504,6 +504,7 @@ def test_result_json_holds_these_facts() -> None:
         "sha256",
         "predictions_sha256",
         "epochs",
+        "steps",
         "seconds",
         "compiled",
         "images_per_s",
@@ -526,6 +527,7 @@ def test_result_json_holds_these_facts() -> None:
     assert (found["judged_on"], found["images"], found["epochs"]) == ("test", 797, EPOCHS)
     assert found["recipe_sha256"] == run.read_info().recipe_sha256 == read_json(run.student)["recipe_sha256"]
     assert found["weights_sha256"] == uninterrupted()["weights"]
+    assert found["steps"] == EPOCHS * STEPS
     assert found["images_per_s"] == pytest.approx(EPOCHS * STEPS * 16 / found["seconds"], rel=0.02)
     student = read_json(run.student)
     assert student["top1_pct"] == found["kept"]["top1_pct"]
