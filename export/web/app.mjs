@@ -85,7 +85,7 @@ async function classifyAll(chosen) {
   if (chosen !== files) return;
   table = [];
   halted = false;
-  several.begin(chosen.length);
+  several.begin(chosen.length, threshold);
   $("halt").hidden = false;
   $("save").disabled = true;
   try {

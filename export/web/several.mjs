@@ -30,9 +30,10 @@ export function answered(name, [best, second], threshold, model) {
   return { name, best, second, unsure: threshold === null ? null : best.probability < threshold, model };
 }
 
-/** Empty the table for `count` images. */
-export function begin(count) {
+/** Empty the table for `count` images. Without a threshold it has no column that says which answers are not sure. */
+export function begin(count, threshold) {
   $("rows").replaceChildren();
+  $("flag").hidden = threshold === null;
   $("several").hidden = false;
   say([], count);
 }
@@ -45,14 +46,15 @@ export function add(row, open) {
   name.scope = "row";
   name.append(button);
   if (row.error) {
-    line.append(name, Object.assign(element("td", "", row.error), { colSpan: 4 }));
+    line.append(name, Object.assign(element("td", "", row.error), { colSpan: $("flag").hidden ? 3 : 4 }));
   } else {
     line.dataset.probability = row.best.probability;
     const second = element("td");
     if (row.second) second.append(element("bdi", "", row.second.label), ` · ${percent(row.second.probability)}`);
     const [label, share, flag] = [row.best.label, percent(row.best.probability), row.unsure ? "not sure" : ""]
       .map((text) => element("td", "", text));
-    line.append(name, label, share, second, flag);
+    flag.hidden = row.unsure === null;
+    line.append(name, label, share, flag, second);
   }
   $("rows").append(line);
 }
