@@ -17,7 +17,8 @@ const TOP = 5;
 const MOST = 2000; // images at once
 const DRAWN_MS = 100; // between two looks of the browser at a table that grows
 
-let bundle, run; // of bundle.mjs; (bytes of an image) => { logits, probabilities } of the chosen model
+let bundle; // of bundle.mjs
+let precision, run; // of the model that answers: its name; (bytes of an image) => { logits, probabilities }
 let threshold = null; // below which an answer is "not sure"; null: there is none
 let current = null; // the image on the page, as { blob, name }: another model classifies it again
 let files = [], table = []; // the several images, and their rows: another model makes these again, too
@@ -34,6 +35,16 @@ async function read(name) {
   if (answer.ok) return new Uint8Array(await answer.arrayBuffer());
   if (name === "manifest.json") throw new Error("There is no bundle beside this page: expected bundle/manifest.json");
   throw new Error(`bundle/${name} cannot be read: the server says ${answer.status}`);
+}
+
+/** Another model answers from here on. One that cannot be had leaves the earlier one, and the choice says so. */
+async function load(name) {
+  try {
+    run = await session(bundle, name);
+    precision = name;
+  } finally {
+    if (precision) $("model").value = precision;
+  }
 }
 
 async function classify(blob, name) {
@@ -66,17 +77,20 @@ async function still(video) {
   return new Promise((done) => canvas.toBlob(done, "image/png"));
 }
 
-/** Several images, a row each; one that cannot be read is a row with the reason. */
-async function classifyAll() {
-  const chosen = files, model = $("model").value;
+/**
+ * Several images, a row each; one that cannot be read is a row with the reason. It ends where others were chosen since:
+ * their table takes the place of this one.
+ */
+async function classifyAll(chosen) {
+  if (chosen !== files) return;
   table = [];
   halted = false;
-  several.begin(chosen.length);
+  several.begin(chosen.length, threshold);
   $("halt").hidden = false;
   $("save").disabled = true;
   try {
-    for (let drawn = -Infinity; table.length < chosen.length && !halted; ) {
-      const file = chosen[table.length], row = await rowOf(file, model);
+    for (let drawn = -Infinity; table.length < chosen.length && !halted && chosen === files; ) {
+      const file = chosen[table.length], row = await rowOf(file);
       table.push(row);
       several.add(row, () => enqueue(() => classify(file, file.name)));
       several.say(table, chosen.length);
@@ -90,12 +104,12 @@ async function classifyAll() {
   }
 }
 
-async function rowOf(file, model) {
+async function rowOf(file) {
   try {
     const { probabilities } = await run((await prepare(bundle, file, file.name)).bytes);
-    return several.answered(file.name, bundles.likeliest(probabilities, bundle.labels, 2), threshold, model);
+    return several.answered(file.name, bundles.likeliest(probabilities, bundle.labels, 2), threshold, precision);
   } catch (error) {
-    return { name: file.name, error: error.message, model };
+    return { name: file.name, error: error.message, model: precision };
   }
 }
 
@@ -104,7 +118,7 @@ async function selftest() {
   verdict.className = "";
   verdict.textContent = "Running…";
   try {
-    const { cases, tolerance } = await bundles.selftest(read, bundle, $("model").value);
+    const { cases, tolerance } = await bundles.selftest(read, bundle, precision);
     let worst = 0;
     for (const { image, logits: expected } of cases) {
       const { logits, probabilities } = await run((await prepare(bundle, new Blob([await read(image)]), image)).bytes);
@@ -243,7 +257,7 @@ function take(chosen) {
   else if (chosen.length > MOST) say("refused", `${chosen.length} images are too many at once: ${MOST} at most`);
   else {
     files = chosen;
-    enqueue(classifyAll);
+    enqueue(() => classifyAll(chosen));
   }
 }
 
@@ -281,11 +295,11 @@ function listen() {
   $("selftest").onclick = () => enqueue(selftest);
   $("save").onclick = () => several.save(table);
   $("halt").onclick = () => (halted = true);
-  $("model").onchange = ({ target }) => enqueue(async () => {
-    run = await session(bundle, target.value);
+  $("model").onchange = ({ target: { value } }) => enqueue(async () => {
+    await load(value);
     $("verdict").className = $("verdict").textContent = "";
     if (current && !camera.on) await classify(current.blob, current.name);
-    if (files.length) await classifyAll();
+    if (files.length) await classifyAll(files);
   });
   document.ondragover = (event) => {
     event.preventDefault();
@@ -307,7 +321,7 @@ try {
     $("hashes").textContent = "The files' hashes were not checked: browsers hash over https and on localhost only.";
   }
   await describeAnswers();
-  run = await session(bundle, bundle.models[0]);
+  await load(bundle.models[0]);
   watch();
   await samples();
   listen();

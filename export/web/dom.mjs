@@ -1,4 +1,5 @@
-/** What the page's parts share: elements, and numbers as a reader wants them. Every text becomes a text node. */
+/** What the page's parts share: elements, and numbers as a reader wants them. Every text becomes a text node; a
+ * name inside a sentence stands in a <bdi>, so that one written from right to left leaves the words beside it in place. */
 
 export const $ = (id) => document.getElementById(id);
 

@@ -115,8 +115,9 @@ export function describeConfusions(answers, labels) {
   const { classes, cells, images, split } = answers;
   const shown = shownClasses(answers), part = shown.length < labels.length;
   const pairs = mistakes(cells, labels.length).slice(0, PAIRS).map(({ label, answer, count }) => {
-    const text = `“${labels[label]}” is taken for “${labels[answer]}”: ${count} of ${classes[label].images} images`;
-    return element("li", "", text);
+    const line = element("li"), [from, to] = [label, answer].map((place) => element("bdi", "", labels[place]));
+    line.append("“", from, "” is taken for “", to, `”: ${count} of ${classes[label].images} images`);
+    return line;
   });
   $("confused").replaceChildren(...pairs);
   const counted = `A row is a class, a column an answer of the float32 model to ${images.toLocaleString("en")} ` +

@@ -3,6 +3,7 @@
 import { $, element, percent } from "./dom.mjs";
 
 const COLUMNS = ["image", "answer", "probability", "second", "second_probability", "not_sure", "model", "error"];
+const BYTE_ORDER_MARK = "\ufeff";
 
 /**
  * Rows as CSV by RFC 4180: CRLF, and quotes around a field that needs them. A text that a spreadsheet would take for a
@@ -29,9 +30,10 @@ export function answered(name, [best, second], threshold, model) {
   return { name, best, second, unsure: threshold === null ? null : best.probability < threshold, model };
 }
 
-/** Empty the table for `count` images. */
-export function begin(count) {
+/** Empty the table for `count` images. Without a threshold it has no column that says which answers are not sure. */
+export function begin(count, threshold) {
   $("rows").replaceChildren();
+  $("flag").hidden = threshold === null;
   $("several").hidden = false;
   say([], count);
 }
@@ -44,12 +46,15 @@ export function add(row, open) {
   name.scope = "row";
   name.append(button);
   if (row.error) {
-    line.append(name, Object.assign(element("td", "", row.error), { colSpan: 4 }));
+    line.append(name, Object.assign(element("td", "", row.error), { colSpan: $("flag").hidden ? 3 : 4 }));
   } else {
     line.dataset.probability = row.best.probability;
-    const second = row.second ? `${row.second.label} · ${percent(row.second.probability)}` : "";
-    const texts = [row.best.label, percent(row.best.probability), second, row.unsure ? "not sure" : ""];
-    line.append(name, ...texts.map((text) => element("td", "", text)));
+    const second = element("td");
+    if (row.second) second.append(element("bdi", "", row.second.label), ` · ${percent(row.second.probability)}`);
+    const [label, share, flag] = [row.best.label, percent(row.best.probability), row.unsure ? "not sure" : ""]
+      .map((text) => element("td", "", text));
+    flag.hidden = row.unsure === null;
+    line.append(name, label, share, flag, second);
   }
   $("rows").append(line);
 }
@@ -64,9 +69,9 @@ export function say(rows, count) {
   $("progress").textContent = parts.join(" · ");
 }
 
-/** Hand the table to the browser as a file. */
+/** Hand the table to the browser as a file. Without the mark at its beginning Excel does not read it as UTF-8. */
 export function save(rows) {
-  const address = URL.createObjectURL(new Blob([csv(rows)], { type: "text/csv;charset=utf-8" }));
+  const address = URL.createObjectURL(new Blob([BYTE_ORDER_MARK, csv(rows)], { type: "text/csv;charset=utf-8" }));
   Object.assign(document.createElement("a"), { href: address, download: "answers.csv" }).click();
   setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

@@ -14,7 +14,7 @@ NAMES = 18  # columns
 
 
 def doctor(as_json: Json = False) -> None:
-    """Look at this machine and installation: versions, device, folders, extras, and a self-test of the export."""
+    """Look at this machine and installation, and test the export. Prints versions, device, folders and extras."""
     from okdc.survey import doctor as survey
 
     report = survey.doctor()

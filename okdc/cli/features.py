@@ -35,7 +35,7 @@ def features(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Write the features that each classifier reads, with a t-SNE map, and say how far they tell classes apart."""
+    """Write the features that each classifier reads, and a t-SNE map. Prints how far they tell classes apart."""
     from okdc import api
 
     for path in paths or []:

@@ -39,7 +39,7 @@ def download(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Download a published data set and check it, or trained weights for students to start from."""
+    """Download a data set and check it, or weights to start from."""
     from okdc import api
     from okdc.data import download as downloads
 
@@ -97,7 +97,7 @@ def recipes(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the recipes that ship with okdc, print one, or explain the keys of a recipe."""
+    """List the recipes that ship with okdc, print one, explain keys."""
     words = words or []
     recipe = _recipe_file(words[0]) if len(words) == 1 else None
     if markdown and (as_json or not words or recipe):

@@ -53,7 +53,7 @@ def new(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at a folder of images and write a recipe for it, with the reason beside each line."""
+    """Look at a folder of images and write a recipe for it. Each line has its reason beside it."""
     from okdc.survey import folder as folders
     from okdc.survey import networks, plan, writing
 
@@ -113,7 +113,7 @@ def check(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Do everything but train: keys, images, export, memory, and the time to the end. Exit 1 where a check fails."""
+    """Do everything but train: keys, images, export, memory, time. Exit 1 where a check fails."""
     from okdc.recipe import draft as recipe
 
     flags = (*engine_flags(device, dtype, threads, compile_step), *flag("--data-root", "data.root", data_root))

@@ -46,7 +46,7 @@ def report(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Write one HTML page of a run or of several: curves, mistakes, confidence, costs, data. No network is needed."""
+    """Write one HTML page of a run or of several. It has curves, mistakes, confidence, costs; it needs no network."""
     from okdc.reporting import report as reporting
     from okdc.reporting.run import Wanted
 

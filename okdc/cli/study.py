@@ -50,7 +50,7 @@ def study(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Train the runs of a table of a paper that are missing, and print the table."""
+    """Train the runs of a paper's table, and print the table. Runs that are complete are not trained again."""
     from okdc import api
 
     if not words:

@@ -32,7 +32,7 @@ def track(
     trust_code: TrustCode = False,
     as_json: Json = False,
 ) -> None:
-    """Write TensorBoard's event files of a run: scalars, confusion matrix, pictures of mistakes."""
+    """Write TensorBoard's event files of a run. They have scalars, the confusion matrix, and pictures of mistakes."""
     from okdc import api
 
     if run is not None:

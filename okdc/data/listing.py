@@ -161,10 +161,10 @@ def _tree(root: Path) -> _Tree:
             hint="merge them, or rename one",
         )
     if "train" not in named:
-        stray = ", ".join(sorted(_text(names[0]) for names in named.values()))
+        stray = sorted(_text(names[0]) for names in named.values())
         raise DataError(
-            f"{_text(root)}: expected a folder train beside {stray}, found none",
-            hint=f"{_expected()}; if {stray} is a class, put all class folders into one folder train",
+            f"{_text(root)}: expected a folder train beside {', '.join(stray)}, found none",
+            hint=f"{_expected()}; if {' or '.join(stray)} is a class, put all class folders into one folder train",
         )
     tree = _classes_of({split: root / named[split][0] for split in ("train", "val", "test") if split in named}, [])
     tree.notes += _beside(root, tree, others)
@@ -345,9 +345,10 @@ def _list(root: Path, tree: _Tree) -> Listing:
             listing.notes.append(f"{_text(folder)}: {loose} images outside any class folder are not read")
         if len(listing.splits[split]) == 0 and split != first:
             beside = f" ({loose:,} lie beside them)" if loose else ""
+            way_out = "images without a class judge no answer: move them away, or into class folders; " if loose else ""
             raise DataError(
                 f"{_text(folder)}: expected images in its class folders, found none{beside}",
-                hint=_expected(),
+                hint=way_out + _expected(),
                 details=[note] if (note := left_out.note()) else [],
             )
     note = left_out.note()

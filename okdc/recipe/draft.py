@@ -179,6 +179,8 @@ def _no_recipe(word: str, path: Path) -> RecipeError:
             right = (OF_FOLDERS, f"data.root={word}")
     elif re.fullmatch(r"[\w.]+:[\w.]+", word):  # timm:NAME, package.module:callable
         problem, right = "no such recipe file; it is written like the name of a network", (f"cohort.students={word}",)
+    elif beside := _beside(path):
+        problem, right = f"no such recipe file (did you mean {beside!r}?)", (beside,)
     else:
         names = list(catalog.recipes())
         word_of = path.stem.lower().replace("-", "_")
@@ -189,6 +191,13 @@ def _no_recipe(word: str, path: Path) -> RecipeError:
         else:
             hint = f"one of {', '.join(inside_of)}"
     return RecipeError(f"{word}: {problem}", hint=hint, corrections={(word,): right} if right else {})
+
+
+def _beside(path: Path) -> str | None:
+    """The file in the folder of `path` whose name is nearest to its own, unless a shipped recipe is nearer."""
+    files = {each.stem: str(each) for each in sorted(path.parent.glob("*.toml"))} if path.parent.is_dir() else {}
+    near = difflib.get_close_matches(path.stem, [*files, *catalog.recipes()], n=1)
+    return files.get(near[0]) if near else None
 
 
 def check(draft: Draft) -> tuple[Recipe | None, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import math
 import os
@@ -133,6 +134,16 @@ class Folder:
         }
 
 
+def _nearest(path: Path) -> str:
+    """The folder beside `path` whose name is nearest to its own; "" where none is near or none can be listed."""
+    try:
+        with os.scandir(path.parent) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError:
+        return ""
+    return next(iter(difflib.get_close_matches(path.name, names, n=1)), "")
+
+
 def look(root: str, progress: Progress | None = None) -> Folder:
     """List a folder of images, read the files' headers, and compare the bytes of files of one size.
 
@@ -147,7 +158,13 @@ def look(root: str, progress: Progress | None = None) -> Folder:
     path = Path(root).expanduser()
     if not os.path.isdir(path):  # noqa: PTH112  (Path.is_dir() raises for a path that is too long)
         kind = "a file" if os.path.exists(path) else "nothing"  # noqa: PTH110
-        raise DataError(f"{root}: expected a folder of images, found {kind}")
+        near = _nearest(path) if kind == "nothing" else ""
+        beside = os.path.join(os.path.dirname(root.rstrip(os.sep)), near)  # noqa: PTH118, PTH120  (as it was typed)
+        raise DataError(
+            f"{root}: expected a folder of images, found {kind}",
+            hint=f"{beside} is meant?" if near else "",
+            corrections={(root,): (beside,)} if near else {},
+        )
     try:
         listing = list_images(path)
     except ClassesBelowError as error:

@@ -108,6 +108,13 @@ def test_help_lists_every_command(capsys: Captured, flag: str) -> None:
     assert all(f"\n  {name} " in answer.out for name in COMMANDS)
 
 
+def test_the_list_of_commands_has_whole_sentences(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    commands = ask(capsys, "--help").out.partition("\nCommands:\n")[2].splitlines()
+    assert {line.split()[0] for line in commands} == set(COMMANDS)
+    assert [line for line in commands if line.endswith("...") and not line.startswith("  runs ")] == []
+
+
 def test_okdc_alone_is_a_question_and_the_help_its_answer(capsys: Captured) -> None:
     answer = ask(capsys)
     nothing_went_wrong(answer)

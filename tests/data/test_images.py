@@ -353,6 +353,15 @@ def test_a_tree_that_cannot_be_used_says_what_was_expected_and_found(
     assert "both" in said or "root/<split>/<class>/" in caught.value.hint
 
 
+def test_a_test_folder_without_classes_is_refused_with_what_to_do() -> None:
+    root = write_tree(Path("root"), {"train": {"a": 1, "b": 1}})
+    (root / "test").mkdir()
+    saved(Image.fromarray(BLACK), str(root / "test/1.png"))
+    with pytest.raises(DataError, match="1 lie beside them") as caught:
+        list_images(root)
+    assert caught.value.hint.startswith("images without a class judge no answer: move them away, or into class folders")
+
+
 def test_loose_images_without_classes_are_counted() -> None:
     Path("root").mkdir()
     for i in range(3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import http.server
@@ -48,15 +49,32 @@ async function open(folder) {
   await loaded;
   await settled("ready", "error");
 }
-async function drop(...names) {
+async function transfer(...names) {
   const there = frame.contentWindow, dataTransfer = new there.DataTransfer();
   for (const name of names) {
     const blob = await (await fetch("zoo/" + name)).blob();
     dataTransfer.items.add(new there.File([blob], names.length > 1 && renamed[name] || name));
   }
-  inner().dispatchEvent(new there.DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+  return new there.DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+}
+async function drop(...names) {
+  inner().dispatchEvent(await transfer(...names));
   await settled("ready", "refused");
   return seen();
+}
+async function replace(first, second) {
+  const [before, after] = [await transfer(...first), await transfer(...second)], length = [];
+  new frame.contentWindow.MutationObserver(() => {
+    if (length.push($("rows").children.length) === 1) inner().dispatchEvent(after);
+  }).observe($("rows"), { childList: true });
+  inner().dispatchEvent(before);
+  await settled("ready", "refused");
+  return Math.max(...length);
+}
+async function choose(model) {
+  $("model").value = model;
+  $("model").dispatchEvent(new frame.contentWindow.Event("change"));
+  await settled("ready", "refused");
 }
 function seen() {
   const rows = [...inner().querySelectorAll("#results li")];
@@ -76,7 +94,7 @@ async function saved() {
   there.URL.createObjectURL = (blob) => (blobs.push(blob), make.call(there.URL, blob));
   there.HTMLAnchorElement.prototype.click = function () { names.push(this.download); };
   $("save").click();
-  return [names, await blobs[0].text()];
+  return [names, await blobs[0].text(), [...new Uint8Array(await blobs[0].slice(0, 3).arrayBuffer())]];
 }
 async function until(condition) {
   while (!condition()) await tick();
@@ -162,12 +180,12 @@ try {
   found.posted = await attempt(() => there.navigator.sendBeacon(elsewhere, "x"));
   found.resources = there.performance.getEntriesByType("resource").map((entry) => entry.name);
   for (const model of ["int8", "float16"]) {
-    $("model").value = model;
-    $("model").dispatchEvent(new there.Event("change"));
-    await settled("ready", "refused");
+    await choose(model);
     await press($("selftest"));
     found.models[model] = { rows: rows(), ...seen(), verdict: text("verdict"), kind: $("verdict").className };
   }
+  await open("good");
+  found.replaced = [await replace(Array(200).fill("wide.png"), many), rows()];
   await open("good");
   found.camera = await watch();
   found.about = {};
@@ -178,12 +196,14 @@ try {
     found.about[name] = { state, kinds, matrix: matrix(), counted: text("counted"), confused: text("confused") };
     found.about[name].threshold = text("threshold");
     found.about[name].unsure = (await drop("wide.png")).unsure;
+    await drop("wide.png", "notes.txt");
+    found.about[name].columns = [...$("several").querySelectorAll("tr")].map((tr) => {
+      return [...tr.cells].filter((cell) => !cell.hidden).reduce((count, { colSpan }) => count + colSpan, 0);
+    });
   }
   await open("operators");
   for (const model of ["float32", "int8", "float16"]) {
-    $("model").value = model;
-    $("model").dispatchEvent(new frame.contentWindow.Event("change"));
-    await settled("ready", "refused");
+    await choose(model);
     await press($("selftest"));
     found.operators[model] = [text("verdict"), $("verdict").className];
   }
@@ -192,6 +212,13 @@ try {
   await open("apart");
   await press($("selftest"));
   found.apart = [text("verdict"), $("verdict").className];
+  await open("lacking");
+  await choose("int8");
+  found.lacking = { status: text("status"), model: $("model").value };
+  await drop(...many);
+  found.lacking.csv = (await saved())[1];
+  await press($("selftest"));
+  found.lacking.selftest = $("verdict").className;
   for (const name of broken) {
     await open(name);
     found.broken[name] = [text("status"), inner().body.dataset.state];
@@ -300,13 +327,14 @@ def drive(shipped: Path, many_operators: Path, tmp_path_factory: pytest.TempPath
     web.lay(shipped, root / "good")
     web.lay(many_operators, root / "operators")
     _answer(root / "good", lambda a: a["not_sure"].update(threshold=THRESHOLD))
-    for name in ("one", "apart", *FACTS, *BROKEN):  # spoilt after they were laid: `lay` would refuse them
+    for name in ("one", "apart", "lacking", *FACTS, *BROKEN):  # spoilt after they were laid: `lay` would refuse them
         shutil.copytree(root / "good", root / name)
     put(root / "one" / "bundle", models={"float32": read_json(shipped / "manifest.json")["models"]["float32"]})
     expected = root / "apart" / "bundle" / "sample" / "expected.json"
     facts = read_json(expected)
     facts["models"]["float32"]["logits"][2][0] += 1e-3
     write_json(expected, facts)
+    (root / "lacking" / "bundle" / "model.int8.onnx").write_bytes(b"something else")
     _tell(root)
     shutil.rmtree(root / "missing" / "bundle")
     put(root / "newer" / "bundle", schema=2)
@@ -434,16 +462,17 @@ def test_several_images_become_a_table_of_the_answers_that_python_gives(
         first, second = sorted(answers[name].items(), key=lambda pair: -pair[1])[:2]
         assert cells[1] == first[0]
         assert probability == pytest.approx(first[1], abs=1e-5)
-        assert cells[3].split(" · ")[0] == second[0]
+        assert cells[4].split(" · ")[0] == second[0]
         flags.add(first[1] < THRESHOLD)
-        assert bool(cells[4]) == (first[1] < THRESHOLD), name
+        assert cells[3] == ("not sure" if first[1] < THRESHOLD else ""), name
     assert flags == {True, False}, "the images show both"
     assert drive["opened"] == MANY[0]
 
 
 def test_the_table_is_saved_as_csv_that_no_spreadsheet_computes(drive: dict[str, Any], answers: dict[str, Any]) -> None:
-    (name,), text = drive["csv"]
+    (name,), text, begin = drive["csv"]
     assert name == "answers.csv"
+    assert bytes(begin) == codecs.BOM_UTF8, "Excel takes it for another encoding else"
     assert text.count("\r\n") == text.count("\n") == len(MANY) + 1
     rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
     assert [row["image"] for row in rows] == [f"'{RENAMED[name]}" if name in RENAMED else name for name in MANY]
@@ -457,6 +486,19 @@ def test_the_table_is_saved_as_csv_that_no_spreadsheet_computes(drive: dict[str,
         assert float(row["probability"]) == pytest.approx(first[1], abs=1e-5)
         assert float(row["second_probability"]) == pytest.approx(second[1], abs=1e-5)
         assert row["not_sure"] == ("yes" if first[1] < THRESHOLD else "no")
+
+
+def test_other_images_take_the_place_of_those_that_are_still_read(drive: dict[str, Any]) -> None:
+    longest, rows = drive["replaced"]
+    assert longest == len(MANY), "the first 200 were not gone on with"
+    assert rows == drive["rows"]
+
+
+def test_a_model_that_cannot_be_had_leaves_the_one_that_answers(drive: dict[str, Any]) -> None:
+    page = drive["lacking"]
+    assert page["status"].startswith("model.int8.onnx is not the file of the manifest")
+    assert (page["model"], page["selftest"]) == ("float32", "passed")
+    assert page["csv"] == drive["csv"][1]
 
 
 @needs_node
@@ -537,6 +579,7 @@ def test_a_page_without_answers_or_with_spoilt_ones_says_so_and_works(drive: dic
 def test_a_threshold_is_obeyed_and_without_one_nothing_is_marked(drive: dict[str, Any]) -> None:
     assert drive["about"]["unsure"]["unsure"] is True
     assert drive["about"]["certain"]["unsure"] is False
+    assert [drive["about"][name]["columns"] for name in ("unsure", "certain")] == [[5, 5, 5], [4, 4, 4]]
     assert drive["about"]["certain"]["threshold"]
     assert drive["about"]["certain"]["matrix"] == drive["matrix"]
 
@@ -545,6 +588,7 @@ def test_names_of_classes_are_text_and_no_elements(drive: dict[str, Any]) -> Non
     page = drive["about"]["hostile"]
     assert page["state"] == "ready"
     assert "b" not in page["kinds"]
+    assert "bdi" in page["kinds"], "one written from right to left does not turn its sentence around"
     assert page["matrix"][0][2][0] == "<b onclick=x>0</b>"
 
 

@@ -280,6 +280,18 @@ def test_an_unknown_recipe_names_the_nearest_and_where_all_are_listed(word: str,
     )
 
 
+@pytest.mark.parametrize("word", ["image.toml", "images", "imgaes.toml"])
+def test_a_file_that_is_nearer_than_any_shipped_recipe_is_named(word: str) -> None:
+    for name in ("images.toml", "digits_mine.toml"):
+        Path(name).touch()
+    with pytest.raises(RecipeError) as caught:
+        load([word])
+    assert caught.value.message == f"{word}: no such recipe file (did you mean 'images.toml'?)"
+    assert caught.value.corrections == {(word,): ("images.toml",)}
+    with pytest.raises(RecipeError, match=r"did you mean 'digits_resnet8'\?"):
+        load(["digits_resnet9"])
+
+
 def test_a_run_given_as_a_recipe_is_told_where_its_recipe_is() -> None:
     Path("runs/a-1").mkdir(parents=True)
     with pytest.raises(RecipeError, match=r"runs/a-1: is a folder, expected a \.toml file"):

@@ -190,6 +190,19 @@ def test_on_a_terminal_it_asks(typed: list[bytes], flip: bool | None, code: int)
 # --- what the folder makes of the recipe
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("my/photso", "my/photos"), ("my/photso/", "my/photos"), ("photso", ""), ("my/elsewhere", ""), ("no/photos", "")],
+)
+def test_a_misspelt_folder_names_the_one_beside_it(capsys: Captured, typed: str, meant: str) -> None:
+    Path("my/photos").mkdir(parents=True)
+    answer = ask(capsys, "new", typed)
+    assert answer.code == 2
+    assert f"{typed}: expected a folder of images, found nothing" in answer.err
+    assert ("hint" in answer.err) is bool(meant)
+    assert not meant or answer.err.endswith(f"hint: okdc new {meant}\n")
+
+
 def test_damaged_files_are_left_out_by_the_recipe_and_named(capsys: Captured) -> None:
     write_tree(Path("root"), {"cat": 10, "dog": 10})
     Path("root/cat/\x1b[31mx.jpg").write_bytes(b"no image")
