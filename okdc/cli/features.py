@@ -54,7 +54,8 @@ def features(
         console.out_json(report)
         return
     _show(report)
-    console.next_step("okdc compare", *(Path(run["run"]) for run in report["runs"]))
+    runs = [Path(run["run"]) for run in report["runs"]]
+    console.next_step("okdc compare" if len(runs) > 1 else "okdc report", *runs)
 
 
 def _show(report: dict[str, Any]) -> None:

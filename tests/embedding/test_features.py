@@ -105,6 +105,7 @@ def test_the_command_writes_into_the_run_and_prints_each_head(
     assert answer.code == 0, answer.err
     assert [line.split()[0] for line in answer.out.splitlines()[1:]] == HEADS
     assert Path("runs/a-1/features.npz").is_file()
+    assert "next: okdc report runs/a-1" in answer.err  # one run is no comparison; its page shows the map
     answer = ask(capsys, "features", "--images", "50", "--points", "0", "--json")
     (facts,) = json.loads(answer.out)["runs"]
     assert (facts["run"], facts["file"]) == ("runs/a-1", "runs/a-1/features.npz")
