@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from asking import ask
 from harness import recipe
-from making import make_run, run_info, student_info, write_json
+from making import LOGGED, make_run, run_info, student_info, write_json
 
 from okdc.cli import console
 from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
-ROW = {"lr": 0.1, "loss": 2.0, "losses": {}, "train_top1_pct": {}, "val_top1_pct": {"student0": 50.0}}
+ROW = LOGGED | {"val_top1_pct": {"student0": 50.0}}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def begun() -> RunDir:
     run = RunDir.create("x", run_info(recipe=resolved.recipe.tables(), started_at="1"))
     run.recipe.write_text(resolved.recipe.text())
     for epoch, seconds in ((1, 30.0), (2, 10.0)):
-        run.append({"epoch": epoch, "seconds": seconds, **ROW})
+        run.append({"epoch": epoch, **ROW, "seconds": seconds})
     return run
 
 
@@ -80,7 +80,7 @@ def test_the_table_is_written_anew_until_no_run_is_trained(
 
         def wait(_: float) -> None:
             if len(begun.rows()) < 4:
-                begun.append({"epoch": len(begun.rows()) + 1, "seconds": 10.0, **ROW})
+                begun.append({"epoch": len(begun.rows()) + 1, **ROW, "seconds": 10.0})
             else:
                 stack.close()
 
