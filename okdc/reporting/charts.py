@@ -14,6 +14,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 386, 22, 214  # of the plot within the figure
 COLOURS = 10  # of style.css: k0 to k9
+DASH = 8  # length of a line of one value
 MOST_COLUMNS = 120  # strips that answer to the pointer
 
 Values = Sequence[float | None]
@@ -171,14 +172,14 @@ def _last(values: Values) -> float | None:
 
 
 def _path(xs: Sequence[int], values: Values, x: Axis, y: Axis) -> str:
-    """A gap where a value is missing. One value alone is a point, which a round cap shows."""
-    words, on = [], False
-    for at, value in zip(xs, values, strict=True):
+    """A gap where a value is missing. A value without neighbours is a short dash."""
+    words: list[str] = []
+    for k, (at, value) in enumerate(zip(xs, values, strict=True)):
         if value is None:
-            on = False
             continue
-        words.append(f"{'L' if on else 'M'}{x(at)} {y(value)}" + ("" if on else "h0"))
-        on = True
+        before, after = (0 <= i < len(values) and values[i] is not None for i in (k - 1, k + 1))
+        start = f"M{x(at)} {y(value)}" if after else f"M{round(x(at) - DASH / 2, 1)} {y(value)}h{DASH}"
+        words.append(f"L{x(at)} {y(value)}" if before else start)
     return "".join(words)
 
 
