@@ -90,16 +90,22 @@ def watch(
 ) -> dict[str, Any]:
     """Write the page of a run after each epoch of its training, and once more, in full, when the training has ended.
 
-    Until then the page is `quick`, so that the training keeps its processors. Returns the last report. Raises as
-    `facts` and `write_page`.
+    Until then the page is `quick`, so that the training keeps its processors. An interrupted watch leaves a page that
+    no longer reloads itself. Returns the last report. Raises as `facts` and `write_page`.
     """
-    seen, tell = -1, EachNoteOnce(tell)
-    while run.state() == "running":
-        if (epochs := len(run.rows())) != seen:
-            seen = epochs
-            write_page(file, facts([run.path], Wanted(True, wanted.data_root), None, tell), watched=True)
-            tell.note(f"{file}: {epochs} epochs")
-        wait(POLL_S)
-    report = facts([run.path], wanted, None, tell)
-    write_page(file, report)
-    return report
+    seen, tell, report = -1, EachNoteOnce(tell), None
+    try:
+        while run.state() == "running":
+            if (epochs := len(run.rows())) != seen:
+                seen = epochs
+                report = facts([run.path], Wanted(True, wanted.data_root), None, tell)
+                write_page(file, report, watched=True)
+                tell.note(f"{file}: epoch {epochs}")
+            wait(POLL_S)
+        last = facts([run.path], wanted, None, tell)
+    except KeyboardInterrupt:
+        if report:
+            write_page(file, report)
+        raise
+    write_page(file, last)
+    return last

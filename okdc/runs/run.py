@@ -244,11 +244,11 @@ class RunDir:
         if best is None and self.student.is_file():
             best = artefacts.read(self.student, StudentInfo)
         rows = [] if result else self.rows()
-        epochs = recipe_value(recipe, "optim", "epochs", "?")
+        epochs = recipe_value(recipe, "optim", "epochs")
         return {
             "run": str(self.path),
             "state": state,
-            "method": recipe_value(recipe, "method", "name", "?"),
+            "method": recipe_value(recipe, "method", "name"),
             "epoch": result.last_epoch if result else len(rows),
             "epochs": epochs,
             "best_val_pct": best and best.chosen_by_pct,

@@ -67,6 +67,37 @@ def test_one_damaged_run_hides_no_other(capsys: Captured, begun: RunDir) -> None
     assert answer.code == 0
     assert [line.split()[1] for line in answer.out.splitlines()[1:]] == ["failed", "complete"]
     assert str(begun.student) in answer.err
+    (begun.path / "run.json").write_text("{")
+    for words in ([], ["--sort", "method"], ["--sort", "best"]):
+        rows = {row["run"]: row for row in json.loads(ask(capsys, "runs", "--json", *words).out)}
+        assert rows[str(begun.path)]["method"] is rows[str(begun.path)]["epoch"] is None
+        assert rows["runs/done"]["method"] == "fefr"
+
+
+def test_a_watch_names_what_is_damaged_below_each_table_and_not_at_each_look(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, begun: RunDir
+) -> None:
+    shown, looks = list[str](), list[float]()
+    broken = make_run("runs/broken")
+    (broken / "run.json").write_text("{")
+    (broken / "result.json").unlink()
+    monkeypatch.setattr(console, "is_terminal", lambda: True)
+    monkeypatch.setattr(console, "clear", lambda: shown.append("clear"))
+    monkeypatch.setattr(console, "warn", shown.append)
+    with ExitStack() as stack:
+        stack.enter_context(begun.held())
+
+        def wait(_: float) -> None:
+            looks.append(0.0)
+            monkeypatch.setattr(RunDir, "_seconds_left", lambda *_: None)  # no clock in the rows
+            if len(looks) == 4:
+                stack.close()
+
+        monkeypatch.setattr(time, "sleep", wait)
+        assert ask(capsys, "runs", "--watch").code == 0
+    assert {"clear"} == set(shown[::2])
+    assert all("run.json" in text for text in shown[1::2])
+    assert len(looks) == 4
 
 
 def test_the_table_is_written_anew_until_no_run_is_trained(

@@ -278,6 +278,18 @@ def test_a_watched_run_is_written_after_each_epoch_and_once_in_full(begun: RunDi
     assert 'http-equiv="refresh"' not in file.read_text(encoding="utf-8")
 
 
+def test_a_watch_that_is_interrupted_leaves_a_page_that_rests(begun: RunDir, tmp_path: Path) -> None:
+    file = tmp_path / "watched.html"
+
+    def wait(_: float) -> None:
+        assert 'http-equiv="refresh"' in file.read_text(encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with begun.held(), pytest.raises(KeyboardInterrupt):
+        report.watch(begun, file, QUICK, Silent(), wait)
+    assert 'http-equiv="refresh"' not in file.read_text(encoding="utf-8")
+
+
 def test_watching_is_for_one_run(capsys: Captured) -> None:
     make_run("runs/a")
     make_run("runs/b", seed=1)
