@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 POLL_S = 1.0  # between two looks at the runs
 # What is not known of a damaged run.
 UNKNOWN = (
-    "method", "epoch", "epochs", "best_val_pct", "best_epoch", "seconds_left", "kept", "top1_pct", "images", "judged_on",
+    "method", "epoch", "epochs", "best_val_pct", "best_epoch", "seconds_left", "kept", "top1_pct", "images",
+    "judged_on",
 )  # fmt: skip
 # Columns by which `okdc runs` sorts; what has no value comes last.
 SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
