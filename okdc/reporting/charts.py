@@ -134,10 +134,12 @@ def lines(
     marks: Mapping[str, float] | None = None,
     shade: Sequence[float] | None = None,
     ceiling: float | None = None,
+    colours: Mapping[str, int] | None = None,
 ) -> LineChart | None:
     """One line a series over `xs`, which ends at `last_x`; None where there is no value.
 
     Series of one of the `groups` have one colour, and one entry of the legend with the mean of their last values.
+    `colours` of groups, where other figures have the same groups; else in their order.
     """
     known = [value for values in series.values() for value in values if value is not None]
     if not known or not xs:
@@ -146,7 +148,8 @@ def lines(
     x = Axis(xs[0] if len(xs) > 1 else max(0, xs[0] - 1), last, LEFT, RIGHT, whole=True)
     y = Axis(*around(known, 0.0 if min(known) >= 0 else None, ceiling), BOTTOM, TOP)
     group_of = {name: (groups or {}).get(name, name) for name in series}
-    colours = {group: k % COLOURS for k, group in enumerate(dict.fromkeys(group_of.values()))}
+    named = dict.fromkeys(group_of.values())
+    colours = {group: colours[group] for group in named} if colours else in_order(named)
     drawn = [
         Line(name, colours[group_of[name]], _path(xs, values, x, y), _last(values)) for name, values in series.items()
     ]
@@ -160,6 +163,11 @@ def lines(
         marks=[Tick(x(at), name) for name, at in (marks or {}).items()],
         shade=_area(xs, shade, x) if shade else "",
     )
+
+
+def in_order(names: Iterable[str]) -> dict[str, int]:
+    """A colour a name; of many names some have the same."""
+    return {name: k % COLOURS for k, name in enumerate(names)}
 
 
 def _entry(group: str, colour: int, drawn: Sequence[Line], group_of: Mapping[str, str]) -> Entry:

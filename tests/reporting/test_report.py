@@ -21,7 +21,7 @@ from making import make_row, make_run, run_info
 import okdc
 from okdc.errors import CheckFailed, DiskError, RunError, UsageError
 from okdc.progress import Silent
-from okdc.reporting import page, report, words
+from okdc.reporting import page, report, several_page, words
 from okdc.reporting.run import Wanted, examples_of
 from okdc.runs.run import RunDir
 
@@ -300,6 +300,20 @@ def test_watching_is_for_one_run(capsys: Captured) -> None:
 
 
 # --- several runs
+
+
+def test_a_method_has_one_colour_in_all_figures() -> None:
+    make_row("runs", "dml", [91.0, 91.0, 91.0])
+    make_row("runs", "fefr", [91.5, 91.9, 91.4])
+    made = report.facts([Path("runs")], QUICK, None, Silent())
+    for run in made["several"]["runs"]:  # of each method another length, and so another figure
+        epochs = 1 + len(run["method"])
+        run |= {"epochs": list(range(1, epochs + 1)), "val_top1_pct": [50.0] * epochs}
+    shown = several_page.of_several(made)["charts"]
+    dots = {row.point.name: row.point.colour for row in shown["kept"].rows}
+    curves = [{entry.name: entry.colour for entry in each["chart"].legend} for each in shown["curves"]]
+    assert len(curves) == len(set(dots.values())) == 2
+    assert curves[0] | curves[1] == dots
 
 
 def test_several_runs_are_compared_as_okdc_compare_does(capsys: Captured) -> None:
