@@ -20,6 +20,8 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe",
 )  # fmt: skip
 
+LOADED = "new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))"
+
 
 @dataclass
 class Browser:
@@ -71,14 +73,15 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def open(self, file: Path, width: int, dark: bool = False) -> None:
-        """Load a file in a window of so many pixels, and wait until it is complete."""
+        """Load a file in a window of so many pixels, and wait until it is complete. The page begins without a past."""
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
+        self.call("Page.navigate", url="about:blank")
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         self.call("Page.navigate", url=file.absolute().as_uri())
-        self.run("new Promise((done) => document.readyState === 'complete' ? done() : addEventListener('load', done))")
+        self.run(LOADED)
 
     def run(self, script: str) -> Any:
         """The value of a script, or of what it promises."""
@@ -89,6 +92,13 @@ class Browser:
     def press(self, key: str) -> None:
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, key=key)
+
+    def tap(self, x: float, y: float) -> None:
+        """A finger touches the window and leaves it."""
+        self.call("Emulation.setTouchEmulationEnabled", enabled=True)
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.call("Emulation.setTouchEmulationEnabled", enabled=False)
 
 
 def _pipe() -> list[int]:

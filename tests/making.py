@@ -31,6 +31,11 @@ SETTINGS = {
     "cuda_graph": "off",
     "sync_batchnorm": False,
 }
+# A row of log.jsonl, but for its epoch.
+LOGGED = {
+    "lr": 0.1, "loss": 2.0, "losses": {}, "train_top1_pct": {}, "val_top1_pct": {},
+    "seconds": 1.0, "seconds_steps": 1.0, "seconds_data": 0.0, "seconds_validation": 0.0,
+}  # fmt: skip
 IMAGES = 10_000  # an accuracy of two decimals is then a whole number of images
 
 PAPER = {

@@ -47,6 +47,8 @@ def _show(report: dict[str, Any]) -> None:
         _line("a training", reason)
     _line("onnxruntime", ", ".join(report["onnxruntime_providers"]))
     for folder in report["folders"]:
+        if folder["problem"]:  # said below, as a failure
+            continue
         used = f", {size(folder['bytes'])} in it" if folder["bytes"] else ""
         there = "" if folder["exists"] else ", not made yet"
         _line(folder["kind"], f"{folder['path']}: {size(folder['free_bytes'])} free{used}{there}")

@@ -56,7 +56,7 @@ def report(
         raise UsageError("--watch: expected one run", hint="okdc runs --watch shows all of them")
     file = reporting.place(named, out)
     if picture is not None:
-        reporting.check_place(picture, reporting.PICTURE_MARK, "--picture")
+        reporting.check_picture(picture, reporting.is_one_run(named))
     wanted = Wanted(quick, data_root)
     with trusting_code(trust_code):
         if watch:

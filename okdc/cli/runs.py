@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from okdc.runs.run import RunDir
 
 POLL_S = 1.0  # between two looks at the runs
+# What is not known of a damaged run.
+UNKNOWN = (
+    "method", "epoch", "epochs", "best_val_pct", "best_epoch", "seconds_left", "kept", "top1_pct", "images",
+    "judged_on",
+)  # fmt: skip
 # Columns by which `okdc runs` sorts; what has no value comes last.
 SORTS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "run": lambda row: row["run"],
     "state": lambda row: row["state"],
-    "method": lambda row: row["method"],
+    "method": lambda row: (row["method"] is None, row["method"] or ""),
     "best": lambda row: -(row["best_val_pct"] or 0.0),
     "left": lambda row: math.inf if row["seconds_left"] is None else row["seconds_left"],
     "top1": lambda row: -(row["top1_pct"] or 0.0),
@@ -43,7 +48,8 @@ def runs(
     if watch:
         _watch(words or [], sort, as_json)
     else:
-        found = _summaries(words or [])
+        found, damaged = _summaries(words or [])
+        _warn(damaged)
         if words and not found and not as_json:
             console.say(
                 f"no run below ./runs has {' and '.join(map(repr, words))} in its name, state, method or student"
@@ -84,31 +90,39 @@ def _list_runs(found: Sequence[tuple[RunDir, dict[str, Any]]], sort: str | None,
 
 
 def _watch(words: Sequence[str], sort: str | None, as_json: bool) -> None:
-    """Print the table again whenever it has changed, until no run is being trained."""
+    """Print the table again whenever it has changed, until no run is being trained. Below it is what is damaged."""
     if as_json or not console.is_terminal():
         reason = "it does not go with --json" if as_json else "stdout is no terminal"
         raise UsageError(f"--watch: {reason}", hint="okdc runs --json, as often as you like")
-    before: list[dict[str, Any]] = []
+    before: list[dict[str, Any]] | None = None
     while True:
-        found = _summaries(words)
+        found, damaged = _summaries(words)
         rows = _sorted(found, sort)
         if rows != before:
             console.clear()
             tables.runs(rows)
+            _warn(damaged)
             before = rows
         if not any(row["state"] == "running" for row in rows):
             break
         time.sleep(POLL_S)
     console.clear()
+    _warn(damaged)
     _list_runs(found, sort, False)
 
 
-def _summaries(words: Sequence[str]) -> list[tuple[RunDir, dict[str, Any]]]:
-    """The runs that the words choose, the last started last."""
+def _warn(damaged: Sequence[str]) -> None:
+    for message in damaged:
+        console.warn(message)
+
+
+def _summaries(words: Sequence[str]) -> tuple[list[tuple[RunDir, dict[str, Any]]], list[str]]:
+    """The runs that the words choose, the last started last; and of each that is damaged, whatever the words, why."""
     from okdc.runs.run import runs as all_runs
 
-    rows = [(run, _summary(run)) for run in all_runs()]
-    return [(run, row) for run, row in rows if all(word.lower() in _searched(row) for word in words)]
+    damaged: list[str] = []
+    rows = [(run, _summary(run, damaged)) for run in all_runs()]
+    return [(run, row) for run, row in rows if all(word.lower() in _searched(row) for word in words)], damaged
 
 
 def _sorted(found: Sequence[tuple[RunDir, dict[str, Any]]], sort: str | None) -> list[dict[str, Any]]:
@@ -117,16 +131,13 @@ def _sorted(found: Sequence[tuple[RunDir, dict[str, Any]]], sort: str | None) ->
 
 
 def _searched(row: Mapping[str, Any]) -> str:
-    return " ".join(str(row[key]) for key in ("run", "state", "method", "kept")).lower()
+    return " ".join(str(row[key] or "") for key in ("run", "state", "method", "kept")).lower()
 
 
-def _summary(run: RunDir) -> dict[str, Any]:
-    """One damaged run is named and does not hide the others."""
+def _summary(run: RunDir, damaged: list[str]) -> dict[str, Any]:
+    """One damaged run does not hide the others: its row has a state alone, and `damaged` gets the reason."""
     try:
         return run.summary()
     except OkdcError as error:
-        console.warn(error.message)
-        nothing = dict.fromkeys(
-            ("best_val_pct", "best_epoch", "seconds_left", "kept", "top1_pct", "images", "judged_on")
-        )
-        return {"run": str(run.path), "state": "failed", "method": "?", "epoch": "?", "epochs": "?", **nothing}
+        damaged.append(error.message)
+        return {"run": str(run.path), "state": "failed"} | dict.fromkeys(UNKNOWN)

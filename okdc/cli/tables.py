@@ -139,8 +139,8 @@ def runs(rows: Sequence[dict[str, Any]]) -> None:
             [
                 row["run"],
                 row["state"],
-                row["method"],
-                f"{row['epoch']}/{row['epochs']}",
+                _or_unknown(row["method"]),
+                f"{_or_unknown(row['epoch'])}/{_or_unknown(row['epochs'])}",
                 _decimals(row["best_val_pct"]),
                 "" if row["seconds_left"] is None else duration(row["seconds_left"]),
                 row["kept"] or "",
@@ -150,6 +150,10 @@ def runs(rows: Sequence[dict[str, Any]]) -> None:
             for row in rows
         ],
     )
+
+
+def _or_unknown(value: object) -> str:
+    return "?" if value is None else str(value)
 
 
 def recipes(rows: Sequence[dict[str, Any]]) -> None:

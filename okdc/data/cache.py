@@ -35,6 +35,7 @@ from okdc.data.decoding import Kind, Making, decode
 from okdc.data.images import Pixels, Progress, damage, may_pass, rule, unreadable
 from okdc.data.listing import Listing
 from okdc.errors import DataError, one_line
+from okdc.homes import user_folder
 from okdc.runs.files import sync_folder
 
 try:
@@ -74,10 +75,8 @@ class _DamagedError(Exception):
 
 
 def cache_folder() -> Path:
-    """OKDC_CACHE, else okdc in the user's cache folder."""
-    if chosen := os.environ.get("OKDC_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "okdc"
+    """OKDC_CACHE, else okdc in the user's cache folder. Raises DiskError where the user has none."""
+    return user_folder("OKDC_CACHE", "XDG_CACHE_HOME", ".cache")
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def of_bundle(
     """
     folder = folder_of(run)
     if not layout.is_bundle(folder):
-        missing.append(f"no bundle: okdc export {run.path} --onnx makes one")
+        missing.append(f"no bundle: okdc export {shlex.quote(str(run.path))} --onnx makes one")
         return None
     try:
         bundle = BundleDir.open(folder)

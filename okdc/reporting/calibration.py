@@ -86,7 +86,8 @@ def ece_pct(bins: list[Bin]) -> float:
 def temperature(logits: Logits, labels: npt.NDArray[np.int64]) -> float | None:
     """T that minimises the likelihood's loss of softmax(logits / T), from COLDEST to HOTTEST.
 
-    None where there is no such T: all answers are right, and ever more confidence would be better still.
+    None where there is no such T: all answers are right, and ever more confidence would be better still; or they are no
+    better than chance, and ever less would be.
 
     The loss is convex in 1/T. Its derivative, the mean of Σ_k p_k z_k - z_y, is zero at the best T.
     """

@@ -14,6 +14,7 @@ from typing import NamedTuple
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 386, 22, 214  # of the plot within the figure
 COLOURS = 10  # of style.css: k0 to k9
+DASH = 8  # length of a line of one value
 MOST_COLUMNS = 120  # strips that answer to the pointer
 
 Values = Sequence[float | None]
@@ -133,10 +134,12 @@ def lines(
     marks: Mapping[str, float] | None = None,
     shade: Sequence[float] | None = None,
     ceiling: float | None = None,
+    colours: Mapping[str, int] | None = None,
 ) -> LineChart | None:
     """One line a series over `xs`, which ends at `last_x`; None where there is no value.
 
     Series of one of the `groups` have one colour, and one entry of the legend with the mean of their last values.
+    `colours` of groups, where other figures have the same groups; else in their order.
     """
     known = [value for values in series.values() for value in values if value is not None]
     if not known or not xs:
@@ -145,7 +148,8 @@ def lines(
     x = Axis(xs[0] if len(xs) > 1 else max(0, xs[0] - 1), last, LEFT, RIGHT, whole=True)
     y = Axis(*around(known, 0.0 if min(known) >= 0 else None, ceiling), BOTTOM, TOP)
     group_of = {name: (groups or {}).get(name, name) for name in series}
-    colours = {group: k % COLOURS for k, group in enumerate(dict.fromkeys(group_of.values()))}
+    named = dict.fromkeys(group_of.values())
+    colours = {group: colours[group] for group in named} if colours else in_order(named)
     drawn = [
         Line(name, colours[group_of[name]], _path(xs, values, x, y), _last(values)) for name, values in series.items()
     ]
@@ -161,6 +165,11 @@ def lines(
     )
 
 
+def in_order(names: Iterable[str]) -> dict[str, int]:
+    """A colour a name; of many names some have the same."""
+    return {name: k % COLOURS for k, name in enumerate(names)}
+
+
 def _entry(group: str, colour: int, drawn: Sequence[Line], group_of: Mapping[str, str]) -> Entry:
     ends = [line.last for line in drawn if group_of[line.name] == group and line.last is not None]
     return Entry(group, colour, sum(ends) / len(ends) if ends else None)
@@ -171,14 +180,14 @@ def _last(values: Values) -> float | None:
 
 
 def _path(xs: Sequence[int], values: Values, x: Axis, y: Axis) -> str:
-    """A gap where a value is missing. One value alone is a point, which a round cap shows."""
-    words, on = [], False
-    for at, value in zip(xs, values, strict=True):
+    """A gap where a value is missing. A value without neighbours is a short dash."""
+    words: list[str] = []
+    for k, (at, value) in enumerate(zip(xs, values, strict=True)):
         if value is None:
-            on = False
             continue
-        words.append(f"{'L' if on else 'M'}{x(at)} {y(value)}" + ("" if on else "h0"))
-        on = True
+        before, after = (0 <= i < len(values) and values[i] is not None for i in (k - 1, k + 1))
+        start = f"M{x(at)} {y(value)}" if after else f"M{round(x(at) - DASH / 2, 1)} {y(value)}h{DASH}"
+        words.append(f"L{x(at)} {y(value)}" if before else start)
     return "".join(words)
 
 

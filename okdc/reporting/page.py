@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import hashlib
+import shlex
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -87,6 +88,7 @@ def _environment() -> Environment:
         finalize=_harmless,
     )
     environment.filters |= {
+        "as_typed": shlex.join,
         "clipped": clipped,
         "duration": duration,
         "head": words.head,

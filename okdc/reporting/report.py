@@ -33,7 +33,7 @@ def facts(paths: Sequence[Path], wanted: Wanted, baseline: str | None, tell: Pro
     compare`.
     """
     report: dict[str, Any] = {"schema": 1, "written_at": page.now(), "run": None, "several": None, "study": None}
-    if len(paths) == 1 and (RunDir.is_at(paths[0]) or not paths[0].is_dir()):
+    if is_one_run(paths):
         if baseline is not None:
             raise UsageError("--baseline: one run has no row to be compared with", hint="name several runs")
         return report | {"run": of_run(RunDir.open(paths[0]), wanted, tell)}
@@ -43,6 +43,11 @@ def facts(paths: Sequence[Path], wanted: Wanted, baseline: str | None, tell: Pro
         report["study"] = table.table(study.study, stood)
         paths = [each.run.folder for each in stood if each.finished and each.run.column != TEACHERS] or paths
     return report | {"several": of_runs(paths, baseline)}
+
+
+def is_one_run(paths: Sequence[Path]) -> bool:
+    """Whether the paths name a run, or nothing that is there, and no folder of runs."""
+    return len(paths) == 1 and (RunDir.is_at(paths[0]) or not paths[0].is_dir())
 
 
 def place(paths: Sequence[Path], out: Path | None) -> Path:
@@ -60,6 +65,15 @@ def check_place(file: Path, mark: bytes, option: str) -> None:
     refuse_other(file, lambda there: mark in _beginning(there), option, "file that okdc report has made")
 
 
+def check_picture(file: Path, one_run: bool) -> None:
+    """Raises UsageError where it is not of one run, for a file of another kind than SVG, and as `check_place`."""
+    if not one_run:
+        raise UsageError("--picture is of one run", hint="name one")
+    if file.suffix.lower() != ".svg":
+        raise UsageError(f"--picture {file}: expected a name that ends with .svg", hint=f"--picture {file.stem}.svg")
+    check_place(file, PICTURE_MARK, "--picture")
+
+
 def _beginning(file: Path) -> bytes:
     with file.open("rb") as stream:
         return stream.read(4096)
@@ -68,11 +82,9 @@ def _beginning(file: Path) -> bytes:
 def write_picture(file: Path, report: dict[str, Any]) -> None:
     """Replace the picture of one run in one step.
 
-    Raises UsageError for several runs, a run that is not complete or was not validated, and as `check_place`.
+    Raises UsageError for a run that is not complete or was not validated, and as `check_picture`.
     """
-    if not report["run"]:
-        raise UsageError("--picture is of one run", hint="name one")
-    check_place(file, PICTURE_MARK, "--picture")
+    check_picture(file, bool(report["run"]))
     write(file, page.picture(report["run"]).encode())
 
 
@@ -90,16 +102,22 @@ def watch(
 ) -> dict[str, Any]:
     """Write the page of a run after each epoch of its training, and once more, in full, when the training has ended.
 
-    Until then the page is `quick`, so that the training keeps its processors. Returns the last report. Raises as
-    `facts` and `write_page`.
+    Until then the page is `quick`, so that the training keeps its processors. An interrupted watch leaves a page that
+    no longer reloads itself. Returns the last report. Raises as `facts` and `write_page`.
     """
-    seen, tell = -1, EachNoteOnce(tell)
-    while run.state() == "running":
-        if (epochs := len(run.rows())) != seen:
-            seen = epochs
-            write_page(file, facts([run.path], Wanted(True, wanted.data_root), None, tell), watched=True)
-            tell.note(f"{file}: {epochs} epochs")
-        wait(POLL_S)
-    report = facts([run.path], wanted, None, tell)
-    write_page(file, report)
-    return report
+    seen, tell, report = -1, EachNoteOnce(tell), None
+    try:
+        while run.state() == "running":
+            if (epochs := len(run.rows())) != seen:
+                seen = epochs
+                report = facts([run.path], Wanted(True, wanted.data_root), None, tell)
+                write_page(file, report, watched=True)
+                tell.note(f"{file}: epoch {epochs}")
+            wait(POLL_S)
+        last = facts([run.path], wanted, None, tell)
+    except KeyboardInterrupt:
+        if report:
+            write_page(file, report)
+        raise
+    write_page(file, last)
+    return last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ from okdc.methods.base import ramp
 from okdc.profiling.report import profile
 from okdc.progress import Progress
 from okdc.reporting import answers, bundled, curves, pictures
+from okdc.reporting.answers import MOST_CLASSES
 from okdc.reporting.calibration import calibration
 from okdc.runs import predictions
 from okdc.runs.accuracy import interval_pct, not_above
@@ -34,7 +36,7 @@ from okdc.survey import folder as folders
 
 MISTAKES, HITS = 24, 12  # pictures of each
 MOST_PAIRS = 20  # confused classes that are named
-EXAMPLES = 60  # pictures of the training images, the same number a class
+EXAMPLES = 60  # pictures of the training images, the same number a class; of more classes one each
 IMAGES, POINTS = 1_000, 600  # of a map that is computed for the page: some seconds
 SPLITS = ("train", "val", "test")
 Namer = Callable[[int], str]  # of the image in a row
@@ -70,6 +72,7 @@ def of_run(run: RunDir, wanted: Wanted, tell: Progress) -> dict[str, Any]:
         "classes": list(info.classes),
         "seed": resolved.recipe.seed,
         "students": list(resolved.architectures),
+        "taught": resolved.has_teacher,
         "curves": curves.curves(rows, resolved.recipe.optim.epochs, _ramp(resolved, rows)),
         "time": {"split": curves.seconds(rows), "steps_s": result and result.seconds,
                  "images_per_s": result and result.images_per_s},
@@ -230,7 +233,7 @@ def _data(resolved: ResolvedRecipe, dataset: Dataset, name: Namer, wanted: Wante
     labels = dataset.labels.numpy()
     of_split = {split: getattr(dataset, split).numpy() for split in SPLITS}
     counts = {split: np.bincount(labels[rows], minlength=len(dataset.classes)) for split, rows in of_split.items()}
-    examples = _examples(labels, of_split["train"], len(dataset.classes))
+    examples = examples_of(labels, of_split["train"], len(dataset.classes))
     urls = pictures.data_urls(dataset, [row for rows in examples for row in rows])
     data = resolved.recipe.data
     return {
@@ -251,11 +254,9 @@ def _data(resolved: ResolvedRecipe, dataset: Dataset, name: Namer, wanted: Wante
     }
 
 
-def _examples(labels: Any, train: Any, classes: int) -> list[list[int]]:
-    """Rows of training images, the first ones of each class: as many a class as EXAMPLES allow, none of very many."""
-    each = min(6, EXAMPLES // classes)
-    if not each:
-        return [[] for _ in range(classes)]
+def examples_of(labels: Any, train: Any, classes: int) -> list[list[int]]:
+    """Rows of training images, the first ones of each class: up to six, one of many classes, none of very many."""
+    each = min(6, EXAMPLES // classes) or int(classes <= MOST_CLASSES)
     return [[int(row) for row in train[labels[train] == k][:each]] for k in range(classes)]
 
 
@@ -290,7 +291,7 @@ def _features(
             missing.append(f"features: {error.message}")
             return None
     if wanted.quick or dataset is None:
-        missing.append(f"no map of the features: okdc features {run.path} writes one")
+        missing.append(f"no map of the features: okdc features {shlex.quote(str(run.path))} writes one")
         return None
     images = min(IMAGES, len(dataset.final_split[1]))
     try:

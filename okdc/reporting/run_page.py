@@ -61,7 +61,7 @@ def of_picture(facts: Facts) -> dict[str, Any]:
         "heading": f"Right of {images}, %, with 95 % intervals",
         "notes": [
             f"Kept: student{kept['student']}, {kept['params']:,} parameters, {kept['macs']:,} multiply-adds",
-            "Thrown away after the training: all else",
+            "The training alone needed all else",
         ],
     }
 

@@ -18,6 +18,8 @@ def of_several(facts: Facts) -> dict[str, Any]:
     """The names that several.html.j2 uses."""
     several, study = facts["several"], facts["study"]
     compare = several["compare"]
+    rows = [row["name"] for row in compare["rows"]] if compare else []
+    colours = charts.in_order(dict.fromkeys([*rows, *(run["method"] for run in several["runs"])]))
     sections = [
         ("study", "Study", study),
         ("comparison", "Comparison", compare or several["refused"]),
@@ -33,7 +35,7 @@ def of_several(facts: Facts) -> dict[str, Any]:
         "sections": [(anchor, name) for anchor, name, there in sections if there],
         "study_grid": markdown.grid(study) if study else None,
         "study_sentences": [*markdown.sentences(study), *markdown.reasons(study)] if study else [],
-        "charts": {**_comparison(compare), "curves": _curves(several["runs"])},
+        "charts": {**_comparison(compare, colours), "curves": _curves(several["runs"], colours)},
     }
 
 
@@ -63,17 +65,17 @@ def _verdict(row: Facts) -> str:
     return kept["verdict"] if kept else ""
 
 
-def _comparison(compare: Facts | None) -> dict[str, Any]:
+def _comparison(compare: Facts | None, colours: Mapping[str, int]) -> dict[str, Any]:
     nothing = dict.fromkeys(("kept", "differences", "macs"))
     if not compare:
         return nothing
     points, differences = [], []
-    for k, row in enumerate(compare["rows"]):
+    for row in compare["rows"]:
         values = list(row["kept"]["top1_pct_by_seed"].values())
         low, high = (min(values), max(values)) if len(values) > 1 else interval_pct(values[0], compare["images"])
         mean, n = row["kept"]["mean_top1_pct"], row["n"]
         tip = f"{row['name']}: {mean:.2f} %, {low:.2f} to {high:.2f}, {n} seed{'s' if n > 1 else ''}"
-        colour = k % charts.COLOURS
+        colour = colours[row["name"]]
         points.append(Point(row["name"], mean, low, high, colour, tip, at=row["macs"][0]))
         paired = row["difference"] and row["difference"]["kept"]
         if paired and paired["interval_points"]:
@@ -87,8 +89,8 @@ def _comparison(compare: Facts | None) -> dict[str, Any]:
     }
 
 
-def _curves(runs: Sequence[Facts]) -> list[dict[str, Any]]:
-    """Validation accuracy of the kept student, and the whole loss: a figure a number of epochs, a line a run."""
+def _curves(runs: Sequence[Facts], colours: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Validation accuracy of the kept student: a figure a number of epochs, a line a run, a colour a method."""
     by_length: dict[int, list[Facts]] = {}
     for run in runs:
         by_length.setdefault(len(run["epochs"]), []).append(run)
@@ -100,6 +102,6 @@ def _curves(runs: Sequence[Facts]) -> list[dict[str, Any]]:
         )
         validated = {run["run"]: run["val_top1_pct"] for run in shown if run["val_top1_pct"]}
         methods = {run["run"]: run["method"] for run in shown}
-        chart = charts.lines(xs, validated, "%", 2, groups=methods, ceiling=100.0)
+        chart = charts.lines(xs, validated, "%", 2, groups=methods, ceiling=100.0, colours=colours)
         made.append({"chart": chart, "title": "Kept student", "note": note})
     return made

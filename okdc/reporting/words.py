@@ -7,6 +7,7 @@ from typing import Any
 
 from okdc.runs.accuracy import with_interval
 
+TEACHER = "teacher"  # the head of a frozen one
 HEADS = {"fused": "fused classifier", "ensemble": "ensemble"}
 
 
@@ -35,30 +36,49 @@ def sentences(facts: Mapping[str, Any]) -> list[str]:
     images = f": {data['images']['train']:,} images of {len(facts['classes'])} classes" if data else ""
     trained = len(curves["epochs"])
     epochs = f"{trained} epoch{'s' if trained != 1 else ''}"
-    together = f"{networks(students)} together" if len(students) > 1 else f"one {students[0]} alone"
-    first = f"{facts['card']['title']} trained {together} for {epochs} on {facts['dataset']}{images}."
     result = facts["result"]
+    together = f"{networks(students)} together" if len(students) > 1 else f"one {students[0]}{_beside(facts)}"
+    first = f"{facts['card']['title']} trained {together} for {epochs} on {facts['dataset']}{images}."
     if result is None:
         state = {"running": "The training is under way", "resumable": "The training was interrupted"}
         where = state.get(facts["state"], "The training failed")
         why = f": {facts['failed']}" if facts["failed"] else ""
         return [first, f"{where}{why}; its recipe has {curves['planned']} epochs."]
     kept = result["kept"]
-    others = len(students) - 1
-    peers = f"Its {counted(others)} peers" if others > 1 else "Its peer"
-    fused = any(row["role"] == "fused" for row in facts["heads"])
-    were = "and the fused classifier were" if fused else "were" if others > 1 else "was"
-    thrown = f" {peers} {were} thrown away." if others else ""
     if kept["val_top1_pct"] is None:
         chosen = "Nothing was validated, so the last epoch counts"
     else:
         chosen = f"Validation chose it, with {kept['val_top1_pct']:.2f} %"
     averaged = ", the average of its weights over the steps" if kept.get("averaged") else ""
     network = f"student{kept['student']} ({kept['architecture']})"
-    second = f"Kept is {network} after epoch {kept['epoch']}{averaged}. {chosen}.{thrown}"
+    second = f"Kept is {network} after epoch {kept['epoch']}{averaged}. {chosen}.{_helpers(facts)}"
     third = (
         f"It has {kept['params']:,} parameters, takes {kept['macs']:,} multiply-adds an image, and answers "
         f"{with_interval(kept['top1_pct'], result['images'])} % of {result['images']:,} {result['judged_on']} images "
         f"rightly (95 % interval, one run)."
     )
     return [first, second, third]
+
+
+def _beside(facts: Mapping[str, Any]) -> str:
+    """Who taught the only student."""
+    if not facts["taught"]:
+        return " alone"
+    teacher = facts["result"] and facts["result"]["teacher"]
+    return f" under a frozen teacher, {teacher['architecture']}," if teacher else " under a frozen teacher"
+
+
+def _helpers(facts: Mapping[str, Any]) -> str:
+    """What the kept student was trained with and does not need: peers, the fused classifier, exits, means of students.
+
+    The teacher is not among them, nor the ensemble, which is no network of its own.
+    """
+    peers = len(facts["students"]) - 1
+    names = [f"{counted(peers)} peer{'s' if peers > 1 else ''}"] if peers else []
+    roles = {row["head"]: row["role"] for row in facts["heads"]}
+    names += [head for head, role in roles.items() if role == "other" and head != TEACHER]
+    names += ["the fused classifier"] if "fused" in roles.values() else []
+    if not names:
+        return ""
+    listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
+    return f" The training alone needed {listed}."

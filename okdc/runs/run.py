@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -28,6 +27,7 @@ from okdc.errors import DiskError, RunError
 from okdc.runs import artefacts, locks
 from okdc.runs.artefacts import Kept, Result, RunInfo, StudentInfo
 from okdc.runs.files import write, writing
+from okdc.runs.log import log_bytes, whole_rows
 from okdc.runs.recipes import read_proven, write_recipe
 
 ROOT = Path("runs")
@@ -202,7 +202,7 @@ class RunDir:
             raise DiskError(error.message, hint=f"free some space, then: {self.resume_command()}") from error
 
     def rows(self) -> list[dict[str, Any]]:
-        """log.jsonl: a row an epoch, without a last line that was cut short.
+        """log.jsonl: a row an epoch, as far as the file is whole.
 
         Raises RunError where the log of a complete run is not the one that the run recorded.
         """
@@ -212,16 +212,7 @@ class RunDir:
                 f"{self.log} is not the file that the run recorded",
                 hint=f"{self.resume_command()} writes it again from the last checkpoint",
             )
-        rows: list[dict[str, Any]] = []
-        for line in content.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                break
-            if not isinstance(row, dict) or row.get("epoch") != len(rows) + 1:
-                break
-            rows.append(row)
-        return rows
+        return whole_rows(content)
 
     def restore_rows(self, rows: Sequence[dict[str, Any]]) -> bool:
         """Make log.jsonl those rows of a checkpoint: what came after them will come again.
@@ -253,11 +244,11 @@ class RunDir:
         if best is None and self.student.is_file():
             best = artefacts.read(self.student, StudentInfo)
         rows = [] if result else self.rows()
-        epochs = recipe_value(recipe, "optim", "epochs", "?")
+        epochs = recipe_value(recipe, "optim", "epochs")
         return {
             "run": str(self.path),
             "state": state,
-            "method": recipe_value(recipe, "method", "name", "?"),
+            "method": recipe_value(recipe, "method", "name"),
             "epoch": result.last_epoch if result else len(rows),
             "epochs": epochs,
             "best_val_pct": best and best.chosen_by_pct,
@@ -280,11 +271,6 @@ class RunDir:
     def discard(self) -> None:
         """Remove a run that came to nothing before its first step."""
         shutil.rmtree(self.path, ignore_errors=True)
-
-
-def log_bytes(rows: Sequence[dict[str, Any]]) -> bytes:
-    """log.jsonl of these rows."""
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def recipe_value(tables: dict[str, Any], table: str, key: str, default: Any = None) -> Any:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from okdc.errors import RunError, quoted
+from okdc.homes import user_folder
 
 LIBRARIES = ("torchvision", "timm")
 NAMES = (("cohort", "students"), ("method", "name"), ("method", "teacher"), ("data", "name"))  # table and key
@@ -93,10 +93,8 @@ def _is_listed(folder: Path, started_at: str, names: Iterable[str]) -> bool:
 
 
 def state_folder() -> Path:
-    """OKDC_STATE, else okdc in the user's state folder."""
-    if chosen := os.environ.get("OKDC_STATE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "okdc"
+    """OKDC_STATE, else okdc in the user's state folder. Raises DiskError where the user has none."""
+    return user_folder("OKDC_STATE", "XDG_STATE_HOME", ".local/state")
 
 
 def _list() -> Path:

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from okdc.data import memory
 from okdc.data.cache import cache_folder
 from okdc.data.workers import cores
 from okdc.deploy import trial
-from okdc.errors import CheckFailed, DeviceError, OkdcError
+from okdc.errors import CheckFailed, DeviceError, OkdcError, one_line
 from okdc.recipe.schema import Engine
 from okdc.runs import trust
 from okdc.runs.provenance import kernel_flags, processor
@@ -43,6 +43,13 @@ EXTRAS = {
     "duplicates": (("imagehash",), "pictures that look the same, in okdc check --images"),
     "track": (("tensorboard",), "engine.track and okdc track"),
 }
+CACHE = "cache of images"
+FOLDERS: dict[str, Callable[[], Path]] = {
+    "runs": ROOT.absolute,
+    CACHE: cache_folder,
+    "state": trust.state_folder,
+    "cache of torch": lambda: Path(torch.hub.get_dir()),
+}
 
 
 def doctor() -> dict[str, Any]:
@@ -60,7 +67,7 @@ def doctor() -> dict[str, Any]:
         "settings": None,
         "reasons": [],
         "onnxruntime_providers": onnxruntime.get_available_providers(),
-        "folders": [_folder(kind, path) for kind, path in _folders().items()],
+        "folders": [_folder(kind, place) for kind, place in FOLDERS.items()],
         "extras": [extra(name) for name in EXTRAS],
         "self_test": None,
         "failures": [],
@@ -77,9 +84,7 @@ def doctor() -> dict[str, Any]:
     if reason := report["self_test"]["failed"]:
         report["failures"].append(f"the self-test failed: {reason}")
     report["failures"] += [
-        f"{folder['kind']}: {folder['path']} cannot be written"
-        for folder in report["folders"]
-        if not folder["writable"]
+        f"{folder['kind']}: {folder['problem']}" for folder in report["folders"] if folder["problem"]
     ]
     return report
 
@@ -148,27 +153,29 @@ def _gpus() -> list[dict[str, Any]]:
     return found
 
 
-def _folders() -> dict[str, Path]:
-    return {
-        "runs": ROOT.absolute(),
-        "cache of images": cache_folder(),
-        "state": trust.state_folder(),
-        "cache of torch": Path(torch.hub.get_dir()),
-    }
-
-
-def _folder(kind: str, path: Path) -> dict[str, Any]:
-    """A folder that okdc writes, or the nearest one above it that is there."""
-    there: Sequence[Path] = [place for place in (path, *path.parents) if place.exists()]
-    nearest = there[0]
-    return {
-        "kind": kind,
-        "path": str(path),
-        "exists": path.is_dir(),
-        "writable": nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK),
-        "free_bytes": shutil.disk_usage(nearest).free,
-        "bytes": _size(path) if kind == "cache of images" else None,
-    }
+def _folder(kind: str, place: Callable[[], Path]) -> dict[str, Any]:
+    """A folder that okdc writes, or the nearest one above it that is there. `problem`: why nothing can be written."""
+    facts: dict[str, Any] = {"kind": kind, "path": None, "exists": False, "writable": False, "free_bytes": None}
+    facts |= {"bytes": None, "problem": None}
+    try:
+        path = place()
+        nearest = next(above for above in (path, *path.parents) if above.exists())
+        facts |= {
+            "path": str(path),
+            "exists": path.is_dir(),
+            "writable": nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK),
+            "free_bytes": shutil.disk_usage(nearest).free,
+            "bytes": _size(path) if kind == CACHE else None,
+        }
+    except OkdcError as error:
+        return facts | {"problem": error.message}
+    except OSError as error:  # a name that is too long, a disk that is gone
+        return facts | {"problem": one_line(error)}
+    if not facts["writable"]:
+        facts["problem"] = f"{path} cannot be written"
+    elif not facts["free_bytes"]:
+        facts["problem"] = f"{path} has no room: its disk is full"
+    return facts
 
 
 def _size(folder: Path) -> int:

@@ -32,8 +32,9 @@ from okdc.progress import Progress
 from okdc.recipe.schema import Engine
 from okdc.runs import trust
 from okdc.runs.artefacts import ExportCheck, Provenance, RunInfo, RunSettings
+from okdc.runs.log import log_bytes
 from okdc.runs.provenance import differences, provenance
-from okdc.runs.run import RunDir, log_bytes, refuse_taken
+from okdc.runs.run import RunDir, refuse_taken
 from okdc.tracking import trackers
 from okdc.training import cards, checkpoint, compiling, computable, device, exportable, loop, recording
 from okdc.training.checkpoint import Position

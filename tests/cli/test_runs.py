@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from asking import ask
 from harness import recipe
-from making import make_run, run_info, student_info, write_json
+from making import LOGGED, make_run, run_info, student_info, write_json
 
 from okdc.cli import console
 from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
-ROW = {"lr": 0.1, "loss": 2.0, "losses": {}, "train_top1_pct": {}, "val_top1_pct": {"student0": 50.0}}
+ROW = LOGGED | {"val_top1_pct": {"student0": 50.0}}
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def begun() -> RunDir:
     run = RunDir.create("x", run_info(recipe=resolved.recipe.tables(), started_at="1"))
     run.recipe.write_text(resolved.recipe.text())
     for epoch, seconds in ((1, 30.0), (2, 10.0)):
-        run.append({"epoch": epoch, "seconds": seconds, **ROW})
+        run.append({"epoch": epoch, **ROW, "seconds": seconds})
     return run
 
 
@@ -67,6 +67,37 @@ def test_one_damaged_run_hides_no_other(capsys: Captured, begun: RunDir) -> None
     assert answer.code == 0
     assert [line.split()[1] for line in answer.out.splitlines()[1:]] == ["failed", "complete"]
     assert str(begun.student) in answer.err
+    (begun.path / "run.json").write_text("{")
+    for words in ([], ["--sort", "method"], ["--sort", "best"]):
+        rows = {row["run"]: row for row in json.loads(ask(capsys, "runs", "--json", *words).out)}
+        assert rows[str(begun.path)]["method"] is rows[str(begun.path)]["epoch"] is None
+        assert rows["runs/done"]["method"] == "fefr"
+
+
+def test_a_watch_names_what_is_damaged_below_each_table_and_not_at_each_look(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, begun: RunDir
+) -> None:
+    shown, looks = list[str](), list[float]()
+    broken = make_run("runs/broken")
+    (broken / "run.json").write_text("{")
+    (broken / "result.json").unlink()
+    monkeypatch.setattr(console, "is_terminal", lambda: True)
+    monkeypatch.setattr(console, "clear", lambda: shown.append("clear"))
+    monkeypatch.setattr(console, "warn", shown.append)
+    with ExitStack() as stack:
+        stack.enter_context(begun.held())
+
+        def wait(_: float) -> None:
+            looks.append(0.0)
+            monkeypatch.setattr(RunDir, "_seconds_left", lambda *_: None)  # no clock in the rows
+            if len(looks) == 4:
+                stack.close()
+
+        monkeypatch.setattr(time, "sleep", wait)
+        assert ask(capsys, "runs", "--watch").code == 0
+    assert {"clear"} == set(shown[::2])
+    assert all("run.json" in text for text in shown[1::2])
+    assert len(looks) == 4
 
 
 def test_the_table_is_written_anew_until_no_run_is_trained(
@@ -80,7 +111,7 @@ def test_the_table_is_written_anew_until_no_run_is_trained(
 
         def wait(_: float) -> None:
             if len(begun.rows()) < 4:
-                begun.append({"epoch": len(begun.rows()) + 1, "seconds": 10.0, **ROW})
+                begun.append({"epoch": len(begun.rows()) + 1, **ROW, "seconds": 10.0})
             else:
                 stack.close()
 

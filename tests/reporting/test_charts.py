@@ -46,7 +46,7 @@ def test_numbers_are_short(value: float, text: str) -> None:
 def test_a_missing_value_is_a_gap_and_one_alone_a_point() -> None:
     chart = charts.lines([1, 2, 3, 4], {"a": [1.0, None, 2.0, 3.0]}, "", 1)
     assert chart is not None
-    assert [word[0] for word in re.findall(r"[ML][^ML]+", chart.lines[0].path)] == ["M", "M", "L"]
+    assert [word[0] for word in re.findall(r"[MLh][^MLh]+", chart.lines[0].path)] == ["M", "h", "M", "L"]
     assert chart.legend[0].last == 3.0
     assert [strip.tip for strip in chart.strips] == ["epoch 1: a 1.0", "epoch 2: ", "epoch 3: a 2.0", "epoch 4: a 3.0"]
 

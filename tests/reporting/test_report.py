@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
+import shlex
 import shutil
 from contextlib import ExitStack
 from html.parser import HTMLParser
@@ -19,8 +21,8 @@ from making import make_row, make_run, run_info
 import okdc
 from okdc.errors import CheckFailed, DiskError, RunError, UsageError
 from okdc.progress import Silent
-from okdc.reporting import page, report
-from okdc.reporting.run import Wanted
+from okdc.reporting import page, report, several_page, words
+from okdc.reporting.run import Wanted, examples_of
 from okdc.runs.run import RunDir
 
 Captured = pytest.CaptureFixture[str]
@@ -278,6 +280,18 @@ def test_a_watched_run_is_written_after_each_epoch_and_once_in_full(begun: RunDi
     assert 'http-equiv="refresh"' not in file.read_text(encoding="utf-8")
 
 
+def test_a_watch_that_is_interrupted_leaves_a_page_that_rests(begun: RunDir, tmp_path: Path) -> None:
+    file = tmp_path / "watched.html"
+
+    def wait(_: float) -> None:
+        assert 'http-equiv="refresh"' in file.read_text(encoding="utf-8")
+        raise KeyboardInterrupt
+
+    with begun.held(), pytest.raises(KeyboardInterrupt):
+        report.watch(begun, file, QUICK, Silent(), wait)
+    assert 'http-equiv="refresh"' not in file.read_text(encoding="utf-8")
+
+
 def test_watching_is_for_one_run(capsys: Captured) -> None:
     make_run("runs/a")
     make_run("runs/b", seed=1)
@@ -286,6 +300,20 @@ def test_watching_is_for_one_run(capsys: Captured) -> None:
 
 
 # --- several runs
+
+
+def test_a_method_has_one_colour_in_all_figures() -> None:
+    make_row("runs", "dml", [91.0, 91.0, 91.0])
+    make_row("runs", "fefr", [91.5, 91.9, 91.4])
+    made = report.facts([Path("runs")], QUICK, None, Silent())
+    for run in made["several"]["runs"]:  # of each method another length, and so another figure
+        epochs = 1 + len(run["method"])
+        run |= {"epochs": list(range(1, epochs + 1)), "val_top1_pct": [50.0] * epochs}
+    shown = several_page.of_several(made)["charts"]
+    dots = {row.point.name: row.point.colour for row in shown["kept"].rows}
+    curves = [{entry.name: entry.colour for entry in each["chart"].legend} for each in shown["curves"]]
+    assert len(curves) == len(set(dots.values())) == 2
+    assert curves[0] | curves[1] == dots
 
 
 def test_several_runs_are_compared_as_okdc_compare_does(capsys: Captured) -> None:
@@ -385,6 +413,52 @@ def test_a_picture_is_of_one_run_and_replaces_no_other(facts: dict[str, Any], tm
     make_run("runs/b", seed=1)
     with pytest.raises(UsageError):
         report.write_picture(file, report.facts([Path("runs")], QUICK, None, Silent()))
+
+
+@pytest.mark.parametrize(
+    ("name", "runs"), [("x.png", ["runs/a"]), ("x.svg", ["runs/a", "runs/b"]), ("x.svg", ["runs"])]
+)
+def test_a_picture_that_cannot_be_is_refused_before_a_page_is_written(
+    capsys: Captured, name: str, runs: list[str]
+) -> None:
+    make_run("runs/a")
+    make_run("runs/b", seed=1)
+    assert ask(capsys, "report", *runs, "--picture", name, "-o", "page.html").code == 2
+    assert not Path("page.html").exists()
+    assert not Path(name).exists()
+
+
+@pytest.mark.parametrize(("classes", "pictures"), [(3, [6] * 3), (20, [3] * 20), (100, [1] * 100), (101, [0] * 101)])
+def test_few_classes_have_several_examples_a_hundred_one_and_more_none(classes: int, pictures: list[int]) -> None:
+    labels = np.repeat(np.arange(classes), 7)
+    rows = examples_of(labels, np.arange(len(labels)), classes)
+    assert [len(each) for each in rows] == pictures
+    assert all(labels[row] == k for k, each in enumerate(rows) for row in each)
+
+
+def test_the_sentences_name_the_teacher_and_what_the_training_alone_needed(facts: dict[str, Any]) -> None:
+    run = facts["run"]
+    heads = [{"head": head, "role": "other"} for head in ("teacher", "exit1")]
+    teacher = {"architecture": "resnet56", "weights_sha256": "0"}
+    taught = run | {
+        "students": ["resnet8"], "taught": True, "heads": heads, "result": run["result"] | {"teacher": teacher},
+    }  # fmt: skip
+    first, second, _ = words.sentences(taught)
+    assert "resnet56" in first
+    assert "exit1" in second
+    assert "teacher" not in second
+    alone = words.sentences(run | {"students": ["resnet8"], "heads": []})
+    assert len(alone) == 3
+    assert not any("teacher" in sentence for sentence in alone)
+    under_way = words.sentences(taught | {"result": None, "heads": None, "state": "running", "failed": None})
+    assert "teacher" in under_way[0]
+
+
+def test_the_command_is_as_a_shell_takes_it(facts: dict[str, Any]) -> None:
+    typed = ["okdc", "distill", 'cohort.students=["a b"]']
+    run = facts["run"] | {"repeat": facts["run"]["repeat"] | {"command": typed}}
+    text = page.html(facts | {"run": run}, "okdc report")
+    assert shlex.split(html.unescape(re.findall(r"<dt>command</dt><dd><code>(.*?)</code>", text)[0])) == typed
 
 
 def test_a_run_under_way_has_no_picture(begun: RunDir) -> None:

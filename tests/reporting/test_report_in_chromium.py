@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import Browser, browser
+from browser import LOADED, Browser, browser
 from making import make_row
 from runners import needs_chromium
 
@@ -27,6 +27,15 @@ OVERLAPPING = """[...document.querySelectorAll('svg')].flatMap((svg) => {
     Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1
     && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 1
   ).map(([b]) => [a, b]));
+})"""
+# Resolves when two frames have been drawn without a scroll between them.
+SCROLLED = """new Promise((done) => {
+  let before = -1;
+  const look = () => {
+    if (scrollY === before) requestAnimationFrame(() => done());
+    else { before = scrollY; requestAnimationFrame(() => requestAnimationFrame(look)); }
+  };
+  requestAnimationFrame(look);
 })"""
 CONTRAST = """(() => {
   const style = getComputedStyle(document.body);
@@ -123,6 +132,8 @@ def test_a_class_is_chosen_by_its_name_and_a_mistake_by_its_cell(tab: Browser, p
     cell = f"#matrix .cell[data-row={label!r}][data-column={answer!r}]"
     tab.run(f"document.querySelector({cell!r}).dispatchEvent(new Event('click', {{ bubbles: true }}))")
     assert tab.run(shown) == [pair for pair in everything if pair == [label, answer]]
+    rows = "[...document.querySelectorAll('#classes tr[data-label]:not([hidden])')].map((e) => e.dataset.label)"
+    assert tab.run(rows) == [label]
     tab.run(
         "(() => { const s = document.querySelector('#class'); s.value = ''; s.dispatchEvent(new Event('change')); })()"
     )
@@ -140,6 +151,47 @@ def test_the_arrow_keys_show_the_values_of_a_figure(tab: Browser, pages: dict[st
     assert tab.run("document.querySelector('#tip').textContent").startswith("epoch 8: ")
 
 
+def test_a_value_stays_beside_the_part_that_the_keys_chose(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages["hundred"], 1280)
+    tab.run("document.querySelector('#matrix').focus({ preventScroll: true })")
+    for key in ("End", "Home"):  # both out of view, so that the page scrolls
+        tab.press(key)
+        tab.run(SCROLLED)
+        tip, cell = tab.run(
+            "['#tip', '#matrix .on'].map((e) => document.querySelector(e).getBoundingClientRect().toJSON())"
+        )
+        assert 0 <= cell["top"] <= 900
+        assert tip["height"] > 0
+        assert min(abs(tip["top"] - cell["bottom"]), abs(tip["bottom"] - cell["top"])) < 30
+
+
+def test_a_finger_sees_the_value_that_it_taps(tab: Browser, pages: dict[str, Path]) -> None:
+    tab.open(pages["run"], 380)
+    x, y = tab.run("""(() => {
+      const part = document.querySelector('#accuracy .dot');
+      part.scrollIntoView({ block: 'center', behavior: 'instant' });
+      const box = part.getBoundingClientRect();
+      return [box.x + box.width / 2, box.y + box.height / 2];
+    })()""")
+    tab.run(SCROLLED)
+    tab.tap(x, y)
+    assert tab.run("document.querySelector('#tip').hidden") is False
+    assert tab.run("document.querySelector('#tip').textContent").startswith("student0 ")
+
+
+@pytest.mark.parametrize("name", ["run", "hundred", "several"])
+def test_on_paper_all_is_dark_on_white_and_nothing_is_cut(tab: Browser, pages: dict[str, Path], name: str) -> None:
+    tab.open(pages[name], 700, dark=True)  # A4 less its margins
+    tab.run("document.documentElement.dataset.theme = 'dark'; dispatchEvent(new Event('beforeprint'))")
+    tab.call("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert tab.run(CONTRAST) == ["rgb(255, 255, 255)", "rgb(0, 0, 0)"]
+    assert tab.run("getComputedStyle(document.querySelector('svg text')).fill") == "rgb(68, 68, 68)"
+    cut = "(e) => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('svg')"
+    assert tab.run(f"[...document.querySelectorAll('main *')].filter({cut}).map((e) => e.outerHTML)") == []
+    unseen = "[...document.querySelectorAll('th, .legend li')].filter((e) => e.innerText.trim() === '').length"
+    assert tab.run(unseen) == 0
+
+
 def test_the_matrix_grows_and_the_theme_changes(tab: Browser, pages: dict[str, Path]) -> None:
     tab.open(pages["hundred"], 1280)
     width = "document.querySelector('#matrix').getBoundingClientRect().width"
@@ -149,7 +201,11 @@ def test_the_matrix_grows_and_the_theme_changes(tab: Browser, pages: dict[str, P
     assert tab.run("document.documentElement.scrollWidth") <= 1280
     paper = tab.run(CONTRAST)
     tab.run("document.querySelector('#theme').click()")
-    assert tab.run(CONTRAST) != paper
+    other = tab.run(CONTRAST)
+    assert other != paper
+    tab.call("Page.reload")
+    tab.run(LOADED)
+    assert tab.run(CONTRAST) == other
     tab.run("document.querySelector('#theme').click()")
     assert tab.run(CONTRAST) == paper
 
@@ -167,3 +223,25 @@ def test_a_table_is_sorted_by_numbers_and_filtered_by_words(tab: Browser, pages:
     tab.run("(() => { const i = document.querySelector('input[data-table]'); i.value = 'dml'; "
             "i.dispatchEvent(new Event('input')); })()")  # fmt: skip
     assert [float(text) for text in tab.run(column)] == [91.0]
+
+
+def test_a_table_is_sorted_by_the_numbers_with_which_cells_begin_and_ends_with_the_empty_ones(
+    tab: Browser, pages: dict[str, Path]
+) -> None:
+    tab.open(pages["several"], 1280)
+    cells = ["1,020", "–", "9.50 [9.1, 9.9]", "-0.25", "", "30", "+100.5"]
+    column = "[...document.querySelectorAll('#all-runs tbody tr')].map((r) => r.cells[4].textContent)"
+    tab.run(f"""(() => {{
+      const body = document.querySelector('#all-runs tbody'), row = body.rows[0];
+      body.replaceChildren(...{cells!r}.map((text) => {{
+        const copy = row.cloneNode(true); copy.cells[4].textContent = text; return copy;
+      }}));
+    }})()""")
+    for numbers in (
+        ["-0.25", "9.50 [9.1, 9.9]", "30", "+100.5", "1,020"],
+        ["1,020", "+100.5", "30", "9.50 [9.1, 9.9]", "-0.25"],
+    ):
+        tab.run("document.querySelectorAll('#all-runs thead button')[4].click()")
+        shown = tab.run(column)
+        assert shown[:5] == numbers
+        assert set(shown[5:]) == {"–", ""}

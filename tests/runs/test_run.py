@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from making import result_of, run_info, write_json
+from making import LOGGED, result_of, run_info, write_json
 
 from okdc.errors import DiskError, RunError
 from okdc.runs import locks
 from okdc.runs import run as run_module
 from okdc.runs.artefacts import Provenance
 from okdc.runs.files import read_json, write
+from okdc.runs.log import log_bytes
 from okdc.runs.provenance import provenance
 from okdc.runs.run import RunDir, runs
 
@@ -312,7 +314,7 @@ def test_json_is_read_as_written_and_damage_is_named() -> None:
 
 
 def rows(count: int) -> list[dict[str, Any]]:
-    return [{"epoch": n, "loss": 1 / n} for n in range(1, count + 1)]
+    return [{"epoch": n, **LOGGED, "loss": 1 / n} for n in range(1, count + 1)]
 
 
 def test_the_log_keeps_what_was_appended() -> None:
@@ -357,9 +359,26 @@ def test_rows_that_the_log_has_lost_are_written_again_from_the_checkpoint(damage
 
 def test_a_row_out_of_order_and_what_follows_it_do_not_count() -> None:
     run = made()
-    for row in (*rows(2), {"epoch": 4}, {"epoch": 3}):
+    for row in (*rows(2), rows(4)[3], rows(3)[2]):
         run.append(row)
     assert run.rows() == rows(2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"epoch": 2}',
+        b"[" * 9000,
+        *(json.dumps({"epoch": 2, **LOGGED, key: value}).encode() for key, value in (
+            ("seconds", "1"), ("lr", None), ("loss", math.nan), ("losses", 3), ("val_top1_pct", [1]),
+            ("train_top1_pct", {"student0": math.inf}), ("val_balanced_pct", {"student0": "high"}),
+        )),
+    ],
+)  # fmt: skip
+def test_a_row_that_no_training_writes_and_what_follows_it_do_not_count(line: bytes) -> None:
+    run = made()
+    run.log.write_bytes(log_bytes(rows(1)) + line + b"\n" + log_bytes(rows(3)[2:]))
+    assert run.rows() == rows(1)
 
 
 def test_the_log_of_a_complete_run_is_proven() -> None:

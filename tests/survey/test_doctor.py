@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,4 +86,23 @@ def test_a_package_that_is_missing_is_a_failure(capsys: Captured, monkeypatch: p
 @pytest.mark.usefixtures("untested")
 def test_a_folder_that_cannot_be_written_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_: False)
+    assert len(doctor.doctor()["failures"]) == 4
+
+
+@pytest.mark.usefixtures("untested")
+@pytest.mark.parametrize("chosen", ["~no-such-user/x", "/" + "x" * 300])
+def test_a_folder_that_cannot_be_is_a_failure_and_the_rest_is_said(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    monkeypatch.setenv("OKDC_CACHE", chosen)
+    assert len(doctor.doctor()["failures"]) == 1
+    answer = ask(capsys, "doctor")
+    assert answer.code == 1
+    assert "cache of images" in answer.err
+    assert "self-test" in answer.out
+
+
+@pytest.mark.usefixtures("untested")
+def test_a_full_disk_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     assert len(doctor.doctor()["failures"]) == 4

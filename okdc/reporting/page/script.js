@@ -4,10 +4,11 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const one = (selector, root = document) => root.querySelector(selector);
 
-  // Values: of whatever the pointer or the focus is on.
+  // Values: of whatever the pointer, a finger or the focus is on.
   const tip = one("#tip");
   const show = (text, x, y) => {
     tip.textContent = text;
+    tip.style.left = "0"; // the text breaks as the window allows, and not as the last place did
     tip.hidden = false;
     const box = tip.getBoundingClientRect();
     const left = Math.max(8, Math.min(x + 14, innerWidth - box.width - 8));
@@ -15,13 +16,22 @@
     tip.style.left = `${left}px`;
     tip.style.top = `${Math.max(8, top)}px`;
   };
+  let chosen = null; // by the keys: its value stays beside it while the page scrolls
   const hide = () => { tip.hidden = true; };
-  document.addEventListener("pointermove", (event) => {
-    const over = event.target.closest("[data-tip]");
-    if (over) show(over.dataset.tip, event.clientX, event.clientY); else hide();
-  });
-  document.addEventListener("pointerleave", hide);
-  document.addEventListener("scroll", hide, { passive: true });
+  const showChosen = () => {
+    const box = chosen.getBoundingClientRect();
+    show(chosen.dataset.tip, box.left + box.width / 2, box.top + box.height / 2);
+  };
+  for (const kind of ["pointerdown", "pointermove"]) { // a finger that taps does not move
+    document.addEventListener(kind, (event) => {
+      const over = event.target.closest("[data-tip]");
+      chosen = null;
+      if (over) show(over.dataset.tip, event.clientX, event.clientY); else hide();
+    });
+  }
+  document.documentElement.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+  // Scrolling of a frame in the page is heard on its way down alone.
+  document.addEventListener("scroll", () => { if (chosen) showChosen(); else hide(); }, { passive: true, capture: true });
 
   // A figure with the focus: the arrow keys go through its values.
   for (const figure of all("svg[tabindex]")) {
@@ -30,10 +40,10 @@
     const go = (to) => {
       parts[at]?.classList.remove("on");
       at = Math.max(0, Math.min(parts.length - 1, to));
-      parts[at].classList.add("on");
-      const box = parts[at].getBoundingClientRect();
-      parts[at].scrollIntoView({ block: "nearest", inline: "nearest" });
-      show(parts[at].dataset.tip, box.left + box.width / 2, box.top + box.height / 2);
+      chosen = parts[at];
+      chosen.classList.add("on");
+      chosen.scrollIntoView({ block: "nearest", inline: "nearest" });
+      showChosen();
     };
     figure.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -46,15 +56,16 @@
       else return;
       event.preventDefault();
     });
-    figure.addEventListener("blur", () => { parts[at]?.classList.remove("on"); hide(); });
+    figure.addEventListener("blur", () => { parts[at]?.classList.remove("on"); chosen = null; hide(); });
   }
 
-  // Light, dark, or what the system says.
-  const theme = one("#theme");
-  theme?.addEventListener("click", () => {
-    const root = document.documentElement;
+  // Light, dark, or what the system says. A choice outlives the reload of a page that is watched.
+  const root = document.documentElement;
+  if (history.state?.theme) root.dataset.theme = history.state.theme;
+  one("#theme")?.addEventListener("click", () => {
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
+    history.replaceState({ theme: root.dataset.theme }, "");
   });
 
   // One class, or one mistake: what is of another one is hidden, or fades on the maps.
@@ -63,18 +74,19 @@
   const filter = (label, answer = null) => {
     let shown = 0;
     for (const item of all("[data-label]")) {
-      const own = answer === null
+      const picture = item.dataset.answer !== undefined; // else the row of a class
+      const own = answer === null || !picture
         ? label === "" || item.dataset.label === label || item.dataset.answer === label
         : item.dataset.label === label && item.dataset.answer === answer;
       item.hidden = !own;
-      if (own && item.dataset.answer !== undefined) shown += 1;
+      if (own && picture) shown += 1;
     }
     for (const cloud of all(".cloud")) cloud.classList.toggle("faded", label !== "" && cloud.dataset.class !== label);
     for (const list of all(".gallery")) {
       const empty = list.nextElementSibling;
       if (empty?.classList.contains("empty")) empty.hidden = all("li:not([hidden])", list).length > 0;
     }
-    if (state) state.textContent = label === "" ? "" : `${shown} pictures`;
+    if (state) state.textContent = label === "" ? "" : `${shown} picture${shown === 1 ? "" : "s"}`;
   };
   select?.addEventListener("change", () => filter(select.value));
   for (const cell of all("#matrix .cell")) {
@@ -104,11 +116,15 @@
   one("#smaller")?.addEventListener("click", () => resize(1 / 1.5));
 
   // Tables: a click on a heading sorts, an input filters.
+  // Cells by the number with which they begin, else by their text; those without a value are last, up or down.
   const value = (row, column) => {
     const cell = row.cells[column];
-    const text = cell.dataset.value ?? cell.textContent.trim();
-    const number = Number(text);
-    return text !== "" && !Number.isNaN(number) ? number : text.toLowerCase();
+    const text = (cell.dataset.value ?? cell.textContent).trim().toLowerCase();
+    return { text, number: parseFloat(text.replace(/(\d),(?=\d)/g, "$1")), none: text === "" || text === "–" };
+  };
+  const compared = (x, y) => {
+    const words = Number.isNaN(x.number) - Number.isNaN(y.number);
+    return words || x.number - y.number || (x.text < y.text ? -1 : Number(x.text > y.text));
   };
   for (const table of all("table.sortable")) {
     all("thead th", table).forEach((heading, column) => {
@@ -119,8 +135,7 @@
         const body = table.tBodies[0];
         const rows = [...body.rows].sort((a, b) => {
           const [x, y] = [value(a, column), value(b, column)];
-          const order = typeof x === typeof y ? (x < y ? -1 : x > y ? 1 : 0) : typeof x === "number" ? -1 : 1;
-          return up ? order : -order;
+          return x.none - y.none || (up ? compared(x, y) : compared(y, x));
         });
         body.append(...rows);
       });
