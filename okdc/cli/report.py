@@ -57,6 +57,8 @@ def report(
     file = reporting.place(named, out)
     if picture is not None:
         reporting.check_picture(picture, reporting.is_one_run(named))
+        if picture.resolve() == file.resolve():
+            raise UsageError(f"--picture {picture}: expected another name than the page's", hint="leave one out")
     wanted = Wanted(quick, data_root)
     with trusting_code(trust_code):
         if watch:

@@ -42,7 +42,7 @@ def runs(
     watch: Annotated[bool, typer.Option("--watch", help="Show them anew until none is being trained.")] = False,
     as_json: Json = False,
 ) -> None:
-    """List the runs below ./runs: state, epoch, best validation accuracy, time left."""
+    """List the runs below ./runs: state, epoch, accuracy, time left."""
     if sort is not None and sort not in SORTS:
         raise UsageError(f"--sort {sort}: no such column{nearest(sort, SORTS)}", hint=f"one of {', '.join(SORTS)}")
     if watch:

@@ -99,7 +99,7 @@ class Entry(NamedTuple):
 
     name: str
     colour: int
-    last: float | None
+    last: str  # the last value, as the figure writes values; empty where there is none
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def lines(
     xs: Sequence[int],
     series: Mapping[str, Values],
     unit: str,
-    decimals: int,
+    form: str,
     last_x: int | None = None,
     groups: Mapping[str, str] | None = None,
     marks: Mapping[str, float] | None = None,
@@ -137,6 +137,8 @@ def lines(
     colours: Mapping[str, int] | None = None,
 ) -> LineChart | None:
     """One line a series over `xs`, which ends at `last_x`; None where there is no value.
+
+    `form` is how a value is written, such as ".2f".
 
     Series of one of the `groups` have one colour, and one entry of the legend with the mean of their last values.
     `colours` of groups, where other figures have the same groups; else in their order.
@@ -158,8 +160,8 @@ def lines(
         y=y,
         unit=unit,
         lines=drawn,
-        strips=_strips(xs, series, x, decimals),
-        legend=[_entry(group, colour, drawn, group_of) for group, colour in colours.items()],
+        strips=_strips(xs, series, x, form),
+        legend=[_entry(group, colour, drawn, group_of, form) for group, colour in colours.items()],
         marks=[Tick(x(at), name) for name, at in (marks or {}).items()],
         shade=_area(xs, shade, x) if shade else "",
     )
@@ -170,9 +172,9 @@ def in_order(names: Iterable[str]) -> dict[str, int]:
     return {name: k % COLOURS for k, name in enumerate(names)}
 
 
-def _entry(group: str, colour: int, drawn: Sequence[Line], group_of: Mapping[str, str]) -> Entry:
+def _entry(group: str, colour: int, drawn: Sequence[Line], group_of: Mapping[str, str], form: str) -> Entry:
     ends = [line.last for line in drawn if group_of[line.name] == group and line.last is not None]
-    return Entry(group, colour, sum(ends) / len(ends) if ends else None)
+    return Entry(group, colour, format(sum(ends) / len(ends), form) if ends else "")
 
 
 def _last(values: Values) -> float | None:
@@ -197,14 +199,14 @@ def _area(xs: Sequence[int], shares: Sequence[float], x: Axis) -> str:
     return f"M{x(xs[0])} {BOTTOM}{''.join(points)}L{x(xs[-1])} {BOTTOM}z"
 
 
-def _strips(xs: Sequence[int], series: Mapping[str, Values], x: Axis, decimals: int) -> list[Strip]:
+def _strips(xs: Sequence[int], series: Mapping[str, Values], x: Axis, form: str) -> list[Strip]:
     step = -(-len(xs) // MOST_COLUMNS)
     chosen = [i for i in range(len(xs)) if i % step == 0 or i == len(xs) - 1]
     places = [x(xs[i]) for i in chosen]
     edges = [LEFT, *((a + b) / 2 for a, b in pairwise(places)), RIGHT]
     strips = []
     for k, i in enumerate(chosen):
-        words = [f"{name} {values[i]:.{decimals}f}" for name, values in series.items() if values[i] is not None]
+        words = [f"{name} {values[i]:{form}}" for name, values in series.items() if values[i] is not None]
         left, right = edges[k], edges[k + 1]
         strips.append(Strip(round(left, 1), round(right - left, 1), places[k], f"epoch {xs[i]}: {', '.join(words)}"))
     return strips

@@ -32,7 +32,14 @@ def facts(paths: Sequence[Path], wanted: Wanted, baseline: str | None, tell: Pro
     Raises RunError for what is no run and for damaged files, UsageError for a baseline of one run, and as `okdc
     compare`.
     """
-    report: dict[str, Any] = {"schema": 1, "written_at": page.now(), "run": None, "several": None, "study": None}
+    report: dict[str, Any] = {
+        "schema": 1,
+        "written_at": page.now(),
+        "of": list(map(str, paths)),
+        "run": None,
+        "several": None,
+        "study": None,
+    }
     if is_one_run(paths):
         if baseline is not None:
             raise UsageError("--baseline: one run has no row to be compared with", hint="name several runs")
@@ -90,8 +97,7 @@ def write_picture(file: Path, report: dict[str, Any]) -> None:
 
 def write_page(file: Path, report: dict[str, Any], watched: bool = False) -> int:
     """Replace the page in one step; returns its size in bytes. Raises DiskError."""
-    runs = [report["run"]] if report["run"] else report["several"]["runs"]
-    words = shlex.join(run["run"] for run in runs)
+    words = shlex.join(report["of"])
     content = page.html(report, f"okdc report {words if len(words) < 200 else 'RUN ...'}", watched).encode()
     write(file, content)
     return len(content)

@@ -170,11 +170,11 @@ def _charts(facts: Facts, costs: Sequence[Facts]) -> dict[str, Any]:
         return {named.get(name, name): of_name for name, of_name in values.items()}
 
     made = {
-        "accuracy": charts.lines(xs, series(curves["accuracy"]), "%", 2, last, marks=marks, ceiling=100.0),
-        "balanced": charts.lines(xs, series(curves["balanced"]), "%", 2, last, marks=marks, ceiling=100.0),
-        "train": charts.lines(xs, series(curves["train"]), "%", 2, last, ceiling=100.0),
-        "losses": charts.lines(xs, curves["losses"], "nats", 4, last, shade=curves["ramp"]),
-        "rate": charts.lines(xs, {"lr": curves["lr"]}, "", 5, last),
+        "accuracy": charts.lines(xs, series(curves["accuracy"]), "%", ".2f", last, marks=marks, ceiling=100.0),
+        "balanced": charts.lines(xs, series(curves["balanced"]), "%", ".2f", last, marks=marks, ceiling=100.0),
+        "train": charts.lines(xs, series(curves["train"]), "%", ".2f", last, ceiling=100.0),
+        "losses": charts.lines(xs, curves["losses"], "nats", ".4f", last, shade=curves["ramp"]),
+        "rate": charts.lines(xs, {"lr": curves["lr"]}, "", ".3g", last),
     }
     if result is None:
         return made

@@ -102,6 +102,6 @@ def _curves(runs: Sequence[Facts], colours: Mapping[str, int]) -> list[dict[str,
         )
         validated = {run["run"]: run["val_top1_pct"] for run in shown if run["val_top1_pct"]}
         methods = {run["run"]: run["method"] for run in shown}
-        chart = charts.lines(xs, validated, "%", 2, groups=methods, ceiling=100.0, colours=colours)
+        chart = charts.lines(xs, validated, "%", ".2f", groups=methods, ceiling=100.0, colours=colours)
         made.append({"chart": chart, "title": "Kept student", "note": note})
     return made

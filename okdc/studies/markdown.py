@@ -8,6 +8,7 @@ from typing import Any
 from okdc import units
 from okdc.escaping import prose
 
+MOST_SEEDS = 5  # whose errors stand in a cell
 NAMES = ("column", "method", "head")
 NUMBERS = (
     "paper", "error % [95 %]", "each seed", "minus paper", "verdict", "minus baseline", "verdict", "training MACs", "s"
@@ -39,7 +40,7 @@ def _numbers(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             f"{row['paper']['error_pct']:.2f}" if row["paper"] else "",
             _mean(row),
-            ", ".join(f"{error:.2f}" for error in row["error_pct_by_seed"].values()),
+            _each(list(row["error_pct_by_seed"].values())),
             *_difference(row["minus_paper"]),
             *_difference(row["minus_baseline"]),
             "" if row["training_macs"] is None else units.large(row["training_macs"]),
@@ -49,6 +50,13 @@ def _numbers(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     used = [i for i in range(len(NUMBERS)) if any(row[i] for row in rows)]
     return [NUMBERS[i] for i in used], [[row[i] for i in used] for row in rows]
+
+
+def _each(errors: Sequence[float]) -> str:
+    """Of many seeds the span alone: the report as JSON has them all."""
+    if len(errors) > MOST_SEEDS:
+        return f"{min(errors):.2f} to {max(errors):.2f}, {len(errors)} seeds"
+    return ", ".join(f"{error:.2f}" for error in errors)
 
 
 def _mean(row: Mapping[str, Any]) -> str:

@@ -85,6 +85,8 @@ def write(run: RunDir, folder: Path, tell: Progress, data_root: str | None = Non
     info, rows, state = run.read_info(), run.rows(), run.state()
     if state == "running" and folder.resolve() == (run.path / FOLDER).resolve():
         raise UsageError(f"{folder} is written by the training of {run.path}", hint="another folder, or later")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--tensorboard {folder}: expected a folder, found a file", hint="choose another name")
     result = run.read_result() if state == "complete" else None
     judging = _judging(run, result) if result else None
     dataset, missing = _images(run, tell, data_root) if result else (None, f"{run.path} is {state}")

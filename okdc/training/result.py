@@ -59,6 +59,7 @@ def judge(
         sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         judged.append(_row(network, info, count, sha256, job.dataset.size))
     epochs, seconds = position.epoch, position.seconds
+    steps = epochs * batches.steps
     result = Result(
         schema=1,
         method=recipe.method["name"],
@@ -88,10 +89,10 @@ def judge(
         predictions_sha256=predictions_sha256,
         epochs=recipe.optim.epochs,
         **({"epochs_trained": epochs} if epochs < recipe.optim.epochs else {}),
-        steps=epochs * batches.steps,
+        steps=steps,
         seconds=round(seconds, 3),
         compiled=run.read_info().settings.compile == "on",
-        images_per_s=round(epochs * batches.steps * batches.batch_size / max(seconds, 1e-9), 1),
+        images_per_s=round(steps * batches.batch_size / max(seconds, 1e-9), 1),
     )
     artefacts.write(run.result, result)
 

@@ -44,15 +44,15 @@ def test_numbers_are_short(value: float, text: str) -> None:
 
 
 def test_a_missing_value_is_a_gap_and_one_alone_a_point() -> None:
-    chart = charts.lines([1, 2, 3, 4], {"a": [1.0, None, 2.0, 3.0]}, "", 1)
+    chart = charts.lines([1, 2, 3, 4], {"a": [1.0, None, 2.0, 3.0]}, "", ".1f")
     assert chart is not None
     assert [word[0] for word in re.findall(r"[MLh][^MLh]+", chart.lines[0].path)] == ["M", "h", "M", "L"]
-    assert chart.legend[0].last == 3.0
+    assert chart.legend[0].last == "3.0"
     assert [strip.tip for strip in chart.strips] == ["epoch 1: a 1.0", "epoch 2: ", "epoch 3: a 2.0", "epoch 4: a 3.0"]
 
 
 def test_strips_cover_the_plot_without_a_gap() -> None:
-    chart = charts.lines(list(range(1, 301)), {"a": [float(k) for k in range(300)]}, "", 1)
+    chart = charts.lines(list(range(1, 301)), {"a": [float(k) for k in range(300)]}, "", ".1f")
     assert chart is not None
     assert len(chart.strips) <= charts.MOST_COLUMNS + 1
     assert chart.strips[0].x == LEFT
@@ -63,18 +63,18 @@ def test_strips_cover_the_plot_without_a_gap() -> None:
 
 
 def test_nothing_is_drawn_of_nothing() -> None:
-    assert charts.lines([], {"a": []}, "", 1) is None
-    assert charts.lines([1], {"a": [None]}, "", 1) is None
+    assert charts.lines([], {"a": []}, "", ".1f") is None
+    assert charts.lines([1], {"a": [None]}, "", ".1f") is None
     assert charts.dots([], None, None) is None
     assert charts.scatter([], "", "") is None
 
 
 def test_series_of_one_group_have_one_colour_and_one_entry() -> None:
     series: dict[str, charts.Values] = {"a0": [1.0, 2.0], "a1": [1.0, 4.0], "b0": [3.0, 3.0]}
-    chart = charts.lines([1, 2], series, "", 1, groups={"a0": "a", "a1": "a"})
+    chart = charts.lines([1, 2], series, "", ".1f", groups={"a0": "a", "a1": "a"})
     assert chart is not None
     assert [line.colour for line in chart.lines] == [0, 0, 1]
-    assert [(entry.name, entry.last) for entry in chart.legend] == [("a", 3.0), ("b0", 3.0)]
+    assert [(entry.name, entry.last) for entry in chart.legend] == [("a", "3.0"), ("b0", "3.0")]
 
 
 def test_letters_of_equal_points_do_not_cover_each_other_and_the_front_rises() -> None:

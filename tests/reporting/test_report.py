@@ -396,6 +396,8 @@ def test_the_api_writes_the_page_and_gives_the_tables(tmp_path: Path) -> None:
     assert tables["run"]["run"] == str(run)
     assert report.MARK in (tmp_path / "x.html").read_bytes()
     assert okdc.report(quick=True)["run"]["run"] == str(run)
+    made_by = f"okdc report {run}"
+    assert made_by in (tmp_path / "x.html").read_text(encoding="utf-8")
 
 
 def test_a_picture_is_of_one_run_and_replaces_no_other(facts: dict[str, Any], tmp_path: Path) -> None:
@@ -416,15 +418,17 @@ def test_a_picture_is_of_one_run_and_replaces_no_other(facts: dict[str, Any], tm
 
 
 @pytest.mark.parametrize(
-    ("name", "runs"), [("x.png", ["runs/a"]), ("x.svg", ["runs/a", "runs/b"]), ("x.svg", ["runs"])]
+    ("name", "runs"),
+    [("x.png", ["runs/a"]), ("x.svg", ["runs/a", "runs/b"]), ("x.svg", ["runs"]), ("page.svg", ["runs/a"])],
 )
 def test_a_picture_that_cannot_be_is_refused_before_a_page_is_written(
     capsys: Captured, name: str, runs: list[str]
 ) -> None:
     make_run("runs/a")
     make_run("runs/b", seed=1)
-    assert ask(capsys, "report", *runs, "--picture", name, "-o", "page.html").code == 2
-    assert not Path("page.html").exists()
+    page = name if name == "page.svg" else "page.html"  # a picture in the place of the page
+    assert ask(capsys, "report", *runs, "--picture", name, "-o", page).code == 2
+    assert not Path(page).exists()
     assert not Path(name).exists()
 
 

@@ -1,4 +1,4 @@
-"""The committed tables of results, held against their logs: recipes/results/STUDY.json, which `okdc study --json` prints."""
+"""The committed tables of results, held against their logs: recipes/results/STUDY.json."""
 
 from __future__ import annotations
 
