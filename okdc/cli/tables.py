@@ -212,6 +212,8 @@ def profile(report: dict[str, Any]) -> None:
             console.out(f"* kept: {_row_name(row)}")
     if front := [_row_name(row) for row in rows if row["front"]]:
         console.out(f"+ Pareto front: {', '.join(front)} (none is better in one column and as good in the others)")
+    if thrown_away := [row["name"] for row in rows if row["kind"] == "head"]:
+        console.out(f"thrown away, and in no bundle: {', '.join(dict.fromkeys(thrown_away))}; at the last epoch")
     for network in report["stages"]:
         name = f"{network['architecture']}, {by(network['input'])}"
         console.out("")

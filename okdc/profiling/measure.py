@@ -19,6 +19,7 @@ from okdc.bundle.session import Session
 from okdc.cohort import Backbone
 from okdc.deploy import latency, onnx
 from okdc.deploy.count import Counts, count
+from okdc.profiling.heads import Head
 from okdc.progress import Progress
 from okdc.runs.artefacts import Result
 
@@ -43,7 +44,7 @@ class Subject:
     """Something to measure: one row of a profile."""
 
     name: str
-    kind: Literal["network", "student", "training"]
+    kind: Literal["network", "student", "head", "training"]
     architecture: str
     module: nn.Module
     size: int
@@ -51,6 +52,7 @@ class Subject:
     model: bytes | None = None  # an ONNX file that is there already
     export: bool = False
     trained: Trained | None = None
+    heads: tuple[Head, ...] = ()  # of a whole training: the classifiers of a complete run that are thrown away
 
     @property
     def key(self) -> Key:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from okdc import backbones
 from okdc.assembly import job as assembly
@@ -21,9 +20,10 @@ from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.assembly.student import square
 from okdc.bundle.layout import MANIFEST, PROFILE
 from okdc.data.workers import refuse_too_many
+from okdc.deploy.count import Counts
 from okdc.errors import CheckFailed, RecipeError, RunError, UsageError, nearest
-from okdc.methods.base import Batch, Method
-from okdc.profiling import students
+from okdc.profiling import heads, students
+from okdc.profiling.heads import Head, Heads
 from okdc.profiling.measure import Measured, Subject, measure, networks
 from okdc.progress import Progress
 from okdc.recipe import catalog
@@ -33,18 +33,6 @@ from okdc.runs.run import RunDir, runs
 
 CLASSES, SIZE = 10, 32  # of a bare name
 FOREIGN_CLASSES, FOREIGN_SIZE = 1000, 224  # of torchvision:NAME and the like, which are drawn for ImageNet
-
-
-class _Heads(nn.Module):
-    """A method as a function of images alone, for the counters: every head's logits."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        batch = Batch(images, torch.zeros(len(images), dtype=torch.int64))
-        return tuple(self.method(batch, torch.ones(())).logits.values())
 
 
 def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progress) -> dict[str, Any]:
@@ -73,7 +61,14 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progre
             raise _unknown(word)
     by_key = networks(subjects)
     measured = {key: measure(network, threads, tell) for key, network in by_key.items()}
-    rows = [_row(s, measure(s, threads, tell) if s.kind == "training" else measured[s.key]) for s in subjects]
+    rows = []
+    for subject in subjects:
+        if subject.kind != "training":
+            rows.append(_row(subject, measured[subject.key]))
+            continue
+        whole = measure(subject, threads, tell)
+        rows += [_row_of_head(head, subject, whole.counts) for head in subject.heads]
+        rows.append(_row(subject, whole))
     for path in {row["run"] for row in rows if row["run"]}:
         mark_front([row for row in rows if row["run"] == path])
     return {
@@ -131,7 +126,7 @@ def _of_run(run: RunDir, tell: Progress) -> list[Subject]:
     size = resolved.recipe.data.image_size
     whole: list[Subject] = []
     try:
-        whole.append(_whole(resolved, classes))
+        whole.append(_whole(resolved, classes, heads.of_run(run) if run.state() == "complete" else ()))
     except (RecipeError, RunError, CheckFailed) as error:  # a teacher that is gone or another: its student counts
         tell.note(f"the training as a whole is not counted: {'; '.join((error.message, *error.details))}")
     if run.state() == "complete":
@@ -144,10 +139,10 @@ def _of_run(run: RunDir, tell: Progress) -> list[Subject]:
     return [*untrained, *whole]
 
 
-def _whole(resolved: ResolvedRecipe, classes: int) -> Subject:
+def _whole(resolved: ResolvedRecipe, classes: int, judged: Sequence[Head] = ()) -> Subject:
     name = f"training ({resolved.recipe.method['name']})"
-    whole = _Heads(assembly.assemble(resolved, classes).method).eval()
-    return Subject(name, "training", name, whole, resolved.recipe.data.image_size, classes)
+    whole = Heads(assembly.assemble(resolved, classes).method).eval()
+    return Subject(name, "training", name, whole, resolved.recipe.data.image_size, classes, heads=tuple(judged))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -164,7 +159,7 @@ def _row(subject: Subject, measured: Measured) -> dict[str, Any]:
         "run": str(trained.run) if trained else None,
         "student": result.get("student"),
         "kept": trained is not None and trained.is_kept,
-        "front": None,  # true or false among the students of a complete run
+        "front": None,  # true or false among the classifiers of a complete run
         **{key: result.get(key) for key in ("epoch", "val_top1_pct", "top1_pct")},
         "judged_on": trained.record.judged_on if trained else None,
         "judged_device": result.get("judged_device"),
@@ -182,19 +177,39 @@ def _row(subject: Subject, measured: Measured) -> dict[str, Any]:
     }
 
 
+def _row_of_head(head: Head, subject: Subject, counts: Counts) -> dict[str, Any]:
+    """A classifier that is thrown away: at its last epoch, with what it needs of the whole."""
+    assert isinstance(subject.module, Heads)
+    part = Subject(head.name, "head", head.name, subject.module, subject.size, subject.classes)
+    needed = heads.needed(subject.module, head.name, counts, torch.zeros(1, *square(subject.size)))
+    return _row(part, Measured(needed)) | {
+        "run": str(head.run.path),
+        "epoch": head.result.last_epoch,
+        "val_top1_pct": head.val_top1_pct,
+        "top1_pct": head.top1_pct,
+        "judged_on": head.result.judged_on,
+        "images": head.result.images,
+    }
+
+
 # A choice weighs these: more of the first, less of the others. The test images choose nothing.
+Score = Sequence[float | None]
 MORE, LESS = "val_top1_pct", ("params", "macs", "onnx_bytes", "latency_ms_p50_onnxruntime")
 
 
 def mark_front(rows: Sequence[dict[str, Any]]) -> None:
-    """`front` of each student of a run: true where no other is at least as good in everything and better in one thing.
+    """`front` of each row of a run: true where no other is at least as good in everything and better in one thing.
 
-    A value that nobody knows (accuracy, where nothing was validated) counts as equal.
+    Two are compared in what is known of both: nobody validates without images, and what is thrown away has no file.
     """
-    scores = [[row[MORE] or 0.0, *(-(row[key] or 0) for key in LESS)] for row in rows]
+    scores = [[row[MORE], *(None if row[key] is None else -row[key] for key in LESS)] for row in rows]
+
+    def beats(other: Score, score: Score) -> bool:
+        known = [(a, b) for a, b in zip(other, score, strict=True) if a is not None and b is not None]
+        return all(a >= b for a, b in known) and any(a > b for a, b in known)
+
     for row, score in zip(rows, scores, strict=True):
-        beaten = (other != score and all(a >= b for a, b in zip(other, score, strict=True)) for other in scores)
-        row["front"] = not any(beaten)
+        row["front"] = not any(beats(other, score) for other in scores)
 
 
 def _shrink(rows: list[dict[str, Any]]) -> dict[str, float] | None:

@@ -194,13 +194,14 @@ def _head(row: Facts, number: int, images: int) -> Point:
 
 
 def _spots(costs: Sequence[Facts], key: str) -> list[Point]:
-    """The students whose accuracy and whose cost `key` are known."""
+    """The classifiers whose accuracy and whose cost `key` are known."""
     rows = [row for row in costs if row["top1_pct"] is not None and row[key]]
     return [_spot(row, k, key) for k, row in enumerate(rows)]
 
 
 def _spot(row: Facts, number: int, key: str) -> Point:
-    name, top1, images = f"{row['name']} ({row['architecture']})", row["top1_pct"], row["images"]
+    name, top1, images = row["name"], row["top1_pct"], row["images"]
+    name += f" ({row['architecture']})" if row["kind"] == "student" else ", thrown away"
     low, high = interval_pct(top1, images)
     cost = f"{charts.number(row[key])} {'multiply-adds' if key == MACS else 'ms'}"
     tip = f"{name}: {with_interval(top1, images)} %, {cost}"

@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from making import write_json
 
+from okdc import backbones, methods
 from okdc.__main__ import main
 from okdc.assembly import student as students
 from okdc.cli import console, tables
-from okdc.cohort import Backbone
+from okdc.cohort import Backbone, Cohort
 from okdc.deploy import onnx
+from okdc.deploy.count import count
 from okdc.deploy.latency import measure
+from okdc.profiling import heads
 from okdc.profiling import report as profile
 from okdc.runs.accuracy import with_interval
 from okdc.runs.artefacts import StudentInfo
@@ -69,8 +72,8 @@ def test_a_run_shows_its_students_which_one_was_kept_and_the_whole(
     run: RunDir, exports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = _report([str(run.path)], capsys)
-    assert [row["kind"] for row in report["rows"]] == ["student", "student", "training"]
-    students, whole = report["rows"][:2], report["rows"][2]
+    assert [row["kind"] for row in report["rows"]] == ["student", "student", "head", "head", "training"]
+    students, whole = report["rows"][:2], report["rows"][4]
     result = read_json(run.result)
     assert [row["kept"] for row in students] == [k == result["kept"]["student"] for k in range(2)]
     for row, recorded in zip(students, result["cohort"], strict=True):
@@ -92,6 +95,39 @@ def test_a_run_shows_its_students_which_one_was_kept_and_the_whole(
     assert report["shrink"]["params"] == round(whole["params"] / kept["params"], 3)
     assert kept["latency_ms_p50_onnxruntime"] > 0
     assert kept["onnx_bytes"] > 4 * 75_000
+
+
+def test_what_is_thrown_away_stands_beside_the_students_with_its_cost(
+    run: RunDir, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fused, ensemble, whole = _report([str(run.path)], capsys)["rows"][2:]
+    result, last = read_json(run.result), run.rows()[-1]
+    for row, name in ((fused, "fused"), (ensemble, "ensemble")):
+        assert (row["name"], row["student"], row["kept"], row["epoch"]) == (name, None, False, result["epochs"])
+        assert row["top1_pct"] == result["heads_last_epoch_top1_pct"][name]
+        assert row["val_top1_pct"] == last["val_top1_pct"][name]
+        assert (row["images"], row["run"], row["onnx_bytes"]) == (797, str(run.path), None)
+    classifier = 64 * 10
+    assert (ensemble["params"], ensemble["macs"]) == (2 * 78_042, 2 * 781_952)
+    assert fused["macs"] == whole["macs"] - 2 * classifier, "all but the students' own classifiers"
+    assert fused["params"] == whole["params"] - 2 * (classifier + 10)
+    assert (
+        "thrown away, and in no bundle: fused, ensemble; at the last epoch" in ask(capsys, "profile", str(run.path)).out
+    )
+
+
+def test_a_head_needs_no_layer_that_its_logits_do_not_depend_on() -> None:
+    """PCL computes means of its peers in every step, and its fused classifier reads none of them."""
+    size = torch.Size((3, 8, 8))
+    cohort = Cohort([backbones.build("resnet8", 10, size) for _ in range(2)], "low")
+    kind = methods.find("pcl")
+    method = kind(cohort, kind.Config(name="pcl"), size, 10)
+    whole, example = heads.Heads(method).eval(), torch.zeros(1, *size)
+    counts = count(whole, example)
+    found = heads.needed(whole, "fused", counts, example)
+    trunk_and_branches = counts.modules["method.cohort"] - 2 * 640
+    assert found.macs == trunk_and_branches + 128 * 10 < counts.macs / 1.5
+    assert all(p.grad is None for p in method.parameters())
 
 
 def test_a_bundle_that_is_there_is_weighed_as_it_is(
@@ -305,6 +341,9 @@ def test_the_front_is_what_no_other_beats() -> None:
     assert fronts(best, best) == [True, True], "equal ones do not beat each other"
     assert fronts((97.0, 1, 1, 1, 1.0), (97.0, 1, 1, 1, 1.1)) == [True, False]
     assert fronts((None, 2, 2, 2, 1.0), (None, 1, 1, 1, 1.0)) == [False, True], "nothing was validated: by cost alone"
+    student, fused = (97.0, 1, 1, 1, 1.0), (98.0, 2, 2, None, None)
+    assert fronts(student, fused) == [True, True], "what has no file is compared in all else"
+    assert fronts(student, (97.0, 2, 2, None, None)) == [True, False]
 
 
 @tried
@@ -341,7 +380,10 @@ def test_fronts_of_two_runs_are_their_own(
         student["val_top1_pct"] = 1.0
     write_json(Path("again/result.json"), result)
     rows = _report([str(run.path), "again"], capsys)["rows"]
-    assert [row["front"] for row in rows if row["run"] == "again"] == [True, True]
+    assert [row["front"] for row in rows if row["run"] == "again" and row["kind"] == "student"] == [
+        True,
+        True,
+    ]
     assert any(row["front"] for row in rows if row["run"] == str(run.path))
     said = ask(capsys, "profile", str(run.path), "again").out
     assert "again: student0 resnet8" in said
