@@ -1,4 +1,4 @@
-"""Amounts in words: seconds, bytes and large counts, in the units that a reader thinks in."""
+"""Amounts in words: seconds, bytes and other numbers, in the units that a reader thinks in."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def size(count: int) -> str:
     return f"{count / 1e3:,.1f} kB"
 
 
-def large(count: int) -> str:
-    """Of something counted: `812`, `12.3 M`, `4.56 T`, three digits."""
-    for unit, of in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if (value := count / of) >= 1:
-            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
-    return str(count)
+def number(value: float) -> str:
+    """Of something counted or measured: `0.05`, `12`, `1.2k`, `3M`, `1.5G`, `2.4T`, four digits at most."""
+    for of, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= of:
+            return f"{value / of:.4g}{letter}"
+    return f"{value:.4g}"

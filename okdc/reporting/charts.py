@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
+from okdc.units import number
+
 WIDTH, HEIGHT = 400, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 386, 22, 214  # of the plot within the figure
 COLOURS = 10  # of style.css: k0 to k9
@@ -67,14 +69,6 @@ def _decades(low: float, high: float) -> list[float]:
         if len(inside) > 1:
             return inside[:: max(1, len(inside) // 5)]
     return [low, high]
-
-
-def number(value: float) -> str:
-    """`0.05`, `12`, `1.2k`, `3M`, `1.5G`."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.4g}"
 
 
 def around(values: Iterable[float], floor: float | None = None, ceiling: float | None = None) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from okdc.reporting.answers import ALIKE_FROM
 from okdc.reporting.charts import Point
 from okdc.reporting.pictures import SMALL
 from okdc.runs.accuracy import interval_pct, with_interval
-from okdc.units import duration
+from okdc.units import duration, number
 
 MOST_ROWS = 200  # of a table with a row a class
 MACS, TORCH_MS, ORT_MS = "macs", "latency_ms_p50_torch", "latency_ms_p50_onnxruntime"
@@ -75,8 +75,8 @@ def _tiles(facts: Facts) -> list[tuple[str, str]]:
     tiles = [
         (f"{kept['top1_pct']:.2f} %",
          f"of {images} right, 95 % interval {low:.2f} to {high:.2f}"),
-        (charts.number(kept["params"]), "parameters of the student that is kept"),
-        (charts.number(kept["macs"]), "multiply-adds an image"),
+        (number(kept["params"]), "parameters of the student that is kept"),
+        (number(kept["macs"]), "multiply-adds an image"),
     ]  # fmt: skip
     if facts["costs"]:
         if shrink := facts["costs"]["shrink"]:
@@ -187,10 +187,10 @@ def _charts(facts: Facts, costs: Sequence[Facts]) -> dict[str, Any]:
     }
 
 
-def _head(row: Facts, number: int, images: int) -> Point:
+def _head(row: Facts, index: int, images: int) -> Point:
     name, (low, high) = words.head(row), row["interval_pct"]
     tip = f"{name}: {with_interval(row['top1_pct'], images)} %"
-    return Point(name, row["top1_pct"], low, high, number % charts.COLOURS, tip)
+    return Point(name, row["top1_pct"], low, high, index % charts.COLOURS, tip)
 
 
 def _spots(costs: Sequence[Facts], key: str) -> list[Point]:
@@ -199,11 +199,11 @@ def _spots(costs: Sequence[Facts], key: str) -> list[Point]:
     return [_spot(row, k, key) for k, row in enumerate(rows)]
 
 
-def _spot(row: Facts, number: int, key: str) -> Point:
+def _spot(row: Facts, index: int, key: str) -> Point:
     name, top1, images = row["name"], row["top1_pct"], row["images"]
     name += f" ({row['architecture']})" if row["kind"] == "student" else ", thrown away"
     low, high = interval_pct(top1, images)
-    cost = f"{charts.number(row[key])} {'multiply-adds' if key == MACS else 'ms'}"
+    cost = f"{number(row[key])} {'multiply-adds' if key == MACS else 'ms'}"
     tip = f"{name}: {with_interval(top1, images)} %, {cost}"
     kept, front = ", kept" * row["kept"], bool(row["front"])
-    return Point(name + kept, top1, low, high, number % charts.COLOURS, tip, at=row[key], front=front)
+    return Point(name + kept, top1, low, high, index % charts.COLOURS, tip, at=row[key], front=front)

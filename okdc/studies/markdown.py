@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from okdc import units
 from okdc.escaping import prose
+from okdc.units import number
 
 MOST_SEEDS = 5  # whose errors stand in a cell
 NAMES = ("column", "method", "head")
@@ -43,7 +43,7 @@ def _numbers(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             _each(list(row["error_pct_by_seed"].values())),
             *_difference(row["minus_paper"]),
             *_difference(row["minus_baseline"]),
-            "" if row["training_macs"] is None else units.large(row["training_macs"]),
+            "" if row["training_macs"] is None else number(row["training_macs"]),
             "" if row["training_seconds"] is None else f"{row['training_seconds']:,.0f}",
         ]
         for row in report["rows"]

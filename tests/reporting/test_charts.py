@@ -9,6 +9,7 @@ from asking import tried
 from hypothesis import given
 from hypothesis import strategies as st
 
+from okdc import units
 from okdc.reporting import charts
 from okdc.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Axis, Point
 
@@ -37,10 +38,11 @@ def test_an_axis_maps_its_ends_and_the_middle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0, "0"), (0.05, "0.05"), (781_952, "782k"), (2.5e6, "2.5M"), (1e9, "1G"), (97.5, "97.5")]
+    ("value", "text"),
+    [(0, "0"), (0.05, "0.05"), (781_952, "782k"), (2.5e6, "2.5M"), (1e9, "1G"), (97.5, "97.5"), (5.934e13, "59.34T")],
 )
 def test_numbers_are_short(value: float, text: str) -> None:
-    assert charts.number(value) == text
+    assert units.number(value) == text
 
 
 def test_a_missing_value_is_a_gap_and_one_alone_a_point() -> None:
