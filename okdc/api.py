@@ -479,11 +479,7 @@ def write_bundle(
 
     if student is not None and budget is not None:
         raise UsageError("student and budget both choose a student", hint="one of them")
-    if run is None:
-        folder = RunDir.newest("complete")
-        progress.note(f"nothing named: {folder.path} is the newest complete run")
-    else:
-        folder = RunDir.open(run.path if isinstance(run, Run) else Path(run))
+    folder = _run_dir(run, progress)
     index, reason = None, ""
     if student is not None:
         index, reason = students.by_name(folder, str(student))
@@ -510,12 +506,15 @@ def evaluate(
     from okdc.deploy import evaluate as again
 
     progress = progress or Silent()
-    if subject is None:
-        path = RunDir.newest("complete").path
-        progress.note(f"nothing named: {path} is the newest complete run")
-    else:
-        path = _folder(subject)
+    path = RunDir.newest_complete(progress.note).path if subject is None else _folder(subject)
     return again.evaluate(path, data_root, progress)
+
+
+def _run_dir(run: Run | str | Path | None, progress: Progress) -> RunDir:
+    """None: the newest complete run."""
+    if run is None:
+        return RunDir.newest_complete(progress.note)
+    return RunDir.open(run.path if isinstance(run, Run) else Path(run))
 
 
 def _folder(subject: Run | Bundle | str | Path) -> Path:
@@ -545,8 +544,7 @@ def features(
     progress = progress or Silent()
     paths = [_folder(run) for run in runs]
     if not paths:
-        paths = [RunDir.newest("complete").path]
-        progress.note(f"nothing named: {paths[0]} is the newest complete run")
+        paths = [RunDir.newest_complete(progress.note).path]
     return embedding.features(paths, progress, _path(out), data_root, neighbours, images, points)
 
 
@@ -576,8 +574,7 @@ def report(
     progress = progress or Silent()
     paths = [run.path if isinstance(run, (Run, Series)) else Path(run) for run in runs]
     if not paths:
-        paths = [RunDir.newest("complete").path]
-        progress.note(f"nothing named: {paths[0]} is the newest complete run")
+        paths = [RunDir.newest_complete(progress.note).path]
     file = reporting.place(paths, _path(out))
     tables = reporting.facts(paths, Wanted(quick, data_root), baseline, progress)
     reporting.write_page(file, tables)
@@ -606,11 +603,7 @@ def track(
     from okdc.tracking import tensorboard as events
 
     progress = progress or Silent()
-    if run is None:
-        folder = RunDir.newest("complete")
-        progress.note(f"nothing named: {folder.path} is the newest complete run")
-    else:
-        folder = RunDir.open(run.path if isinstance(run, Run) else Path(run))
+    folder = _run_dir(run, progress)
     return events.write(folder, Path(tensorboard), progress, data_root)
 
 

@@ -150,11 +150,10 @@ def export(
         return
     from okdc import api
     from okdc.deploy.reduced import Wanted
+    from okdc.runs.run import RunDir
 
     wanted = Wanted(int8, fp16, full_range, calib_images, max_drop, min_agreement, diagnose)
-    run = thing or api.Run.newest().path
-    if thing is None:
-        console.note(f"nothing named: {run} is the newest complete run")
+    run = thing or RunDir.newest_complete(console.note).path
     place = None if target else out  # with a page, -o is the page's
     keep = target is not None and not any((int8, fp16, license_, data_root, replace))
     with trusting_code(trust_code):
@@ -188,10 +187,9 @@ def evaluate(
 ) -> None:
     """Measure accuracy on the test split again, class by class."""
     from okdc import api
+    from okdc.runs.run import RunDir
 
-    chosen = thing or api.Run.newest().path
-    if thing is None:
-        console.note(f"nothing named: {chosen} is the newest complete run")
+    chosen = thing or RunDir.newest_complete(console.note).path
     with trusting_code(trust_code):
         report = api.evaluate(chosen, data_root=data_root, progress=console.Talk())
     if as_json:

@@ -40,7 +40,7 @@ from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from okdc.blocks import PatchConv, written
@@ -91,6 +91,12 @@ class BYOTConfig(Config):
         description="Which exit's features are left alone; left out: none with loss=conference, deepest with journal, "
         "as in their code, whose comment says shallowest.",
     )
+
+    @model_validator(mode="after")
+    def _reads_labels(self) -> BYOTConfig:
+        if self.alpha == 1 and self.loss == "conference":
+            raise ValueError("alpha=1 with loss='conference' leaves no label to any classifier: expected below 1")
+        return self
 
 
 class Separable(nn.Sequential):
@@ -192,8 +198,6 @@ class BYOT(Method[BYOTConfig]):
         self.alpha, self.beta, kind, skips = PUBLISHED[config.loss]
         if config.alpha is not None:
             self.alpha = config.alpha
-        if self.alpha == 1 and config.loss == "conference":
-            raise ValueError("method.alpha=1 with loss=conference leaves no label to any classifier: expected below 1")
         if config.beta is not None:
             self.beta = config.beta
         kind, skips = config.block or kind, config.hint_skips or skips

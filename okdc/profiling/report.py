@@ -45,8 +45,7 @@ def profile(words: Sequence[str], export_names: bool, threads: int, tell: Progre
     run: RunDir | None = None
     subjects: list[Subject] = []
     if not words:
-        run = RunDir.newest("complete")
-        tell.note(f"nothing named: {run.path} is the newest complete run")
+        run = RunDir.newest_complete(tell.note)
         words = [str(run.path)]
     for word in words:
         if RunDir.is_at(Path(word)):

@@ -18,7 +18,7 @@ import shlex
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -138,6 +138,13 @@ class RunDir:
                 hint = "one can be continued: okdc resume"
             raise RunError(f"no {state} run in {root.absolute()}", hint=hint)
         return cls.open(of_state[-1].path)
+
+    @classmethod
+    def newest_complete(cls, note: Callable[[str], None]) -> RunDir:
+        """The run of a command that names none, and a note that says so. Raises RunError where there is none."""
+        run = cls.newest("complete")
+        note(f"nothing named: {run.path} is the newest complete run")
+        return run
 
     def state(self) -> State:
         """Read from the files; a run whose run.json is damaged cannot continue and counts as failed."""
