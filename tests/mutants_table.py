@@ -984,7 +984,7 @@ DATA = [
          "test_a_table_that_means_nothing_is_refused"),
     ),
     *_of("starts", "okdc/methods/byot.py", "tests/methods/test_byot.py",
-        ("no-labels", 'if self.alpha == 1 and config.loss == "conference":', "if False:",
+        ("no-labels", 'if self.alpha == 1 and self.loss == "conference":', "if False:",
          "test_labels_that_no_classifier_would_see_are_refused"),
     ),
     *_of("verify", "okdc/bundle/card.py", "tests/bundle/test_card.py",
