@@ -149,7 +149,8 @@ def _untaken(job: Job) -> str:
     firsts = [math.ceil(part * whole - 1e-9) for part in (*method.parts, 1.0)]
     if all(first < following for first, following in itertools.pairwise(firsts)):
         return ""
-    return f"its training has {len(method.parts)} parts, and {whole:,} {unit}{'s' * (whole > 1)} leave one out: expected more"
+    length = f"{whole:,} {unit}{'s' * (whole > 1)}"
+    return f"its training has {len(method.parts)} parts, and of {length} one of them gets none; expected more"
 
 
 def _kept(cohort: CohortTable, leader: int | None, validation_images: int) -> Iterator[str]:

@@ -92,6 +92,7 @@ CASES = {
     "pcl": (SYNC, "method.name=pcl", SEVERAL),
     "pcl, views": (SYNC, "method.name=pcl", "method.views=own"),
     "okdph": (SYNC, "method.name=okdph", "method.interval=0.2"),
+    "relay": (SYNC, "method.name=relay"),
     "fefr, weighted": (SYNC, *UNEQUAL),
     "fefr, local": (),
     "fefr, local, average": ("optim.ema=0.9",),
