@@ -125,6 +125,23 @@ def test_backbones_that_are_fixed_and_then_learn_are_those_of_one_process(elsewh
     assert all(np.abs(momentum).sum() > 0 for momentum in one["fixed"].momenta)
 
 
+def test_a_student_that_goes_on_alone_is_that_of_one_process(elsewhere: Path) -> None:
+    """Its peers have no gradients from the second epoch on, and no process waits for them."""
+    cases: dict[str, tuple[str, ...]] = {
+        "relay": (
+            SYNC,
+            "method.name=relay",
+            "method.mix=none",
+            "method.judges=all",
+        )  # else each draws and judges its own
+    }
+    with chdir(elsewhere):
+        one, two = thawed(cases), together(2, thawed, cases)
+    for other in two:
+        assert max(differences(one["relay"], other["relay"])) < 1e-3
+    assert set(one["relay"].losses) == {"kl_means_student0"}
+
+
 def off(found: npt.NDArray[Any] | list[Any], expected: npt.NDArray[Any] | list[Any]) -> float:
     """The largest difference in the largest of the numbers."""
     a, b = (np.concatenate([np.ravel(x) for x in values]) for values in (found, expected))
