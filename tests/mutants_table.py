@@ -135,6 +135,8 @@ METHODS = [
          "[self.paths[0](f) for f in last]", "test_the_fused_classifier_equals_a_slow_transcription"),
     ),
     *_of("methods", "okdc/methods/fefr.py", "tests/methods/test_fefr.py",
+        ("fefr-without-its-weight", "self.config.weight * w", "w",
+         "test_a_weight_multiplies_the_divergences_and_nothing_else"),
         ("fefr-bridge-skipped", "f23 = self.joined(bridge, f3)", "f23 = self.joined(f12, f3)",
          "test_a_path_is_matching_two_sums_and_their_mean test_both_sums_are_joined_in_the_order_of_their_depth"),
         ("fefr-sums-in-other-order", "torch.cat([f12, f23], 1)", "torch.cat([f23, f12], 1)",
