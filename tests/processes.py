@@ -275,9 +275,9 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, epochs: int = 1, 
     augmentation = Augmentation(Augment(padding=1))
     size, views = job.recipe.optim.batch_size, job.method.views
     source = TrainBatches(job.dataset, size, augmentation, normalise, 0, ranks, views=views)
-    totals = Totals(torch.device("cpu"))
     for epoch in range(epochs):
         step.begin(epoch)
+        totals = Totals(torch.device("cpu"))
         for i, examples in zip(range(steps), source.epoch(epoch), strict=False):
             totals.add(step(Batch(*examples), i / steps), examples.labels, i)
     step.share_statistics()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -135,11 +137,20 @@ def job(
         starts,
         _finetuned(resolved, assembly.method.cohort, len(dataset.classes)),
     )
-    if (parts := made.method.parts) > made.steps:
-        name = resolved.recipe.method["name"]
-        problem = f"[method] {name}: its training has {parts} parts; expected {made.steps} at most, one a step"
-        raise refusal(resolved.place, [problem])
+    if problem := _untaken(made):
+        raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {problem}"])
     return made
+
+
+def _untaken(job: Job) -> str:
+    """What is wrong where a part of the method's training would not take place, or ""."""
+    method = job.method
+    whole, unit = (job.recipe.optim.epochs, "epoch") if method.by_epoch else (job.steps, "step")
+    firsts = [math.ceil(part * whole - 1e-9) for part in (*method.parts, 1.0)]
+    if all(first < following for first, following in itertools.pairwise(firsts)):
+        return ""
+    length = f"{whole:,} {unit}{'s' * (whole > 1)}"
+    return f"its training has {len(method.parts)} parts, and of {length} one of them gets none; expected more"
 
 
 def _kept(cohort: CohortTable, leader: int | None, validation_images: int) -> Iterator[str]:
@@ -209,10 +220,10 @@ def method(
         built.check_built()
         if built.views:
             _check_views(built.views, resolved.recipe.augment)
-        if built.parts > 1 and resolved.recipe.optim.patience:
+        if len(built.parts) > 1 and resolved.recipe.optim.patience:
             raise ValueError(
-                f"its training has {built.parts} parts, and optim.patience={resolved.recipe.optim.patience} could end "
-                "it before the last one: expected optim.patience=0"
+                f"its training has {len(built.parts)} parts, and optim.patience={resolved.recipe.optim.patience} could "
+                "end it before the last one: expected optim.patience=0"
             )
         if smoothing := resolved.recipe.optim.label_smoothing:  # otherwise the method's own stands
             built.label_smoothing = smoothing

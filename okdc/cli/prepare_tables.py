@@ -96,10 +96,10 @@ def checked(report: dict[str, Any]) -> None:
         f"an epoch takes {duration(epoch['median'])}, of which validation {duration(seconds['validation'])} and the "
         f"checkpoint {duration(seconds['saving'])}"
     )
-    if fixed := seconds["fixed_step"]:
+    for part in seconds["earlier"]:
         console.out(
-            f"the backbones are fixed in {report['fixed_epochs']:,} of these epochs: "
-            f"steps of {_digits(1000 * fixed['median'])} ms there"
+            f"{part['epochs']:,} epoch{'s' * (part['epochs'] > 1)} before learn otherwise: "
+            f"steps of {_digits(1000 * part['step']['median'])} ms there"
         )
     at_most = "at most " if report["patience"] else ""
     console.out(

@@ -32,6 +32,7 @@ METHODS = Registry(
         "switokd": "okdc.methods.switokd:SwitOKD",
         "pcl": "okdc.methods.pcl:PCL",
         "okdph": "okdc.methods.okdph:OKDPH",
+        "relay": "okdc.methods.relay:Relay",
     },
     RecipeError,
 )

@@ -5,6 +5,7 @@ Shapes: N images, K classes; C channels, H×W pixels of an image; z_k are the lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, Self, get_args
@@ -178,7 +179,8 @@ class Method(nn.Module, Generic[C]):
     decayed_as_students: tuple[str, ...] = ()  # modules outside the cohort that have the students' weight decay
     label_smoothing: float = 0.0  # of `cross_entropy` and `targets`, 0..1
     class_weights: Tensor | None  # K, of `cross_entropy`; a buffer, so that it is where the logits are
-    parts: int = 1  # of the training, equal ones, in which a method does different things: each has to take place
+    parts: tuple[float, ...] = (0.0,)  # where of the training a method begins to do something else, as fractions of
+    # it: each part has to take place
     teacher: nn.Module | None  # frozen and in eval mode, of a method whose table is a TaughtConfig
 
     def __init__(
@@ -231,6 +233,24 @@ class Method(nn.Module, Generic[C]):
         after that. A run that is resumed has the tensors of its checkpoint.
         """
 
+    def begin(self, done: float) -> str:
+        """Called before each epoch, when the fraction `done` of the training is over: here a method may decide on the
+        host, by `done` alone, what its steps compute and which parameters learn.
+
+        Returns a sentence for the run to print where that is not as in the epoch before, else "". A resumed run calls
+        it with the tensors of its checkpoint. A method that decides here has its `parts` begin with epochs.
+        """
+        return ""
+
+    @property
+    def by_epoch(self) -> bool:
+        """Whether it decides in `begin`, so that its parts begin with epochs."""
+        return type(self).begin is not Method.begin
+
+    def first_epochs(self, epochs: int) -> list[int]:
+        """Of a training of so many epochs the first one of each part, where its parts begin with epochs."""
+        return [math.ceil(part * epochs - 1e-9) for part in self.parts] if self.by_epoch else [0]
+
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.
 
@@ -255,8 +275,12 @@ class Method(nn.Module, Generic[C]):
         """Raises TypeError or ValueError where `step` is not what `forward` is to return."""
         if not isinstance(step, Step):
             raise TypeError(f"expected a Step, found {type(step).__name__}")
-        if missing := [name for name in students(self.cohort.students) if name not in step.logits]:
-            raise ValueError(f"expected logits of every student, found none of {', '.join(missing)}")
+        learn = {
+            name: any(p.requires_grad for p in student.parameters())
+            for name, student in students(self.cohort.backbones()).items()
+        }
+        if missing := [name for name, learns in learn.items() if learns and name not in step.logits]:
+            raise ValueError(f"expected logits of every student that learns, found none of {', '.join(missing)}")
         if not step.losses:
             raise ValueError("expected at least one loss term, found none")
         for name, loss in step.losses.items():

@@ -71,7 +71,7 @@ class DualNet(Method[DualNetConfig]):
         turns, n = self.config.turns, len(widths)
         if 0 < turns < n:
             raise ValueError(f"turns={turns} of {n} students: expected 0 or at least {n}, or some would never learn")
-        self.parts = turns or 1
+        self.parts = tuple(turn / turns for turn in range(turns)) or (0.0,)
         if turns:
             self.learner = nn.Buffer(torch.zeros((), dtype=torch.int64))  # the student whose turn the last step was in
             self.fixed = nn.ParameterList(

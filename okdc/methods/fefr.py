@@ -125,6 +125,11 @@ UNREAD: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
 
 
 class FEFRConfig(RampedConfig):
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="What the KL terms are multiplied by, beside the ramp-up and T²; left out: they are as large as in "
+        "the paper, which has no such factor.",
+    )
     detach_features: DetachFeatures = False
     reading: Literal["text", "released"] = Field(
         "text",
@@ -512,7 +517,9 @@ class FEFR(Method[FEFRConfig]):
         f_re = self.reconstructed(maps)  # sections 3.2.1 and 3.2.2; n of NCHW
         z_f = self.fused(f_re)  # sections 3.2.3 and 3.2.4; NK
         with full_precision(batch):
-            step = mutual(self, batch, z, z_f, ramp(progress, self.config.rampup), self.config.temperature)
+            w = ramp(progress, self.config.rampup)
+            w = w if self.config.weight is None else self.config.weight * w
+            step = mutual(self, batch, z, z_f, w, self.config.temperature)
         return self._with_draws(step, f_re) if self.config.attention == "random" else step
 
     def _with_draws(self, step: Step, f_re: list[Tensor]) -> Step:

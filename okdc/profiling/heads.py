@@ -61,11 +61,16 @@ def needed(whole: Heads, name: str, counts: Counts, example: Tensor) -> Counts:
 
     Not among it are products outside of any layer, which no method of okdc's has before its heads.
     """
+    fixed = [p for p in whole.parameters() if not p.requires_grad]  # a mean of weights, which a head may need, too
     whole.zero_grad(set_to_none=True)
+    for p in fixed:
+        p.requires_grad_(True)
     with torch.enable_grad():
         whole.logits(example)[name].sum().backward()
     used = {id(p) for p in whole.parameters() if p.grad is not None}
     whole.zero_grad(set_to_none=True)
+    for p in fixed:
+        p.requires_grad_(False)
     layers = [
         (path, module)
         for path, module in whole.named_modules()

@@ -26,7 +26,7 @@ def head(row: Mapping[str, Any]) -> str:
     """A classifier's name: `student0 (resnet8)`, `fused classifier`, `kept: student0`."""
     if row["role"] == "kept":
         return f"kept: student{row['student']}"
-    name = HEADS.get(row["role"], row["head"])
+    name = HEADS.get(row["head"], row["head"])
     return f"{name} ({row['network']})" if row["role"] == "student" else name
 
 
@@ -77,7 +77,7 @@ def _helpers(facts: Mapping[str, Any]) -> str:
     names = [f"{counted(peers)} peer{'s' if peers > 1 else ''}"] if peers else []
     roles = {row["head"]: row["role"] for row in facts["heads"]}
     names += [head for head, role in roles.items() if role == "other" and head != TEACHER]
-    names += ["the fused classifier"] if "fused" in roles.values() else []
+    names += [f"the {HEADS.get(head, head)}" for head, role in roles.items() if role == "fused"]
     if not names:
         return ""
     listed = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]

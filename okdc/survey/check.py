@@ -94,7 +94,6 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         "batch_size": recipe.optim.batch_size,
         "steps_per_epoch": took.steps,
         "epochs": took.epochs,
-        "fixed_epochs": took.fixed_epochs,
         "patience": recipe.optim.patience,
         "steps": took.steps * took.epochs,
         "memory_bytes": {
@@ -105,7 +104,7 @@ def check(resolved: ResolvedRecipe, images: bool, tell: Progress, seconds: float
         },
         "seconds": {
             "step": asdict(took.step),
-            "fixed_step": asdict(took.fixed) if took.fixed else None,
+            "earlier": [{"epochs": epochs, "step": asdict(step)} for epochs, step in took.earlier],
             "validation": took.validation,
             "saving": took.saving,
             "epoch": asdict(took.epoch),

@@ -8,6 +8,7 @@ is. The tensors have sizes and no data: no device computes anything.
 from __future__ import annotations
 
 import copy
+import itertools
 from functools import partial
 
 import torch
@@ -21,7 +22,7 @@ META = torch.device("meta")
 def step_macs(method: Method, images: int) -> int | None:
     """Multiply-adds of a step of so many images: of convolutions, linear layers and matrix products alone.
 
-    The mean over the parts of a training in which the method does different things. Augmentation and optimiser are not
+    The mean over a training in whose parts the method does different things. Augmentation and optimiser are not
     counted, nor the training of a teacher, whose forward pass is. `method` is as it was built, and is left as it is.
 
     None where it cannot be counted: an operator has no count, or a method from outside okdc reads numbers on the host.
@@ -31,16 +32,17 @@ def step_macs(method: Method, images: int) -> int | None:
     batch = Batch(first, torch.empty(images, dtype=torch.int64, device=META), views=tuple(views))
 
     def learn(done: float) -> None:
+        method.begin(done)
         step = method(batch, torch.full((), done, device=META))
         torch.stack(list(step.losses.values())).sum().backward()
 
-    total = 0
-    for part in range(method.parts):
+    total = 0.0
+    for start, end in itertools.pairwise((*method.parts, 1.0)):
         try:
-            products = counted(partial(learn, (part + 0.5) / method.parts))
+            products = counted(partial(learn, (start + end) / 2))
         except Exception:  # of a stranger's code, which may need data
             return None
         if products.uncounted:
             return None
-        total += products.macs
-    return round(total / method.parts)
+        total += products.macs * (end - start)
+    return round(total)

@@ -138,8 +138,8 @@ class Training:
             while position.epoch < self.epochs and not self._stalled():
                 # Steps. Training mode is set in each epoch, since validation leaves the method in evaluation mode. A
                 # resumed epoch continues with the counts and at the step where it was interrupted.
-                if self.step.begin(position.epoch):
-                    self.progress.note(self._backbones_say(position.epoch))
+                if changed := self.step.begin(position.epoch):
+                    self.progress.note(changed)
                 position.totals = totals = position.totals or Totals(self.settings.torch_device)
                 self._counted = time.perf_counter()
                 self.pace.begin()
@@ -202,13 +202,6 @@ class Training:
         """Whether validation has been no better for as many epochs as the recipe waits: the same in all processes."""
         job, rows = self.job, self.position.rows
         return job.recipe.optim.patience > 0 and self.ranks.first_does(partial(stopping.stalled, job, rows))
-
-    def _backbones_say(self, epoch: int) -> str:
-        if self.train_step.backbones.fixed:
-            return (
-                f"the backbones are fixed up to epoch {self.job.recipe.optim.freeze_epochs}: heads and all else learn"
-            )
-        return f"the backbones learn from epoch {epoch + 1} on"
 
     def _validate(self, stops: Stops) -> Summary:
         """Losses and accuracies of every head on the validation images, each process on its part of them."""

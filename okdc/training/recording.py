@@ -97,12 +97,11 @@ class CountedStep:
         self._recording: Recording | None = None
         self._names: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())  # of terms and heads
 
-    def begin(self, epoch: int) -> bool:
-        """As `TrainStep.begin`. Where other parameters learn from here on, the step is recorded anew."""
-        if not self.step.begin(epoch):
-            return False
-        self._recording, self._taken = None, 0
-        return True
+    def begin(self, epoch: int) -> str:
+        """As `TrainStep.begin`. Where the steps are others from here on, the step is recorded anew."""
+        if changed := self.step.begin(epoch):
+            self._recording, self._taken = None, 0
+        return changed
 
     def inputs(self, epoch: int, start: int) -> Iterator[Inputs]:
         """What each step of an epoch takes, from step `start` on: examples, or what they are made of."""

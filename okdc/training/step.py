@@ -88,22 +88,32 @@ class TrainStep:
             self.average.load(state["average"])
         optim.assert_same_strides(self.optimizer)
 
-    def begin(self, epoch: int) -> bool:
-        """Set the method to training, with its backbones fixed in the first epochs. Returns whether other parameters
-        learn than in the step before: the next steps are then first steps.
+    def begin(self, epoch: int) -> str:
+        """Set the method to training, with its backbones fixed in the first epochs.
+
+        Returns a sentence where it computes something else, or other parameters learn, than in the step before: the
+        next steps are then first steps. Else "".
         """
         self.method.train()
-        changed = self.backbones.set(fixed=epoch < self.recipe.freeze_epochs)
+        said = [self.method.begin(epoch / self.recipe.epochs)]
+        if self.backbones.set(fixed=epoch < self.recipe.freeze_epochs):
+            said.append(self._backbones_say(epoch))
+        changed = "; ".join(filter(None, said))
         if self.recipe.freeze_epochs and not self.backbones.fixed:  # also where a checkpoint is from just before
             optim.begin_momenta(self.optimizer)
         if not changed:
-            return False
+            return ""
         self.optimizer.zero_grad(set_to_none=True)
         # DistributedDataParallel waits for the gradients that it knew when it was made. Two of them must not be there.
         self._run, self._taken = None, 0
         if not self.ranks.alone:
             gc.collect()
-        return True
+        return changed
+
+    def _backbones_say(self, epoch: int) -> str:
+        if self.backbones.fixed:
+            return f"the backbones are fixed up to epoch {self.recipe.freeze_epochs}: heads and all else learn"
+        return f"the backbones learn from epoch {epoch + 1} on"
 
     def __call__(self, batch: Batch, done: float) -> Step:
         """Learn from a batch, when the fraction `done` of the training is over.

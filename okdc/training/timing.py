@@ -6,6 +6,7 @@ Nothing is kept of it. The job's method is trained a little and its batch statis
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 import tempfile
 import time
@@ -66,11 +67,10 @@ class Spread:
 class Duration:
     """What a training takes, in seconds."""
 
-    step: Spread  # with its batch
+    step: Spread  # with its batch, of the last epoch
     steps: int  # of an epoch
     epochs: int
-    fixed: Spread | None  # a step of the epochs that fix the backbones (`optim.freeze_epochs`), which learns less
-    fixed_epochs: int
+    earlier: tuple[tuple[int, Spread], ...]  # so many epochs before, whose steps compute something else: a step of them
     start: float  # what the first steps took longer: compiling, for one
     validation: float  # of an epoch
     saving: float  # of an epoch's checkpoint
@@ -82,8 +82,10 @@ class Duration:
 
     @property
     def whole(self) -> Spread:
-        learning = self.epoch.times(self.epochs - self.fixed_epochs, self.start + self.judging)
-        return learning + self._epoch_of(self.fixed).times(self.fixed_epochs) if self.fixed else learning
+        learning = self.epoch.times(self.epochs - sum(n for n, _ in self.earlier), self.start + self.judging)
+        for epochs, step in self.earlier:
+            learning += self._epoch_of(step).times(epochs)
+        return learning
 
     def _epoch_of(self, step: Spread) -> Spread:
         return step.times(self.steps, self.validation + self.saving)
@@ -97,23 +99,31 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float) ->
     nowhere = RunDir(Path("no run"))  # no step writes anything
     training = Training(job, nowhere, settings, Position(), None, progress, ALONE)
     wait: Callable[[], object] = torch.cuda.synchronize if settings.cuda else lambda: None
-    frozen = job.recipe.optim.freeze_epochs
+    firsts = _firsts(job)
     with closing(training.batches):
-        fixed, start = _steps(training, wait, seconds / 2, 0) if frozen else (None, 0.0)
-        step, more = _steps(training, wait, seconds / 2 if frozen else seconds, training.epochs - 1)
+        timed = [_steps(training, wait, seconds / len(firsts), first) for first in firsts]
         training.step.close()
+    steps, start = [step for step, _ in timed], sum(more for _, more in timed)
+    lengths = [following - first for first, following in itertools.pairwise(firsts)]
     dataset, rows = training.dataset, job.dataset.final_split[1]
     with settings.autocast():
         validation = _evaluation(training, dataset.val, wait, seconds / 4)
     judging = JUDGING * _evaluation(training, rows, wait, seconds / 4)
     saving = _saving(training)
-    took = Duration(step, training.steps, training.epochs, fixed, frozen, start + more, validation, saving, judging)
+    earlier = tuple(zip(lengths, steps[:-1], strict=True))
+    took = Duration(steps[-1], training.steps, training.epochs, earlier, start, validation, saving, judging)
     return took, training
+
+
+def _firsts(job: Job) -> list[int]:
+    """The epochs from which on a step computes something else than before, in order: the first of all is one."""
+    epochs, frozen = job.recipe.optim.epochs, job.recipe.optim.freeze_epochs
+    return sorted({*job.method.first_epochs(epochs), *([frozen] if 0 < frozen < epochs else [])})
 
 
 def _steps(training: Training, wait: Callable[[], object], seconds: float, epoch: int) -> tuple[Spread, float]:
     """Seconds of a step of an epoch in each timed span, and what the steps before the first span took longer."""
-    training.step.begin(epoch)  # the first epochs may fix the backbones
+    training.step.begin(epoch)  # it may compute something else than the epochs before
     totals, whole = Totals(training.settings.torch_device), training.steps * training.epochs
     inputs, taken = _inputs(training), 0
 

@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 FLOAT32 = Settings("cpu", "float32", "contiguous", 1)
 METHODS = [
     "fefr", "ffl", "mfef", "one", "okddip", "dml", "dualnet", "kdcl", "byot", "ahbf", "switokd", "pcl", "okdph",
-    "baseline",
+    "relay", "baseline",
 ]  # fmt: skip
 
 

@@ -70,6 +70,7 @@ SWITCHES = [
     Case("switokd", {"teacher_indices": [0]}),
     *(Case("pcl", {"views": views}) for views in ("one", "own")),
     *(Case("okdph", {"hybrid": hybrid}) for hybrid in ("mean", "dirichlet")),
+    Case("relay", {}),
 ]
 PLAIN = [Case(name, {}) for name in methods.METHODS.own]
 RELEASED = Case("fefr", {"reading": "released"})
@@ -218,6 +219,7 @@ def scaffolding(name: str, n: int, share: str) -> int:
         "byot": exits,
         "ahbf": (n - 1) * (2 * 64 * 64 + 2 * 64 + 64 * 2 + 2 + 2 * 2),
         "pcl": n * 64 * 10 + 10 + shared + n * (78_042 - shared),  # the mean teachers
+        "relay": n * 78_042,  # the mean students
     }.get(name, 0)
 
 
@@ -240,7 +242,7 @@ def test_a_shared_stage_runs_once_and_an_own_one_once_a_student(case: Case, n: i
     assert runs == Counter({id(m): 1 + (id(m) in twice) for m in watched})
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "byot", "switokd", "okdph"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "dualnet", "kd", "baseline", "byot", "switokd", "okdph", "relay"])
 def test_methods_of_separate_networks_share_nothing_whatever_the_recipe_says(name: str) -> None:
     recipe = table(name, ["resnet8"] * 3, "low")
     method, words = assembly.method(recipe, SMALL, 10, teacher() if name == "kd" else None)
@@ -268,10 +270,11 @@ HEADS = {
     "switokd": ["student0", "student1", "student2", "ensemble"],
     "pcl": ["student0", "student1", "student2", "mean0", "mean1", "mean2", "fused"],
     "okdph": ["student0", "student1", "student2", "hybrid", "ensemble"],
+    "relay": ["student0", "student1", "student2", "means", "ensemble"],
 }
 # Whose mean is the ensemble: OKDDip's leader is taught by the peers' mean and no part of it.
 MEMBERS = {"okddip": ("student0", "student1"), "byot": ("student0", "exit1", "exit2")}
-LEADERS = {"okddip": 2, "ahbf": 0, "switokd": 0}
+LEADERS = {"okddip": 2, "ahbf": 0, "switokd": 0, "relay": 0}
 
 
 @pytest.mark.parametrize("case", PLAIN, ids=called)
@@ -325,7 +328,8 @@ def test_features_are_what_the_linear_classifiers_read(case: Case) -> None:
     layers = {f"student{k}": student.head.get_submodule("fc") for k, student in enumerate(method.cohort.backbones())}
     layers |= {name: method.get_submodule(path) for name, path in FUSED.get(case.name, {}).items() if name in logits}
     joined = JOINED.get(case.name, () if case.name in SINGLE else ("student0", "student1"))
-    assert set(features) == {*layers, *joined, *(("ensemble",) if joined else ())}
+    several = {"means"} & logits.keys()  # Relay's mean students have a layer each
+    assert set(features) == {*layers, *joined, *several, *(("ensemble",) if joined else ())}
     if joined:
         together = torch.cat([features[name] for name in joined], 1)
         torch.testing.assert_close(features["ensemble"], together, rtol=0, atol=0)
@@ -521,7 +525,7 @@ def test_names_that_differ_otherwise_share_nothing(students: list[str]) -> None:
     assert words == "the students share nothing: they differ"
 
 
-@pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip", "switokd", "pcl"])
+@pytest.mark.parametrize("name", ["dml", "kdcl", "ffl", "mfef", "fefr", "dualnet", "okddip", "switokd", "pcl", "relay"])
 def test_students_that_differ_learn_together(name: str) -> None:
     method = make(name, ["resnet8", "wrn16_1", "resnet14"], "none", CIFAR)
     assert method.cohort.shared == 0
@@ -573,6 +577,7 @@ BRANCH = LAST_STAGE + HEAD
         ("switokd", 2, "none", 81_626_368, 81.6),
         ("pcl", 3, "low", 134_059_648, 134.1),
         ("okdph", 2, "none", 122_439_552, 122.4),
+        ("relay", 2, "none", 163_252_736, 163.3),  # an evaluation runs the mean students, too
     ],
 )
 def test_a_training_step_costs_what_its_parts_do(name: str, n: int, share: str, macs: int, millions: float) -> None:

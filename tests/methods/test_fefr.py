@@ -347,6 +347,12 @@ def test_every_term_equals_a_slow_transcription(t: float, n: int, T: float, alph
         assert step.losses[name].item() == pytest.approx(value, rel=2e-4, abs=1e-6), name
 
 
+def test_a_weight_multiplies_the_divergences_and_nothing_else() -> None:
+    once, half = (fefr(2, weight=weight)(batch(n=5), torch.tensor(0.2)).losses for weight in (None, 0.5))
+    for name, loss in once.items():
+        torch.testing.assert_close(half[name], loss * (0.5 if name.startswith("kl_") else 1.0))
+
+
 def test_every_head_has_an_accuracy_column() -> None:
     step = fefr(3)(batch(), torch.tensor(0.0))
     assert list(step.logits) == ["student0", "student1", "student2", "fused", "ensemble"]

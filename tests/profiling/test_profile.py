@@ -130,6 +130,17 @@ def test_a_head_needs_no_layer_that_its_logits_do_not_depend_on() -> None:
     assert all(p.grad is None for p in method.parameters())
 
 
+def test_a_head_may_need_weights_that_learn_from_nothing() -> None:
+    """Relay's mean students."""
+    size = torch.Size((3, 8, 8))
+    method = methods.find("relay")
+    cohort = Cohort([backbones.build("resnet8", 10, size) for _ in range(2)], "none")
+    whole, example = heads.Heads(method(cohort, method.Config(name="relay"), size, 10)).eval(), torch.zeros(1, *size)
+    found = heads.needed(whole, "means", count(whole, example), example)
+    assert (found.params, found.macs) == (2 * 78_042, 2 * 781_952)
+    assert not any(p.requires_grad for p in whole.method.get_submodule("means").parameters())
+
+
 def test_a_bundle_that_is_there_is_weighed_as_it_is(
     exported: Any, run: RunDir, exports: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

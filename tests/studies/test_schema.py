@@ -121,7 +121,16 @@ def test_every_run_of_a_shipped_study_has_a_recipe_that_resolves_and_a_folder_of
 
 
 def test_every_table_of_mfef_and_every_figure_of_fefr_has_a_study() -> None:
-    own = {"few_labels", "few_photographs", "few_digits", "digits"}
+    own = {
+        "few_labels",
+        "few_photographs",
+        "few_recipes",
+        "few_long",
+        "few_readings",
+        "few_unequal",
+        "few_digits",
+        "digits",
+    }
     assert {*PAPERS, "fefr_ablation", "fefr_expansion", *own} == set(studies())
 
 

@@ -289,8 +289,7 @@ def test_the_time_to_the_end_is_that_of_its_parts() -> None:
         Spread(0.5, 0.4, 0.8, 10),
         steps=20,
         epochs=30,
-        fixed=None,
-        fixed_epochs=0,
+        earlier=(),
         start=4.0,
         validation=2.0,
         saving=1.0,
@@ -298,7 +297,7 @@ def test_the_time_to_the_end_is_that_of_its_parts() -> None:
     )
     assert duration.epoch == Spread(13, 11, 19, 10)
     assert duration.whole == Spread(400, 340, 580, 10)
-    ten_fixed = replace(duration, fixed=Spread(0.2, 0.1, 0.25, 8), fixed_epochs=10)
+    ten_fixed = replace(duration, earlier=((4, Spread(0.2, 0.1, 0.25, 8)), (6, Spread(0.2, 0.1, 0.25, 9))))
     assert ten_fixed.epoch == duration.epoch
     assert ten_fixed.whole == Spread(340, 280, 470, 8)
 
@@ -319,8 +318,7 @@ def test_epochs_that_fix_the_backbones_are_timed_as_such(monkeypatch: pytest.Mon
     duration, _ = timing.measure(job, settings, Silent(), 0.0)
     steps = timing.WARM + timing.FEWEST
     assert fixed == [True] * steps + [False] * steps
-    assert duration.fixed is not None
-    assert duration.fixed_epochs == 2
+    assert [epochs for epochs, _ in duration.earlier] == [2]
 
 
 def test_a_tenth_of_the_spans_is_below_and_above() -> None:

@@ -40,7 +40,7 @@ CASES = {
     "kdcl, linear, three": ("method.name=kdcl", "method.target=linear", "cohort.share=none", THREE),
     **{name: (f"method.name={name}",) for name in ("dualnet", "ffl", "mfef", "okddip", "one", "byot", "ahbf", "pcl")},
     "byot, journal": ("method.name=byot", "method.loss=journal"),
-    **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl", "switokd", "okdph")},
+    **{name: (f"method.name={name}", "cohort.share=none") for name in ("dml", "kdcl", "switokd", "okdph", "relay")},
     "okdph, dirichlet": ("method.name=okdph", "method.hybrid=dirichlet", "method.interval=0.1"),
 }
 # An okddip of two students has one peer, which is its own teacher.

@@ -42,7 +42,7 @@ CONFIGURATIONS = [
         for name in BRANCHES
         for share in ("low", "stem1", "none")
     ),
-    *((f"method.name={name}", "cohort.share=none", THREE) for name in ("dml", "dualnet", "switokd", "okdph")),
+    *((f"method.name={name}", "cohort.share=none", THREE) for name in ("dml", "dualnet", "switokd", "okdph", "relay")),
     *((f"method.name={name}", f"cohort.share={share}", TWO) for name in ("one", "ahbf") for share in ("low", "stem1")),
     ("method.name=okdph", "method.hybrid=dirichlet", "cohort.share=none"),
     ("method.name=switokd", "method.teacher_indices=[0, 1]", THREE),
@@ -135,6 +135,7 @@ def test_no_step_of_any_network_waits_for_the_gpu(name: str, settings: Settings)
         ("method.name=switokd", "cohort.share=none"),
         ("method.name=pcl", THREE),
         ("method.name=okdph", "method.interval=0.2"),
+        ("method.name=relay", "cohort.share=none"),
     ],
     ids=" ".join,
 )

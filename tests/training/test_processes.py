@@ -92,6 +92,7 @@ CASES = {
     "pcl": (SYNC, "method.name=pcl", SEVERAL),
     "pcl, views": (SYNC, "method.name=pcl", "method.views=own"),
     "okdph": (SYNC, "method.name=okdph", "method.interval=0.2"),
+    "relay": (SYNC, "method.name=relay"),
     "fefr, weighted": (SYNC, *UNEQUAL),
     "fefr, local": (),
     "fefr, local, average": ("optim.ema=0.9",),
@@ -122,6 +123,23 @@ def test_backbones_that_are_fixed_and_then_learn_are_those_of_one_process(elsewh
     for other in two:
         assert max(differences(one["fixed"], other["fixed"])) < 1e-3
     assert all(np.abs(momentum).sum() > 0 for momentum in one["fixed"].momenta)
+
+
+def test_a_student_that_goes_on_alone_is_that_of_one_process(elsewhere: Path) -> None:
+    """Its peers have no gradients from the second epoch on, and no process waits for them."""
+    cases: dict[str, tuple[str, ...]] = {
+        "relay": (
+            SYNC,
+            "method.name=relay",
+            "method.mix=none",
+            "method.judges=all",
+        )  # else each draws and judges its own
+    }
+    with chdir(elsewhere):
+        one, two = thawed(cases), together(2, thawed, cases)
+    for other in two:
+        assert max(differences(one["relay"], other["relay"])) < 1e-3
+    assert set(one["relay"].losses) == {"kl_means_student0"}
 
 
 def off(found: npt.NDArray[Any] | list[Any], expected: npt.NDArray[Any] | list[Any]) -> float:

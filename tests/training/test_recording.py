@@ -41,6 +41,7 @@ MORE = ("data.train_images=400", "method.name=fefr")  # 25 steps an epoch
 RANDOM = ("method.reading=released", "method.attention=random")
 TURNS = ("method.name=dualnet", "method.turns=2")
 AFTER = [("method.name=switokd",), ("method.name=pcl",), ("method.name=okdph", "method.interval=0.1")]
+AFTER += [("method.name=relay", "cohort.share=none")]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def test_a_step_is_recorded_anew_where_backbones_begin_to_learn(dtype: str, more
     step, job = made("on", *more, "cohort.weights=w.safetensors", "optim.freeze_epochs=1", dtype=dtype)
     (parameter, *_), nodes = job.method.cohort.backbone(0).parameters(), []
     for epoch in range(2):
-        assert step.begin(epoch) is (epoch == 1), "the first epoch was begun by what made the step"
+        assert bool(step.begin(epoch)) is (epoch == 1), "the first epoch was begun by what made the step"
         totals, inputs = Totals(torch.device("cuda")), step.inputs(epoch, 0)
         for number in range(WARM + 2):
             fakegpu.reset()

@@ -126,6 +126,7 @@ def test_a_run_on_varied_and_mixed_images_continues_to_the_bit() -> None:
         ("method.name=switokd", "optim.ema=0.9"),
         ("method.name=pcl", "method.views=own", "optim.ema=0.9", "optim.optimizer=adamw", "optim.lr=0.01"),
         ("method.name=okdph", "method.hybrid=dirichlet", "method.interval=0.15", "method.gamma=1"),
+        ("method.name=relay", "optim.ema=0.9", "optim.optimizer=adamw", "optim.lr=0.01"),
     ],
     ids=" ".join,
 )

@@ -210,7 +210,22 @@ def test_a_training_in_float32_has_no_scaler_and_no_such_key() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["fefr", "ffl", "okddip", "one", "dualnet", "kdcl", "dml", "mfef", "byot", "ahbf", "switokd", "pcl", "okdph"],
+    [
+        "fefr",
+        "ffl",
+        "okddip",
+        "one",
+        "dualnet",
+        "kdcl",
+        "dml",
+        "mfef",
+        "byot",
+        "ahbf",
+        "switokd",
+        "pcl",
+        "okdph",
+        "relay",
+    ],
 )
 def test_losses_and_what_they_are_made_of_are_float32_and_near_those_of_float32(name: str) -> None:
     losses = []

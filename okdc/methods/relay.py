@@ -1,0 +1,179 @@
+"""Relay, okdc's own: students learn apart, then the first learns alone from the mean weights of all of them.
+
+A step of peers that teach each other costs what all of them cost, and for as many multiply-adds one network alone
+learns longer. It also stops gaining: with few images further epochs no longer help it. The mean answer of networks that
+learned apart goes beyond that point, since their errors differ, and most where nobody taught anybody. So here they
+learn apart first, and what is left of the work goes into the one student that is kept:
+
+    t < τ    L = Σ_k CE(z_k)                                        each from the labels; θ̄_k ← d·θ̄_k + (1 - d)·θ_k
+    t ≥ τ    L = 1/N · Σ_i T²·KL(z̄_{k(i)}(x̃_i) ‖ z_0(x̃_i))          θ_0 starts from θ̄_0, all else is fixed
+
+z̄_k are the logits by the mean weights θ̄_k. The parts are known:
+- A mean of weights over steps is better than the weights at a high learning rate (Izmailov et al., UAI 2018), and is
+  there at τ, without a learning rate that falls to zero and rises again.
+- A teacher that is fixed and sees what its student sees, over many epochs of images that are mixed (CutMix, Yun et al.,
+  ICCV 2019) and have no label of their own (Beyer et al., CVPR 2022).
+- The mean of the teachers' divergences over images: image i is judged by one of them, k(i) = ⌊i·n/N⌋, and in another
+  epoch by another, so that n teachers cost one forward pass an image.
+
+A step costs n baseline steps before τ, and 1⅓ after it, where a baseline's backward pass is two forward passes.
+
+Ablation: mix="none", judges="all" and decay=0 undo one part each, `cohort.students` sets n.
+
+Shapes: N images, K classes; n students; C channels, H×W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Literal, Self
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from okdc import launches
+from okdc.methods.base import (
+    Batch,
+    Config,
+    Method,
+    Step,
+    Temperature,
+    full_precision,
+    kl,
+    student_features,
+    students,
+)
+
+
+class RelayConfig(Config):
+    apart: Annotated[float, Field(gt=0, lt=1)] = Field(
+        1 / 3,
+        description="τ: the fraction of the training in which all students learn, from labels alone; in the rest the "
+        "first learns alone. A third leaves it twice as many epochs as they had.",
+    )
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.998,
+        description="The largest decay d of the means of the students' weights, θ̄ ← d·θ̄ + (1 - d)·θ after each step; "
+        "it rises as (1 + t)/(10 + t) after t steps, and 0 is the weights of the last step.",
+    )
+    temperature: Temperature = Field(
+        1.0,
+        description="T: logits are divided by it before the softmax of a KL term, which is multiplied by T²; 1, since "
+        "the teachers are no surer than mixed images let them be.",
+    )
+    mix: Literal["cutmix", "none"] = Field(
+        "cutmix",
+        description="What the first student learns alone on: cutmix, each image with a rectangle of another, of a "
+        "share of its area that is drawn evenly; or none, the images as they are.",
+    )
+    judges: Literal["one", "all"] = Field(
+        "one",
+        description="Whose answer to an image the first student learns alone from: one, of one mean student, so that "
+        "each answers for its part of the batch; or all, the mean of all answers.",
+    )
+
+
+class Relay(Method[RelayConfig]):
+    """t < τ: L = Σ_k CE(z_k). t ≥ τ: L = 1/N·Σ_i T²·KL(z̄_{k(i)}(x̃_i) ‖ z_0(x̃_i)), students 1, ..., n-1 fixed."""
+
+    title = "Relay"
+    summary = "Trained beside peers, then alone from the mean weights of all of them (okdc's Relay)."
+    least_students = 2
+    fused_head = "means"
+    leader = 0
+
+    steps: Tensor  # 0-d int64, of the first part
+    handed: Tensor  # 0-d float, 1 from where the first student has started from its mean
+
+    def setup(self) -> None:
+        self.parts = (0.0, self.config.apart)
+        self.means = copy.deepcopy(self.cohort).requires_grad_(False)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("handed", torch.zeros(()))
+        names = ((name, p) for name, p in self.cohort.named_parameters() if p.requires_grad)
+        self._peers = [name for name, _ in names if not name.startswith("students.0.")]  # their parameters
+        self._alone = False
+
+    def before_first_step(self) -> None:
+        self.means.load_state_dict(self.cohort.state_dict())
+
+    @torch.no_grad()
+    def begin(self, done: float) -> str:
+        before, self._alone = self._alone, done >= self.config.apart - 1e-9  # as in `first_epochs`
+        if before or self._alone:
+            for name in self._peers:
+                self.cohort.get_parameter(name).requires_grad_(not self._alone)
+        if self._alone == before:
+            return ""
+        if not self._alone:
+            return "all students learn, from labels alone"
+        first = self.cohort.backbone(0)
+        # A resumed run has done this already, and moves nothing: what is decided by a tensor needs no read of it.
+        launches.blend(_floating(first), _floating(self.means.backbone(0)), 1 - self.handed)
+        self.handed.fill_(1)
+        return f"{first.architecture}, the first student, learns alone from here on, from the mean weights of all"
+
+    def forward(self, batch: Batch, progress: Tensor) -> Step:
+        if self.training and self._alone:
+            return self._from_the_means(batch)
+        z = self.cohort.logits(self.cohort(batch.images))  # n of NK
+        heads = students(z)
+        if not self.training:  # no step reads them
+            z_mean = self.means.logits(self.means(batch.images))  # n of NK
+            heads |= {"means": torch.stack(z_mean).mean(0), "ensemble": torch.stack(z).mean(0)}
+        with full_precision(batch):
+            losses = {f"ce_student{k}": self.cross_entropy(z_k, batch) for k, z_k in enumerate(z)}
+        return Step(losses, heads)
+
+    def _from_the_means(self, batch: Batch) -> Step:
+        images = _mixed(batch.images) if self.config.mix == "cutmix" else batch.images
+        teachers = self.means.backbones()
+        with torch.no_grad():
+            if self.config.judges == "one":
+                parts = zip(teachers, images.chunk(len(teachers)), strict=False)  # a small batch has fewer
+                z_mean = torch.cat([teacher(part).float() for teacher, part in parts])  # NK
+            else:
+                z_mean = torch.stack([teacher(images).float() for teacher in teachers]).mean(0)
+        z_0 = self.cohort.backbone(0)(images).float()  # NK
+        with full_precision(batch):
+            losses = {"kl_means_student0": kl(z_mean, z_0, self.config.temperature)}
+        return Step(losses, {"student0": z_0, "means": z_mean})
+
+    def features(self, batch: Batch) -> dict[str, Tensor]:
+        means = student_features(self.means(batch.images))["ensemble"]
+        return super().features(batch) | {"means": means}
+
+    def train(self, mode: bool = True) -> Self:
+        """The means keep their statistics, which move as their weights do."""
+        super().train(mode)
+        self.means.eval()
+        return self
+
+    def after_step(self) -> None:
+        if self._alone:
+            return
+        weight = torch.clamp(9 / (10 + self.steps), min=1 - self.config.decay)  # 1 - d
+        launches.blend(_floating(self.means), _floating(self.cohort), weight)
+        self.steps += 1
+
+
+def _floating(module: nn.Module) -> list[Tensor]:
+    """Its weights and batch statistics, in the order of its names."""
+    return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+
+
+def _mixed(images: Tensor) -> Tensor:
+    """NCHW, each image with a rectangle of the one before it in the batch, whose order is random.
+
+    The rectangle has the image's proportions and a share of its area between 0 and 1, cut off at the edges.
+    """
+    n, _, *sides = images.shape
+    length, inside = torch.rand(n, device=images.device).sqrt(), []
+    for side in sides:
+        middle = side * torch.rand(n, device=images.device)
+        pixels = torch.arange(side, device=images.device) + 0.5
+        inside.append((pixels - middle[:, None]).abs() < length[:, None] * side / 2)  # N×side
+    rows, columns = inside
+    other = torch.empty_like(images).copy_(images.roll(1, 0))  # in the same memory format
+    return torch.where(rows[:, None, :, None] & columns[:, None, None, :], other, images)
