@@ -23,8 +23,9 @@ import numpy.typing as npt
 
 from okdc.data.decoding import Measures
 from okdc.data.images import Pixels, Progress
-from okdc.data.listing import class_names
+from okdc.data.listing import class_names, list_images
 from okdc.data.ondemand import OnDemand
+from okdc.data.splits import test_images
 from okdc.errors import DataError
 
 if TYPE_CHECKING:
@@ -137,6 +138,19 @@ class Source:
             with contextlib.suppress(DataError):
                 return len(class_names(Path(root).expanduser()))
         return self.classes
+
+    def count_images(self, root: str | None) -> tuple[int, int, int] | None:
+        """Training, validation and test images, without a look at any of them. None: unknown.
+
+        A folder without splits has a fifth for the test, and one without `val` has none of it yet.
+        """
+        if self.class_folders and root is not None:
+            with contextlib.suppress(DataError):
+                splits = {name: len(rows) for name, rows in list_images(Path(root).expanduser()).splits.items()}
+                if whole := splits.get("all"):
+                    return whole - test_images(whole), 0, test_images(whole)
+                return splits.get("train", 0), splits.get("val", 0), splits.get("test", 0)
+        return self.counts
 
     def problems(self, data: Data, needs_data: bool) -> list[str]:
         """A line `key: problem` for each key of `[data]` that does not fit this data set."""

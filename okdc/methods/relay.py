@@ -112,7 +112,7 @@ class Relay(Method[RelayConfig]):
         # A resumed run has done this already, and moves nothing: what is decided by a tensor needs no read of it.
         launches.blend(_floating(first), _floating(self.means.backbone(0)), 1 - self.handed)
         self.handed.fill_(1)
-        return f"{first.architecture}, the first student, learns alone from here on, from the mean weights of all"
+        return f"{first.architecture}, the first student, learns alone now, from the mean weights of all"
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         if self.training and self._alone:

@@ -1,8 +1,8 @@
 """What a study would cost on this machine: hours from steps that are timed here, and bytes on disk.
 
 The steps are timed on made-up images of the right size, and with an untrained teacher: only the number of images comes
-from the data set, as its makers publish it, so that nothing has to be downloaded or trained for a plan. Runs that
-differ in the seed or the number of images alone are timed once.
+from the data set, as its makers publish it or as a folder has it, so that nothing has to be downloaded or trained for a
+plan. Runs that differ in the seed or the number of images alone are timed once.
 """
 
 from __future__ import annotations
@@ -50,16 +50,22 @@ class _Timed:
 
 
 def estimate(runs: Sequence[Planned], study: Sequence[Planned], tell: Progress) -> dict[str, Cost | None]:
-    """By name; None where nobody publishes how many images the data set has. `study` has all runs, teachers included.
+    """By name; None where the number of images is not known: neither published nor that of a folder that is there.
+
+    `study` has all runs, teachers included.
 
     Raises RecipeError for a recipe that cannot be trained.
     """
     teachers = {run.folder: run for run in study if run.column == TEACHERS}
     timed: dict[str, _Timed] = {}
     costs: dict[str, Cost | None] = {}
+    counts: dict[tuple[str, str | None], tuple[int, int, int] | None] = {}  # a folder is listed once
     for run in runs:
         resolved = run.resolved(needs_data=False)
-        images = _images(resolved)
+        data = resolved.recipe.data
+        if (where := (data.name, data.root)) not in counts:
+            counts[where] = resolved.source.count_images(data.root)
+        images = _images(resolved, counts[where])
         if images is None:
             costs[run.name] = None
             continue
@@ -72,9 +78,9 @@ def estimate(runs: Sequence[Planned], study: Sequence[Planned], tell: Progress) 
     return costs
 
 
-def _images(resolved: ResolvedRecipe) -> tuple[int, int, int] | None:
-    """How many images train, choose and judge."""
-    counts, data = resolved.source.counts, resolved.recipe.data
+def _images(resolved: ResolvedRecipe, counts: tuple[int, int, int] | None) -> tuple[int, int, int] | None:
+    """How many images train, choose and judge, of the data set's `counts`."""
+    data = resolved.recipe.data
     if counts is None:
         return None
     train, val, test = counts
@@ -105,12 +111,12 @@ def _time(resolved: ResolvedRecipe, teacher: str | None) -> _Timed:
     """Raises what the first steps of a training raise."""
     job = _job(resolved, teacher)
     settings = start.decided(start.settings_of(resolved, resolved.recipe.engine), job, ALONE)
-    took, _ = timing.measure(job, settings, Silent(), SECONDS)
     weights = sum(tensor.nbytes for tensor in job.method.state_dict().values())
     momenta = sum(p.nbytes for p in job.method.parameters() if p.requires_grad)
+    took, _ = timing.measure(job, settings, Silent(), SECONDS)
     students = sum(t.nbytes for student in job.method.cohort.backbones() for t in student.state_dict().values())
     return _Timed(
-        step=took.step.median,
+        step=took.mean_step,
         validating=took.validation / len(job.dataset.val),
         judging=took.judging / len(job.dataset.test),
         start=took.start,

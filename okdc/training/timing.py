@@ -87,6 +87,12 @@ class Duration:
             learning += self._epoch_of(step).times(epochs)
         return learning
 
+    @property
+    def mean_step(self) -> float:
+        """Seconds of a step, the mean over all epochs of the medians."""
+        last = self.epochs - sum(epochs for epochs, _ in self.earlier)
+        return sum(epochs * step.median for epochs, step in (*self.earlier, (last, self.step))) / self.epochs
+
     def _epoch_of(self, step: Spread) -> Spread:
         return step.times(self.steps, self.validation + self.saving)
 

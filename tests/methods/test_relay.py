@@ -29,7 +29,7 @@ def relay(n: int = 2, alone: bool = False, **keys: Any) -> Relay:
     method = make("relay", n, **keys)
     assert isinstance(method, Relay)
     if alone:
-        assert "learns alone from here on" in method.begin(TAU)
+        assert "learns alone now" in method.begin(TAU)
     return method.train()
 
 

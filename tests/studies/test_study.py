@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from asking import Answer, ask
+from asking import Answer, ask, write_tree
 from making import make_run
 
 import okdc
@@ -576,6 +576,25 @@ def test_data_of_unknown_size_has_no_hours() -> None:
     )
     facts = study.dry_run(opened(["photos.toml"], None), [], Silent())
     assert (facts["unknown"], facts["runs"][0]["seconds"]) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ({"cat": 20, "dog": 30}, (36, 4, 10)),
+        ({"train": {"cat": 20, "dog": 20}, "test": {"cat": 3, "dog": 4}}, (36, 4, 7)),
+        ({"train": {"cat": 20, "dog": 20}, "val": {"cat": 2, "dog": 3}}, (40, 5, 5)),
+    ],
+)
+def test_the_images_of_a_folder_are_counted_as_a_training_divides_them(
+    tree: dict[str, Any], expected: tuple[int, int, int]
+) -> None:
+    write_tree(Path("root"), tree)
+    resolved = resolve(draft.load(["folder_resnet20", "data.root=root"]))
+    found = estimate._images(resolved, resolved.source.count_images("root"))
+    dataset = assembly.dataset(resolved)
+    assert found == expected == (len(dataset.train), len(dataset.val), len(dataset.final_split[1]))
+    assert resolved.source.count_images("nowhere") is None
 
 
 # ---------------------------------------------------------------------------------------------------------------------

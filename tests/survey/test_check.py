@@ -300,6 +300,7 @@ def test_the_time_to_the_end_is_that_of_its_parts() -> None:
     ten_fixed = replace(duration, earlier=((4, Spread(0.2, 0.1, 0.25, 8)), (6, Spread(0.2, 0.1, 0.25, 9))))
     assert ten_fixed.epoch == duration.epoch
     assert ten_fixed.whole == Spread(340, 280, 470, 8)
+    assert (duration.mean_step, ten_fixed.mean_step) == pytest.approx((0.5, 0.4))
 
 
 def test_epochs_that_fix_the_backbones_are_timed_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
