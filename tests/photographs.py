@@ -41,6 +41,20 @@ from okdc.runs.predictions import Bits
 from okdc.seeds import seeded
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "folder_resnet20.toml"
+# What the tables of recipes/README.md were trained with: the keys that folder_resnet20 had when they were made.
+KEYS: dict[str, dict[str, Any]] = {
+    "augment": plain_training.VARIED.model_dump(exclude={"flip"}),
+    "optim": {
+        "epochs": 60,
+        "batch_size": 16,
+        "optimizer": "adamw",
+        "lr": 3e-3,
+        "weight_decay": 0.05,
+        "aux_weight_decay": 0.05,
+        "schedule": "onecycle",
+        "label_smoothing": plain_training.SMOOTHING,
+    },
+}
 PLAIN, BASELINE = "plain", "baseline"
 LITE0 = "timm:tf_efficientnet_lite0"
 SMALL_PEER = "torchvision:mobilenet_v3_small"  # from random weights
@@ -72,8 +86,8 @@ class Trial:
 
 
 def tables(trial: Trial) -> dict[str, Any]:
-    """The recipe's overrides: the arm's own, and the images."""
-    merged: dict[str, Any] = {"seed": trial.seed, "data": {"root": str(trial.images)}, "engine": {"threads": 1}}
+    """The recipe's overrides: the keys of every trial, the arm's own, and the images."""
+    merged: dict[str, Any] = KEYS | {"seed": trial.seed, "data": {"root": str(trial.images)}, "engine": {"threads": 1}}
     for name, table in trial.arm.tables.items():
         merged[name] = merged.get(name, {}) | table if isinstance(table, Mapping) else table
     return merged

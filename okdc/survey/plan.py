@@ -12,15 +12,47 @@ from okdc.survey.folder import Division, Folder, division
 if TYPE_CHECKING:
     from okdc.survey.networks import Networks
 
-STEPS = 20  # of an epoch at least: with fewer the learning rate and the batch statistics move in leaps
-SIZES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)  # of a batch: the largest that leaves so many steps, and is
-LARGEST = ((2_000, 16), (10_000, 32))  # no larger than that, up to so many training images: many steps from few images
-LARGEST_OF_MANY = 64
-EPOCHS = ((500, 100), (5_000, 60), (20_000, 40))  # up to so many training images so many epochs
-EPOCHS_OF_MANY = 30
-TUNED = ((500, 40), (5_000, 20), (20_000, 10))  # the same of pretrained networks
-TUNED_OF_MANY = 8
-RATE, TUNED_RATE, RATE_BATCH = 3e-3, 2e-3, 16  # of AdamW; a batch below that size takes less, by the square root
+SIZES = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2)  # of a batch: the largest that leaves enough steps
+
+
+@dataclass(frozen=True)
+class Start:
+    """How long networks of a kind learn, in which batches and by which rate.
+
+    A table has pairs: up to so many training images, the value; for more images the value `_of_many`.
+    """
+
+    epochs: tuple[tuple[int, int], ...]
+    epochs_of_many: int
+    largest: tuple[tuple[int, int], ...]  # images of a batch
+    largest_of_many: int
+    steps: int  # of an epoch at least
+    rate: float  # of batches of `rate_batch` images and more; a smaller batch takes less, by this power of its share
+    rate_batch: int
+    power: float
+
+
+# By recipes/studies/few_recipes: where each image looks different each time, small networks gain for long.
+SCRATCH = Start(
+    epochs=((500, 500), (2_000, 300), (5_000, 100), (20_000, 60)),
+    epochs_of_many=30,
+    largest=((10_000, 32),),
+    largest_of_many=64,
+    steps=8,
+    rate=0.05,
+    rate_batch=32,
+    power=1.0,
+)
+TUNED = Start(
+    epochs=((500, 40), (5_000, 20), (20_000, 10)),
+    epochs_of_many=8,
+    largest=((2_000, 16),),
+    largest_of_many=32,  # maps of 224 pixels fill the memory
+    steps=20,
+    rate=2e-3,
+    rate_batch=16,
+    power=0.5,
+)
 SHARE = 0.1  # of the training images, held out to choose by
 FEW = 200  # validation images below which the best epoch is luck: one image in 200 is half a point
 WORTH = 100  # images for validation below which none are held out, where others judge: they are worth more in training
@@ -81,11 +113,11 @@ def plan(folder: Folder, networks: Networks, flip: bool | None) -> Plan:
     images = sum(divided.train)
     whole = sum(map(sum, divided.counts().values()))
     parts = ", ".join(f"{name} {sum(counts):,}" for name, counts in divided.counts().items() if sum(counts))
-    batch, batch_reason = _batch(images, networks.pretrained)
+    batch, batch_reason = _batch(images, TUNED if networks.pretrained else SCRATCH)
     lines = [
         Line("about.title", f"{networks.students[0]} on {_named(folder)}", ""),
         *_data(folder, networks, divided),
-        *_augment(folder, flip),
+        *_augment(folder, networks, flip),
         *_cohort(networks, divided),
         Line("method.name", "fefr", "the students teach each other; method.name=baseline trains the first alone"),
         *_optim(networks, divided, batch, batch_reason),
@@ -155,7 +187,25 @@ def _validation(folder: Folder, divided: Division) -> Line:
     return Line("data.val_fraction", fraction, reason)
 
 
-def _augment(folder: Folder, flip: bool | None) -> list[Line]:
+def _augment(folder: Folder, networks: Networks, flip: bool | None) -> list[Line]:
+    if networks.pretrained or directed(folder.classes):
+        return _mild(folder, flip)
+    return [
+        Line(
+            "augment.padding", max(1, networks.image_size // 8), "pixels at each side, of which crops shift the images"
+        ),
+        _flip(folder, flip),
+        Line(
+            "augment.policy",
+            "trivial",
+            "each time another image: one of fourteen changes of angle, place, light or colour, of any strength; "
+            '"none" where one of these is the class',
+        ),
+    ]
+
+
+def _mild(folder: Folder, flip: bool | None) -> list[Line]:
+    """Changes that keep what is nearly upright nearly upright."""
     lines = [
         Line("augment.padding", 0, "`translate` shifts the images"),
         _flip(folder, flip),
@@ -212,14 +262,8 @@ def _unequal(divided: Division) -> str:
 
 
 def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str) -> list[Line]:
-    tuned, images = networks.pretrained, sum(divided.train)
-    epochs = _up_to(images, TUNED, TUNED_OF_MANY) if tuned else _up_to(images, EPOCHS, EPOCHS_OF_MANY)
-    rate, full = _rate(TUNED_RATE if tuned else RATE, batch), batch >= RATE_BATCH
-    start = (
-        "a fine-tune takes less than random weights do"
-        if tuned
-        else f"small networks from random weights learnt best with {RATE:g}"
-    )
+    start, images = (TUNED if networks.pretrained else SCRATCH), sum(divided.train)
+    epochs = _up_to(images, start.epochs, start.epochs_of_many)
     steps = epochs * (images // batch)
     lines = [
         Line(
@@ -228,39 +272,64 @@ def _optim(networks: Networks, divided: Division, batch: int, batch_reason: str)
             f"the fewer the images, the more often each is seen: {steps:,} steps in all from {images:,}",
         ),
         Line("optim.batch_size", batch, batch_reason),
-        Line("optim.optimizer", "adamw", "few images and few steps: it needs no search for a rate"),
-        Line(
-            "optim.lr",
-            rate,
-            start if full else f"{start}; by the square root less where a batch has fewer than {RATE_BATCH} images",
-        ),
-        Line("optim.weight_decay", 0.05, "few images are learnt by heart"),
-        Line("optim.aux_weight_decay", 0.05, "of the fused classifier, which sees the same images"),
-        Line("optim.schedule", "onecycle", "rises for a third of the run, then falls to nothing"),
-        Line("optim.label_smoothing", 0.1, "no answer is to be surer than a few images can make it"),
+        *(_tuned(batch) if networks.pretrained else _from_scratch(batch)),
     ]
-    if tuned:
-        lines.append(Line("optim.freeze_epochs", 1, "the new heads learn first, so that they do not undo the weights"))
     if unequal := _unequal(divided):
         lines.append(Line("optim.class_weights", "balanced", f"rare classes are not to be forgotten: {unequal}"))
     return lines
 
 
-def _batch(images: int, pretrained: bool) -> tuple[int, str]:
+def _from_scratch(batch: int) -> list[Line]:
+    less = (
+        ""
+        if batch >= SCRATCH.rate_batch
+        else f"; less in proportion, where a batch has fewer than {SCRATCH.rate_batch}"
+    )
+    return [
+        Line("optim.optimizer", "sgd", "from random weights and for long it ends better than AdamW"),
+        Line("optim.lr", _rate(SCRATCH, batch), f"what small networks learn with{less}"),
+        *_decays(5e-4),
+        Line("optim.schedule", "cosine", "falls to nothing"),
+    ]
+
+
+def _tuned(batch: int) -> list[Line]:
+    less = (
+        ""
+        if batch >= TUNED.rate_batch
+        else f"; less, by the square root, where a batch has fewer than {TUNED.rate_batch}"
+    )
+    return [
+        Line("optim.optimizer", "adamw", "few images and few steps: it needs no search for a rate"),
+        Line("optim.lr", _rate(TUNED, batch), f"with a quarter of it a fine-tune of photographs ended lower{less}"),
+        *_decays(0.05),
+        Line("optim.schedule", "onecycle", "rises for a third of the run, then falls to nothing"),
+        Line("optim.label_smoothing", 0.1, "no answer is to be surer than a few images can make it"),
+        Line("optim.freeze_epochs", 1, "the new heads learn first, so that they do not undo the weights"),
+    ]
+
+
+def _decays(decay: float) -> list[Line]:
+    return [
+        Line("optim.weight_decay", decay, "few images are learnt by heart"),
+        Line("optim.aux_weight_decay", decay, "of the fused classifier, which sees the same images"),
+    ]
+
+
+def _batch(images: int, start: Start) -> tuple[int, str]:
     """The images of a step, and the reason."""
-    most = _up_to(images, LARGEST, LARGEST_OF_MANY)
-    if pretrained:
-        most = min(most, 32)  # maps of 224 pixels fill the memory
-    batch = next((size for size in SIZES if size <= most and images // size >= STEPS), SIZES[-1])
+    most = _up_to(images, start.largest, start.largest_of_many)
+    batch = next((size for size in SIZES if size <= most and images // size >= start.steps), SIZES[-1])
     steps = images // batch
-    if steps < STEPS:
-        return batch, f"the smallest: {images} images make {steps} step{'s' * (steps > 1)} an epoch, {STEPS} are wanted"
-    return batch, f"{steps:,} steps an epoch; few images want many steps, {STEPS} at least"
+    if steps < start.steps:
+        wanted = f"{start.steps} are wanted"
+        return batch, f"the smallest: {images} images make {steps} step{'s' * (steps > 1)} an epoch, {wanted}"
+    return batch, f"{steps:,} steps an epoch; few images want many steps, {start.steps} at least"
 
 
-def _rate(rate: float, batch: int) -> float:
+def _rate(start: Start, batch: int) -> float:
     """The learning rate for a batch, to one digit."""
-    return float(f"{rate * min(1.0, (batch / RATE_BATCH) ** 0.5):.0e}")
+    return float(f"{start.rate * min(1.0, batch / start.rate_batch) ** start.power:.0e}")
 
 
 def _up_to(images: int, table: Sequence[tuple[int, int]], more: int) -> int:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from okdc.assembly.resolve import ResolvedRecipe, resolve
 from okdc.recipe.draft import load
 from okdc.survey import networks, plan
 from okdc.survey.folder import look
-from okdc.survey.plan import STEPS, directed
+from okdc.survey.plan import SCRATCH, TUNED, directed
 
 MEAN = [0.485, 0.456, 0.406]  # ImageNet's
 Captured = pytest.CaptureFixture[str]
@@ -82,7 +83,7 @@ def test_a_recipe_is_written_that_trains_and_names_the_next_command(capsys: Capt
     assert tables["data"]["image_size"] == 8
     distilled = ask(capsys, "distill", "my_pets.toml", "optim.epochs=1", "cohort.students=['resnet8','resnet8']")
     assert distilled.code == 0, distilled.err
-    assert resolved.recipe.optim.batch_size * STEPS <= 80
+    assert resolved.recipe.optim.batch_size * SCRATCH.steps <= 80
 
 
 @given(
@@ -116,7 +117,7 @@ def test_any_recipe_resolves_and_has_enough_steps_where_the_images_allow(
     ]
     steps = len(dataset.train) // resolved.recipe.optim.batch_size
     assert steps == made.steps
-    assert steps >= STEPS or resolved.recipe.optim.batch_size == 2
+    assert steps >= SCRATCH.steps or resolved.recipe.optim.batch_size == 2
 
 
 def test_a_reason_stands_beside_every_line(capsys: Captured) -> None:
@@ -129,14 +130,39 @@ def test_a_reason_stands_beside_every_line(capsys: Captured) -> None:
     assert [line.split()[0] for line in without] == ["title"]
 
 
-def test_the_batch_is_the_largest_that_leaves_enough_steps() -> None:
-    counts = (2, 39, 59, 60, 319, 320, 2_000, 2_001, 10_000, 10_001)
-    assert [plan._batch(images, False)[0] for images in counts] == [2, 2, 2, 3, 12, 16, 16, 32, 32, 64]
-    assert plan._batch(10**6, True)[0] == 32
+@pytest.mark.parametrize(
+    ("start", "counts", "batches"),
+    [
+        (SCRATCH, (2, 15, 23, 24, 255, 256, 10_000, 10_001), [2, 2, 2, 3, 24, 32, 32, 64]),
+        (TUNED, (2, 39, 59, 60, 319, 320, 2_000, 2_001, 10**6), [2, 2, 2, 3, 12, 16, 16, 32, 32]),
+    ],
+)
+def test_the_batch_is_the_largest_that_leaves_enough_steps(
+    start: plan.Start, counts: Sequence[int], batches: list[int]
+) -> None:
+    assert [plan._batch(images, start)[0] for images in counts] == batches
 
 
-def test_smaller_batches_take_smaller_rates() -> None:
-    assert [plan._rate(0.003, batch) for batch in (64, 16, 8, 4, 2)] == [0.003, 0.003, 0.002, 0.002, 0.001]
+@pytest.mark.parametrize(
+    ("start", "rates"), [(SCRATCH, [0.05, 0.05, 0.03, 0.01, 0.006]), (TUNED, [0.002, 0.002, 0.002, 0.001, 0.001])]
+)
+def test_smaller_batches_take_smaller_rates(start: plan.Start, rates: list[float]) -> None:
+    assert [plan._rate(start, batch) for batch in (64, 32, 16, 8, 4)] == rates
+
+
+@pytest.mark.parametrize("start", [SCRATCH, TUNED])
+def test_fewer_images_are_seen_more_often(start: plan.Start) -> None:
+    epochs = [plan._up_to(images, start.epochs, start.epochs_of_many) for images in (10, 1_000, 4_000, 10_000, 10**6)]
+    assert epochs == sorted(epochs, reverse=True)
+
+
+def test_each_time_another_image_unless_the_angle_may_be_the_class_or_the_weights_are_there(tmp_path: Path) -> None:
+    pets = write_tree(tmp_path / "pets", {"cat": 40, "dog": 40}, size=32)
+    turns = write_tree(tmp_path / "turns", {"turn_left": 40, "turn_right": 40}, size=32)
+    keys = [{line.key for line in made.lines} for made in (planned(pets), planned(turns), planned(pets, None, True))]
+    assert ["augment.policy" in each for each in keys] == [True, False, False]
+    assert ["augment.rotation" in each for each in keys] == [False, True, True]
+    assert planned(pets).value("augment.padding") == 4  # as in the papers' recipes
 
 
 def test_classes_that_may_be_mirrored_into_each_other() -> None:
