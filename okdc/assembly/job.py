@@ -67,6 +67,12 @@ class Job:
     finetuned: tuple[Finetuned, ...] = ()  # the students whose backbones do not learn as all else does
 
     @property
+    def changes(self) -> list[int]:
+        """The epochs from which on a step computes something else than before, in order: the first of all is one."""
+        epochs, frozen = self.recipe.optim.epochs, self.recipe.optim.freeze_epochs
+        return sorted({*self.method.first_epochs(epochs), *([frozen] if 0 < frozen < epochs else [])})
+
+    @property
     def steps(self) -> int:
         """The steps of the whole training. A partial last batch of an epoch is none."""
         return len(self.dataset.train) // self.recipe.optim.batch_size * self.recipe.optim.epochs
@@ -144,13 +150,18 @@ def job(
 
 def _untaken(job: Job) -> str:
     """What is wrong where a part of the method's training would not take place, or ""."""
-    method = job.method
-    whole, unit = (job.recipe.optim.epochs, "epoch") if method.by_epoch else (job.steps, "step")
-    firsts = [math.ceil(part * whole - 1e-9) for part in (*method.parts, 1.0)]
-    if all(first < following for first, following in itertools.pairwise(firsts)):
+    parts = job.method.parts
+    whole, unit = (job.recipe.optim.epochs, "epochs") if job.method.by_epoch else (job.steps, "steps")
+    if _each_gets_one(parts, whole):
         return ""
-    length = f"{whole:,} {unit}{'s' * (whole > 1)}"
-    return f"its training has {len(method.parts)} parts, and of {length} one of them gets none; expected more"
+    least = next(count for count in itertools.count(whole + 1) if _each_gets_one(parts, count))
+    return f"its training has {len(parts)} parts: expected at least {least:,} {unit}, found {whole:,}"
+
+
+def _each_gets_one(parts: Sequence[float], whole: int) -> bool:
+    """Whether each part of a training has one of its `whole` epochs or steps at least."""
+    firsts = [math.ceil(part * whole - 1e-9) for part in (*parts, 1.0)]
+    return all(first < following for first, following in itertools.pairwise(firsts))
 
 
 def _kept(cohort: CohortTable, leader: int | None, validation_images: int) -> Iterator[str]:

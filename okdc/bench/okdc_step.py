@@ -132,7 +132,7 @@ class Work:
         def run() -> None:
             step(next(inputs), 0.0, totals, 0)
 
-        return Side(name, run, self.batch_size, prepare=method.train), method
+        return Side(name, run, self.batch_size, prepare=lambda: step.begin(0)), method
 
     def training(self, name: str) -> Side:
         return self.trained(name)[0]

@@ -96,11 +96,10 @@ def checked(report: dict[str, Any]) -> None:
         f"an epoch takes {duration(epoch['median'])}, of which validation {duration(seconds['validation'])} and the "
         f"checkpoint {duration(seconds['saving'])}"
     )
-    for part in seconds["earlier"]:
-        console.out(
-            f"{part['epochs']:,} epoch{'s' * (part['epochs'] > 1)} before learn otherwise: "
-            f"steps of {_digits(1000 * part['step']['median'])} ms there"
-        )
+    for i, part in enumerate(seconds["earlier"]):
+        which = "next" if i else "first"
+        count = f"{part['epochs']:,} epochs compute" if part["epochs"] > 1 else "epoch computes"
+        console.out(f"the {which} {count} something else: {_digits(1000 * part['step']['median'])} ms a step")
     at_most = "at most " if report["patience"] else ""
     console.out(
         f"to the end: {at_most}about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "

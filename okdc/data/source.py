@@ -144,7 +144,7 @@ class Source:
 
         A folder without splits has a fifth for the test, and one without `val` has none of it yet.
         """
-        if self.class_folders and root is not None:
+        if self.counts is None and self.class_folders and root is not None:
             with contextlib.suppress(DataError):
                 splits = {name: len(rows) for name, rows in list_images(Path(root).expanduser()).splits.items()}
                 if whole := splits.get("all"):

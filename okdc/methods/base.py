@@ -5,6 +5,7 @@ Shapes: N images, K classes; C channels, H×W pixels of an image; z_k are the lo
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -267,8 +268,10 @@ class Method(nn.Module, Generic[C]):
             )
         if not isinstance(self.views, int) or self.views < 0:
             raise ValueError(f"views: expected a number of further views, 0 or more, found {self.views!r}")
-        parts = dict(self.named_modules())
-        if missing := [name for name in self.decayed_as_students if name not in parts]:
+        if not _are_fractions(self.parts):
+            raise ValueError(f"parts: expected fractions that rise from 0.0 and stay below 1, found {self.parts!r}")
+        modules = dict(self.named_modules())
+        if missing := [name for name in self.decayed_as_students if name not in modules]:
             raise ValueError(f"decayed_as_students: expected names of modules, found {', '.join(missing)}")
 
     def check_step(self, step: object) -> None:
@@ -336,6 +339,13 @@ class Method(nn.Module, Generic[C]):
         Raises RecipeError where there are none.
         """
         return tuple(names)
+
+
+def _are_fractions(parts: object) -> bool:
+    """Whether these are the beginnings of the parts of a training."""
+    if not isinstance(parts, tuple) or not all(isinstance(part, float | int) for part in parts):
+        return False
+    return parts[:1] == (0,) and all(first < following for first, following in itertools.pairwise((*parts, 1)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ z̄_k are the logits by the mean weights θ̄_k. The parts are known:
   there at τ, without a learning rate that falls to zero and rises again.
 - A teacher that is fixed and sees what its student sees, over many epochs of images that are mixed (CutMix, Yun et al.,
   ICCV 2019) and have no label of their own (Beyer et al., CVPR 2022).
-- The mean of the teachers' divergences over images: image i is judged by one of them, k(i) = ⌊i·n/N⌋, and in another
-  epoch by another, so that n teachers cost one forward pass an image.
+- The mean of the teachers' divergences over images: the one in place i of its batch is judged by k(i) = ⌊i·n/N⌋ alone,
+  and in another epoch by another, so that n teachers cost one forward pass an image. With N < n some are never asked.
 
 A step costs n baseline steps before τ, and 1⅓ after it, where a baseline's backward pass is two forward passes.
 
@@ -26,6 +26,7 @@ Shapes: N images, K classes; n students; C channels, H×W pixels.
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Annotated, Literal, Self
 
 import torch
@@ -131,8 +132,8 @@ class Relay(Method[RelayConfig]):
         teachers = self.means.backbones()
         with torch.no_grad():
             if self.config.judges == "one":
-                parts = zip(teachers, images.chunk(len(teachers)), strict=False)  # a small batch has fewer
-                z_mean = torch.cat([teacher(part).float() for teacher, part in parts])  # NK
+                parts = zip(teachers, _parted(images, len(teachers)), strict=True)
+                z_mean = torch.cat([teacher(part).float() for teacher, part in parts if len(part)])  # NK
             else:
                 z_mean = torch.stack([teacher(images).float() for teacher in teachers]).mean(0)
         z_0 = self.cohort.backbone(0)(images).float()  # NK
@@ -161,6 +162,12 @@ class Relay(Method[RelayConfig]):
 def _floating(module: nn.Module) -> list[Tensor]:
     """Its weights and batch statistics, in the order of its names."""
     return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+
+
+def _parted(images: Tensor, n: int) -> list[Tensor]:
+    """The images of each of n teachers, in order: those in place i with ⌊i·n/N⌋ = k for teacher k."""
+    ends = [-(-k * len(images) // n) for k in range(n + 1)]
+    return [images[start:end] for start, end in itertools.pairwise(ends)]
 
 
 def _mixed(images: Tensor) -> Tensor:

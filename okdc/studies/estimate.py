@@ -21,6 +21,7 @@ from okdc.assembly.student import square
 from okdc.data.datasets import Dataset
 from okdc.data.splits import validation_images
 from okdc.distributed import ALONE
+from okdc.methods.base import Method
 from okdc.progress import Progress, Silent
 from okdc.recipe.schema import TEACHER_PLACES
 from okdc.studies.plan import Planned
@@ -102,6 +103,7 @@ def _kind(resolved: ResolvedRecipe) -> str:
         "classes": resolved.classes,
         "augment": recipe.augment.model_dump(),
         "optim": recipe.optim.model_dump(exclude={"epochs", "lr", "milestones"}),
+        "epochs": recipe.optim.epochs if resolved.kind.begin is not Method.begin else None,  # how long its parts are
         "engine": recipe.engine.model_dump(),
     }
     return json.dumps(tables, sort_keys=True, default=str)

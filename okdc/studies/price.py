@@ -26,5 +26,5 @@ def training_macs(run: Planned, finished: Finished) -> int | None:
     teacher = backbones.build(result.teacher.architecture, classes, images) if result.teacher else None
     with torch.random.fork_rng(devices=[]):
         method, _ = assembly.method(resolved, images, classes, teacher)
-        step = cost.step_macs(method, optim.batch_size)
+        step = cost.step_macs(method, optim.batch_size, optim.epochs)
     return None if step is None else step * result.steps

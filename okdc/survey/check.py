@@ -26,7 +26,7 @@ from okdc.progress import Progress
 from okdc.survey import duplicates
 from okdc.survey.duplicates import Duplicates
 from okdc.survey.places import by_place
-from okdc.survey.plan import SCRATCH
+from okdc.survey.plan import SCRATCH, TUNED
 from okdc.training import exportable, memory, start, timing
 from okdc.training.compiling import forward_macs
 
@@ -192,9 +192,10 @@ def _warnings(report: Mapping[str, Any], job: Job) -> list[str]:
             lines.append(
                 f"classes with fewer than {FEW_IMAGES} {IN[split]} ({len(few):,} of {len(counts):,}): {_few(few)}"
             )
-    if report["steps_per_epoch"] < SCRATCH.steps:
+    start = TUNED if job.recipe.cohort.weights else SCRATCH
+    if report["steps_per_epoch"] < start.steps:
         images = report["images"]["train"]
-        smaller = f"; optim.batch_size={max(2, images // SCRATCH.steps)} makes more" if report["batch_size"] > 2 else ""
+        smaller = f"; optim.batch_size={max(2, images // start.steps)} makes more" if report["batch_size"] > 2 else ""
         lines.append(f"{report['steps_per_epoch']} steps an epoch are few{smaller}")
     memory_bytes = report["memory_bytes"]
     most = max(memory_bytes["whole"], memory_bytes["peak"])

@@ -58,7 +58,7 @@ FEW = 200  # validation images below which the best epoch is luck: one image in 
 WORTH = 100  # images for validation below which none are held out, where others judge: they are worth more in training
 UNEQUAL = 1.5  # times as many images as the smallest class, from which on a class weighs too much
 # Of these the reasons stand on the terminal, too; of the second ones where no image is held out for validation.
-PRINTED = ("cohort.students", "data.image_size", "augment.flip", "optim.batch_size", "optim.epochs")
+PRINTED = ("cohort.students", "data.image_size", "augment.flip", "augment.policy", "optim.batch_size", "optim.epochs")
 NOT_HELD_OUT = ("data.val_fraction", "cohort.keep")
 TURNED = re.compile(r"[0-9]+|[a-z]|.*(left|right|arrow|clock|east|west).*", re.IGNORECASE)
 

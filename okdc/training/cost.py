@@ -19,10 +19,11 @@ from okdc.products import counted
 META = torch.device("meta")
 
 
-def step_macs(method: Method, images: int) -> int | None:
+def step_macs(method: Method, images: int, epochs: int | None = None) -> int | None:
     """Multiply-adds of a step of so many images: of convolutions, linear layers and matrix products alone.
 
-    The mean over a training in whose parts the method does different things. Augmentation and optimiser are not
+    The mean over a training in whose parts the method does different things; with `epochs`, so many of them, of which a
+    part may have whole ones alone. Augmentation and optimiser are not
     counted, nor the training of a teacher, whose forward pass is. `method` is as it was built, and is left as it is.
 
     None where it cannot be counted: an operator has no count, or a method from outside okdc reads numbers on the host.
@@ -36,8 +37,11 @@ def step_macs(method: Method, images: int) -> int | None:
         step = method(batch, torch.full((), done, device=META))
         torch.stack(list(step.losses.values())).sum().backward()
 
+    starts = method.parts
+    if epochs and method.by_epoch:
+        starts = tuple(first / epochs for first in method.first_epochs(epochs))
     total = 0.0
-    for start, end in itertools.pairwise((*method.parts, 1.0)):
+    for start, end in itertools.pairwise((*starts, 1.0)):
         try:
             products = counted(partial(learn, (start + end) / 2))
         except Exception:  # of a stranger's code, which may need data

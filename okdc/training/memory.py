@@ -34,7 +34,16 @@ class Memory:
 
 
 def needed(training: Training) -> Memory:
-    """Of a training that has taken steps."""
+    """Of a training that has taken steps of each of its parts: that of the part that needs the most."""
+    each = []
+    for first in training.job.changes:
+        training.step.begin(first)
+        each.append(_now(training))
+    return max(each, key=lambda memory: memory.whole)
+
+
+def _now(training: Training) -> Memory:
+    """In the part that the training is in."""
     method, step = training.method, training.train_step
     weights = _bytes([*method.parameters(), *method.buffers()])
     states = (tensor for state in step.optimizer.state.values() for tensor in state.values())

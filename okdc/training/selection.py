@@ -54,7 +54,8 @@ def best(
     Of an epoch the better of a student and its average is recorded: the average of two equal ones, or unvalidated.
     """
     records = []
-    if job.recipe.cohort.keep_epoch == "last":
+    last_part = job.method.first_epochs(job.recipe.optim.epochs)[-1]
+    if job.recipe.cohort.keep_epoch == "last" or epoch == last_part + 1:  # what is kept has been through all parts
         before = ()
     for k, student in enumerate(job.method.cohort.backbones()):
         record: Record = {"epoch": epoch, "student": k, "val_top1_pct": None}

@@ -95,11 +95,11 @@ class TrainStep:
         next steps are then first steps. Else "".
         """
         self.method.train()
-        said = [self.method.begin(epoch / self.recipe.epochs)]
-        if self.backbones.set(fixed=epoch < self.recipe.freeze_epochs):
-            said.append(self._backbones_say(epoch))
+        said = [self._backbones_say(epoch)] if self.backbones.set(fixed=epoch < self.recipe.freeze_epochs) else []
+        said.append(self._method_says(epoch))  # last: what it fixes stays fixed
         changed = "; ".join(filter(None, said))
-        if self.recipe.freeze_epochs and not self.backbones.fixed:  # also where a checkpoint is from just before
+        # Also where a checkpoint is from just before.
+        if self.method.by_epoch or (self.recipe.freeze_epochs and not self.backbones.fixed):
             optim.begin_momenta(self.optimizer)
         if not changed:
             return ""
@@ -109,6 +109,21 @@ class TrainStep:
         if not self.ranks.alone:
             gc.collect()
         return changed
+
+    def _method_says(self, epoch: int) -> str:
+        """Raises TrainingError where the `begin` of a method from outside okdc does not work."""
+        name = self.method.config.name
+        try:
+            said = self.method.begin(epoch / self.recipe.epochs)
+            if not isinstance(said, str):
+                raise TypeError(f"expected a sentence or '' from it, found {said!r}")
+        except Exception as error:
+            if isinstance(error, OkdcError) or name in METHODS.own:
+                raise
+            raise TrainingError(
+                f"method.name={name}: begin raised {one_line(error)}", hint="--debug shows where"
+            ) from error
+        return said
 
     def _backbones_say(self, epoch: int) -> str:
         if self.backbones.fixed:

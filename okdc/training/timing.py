@@ -105,7 +105,7 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float) ->
     nowhere = RunDir(Path("no run"))  # no step writes anything
     training = Training(job, nowhere, settings, Position(), None, progress, ALONE)
     wait: Callable[[], object] = torch.cuda.synchronize if settings.cuda else lambda: None
-    firsts = _firsts(job)
+    firsts = job.changes
     with closing(training.batches):
         timed = [_steps(training, wait, seconds / len(firsts), first) for first in firsts]
         training.step.close()
@@ -119,12 +119,6 @@ def measure(job: Job, settings: Settings, progress: Progress, seconds: float) ->
     earlier = tuple(zip(lengths, steps[:-1], strict=True))
     took = Duration(steps[-1], training.steps, training.epochs, earlier, start, validation, saving, judging)
     return took, training
-
-
-def _firsts(job: Job) -> list[int]:
-    """The epochs from which on a step computes something else than before, in order: the first of all is one."""
-    epochs, frozen = job.recipe.optim.epochs, job.recipe.optim.freeze_epochs
-    return sorted({*job.method.first_epochs(epochs), *([frozen] if 0 < frozen < epochs else [])})
 
 
 def _steps(training: Training, wait: Callable[[], object], seconds: float, epoch: int) -> tuple[Spread, float]:

@@ -191,7 +191,7 @@ def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("method.turns=9", "optim.epochs=4"), r"9 parts, and of 8 steps one of them gets none"),
+        (("method.turns=9", "optim.epochs=4"), r"9 parts: expected at least 9 steps, found 8"),
         (("method.turns=2", "optim.patience=2", "cohort.keep_epoch=best"), r"optim\.patience=2 could end"),
     ],
 )

@@ -98,6 +98,43 @@ class LossOfEachImage(Plain):
 class LossIsANumber(Plain):
     def changed(self, step):
         return Step({"ce": 1.0}, step.logits)
+
+
+class BeginFails(Plain):
+    def begin(self, done):
+        {}["epoch"]
+
+
+class BeginSaysTrue(Plain):
+    def begin(self, done):
+        return True
+
+
+class OnePart(Plain):
+    parts = 2
+
+
+class LatePart(Plain):
+    parts = (0.5,)
+
+
+class PartsFall(Plain):
+    parts = (0.0, 0.6, 0.4)
+
+
+class Thaws(Plain):
+    parts = (0.0, 0.5)
+
+    def begin(self, done):
+        learns = done >= 0.5
+        for parameter in self.cohort.backbone(1).parameters():
+            parameter.requires_grad_(learns)
+        return "student1 learns" if done == 0.5 else ""
+
+    def forward(self, batch, progress):
+        step = super().forward(batch, progress)
+        learn = [k for k, student in enumerate(self.cohort.backbones()) if next(student.parameters()).requires_grad]
+        return Step({f"ce_student{k}": step.losses[f"ce_student{k}"] for k in learn or [0, 1]}, step.logits)
 """
 
 
@@ -145,6 +182,9 @@ def test_a_default_of_another_type_is_told(capsys: Captured, module: str) -> Non
         ("OwnInit", "__init__"),
         ("OtherLeader", "leader"),
         ("Views", "views"),
+        ("OnePart", "parts: expected fractions"),
+        ("LatePart", "found (0.5,)"),
+        ("PartsFall", "found (0.0, 0.6, 0.4)"),
     ],
 )
 def test_what_keeps_it_from_being_built_is_a_problem_of_the_recipe(
@@ -180,6 +220,26 @@ def test_what_its_forward_does_wrong_is_told_at_the_first_step(
     assert f"{module}:{name}" in line
     assert f" {error}: " in line
     assert named in line.partition(error)[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("BeginFails", "begin raised KeyError: 'epoch'"), ("BeginSaysTrue", "a sentence or '' from it")]
+)
+def test_what_its_begin_does_wrong_is_told(capsys: Captured, module: str, name: str, said: str) -> None:
+    code, told = distill(capsys, f"{module}:{name}")
+    assert code == 2
+    line = told[told.index("error[") :].splitlines()[0]
+    assert line.startswith(f"error[training]: method.name={module}:{name}: begin raised ")
+    assert said in line
+
+
+def test_a_student_may_begin_to_learn_in_a_later_part(capsys: Captured, module: str) -> None:
+    words = (f"method.name={module}:Thaws", "optim.epochs=4", "data.train_images=64", "-o", "runs/it")
+    answer = ask(capsys, "distill", *words)
+    assert answer.code == 0, answer.err
+    assert "student1 learns" in answer.err
+    rows = [json.loads(line) for line in Path("runs/it/log.jsonl").read_text().splitlines()]
+    assert [len(row["losses"]) for row in rows] == [1, 1, 2, 2]
 
 
 def test_a_package_that_cannot_be_imported_hides_no_other_method(

@@ -12,11 +12,16 @@ import harness
 import pytest
 import torch
 from byhand import CIFAR, SMALL, K, agrees, array, batch, cross_entropy, divergence, hold, make, names, reached, spread
+from safetensors.torch import save_file
 from torch import Tensor
 
+from okdc import backbones
 from okdc.errors import Interrupted, RecipeError
 from okdc.methods.base import Batch
 from okdc.methods.relay import Relay, RelayConfig, _mixed
+from okdc.progress import Silent
+from okdc.training import device, memory, timing
+from okdc.training import start as starts
 from okdc.training.cost import step_macs
 from okdc.training.device import Settings
 from okdc.training.step import TrainStep
@@ -67,15 +72,15 @@ def test_apart_each_student_learns_from_labels_alone(n: int, progress: float, mo
 def transcription(z_0: Tensor, z_mean: Tensor, T: float, judges: str) -> float:
     """1/N·Σ_i T²·KL(z̄_{k(i)} ‖ z_0), or of the mean of all, image by image."""
     n, images = z_mean.shape[:2]
-    size, total = -(-images // n), 0.0  # of a teacher's part: the first ones are as large as any
+    total = 0.0
     for i in range(images):
-        answer = array(z_mean[:, i]).mean(0) if judges == "all" else array(z_mean[i // size, i])
+        answer = array(z_mean[:, i]).mean(0) if judges == "all" else array(z_mean[i * n // images, i])
         total += divergence(answer[None], array(z_0[i])[None], T)
     return total / images
 
 
 @pytest.mark.parametrize("n", [2, 3, 4])
-@pytest.mark.parametrize("images", [1, 7, 12])
+@pytest.mark.parametrize("images", [1, 6, 9, 10])
 @pytest.mark.parametrize(("T", "judges"), [(1.0, "one"), (3.0, "one"), (2.0, "all")])
 def test_alone_the_first_learns_from_the_means(
     judges: str, T: float, images: int, n: int, monkeypatch: pytest.MonkeyPatch
@@ -152,7 +157,8 @@ def test_alone_all_else_stays_what_it_was() -> None:
 
 def test_the_first_student_starts_alone_from_its_mean_once() -> None:
     method, step = trained([0, 1])
-    assert not torch.equal(method.cohort.students[0].head.fc.weight, method.means.students[0].head.fc.weight)  # type: ignore[union-attr]
+    weights = [part.get_parameter("students.0.head.fc.weight") for part in (method.cohort, method.means)]
+    assert not torch.equal(*weights)
     assert "learns alone" in step.begin(2)
     mean, own = (dict(part.backbone(0).state_dict()) for part in (method.means, method.cohort))
     assert all(torch.equal(own[name], mean[name]) for name in own if own[name].is_floating_point())
@@ -272,8 +278,8 @@ def test_a_table_that_means_nothing_is_refused(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("optim.epochs=1",), r"has 2 parts, and of 1 epoch one of"),
-        (("optim.epochs=3", "method.apart=0.9"), r"has 2 parts, and of 3 epochs one of them gets none"),
+        (("optim.epochs=1",), r"has 2 parts: expected at least 2 epochs, found 1"),
+        (("optim.epochs=3", "method.apart=0.9"), r"has 2 parts: expected at least 10 epochs, found 3"),
         (("optim.patience=2", "cohort.keep_epoch=best"), r"optim\.patience=2 could end"),
     ],
 )
@@ -282,6 +288,52 @@ def test_a_training_without_one_of_its_parts_is_refused(words: tuple[str, ...], 
         harness.start("method.name=relay", "cohort.share=none", *words)
     assert re.search(said, "\n".join(caught.value.details))
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("key", ["optim.freeze_epochs=1", "optim.freeze_epochs=3", "optim.backbone_lr=0.5"])
+def test_peers_that_started_from_trained_weights_stop_too(key: str) -> None:
+    """What `optim.freeze_epochs` fixes and lets learn again is not what the method fixes."""
+    save_file(backbones.build("resnet8", 7, SMALL).weights(), "w.safetensors")
+    run = harness.start(
+        "method.name=relay", "cohort.share=none", "cohort.weights=w.safetensors", "optim.epochs=6", key, out=Path("run")
+    )
+    assert [len(row["losses"]) for row in run.rows()] == [2, 2, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("call", [2, 3, 4])
+def test_what_is_kept_has_learned_alone(call: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation was best in the first part: no epoch of it is kept."""
+    from okdc.training import selection
+
+    monkeypatch.setattr(selection, "_accuracy", lambda _, record: -record["epoch"])
+    words = ("method.name=relay", "cohort.share=none", "cohort.keep_epoch=best", "optim.epochs=6")
+    with pytest.raises(Interrupted):
+        harness.start(*words, tell=harness.signalled(4 * call, signal.SIGINT), out=Path("run"))
+    assert harness.result(harness.resume(Path("run")))["kept"]["epoch"] == 3
+
+
+def test_a_check_counts_the_memory_of_the_part_that_needs_the_most() -> None:
+    needed = {}
+    for name in ("dml", "relay"):
+        job = harness.built(harness.recipe(f"method.name={name}", "cohort.share=none"))
+        settings = starts.decided(device.choose(job.recipe.engine, 8), job)
+        _, training = timing.measure(job, settings, Silent(), 0.0)
+        needed[name] = memory.needed(training)
+    assert needed["relay"].gradients == needed["dml"].gradients
+    assert needed["relay"].weights > needed["dml"].weights
+    assert needed["relay"].maps == pytest.approx(needed["dml"].maps, rel=0.05)
+
+
+def test_whole_epochs_are_what_a_training_costs() -> None:
+    """A third of four epochs are two."""
+    apart, alone, baseline = (
+        step_macs(made, 12)
+        for made in (make("relay", 4, apart=0.999), make("relay", 4, apart=0.001), make("baseline", 1))
+    )
+    assert apart is not None and alone is not None and baseline is not None
+    found = step_macs(make("relay", 4), 12, epochs=4)
+    assert found == pytest.approx(apart / 2 + alone / 2, rel=2e-3)
+    assert step_macs(make("relay", 4), 12, epochs=6) == step_macs(make("relay", 4), 12)
 
 
 def test_students_may_differ() -> None:

@@ -597,6 +597,12 @@ def test_the_images_of_a_folder_are_counted_as_a_training_divides_them(
     assert resolved.source.count_images("nowhere") is None
 
 
+def test_published_numbers_go_before_those_of_a_folder() -> None:
+    write_tree(Path("root"), {"train": {"cat": 2}, "val": {"cat": 2}})
+    source = resolve(draft.load(["imagenet_resnet18"]), needs_data=False).source
+    assert source.count_images("root") == source.counts
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A paper's cell
 
