@@ -154,7 +154,8 @@ def _untaken(job: Job) -> str:
     whole, unit = (job.recipe.optim.epochs, "epochs") if job.method.by_epoch else (job.steps, "steps")
     if _each_gets_one(parts, whole):
         return ""
-    least = next(count for count in itertools.count(whole + 1) if _each_gets_one(parts, count))
+    enough = math.ceil(1 / min(end - start for start, end in itertools.pairwise((*parts, 1.0))))
+    least = next((n for n in range(whole + 1, min(enough, 10_000)) if _each_gets_one(parts, n)), enough)
     return f"its training has {len(parts)} parts: expected at least {least:,} {unit}, found {whole:,}"
 
 
