@@ -28,7 +28,7 @@ from okdc.data.images import Progress
 from okdc.data.source import Colour, Request
 from okdc.errors import DataError, RecipeError, one_line
 from okdc.methods import METHODS
-from okdc.methods.base import Method
+from okdc.methods.base import Method, firsts
 from okdc.progress import WARNING
 from okdc.recipe.explain import refusal
 from okdc.recipe.schema import TEACHER, Augment, CohortTable, Recipe
@@ -161,8 +161,7 @@ def _untaken(job: Job) -> str:
 
 def _each_gets_one(parts: Sequence[float], whole: int) -> bool:
     """Whether each part of a training has one of its `whole` epochs or steps at least."""
-    firsts = [math.ceil(part * whole - 1e-9) for part in (*parts, 1.0)]
-    return all(first < following for first, following in itertools.pairwise(firsts))
+    return all(first < following for first, following in itertools.pairwise(firsts((*parts, 1.0), whole)))
 
 
 def _kept(cohort: CohortTable, leader: int | None, validation_images: int) -> Iterator[str]:

@@ -147,6 +147,7 @@ class Step(NamedTuple):
     logits: dict[str, Tensor]  # NK, every head that deserves an accuracy column: student0, student1, fused, ...
 
 
+ROUNDING = 1e-9  # of a fraction of the training, such as a third of six epochs
 T = TypeVar("T")
 C = TypeVar("C", bound=Config, default=Any)
 
@@ -250,7 +251,11 @@ class Method(nn.Module, Generic[C]):
 
     def first_epochs(self, epochs: int) -> list[int]:
         """Of a training of so many epochs the first one of each part, where its parts begin with epochs."""
-        return [math.ceil(part * epochs - 1e-9) for part in self.parts] if self.by_epoch else [0]
+        return firsts(self.parts, epochs) if self.by_epoch else [0]
+
+    def part(self, done: float) -> int:
+        """The part that an epoch is in which begins when the fraction `done` of the training is over, from 0 on."""
+        return sum(done >= part - ROUNDING for part in self.parts) - 1
 
     def after_step(self) -> None:
         """Change tensors after the optimiser has taken a step, without gradients: a mean of weights, for example.
@@ -339,6 +344,11 @@ class Method(nn.Module, Generic[C]):
         Raises RecipeError where there are none.
         """
         return tuple(names)
+
+
+def firsts(parts: Sequence[float], whole: int) -> list[int]:
+    """The first one of each part, where a training has `whole` epochs, or steps, from 0 on."""
+    return [math.ceil(part * whole - ROUNDING) for part in parts]
 
 
 def _are_fractions(parts: object) -> bool:

@@ -101,7 +101,7 @@ class Relay(Method[RelayConfig]):
 
     @torch.no_grad()
     def begin(self, done: float) -> str:
-        before, self._alone = self._alone, done >= self.config.apart - 1e-9  # as in `first_epochs`
+        before, self._alone = self._alone, self.part(done) == 1
         if before or self._alone:
             for name in self._peers:
                 self.cohort.get_parameter(name).requires_grad_(not self._alone)

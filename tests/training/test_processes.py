@@ -127,14 +127,8 @@ def test_backbones_that_are_fixed_and_then_learn_are_those_of_one_process(elsewh
 
 def test_a_student_that_goes_on_alone_is_that_of_one_process(elsewhere: Path) -> None:
     """Its peers have no gradients from the second epoch on, and no process waits for them."""
-    cases: dict[str, tuple[str, ...]] = {
-        "relay": (
-            SYNC,
-            "method.name=relay",
-            "method.mix=none",
-            "method.judges=all",
-        )  # else each draws and judges its own
-    }
+    whole = ("method.mix=none", "method.judges=all")  # else each process mixes and judges images of its own
+    cases: dict[str, tuple[str, ...]] = {"relay": (SYNC, "method.name=relay", *whole)}
     with chdir(elsewhere):
         one, two = thawed(cases), together(2, thawed, cases)
     for other in two:
