@@ -115,7 +115,7 @@ def with_and_without_compiler(case: str) -> Iterator[object]:
 
 @pytest.mark.parametrize(("case", "compile"), [one for case in CASES for one in with_and_without_compiler(case)])
 def test_steps_their_batches_rates_and_counts_never_wait_for_the_gpu(compile: str, case: str) -> None:
-    step, batches, _ = made(settings("auto", compile), *CASES[case])
+    step, batches, _ = made(settings("auto", compile), "data.train_images=160", *CASES[case])
     totals = Totals(torch.device(GPU))
     drawn = batches.epoch(0)
     for number in range(WARM):
