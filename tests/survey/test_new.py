@@ -133,7 +133,7 @@ def test_a_reason_stands_beside_every_line(capsys: Captured) -> None:
 @pytest.mark.parametrize(
     ("start", "counts", "batches"),
     [
-        (SCRATCH, (2, 15, 23, 24, 255, 256, 10_000, 10_001), [2, 2, 2, 3, 24, 32, 32, 64]),
+        (SCRATCH, (2, 23, 35, 36, 383, 384, 10_000, 10_001), [2, 2, 2, 3, 24, 32, 32, 64]),
         (TUNED, (2, 39, 59, 60, 319, 320, 2_000, 2_001, 10**6), [2, 2, 2, 3, 12, 16, 16, 32, 32]),
     ],
 )
