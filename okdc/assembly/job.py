@@ -20,7 +20,7 @@ from okdc.assembly.student import square
 from okdc.assembly.teacher import Teacher
 from okdc.assembly.weights import Loaded
 from okdc.backbones import naming
-from okdc.cohort import Cohort
+from okdc.cohort import Cohort, count_params
 from okdc.data import balance, datasets
 from okdc.data.augmentation import Augmentation
 from okdc.data.datasets import Dataset
@@ -137,7 +137,7 @@ def job(
         dataset,
         assembly.method,
         normalisation,
-        (*notes, *assembly.notes, *_kept(resolved.recipe.cohort, assembly.method.leader, len(dataset.val))),
+        (*notes, *assembly.notes, *_kept(resolved.recipe.cohort, assembly.method, len(dataset.val))),
         resolved.variant,
         teacher.facts if teacher else None,
         starts,
@@ -164,10 +164,18 @@ def _each_gets_one(parts: Sequence[float], whole: int) -> bool:
     return all(first < following for first, following in itertools.pairwise(firsts((*parts, 1.0), whole)))
 
 
-def _kept(cohort: CohortTable, leader: int | None, validation_images: int) -> Iterator[str]:
+def named_to_keep(cohort: CohortTable, method: Method) -> int | None:
+    """The student that `cohort.keep` names before any training; None: validation chooses. Of equal ones, the leader."""
+    if cohort.keep == "smallest":
+        sizes = [count_params(backbone) for backbone in method.cohort.backbones()]
+        return min(range(len(sizes)), key=lambda k: (sizes[k], k != method.leader))
+    return cohort.keep if isinstance(cohort.keep, int) else None
+
+
+def _kept(cohort: CohortTable, method: Method, validation_images: int) -> Iterator[str]:
     """What `cohort.keep` and its like do not do here, although they seem to."""
-    if isinstance(cohort.keep, int) and leader not in (None, cohort.keep):
-        yield f"{WARNING}cohort.keep={cohort.keep} keeps a peer: cohort.keep={leader} is the leader"
+    if method.leader is not None and named_to_keep(cohort, method) not in (None, method.leader):
+        yield f"{WARNING}cohort.keep={cohort.keep} keeps a peer: cohort.keep={method.leader} is the leader"
     if not validation_images:
         yield "no validation images: the last epoch is kept"
         if cohort.keep_metric == "balanced":

@@ -15,8 +15,8 @@ from typing import Any
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from okdc.assembly.job import Job
-from okdc.cohort import Backbone, count_params
+from okdc.assembly.job import Job, named_to_keep
+from okdc.cohort import Backbone
 from okdc.data.images import rule
 from okdc.runs import artefacts
 from okdc.runs.artefacts import Preprocessing, StudentInfo
@@ -31,13 +31,10 @@ Record = dict[str, Any]
 
 def candidates(job: Job) -> list[int]:
     """The students that may be kept."""
-    keep, cohort = job.recipe.cohort.keep, job.method.cohort
-    count = len(cohort.students)
-    if keep == "best":
-        return list(range(count)) if job.method.leader is None else [job.method.leader]
-    if keep == "smallest":
-        return [min(range(count), key=lambda k: (count_params(cohort.backbone(k)), k != job.method.leader))]
-    return [keep]
+    method = job.method
+    if (named := named_to_keep(job.recipe.cohort, method)) is not None:
+        return [named]
+    return list(range(len(method.cohort.students))) if method.leader is None else [method.leader]
 
 
 def heads(job: Job, k: int) -> list[str]:

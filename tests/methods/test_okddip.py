@@ -190,6 +190,9 @@ def test_the_smallest_is_the_leader_where_it_is_as_small_as_any(students: list[s
     words = f"cohort.students=[{', '.join(map(repr, students))}]"
     job = harness.built(harness.recipe("method.name=okddip", words, "cohort.share=none", "cohort.keep=smallest"))
     assert keep.candidates(job) == [kept]
+    said = [note for note in job.notes if "keeps a peer" in note]
+    assert bool(said) == (kept != 2), job.notes
+    assert all("cohort.keep=smallest keeps a peer: cohort.keep=2 is the leader" in note for note in said)
 
 
 def test_a_run_that_keeps_the_best_keeps_the_leader_of_its_best_epoch() -> None:
