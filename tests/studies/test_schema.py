@@ -126,6 +126,7 @@ def test_every_table_of_mfef_and_every_figure_of_fefr_has_a_study() -> None:
         "few_photographs",
         "few_recipes",
         "few_long",
+        "few_long_peers",
         "few_long_others",
         "few_readings",
         "few_unequal",
