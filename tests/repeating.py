@@ -1,7 +1,7 @@
 """Trains runs of a committed log again, from the study that ships, and says whether their weights are the same.
 
 python tests/repeating.py few_digits 3-a-class/fefr/seed0 30-a-class/baseline/seed9
-python tests/repeating.py few_photographs equal/fefr/seed0 data.name=folder data.root=PHOTOGRAPHS
+python tests/repeating.py few_recipes 100-a-class/fefr/seed0 data.name=folder data.root=PHOTOGRAPHS
 
 A CPU gives the same weights for the same recipe, versions, processor and number of threads. Where one of these differs
 the rounding differs, and with it every weight: the command then says what differs, and both accuracies. Exits 1 where
