@@ -123,6 +123,7 @@ def test_every_run_of_a_shipped_study_has_a_recipe_that_resolves_and_a_folder_of
 def test_every_table_of_mfef_and_every_figure_of_fefr_has_a_study() -> None:
     own = {
         "few_labels",
+        "few_methods",
         "few_photographs",
         "few_recipes",
         "few_long",
