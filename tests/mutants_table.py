@@ -1064,7 +1064,7 @@ DATA = [
          "test_a_dry_run_times_each_kind_of_run_once_and_scales_it_by_the_published_images"),
     ),
     *_of("starts", "okdc/assembly/job.py", "tests/methods/test_dualnet.py",
-        ("turns-without-steps", "if problem := _untaken(made):", "if problem := '':",
+        ("turns-without-steps", "if problem := _untaken(job):", "if problem := '':",
          "test_a_training_that_would_leave_a_turn_out_is_refused_before_it_begins"),
         ("turns-that-end-early", "if len(built.parts) > 1 and resolved.recipe.optim.patience:", "if False:",
          "test_a_training_that_would_leave_a_turn_out_is_refused_before_it_begins"),

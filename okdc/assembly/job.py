@@ -143,9 +143,14 @@ def job(
         starts,
         _finetuned(resolved, assembly.method.cohort, len(dataset.classes)),
     )
-    if problem := _untaken(made):
-        raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {problem}"])
+    check_parts(resolved, made)
     return made
+
+
+def check_parts(resolved: ResolvedRecipe, job: Job) -> None:
+    """Raises RecipeError where a part of the method's training would not take place."""
+    if problem := _untaken(job):
+        raise refusal(resolved.place, [f"[method] {resolved.recipe.method['name']}: {problem}"])
 
 
 def _untaken(job: Job) -> str:
@@ -165,7 +170,9 @@ def _each_gets_one(parts: Sequence[float], whole: int) -> bool:
 
 
 def named_to_keep(cohort: CohortTable, method: Method) -> int | None:
-    """The student that `cohort.keep` names before any training; None: validation chooses. Of equal ones, the leader."""
+    """The student that `cohort.keep` names before any training; None: the leader of a method that has
+    one, else what validation chooses. Of equally small ones it is the leader.
+    """
     if cohort.keep == "smallest":
         sizes = [count_params(backbone) for backbone in method.cohort.backbones()]
         return min(range(len(sizes)), key=lambda k: (sizes[k], k != method.leader))

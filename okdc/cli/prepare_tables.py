@@ -98,8 +98,8 @@ def checked(report: dict[str, Any]) -> None:
     )
     for i, part in enumerate(seconds["earlier"]):
         which = "next" if i else "first"
-        count = f"{part['epochs']:,} epochs compute" if part["epochs"] > 1 else "epoch computes"
-        console.out(f"the {which} {count} something else: {_digits(1000 * part['step']['median'])} ms a step")
+        epochs = f"{part['epochs']:,} epochs" if part["epochs"] > 1 else "epoch"
+        console.out(f"a step of the {which} {epochs} takes {_digits(1000 * part['step']['median'])} ms")
     at_most = "at most " if report["patience"] else ""
     console.out(
         f"to the end: {at_most}about {duration(whole_time['median'])} ({duration(whole_time['low'])} to "

@@ -239,8 +239,9 @@ class Method(nn.Module, Generic[C]):
         """Called before each epoch, when the fraction `done` of the training is over: here a method may decide on the
         host, by `done` alone, what its steps compute and which parameters learn.
 
-        Returns a sentence for the run to print where that is not as in the epoch before, else "". A resumed run calls
-        it with the tensors of its checkpoint. A method that decides here has its `parts` begin with epochs.
+        Returns a sentence for the run to print where that is not as in the epoch before, else "": only with a sentence
+        is the step compiled or recorded anew. A resumed run calls it with the tensors of its checkpoint. A method that
+        decides here has its `parts` begin with epochs.
         """
         return ""
 
@@ -348,7 +349,7 @@ class Method(nn.Module, Generic[C]):
 
 def firsts(parts: Sequence[float], whole: int) -> list[int]:
     """The first one of each part, where a training has `whole` epochs, or steps, from 0 on."""
-    return [math.ceil(part * whole - ROUNDING) for part in parts]
+    return [math.ceil((part - ROUNDING) * whole) for part in parts]  # where `Method.part` begins it
 
 
 def _are_fractions(parts: object) -> bool:

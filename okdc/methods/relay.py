@@ -1,22 +1,24 @@
-"""Relay, okdc's own: students learn apart, then the first learns alone from the mean weights of all of them.
+"""Relay, okdc's own: students learn apart; then the first goes on alone, taught by all, each with averaged weights.
 
 A step of peers that teach each other costs what all of them cost, and for as many multiply-adds one network alone
-learns longer. It also stops gaining: with few images further epochs no longer help it. The mean answer of networks that
-learned apart goes beyond that point, since their errors differ, and most where nobody taught anybody. So here they
-learn apart first, and what is left of the work goes into the one student that is kept:
+learns longer. With few images further epochs help that network less and less. The mean answer of several networks is
+more accurate than one of them, since their errors differ, and they differ most where no network taught another. So the
+students learn apart first, and what is left of the work goes into the one student that is kept:
 
     t < τ    L = Σ_k CE(z_k)                                        each from the labels; θ̄_k ← d·θ̄_k + (1 - d)·θ_k
     t ≥ τ    L = 1/N · Σ_i T²·KL(z̄_{k(i)}(x̃_i) ‖ z_0(x̃_i))          θ_0 starts from θ̄_0, all else is fixed
 
-z̄_k are the logits by the mean weights θ̄_k. The parts are known:
-- A mean of weights over steps is better than the weights at a high learning rate (Izmailov et al., UAI 2018), and is
-  there at τ, without a learning rate that falls to zero and rises again.
+z̄_k are the logits of student k with θ̄_k, the average of its weights over the steps. What Relay is made of:
+- While the learning rate is high an average of weights over steps is better than the weights (Izmailov et al., UAI
+  2018). So there are good teachers at τ, without a learning rate that falls to zero and rises again.
 - A teacher that is fixed and sees what its student sees, over many epochs of images that are mixed (CutMix, Yun et al.,
   ICCV 2019) and have no label of their own (Beyer et al., CVPR 2022).
-- The mean of the teachers' divergences over images: the one in place i of its batch is judged by k(i) = ⌊i·n/N⌋ alone,
-  and in another epoch by another, so that n teachers cost one forward pass an image. With N < n some are never asked.
+- Okdc's own is that one teacher judges each image: the image in place i of its batch is judged by k(i) = ⌊i·n/N⌋, and
+  the random order of each epoch gives it another one. So n teachers cost one forward pass an image. Of more teachers
+  than images in a batch some are never asked.
 
-A step costs n baseline steps before τ, and 1⅓ after it, where a baseline's backward pass is two forward passes.
+A step costs n baseline steps before τ, and 1⅓ after it (1 + n/3 with judges="all"), where a baseline's backward pass is
+two forward passes. At τ the optimiser keeps its momenta.
 
 Ablation: mix="none", judges="all" and decay=0 undo one part each, `cohort.students` sets n.
 
@@ -51,7 +53,7 @@ class RelayConfig(Config):
     apart: Annotated[float, Field(gt=0, lt=1)] = Field(
         1 / 3,
         description="τ: the fraction of the training in which all students learn, from labels alone; in the rest the "
-        "first learns alone. A third leaves it twice as many epochs as they had.",
+        "first learns alone. With a third the first has twice as many epochs alone as beside the others.",
     )
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.998,
@@ -61,12 +63,12 @@ class RelayConfig(Config):
     temperature: Temperature = Field(
         1.0,
         description="T: logits are divided by it before the softmax of a KL term, which is multiplied by T²; 1, since "
-        "the teachers are no surer than mixed images let them be.",
+        "mixed images soften the teachers' answers already.",
     )
     mix: Literal["cutmix", "none"] = Field(
         "cutmix",
         description="What the first student learns alone on: cutmix, each image with a rectangle of another, of a "
-        "share of its area that is drawn evenly; or none, the images as they are.",
+        "share of its area that is drawn uniformly; or none, the images as they are.",
     )
     judges: Literal["one", "all"] = Field(
         "one",
@@ -76,10 +78,13 @@ class RelayConfig(Config):
 
 
 class Relay(Method[RelayConfig]):
-    """t < τ: L = Σ_k CE(z_k). t ≥ τ: L = 1/N·Σ_i T²·KL(z̄_{k(i)}(x̃_i) ‖ z_0(x̃_i)), students 1, ..., n-1 fixed."""
+    """t < τ: L = Σ_k CE(z_k). t ≥ τ: L = 1/N·Σ_i T²·KL(z̄_{k(i)}(x̃_i) ‖ z_0(x̃_i)), students 1, ..., n-1 fixed.
+
+    After τ the training accuracy in the log is that of mixed images to the label of one of their two.
+    """
 
     title = "Relay"
-    summary = "Trained beside peers, then alone from the mean weights of all of them (okdc's Relay)."
+    summary = "Trained beside peers, then alone, taught by all of them with averaged weights (okdc's Relay)."
     least_students = 2
     fused_head = "means"
     leader = 0
@@ -93,7 +98,9 @@ class Relay(Method[RelayConfig]):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("handed", torch.zeros(()))
         names = ((name, p) for name, p in self.cohort.named_parameters() if p.requires_grad)
-        self._peers = [name for name, _ in names if not name.startswith("students.0.")]  # their parameters
+        self._peers = [
+            name for name, _ in names if not name.startswith("students.0.")
+        ]  # names of the peers' parameters
         self._alone = False
 
     def before_first_step(self) -> None:
@@ -110,17 +117,17 @@ class Relay(Method[RelayConfig]):
         if not self._alone:
             return "all students learn, from labels alone"
         first = self.cohort.backbone(0)
-        # A resumed run has done this already, and moves nothing: what is decided by a tensor needs no read of it.
+        # In a resumed run that has done this already, `1 - handed` is 0. No tensor is read on the host.
         launches.blend(_floating(first), _floating(self.means.backbone(0)), 1 - self.handed)
         self.handed.fill_(1)
-        return f"{first.architecture}, the first student, learns alone now, from the mean weights of all"
+        return f"{first.architecture}, the first student, learns alone now, taught by all with averaged weights"
 
     def forward(self, batch: Batch, progress: Tensor) -> Step:
         if self.training and self._alone:
             return self._from_the_means(batch)
         z = self.cohort.logits(self.cohort(batch.images))  # n of NK
         heads = students(z)
-        if not self.training:  # no step reads them
+        if not self.training:  # no loss needs these heads
             z_mean = self.means.logits(self.means(batch.images))  # n of NK
             heads |= {"means": torch.stack(z_mean).mean(0), "ensemble": torch.stack(z).mean(0)}
         with full_precision(batch):
@@ -139,7 +146,7 @@ class Relay(Method[RelayConfig]):
         z_0 = self.cohort.backbone(0)(images).float()  # NK
         with full_precision(batch):
             losses = {"kl_means_student0": kl(z_mean, z_0, self.config.temperature)}
-        return Step(losses, {"student0": z_0, "means": z_mean})
+        return Step(losses, {"student0": z_0})
 
     def features(self, batch: Batch) -> dict[str, Tensor]:
         means = student_features(self.means(batch.images))["ensemble"]

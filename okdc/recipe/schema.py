@@ -261,8 +261,8 @@ class CohortTable(Table):
     keep: Annotated[
         Literal["best", "smallest"] | Index,
         Field(
-            description="The student that is kept: smallest, or its number from 0, or best, which validation chooses "
-            "without a guess beforehand.",
+            description="The student that is kept: smallest, or its number from 0, or best: the leader where the "
+            "method has one, else the one that validation chooses.",
         ),
     ] = "best"
     keep_epoch: Annotated[

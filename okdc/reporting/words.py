@@ -8,7 +8,7 @@ from typing import Any
 from okdc.runs.accuracy import with_interval
 
 TEACHER = "teacher"  # the head of a frozen one
-HEADS = {"fused": "fused classifier", "ensemble": "ensemble"}
+HEADS = {"fused": "fused classifier", "ensemble": "ensemble", "means": "averaged students"}
 
 
 def networks(names: Sequence[str]) -> str:

@@ -136,7 +136,9 @@ def _job(resolved: ResolvedRecipe, teacher: str | None) -> Job:
         network = backbones.build(teacher or resolved.architectures[0], classes, images)
     method, _ = assembly.method(resolved, images, classes, network)
     normalisation = assembly.normalisation_of(resolved.recipe, dataset)
-    return Job(assembly.with_normalisation(resolved.recipe, normalisation), dataset, method, normalisation)
+    job = Job(assembly.with_normalisation(resolved.recipe, normalisation), dataset, method, normalisation)
+    assembly.check_parts(resolved, job)
+    return job
 
 
 def _made_up(resolved: ResolvedRecipe) -> Dataset:

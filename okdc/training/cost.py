@@ -22,9 +22,9 @@ META = torch.device("meta")
 def step_macs(method: Method, images: int, epochs: int | None = None) -> int | None:
     """Multiply-adds of a step of so many images: of convolutions, linear layers and matrix products alone.
 
-    The mean over a training in whose parts the method does different things; with `epochs`, so many of them, of which a
-    part may have whole ones alone. Augmentation and optimiser are not
-    counted, nor the training of a teacher, whose forward pass is. `method` is as it was built, and is left as it is.
+    The mean over the parts of a training, weighted by their lengths; with `epochs`, by their lengths in whole epochs.
+    Augmentation and optimiser are not counted, nor the training of a teacher, whose forward pass is. `method` is as it
+    was built, and is left as it is.
 
     None where it cannot be counted: an operator has no count, or a method from outside okdc reads numbers on the host.
     """

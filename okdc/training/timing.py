@@ -70,7 +70,7 @@ class Duration:
     step: Spread  # with its batch, of the last epoch
     steps: int  # of an epoch
     epochs: int
-    earlier: tuple[tuple[int, Spread], ...]  # so many epochs before, whose steps compute something else: a step of them
+    earlier: tuple[tuple[int, Spread], ...]  # of each earlier part: its epochs, and a step of them
     start: float  # what the first steps took longer: compiling, for one
     validation: float  # of an epoch
     saving: float  # of an epoch's checkpoint

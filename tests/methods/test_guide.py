@@ -38,6 +38,6 @@ def test_the_guides_attributes_are_those_of_a_method() -> None:
     )
     declared = set(Method.__annotations__)
     assert set(names) <= declared
-    assert declared - set(names) == {"Config", "notes", "leader", "label_smoothing", "class_weights", "teacher"} | {
+    assert declared - set(names) == {"Config", "notes", "label_smoothing", "class_weights", "teacher"} | {
         "unrolled"  # where the guide speaks of `forward`
     }

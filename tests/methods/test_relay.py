@@ -328,6 +328,14 @@ def test_a_check_counts_the_memory_of_the_part_that_needs_the_most() -> None:
     assert needed["relay"].maps == pytest.approx(needed["dml"].maps, rel=0.05)
 
 
+@pytest.mark.parametrize("apart", [1 / 3, 0.3333333334, 0.33333333334, 0.5, 0.999])
+@pytest.mark.parametrize("epochs", [6, 7, 900, 3000])
+def test_a_part_begins_where_it_is_reckoned_to_begin(apart: float, epochs: int) -> None:
+    method = relay(2, apart=apart)
+    _, first = method.first_epochs(epochs)
+    assert [method.part(epoch / epochs) for epoch in range(epochs)] == [0] * first + [1] * (epochs - first)
+
+
 def test_whole_epochs_are_what_a_training_costs() -> None:
     """A third of four epochs are two."""
     apart, alone, baseline = (

@@ -451,7 +451,7 @@ def test_the_sentences_name_the_teacher_and_what_the_training_alone_needed(facts
     assert "resnet56" in first
     assert "exit1" in second
     assert "teacher" not in second
-    for name, said in (("fused", "the fused classifier"), ("means", "the means")):
+    for name, said in (("fused", "the fused classifier"), ("means", "the averaged students")):
         several = words.sentences(run | {"students": ["resnet8"] * 2, "heads": [{"head": name, "role": "fused"}]})
         assert several[1].endswith(f"The training alone needed one peer and {said}.")
     alone = words.sentences(run | {"students": ["resnet8"], "heads": []})

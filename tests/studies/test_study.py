@@ -559,6 +559,14 @@ def test_a_dry_run_times_each_kind_of_run_once_and_scales_it_by_the_published_im
     assert facts["seconds"] == pytest.approx(expected * len(RUNS), abs=0.1)
 
 
+def test_a_training_too_short_for_its_parts_has_no_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimate, "SECONDS", 0.01)
+    resolved = resolve(draft.load(["digits_resnet8", "method=relay", "optim.epochs=1"]), needs_data=False)
+    with pytest.raises(RecipeError) as refused:
+        estimate._time(resolved, None)
+    assert "expected at least 2 epochs, found 1" in refused.value.details[0]
+
+
 def test_the_steps_of_a_taught_student_are_timed_without_its_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimate, "SECONDS", 0.01)
     resolved = resolve(draft.load(["digits_resnet8", "method=kd", "method.teacher=runs/none"]), needs_data=False)
