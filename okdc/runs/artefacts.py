@@ -33,6 +33,8 @@ Colour = Annotated[tuple[Finite, Finite, Finite], Field(strict=False)]
 
 JudgedDevice = Literal["cpu", "cuda"]
 
+AVERAGED = "_ema"  # ends the name of a head of averaged weights: student0_ema beside student0
+
 MOST_PROBLEMS = 10  # that an error names
 
 
@@ -354,7 +356,12 @@ class Result(File):
     @property
     def leading_head(self) -> str:
         """The head of a student that no choice has made better: the leader's, or the first one's."""
-        return f"student{self.leader or 0}"
+        return self.last_head(f"student{self.leader or 0}")
+
+    def last_head(self, name: str) -> str:
+        """The head whose answers the last epoch leaves: of averaged weights where the run has an average."""
+        averaged = name + AVERAGED
+        return averaged if averaged in self.heads_last_epoch_top1_pct else name
 
     @model_validator(mode="after")
     def _consistent(self) -> Result:

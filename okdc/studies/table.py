@@ -186,7 +186,7 @@ def _row(
     base: Sequence[Finished],
     printed: float | None,
 ) -> dict[str, Any]:
-    key = STUDENT if head == STUDENT else f"last {head}"
+    key = STUDENT if head == STUDENT or not runs else f"last {runs[0].result.last_head(head)}"
     right = {run.seed: run.right[key] for run in runs if key in run.right}
     paper = _paper(runs[0]) if runs else None
     row: dict[str, Any] = {

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from okdc.methods.base import Batch, Method, Step
-
-SUFFIX = "_ema"  # of a head's name
+from okdc.runs.artefacts import AVERAGED
 
 
 class Average:
@@ -95,4 +94,4 @@ def answers(method: Method, batch: Batch, progress: Tensor, average: Average | N
         return step
     with average.applied():
         averaged: Step = method(batch, progress)
-    return Step(step.losses, step.logits | {name + SUFFIX: z for name, z in averaged.logits.items()})
+    return Step(step.losses, step.logits | {name + AVERAGED: z for name, z in averaged.logits.items()})

@@ -19,10 +19,10 @@ from okdc.assembly.job import Job, named_to_keep
 from okdc.cohort import Backbone
 from okdc.data.images import rule
 from okdc.runs import artefacts
-from okdc.runs.artefacts import Preprocessing, StudentInfo
+from okdc.runs.artefacts import AVERAGED, Preprocessing, StudentInfo
 from okdc.runs.files import write, writing
 from okdc.runs.run import RunDir
-from okdc.training.averaging import SUFFIX, Average
+from okdc.training.averaging import Average
 from okdc.training.metrics import Summary
 
 # epoch, student, val_top1_pct, weights; val_balanced_pct where that chooses, averaged where there is an average
@@ -39,7 +39,7 @@ def candidates(job: Job) -> list[int]:
 
 def heads(job: Job, k: int) -> list[str]:
     """The heads of student k: itself and, if there is one, its average."""
-    return [f"student{k}", f"student{k}{SUFFIX}"] if job.recipe.optim.ema else [f"student{k}"]
+    return [f"student{k}", f"student{k}{AVERAGED}"] if job.recipe.optim.ema else [f"student{k}"]
 
 
 def best(
@@ -67,7 +67,7 @@ def best(
             records.append(before[k])
             continue
         if average:
-            record["averaged"] = head.endswith(SUFFIX)
+            record["averaged"] = head.endswith(AVERAGED)
         with average.applied() if average and record["averaged"] else nullcontext():
             records.append(record | {"weights": copied(student)})
     return records

@@ -203,6 +203,7 @@ def test_the_log_and_the_result_have_heads_of_both(run: Any) -> None:
     assert all(set(row["val_top1_pct"]) == heads for row in rows(run))
     assert not any("_ema" in head for row in rows(run) for head in row["train_top1_pct"])
     assert set(result(run)["heads_last_epoch_top1_pct"]) == heads
+    assert run.read_result().leading_head == "student0_ema"  # what comparisons and studies call the student
 
 
 def test_student_json_says_which_it_is_and_the_file_scores_so(run: Any) -> None:
