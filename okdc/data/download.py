@@ -245,10 +245,14 @@ def _unpack(packed: Path, tree: Path, name: str, archive: Archive, progress: Pro
         with writing(aside, hint="free some space, then the same command again"):
             try:
                 with packed.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:gz") as tar:
+                    # Python 3.11.4 and later also take care of modes and owners.
+                    tar.extraction_filter = getattr(tarfile, "data_filter", None)
                     for member in tar:
                         if not (member.isreg() or member.isdir()):
                             raise DataError(f"{name}: the archive holds {member.name!r}, neither file nor folder")
-                        tar.extract(member, aside, filter="data")
+                        if not (aside / member.name).resolve().is_relative_to(aside.resolve()):
+                            raise DataError(f"{name}: the archive holds {member.name!r}, outside of itself")
+                        tar.extract(member, aside)
                         done = _mb(stream.tell())
                         progress(done, _mb(archive.size), f"unpacked {done:,} of {_mb(archive.size):,} MB")
             except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -169,8 +169,9 @@ def test_the_layers_that_cost_most_are_named_where_they_were_asked_for(capsys: C
 
 
 def test_full_range_is_warned_of_and_recorded(capsys: Captured, run: RunDir) -> None:
-    answer = export(capsys, run, "--int8", "--full-range")
-    assert answer.code == 0
+    # A processor without VNNI overflows, as the warning says: there the gate has to let anything through.
+    answer = export(capsys, run, "--int8", "--full-range", "--max-drop", "100", "--min-agreement", "0")
+    assert answer.code == 0, answer.err
     assert "--full-range overflows on x86 processors without VNNI" in answer.err
     assert read_json(run.path / "bundle" / "parity.json")["int8"]["full_range"] is True
 
