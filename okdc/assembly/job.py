@@ -170,7 +170,7 @@ def _each_gets_one(parts: Sequence[float], whole: int) -> bool:
 
 
 def named_to_keep(cohort: CohortTable, method: Method) -> int | None:
-    """The student that `cohort.keep` names before any training; None: the leader of a method that has
+    """The student that `cohort.keep` names before any training; None: the leader where there is
     one, else what validation chooses. Of equally small ones it is the leader.
     """
     if cohort.keep == "smallest":
