@@ -1,8 +1,8 @@
 """Methods with networks take steps that a training would take, and shipped recipes take every method.
 
 Every network is trained by FEFR, which asks most of its maps, and by two more methods, taken in turn. Deep networks and
-those from outside are left to FEFR, unless tests may take long. All 210 pairs of an earlier
-time were tried once, and found no more than these.
+those from outside are left to FEFR, unless tests may take long. All pairs, 210 at that time, were tried once, and
+found no more than these.
 
 Two steps of the optimiser at four images: losses are finite, and every student has moved.
 """

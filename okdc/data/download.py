@@ -250,7 +250,9 @@ def _unpack(packed: Path, tree: Path, name: str, archive: Archive, progress: Pro
                     for member in tar:
                         if not (member.isreg() or member.isdir()):
                             raise DataError(f"{name}: the archive holds {member.name!r}, neither file nor folder")
-                        if not (aside / member.name).resolve().is_relative_to(aside.resolve()):
+                        # No link was unpacked, so that the name alone says where a member goes.
+                        inside = Path(os.path.normpath(member.name))
+                        if inside.is_absolute() or inside.parts[:1] == ("..",):
                             raise DataError(f"{name}: the archive holds {member.name!r}, outside of itself")
                         tar.extract(member, aside)
                         done = _mb(stream.tell())

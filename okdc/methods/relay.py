@@ -13,9 +13,9 @@ z̄_k are the logits of student k with θ̄_k, the average of its weights over t
   2018). So there are good teachers at τ, without a learning rate that falls to zero and rises again.
 - A teacher that is fixed and sees what its student sees, over many epochs of images that are mixed (CutMix, Yun et al.,
   ICCV 2019) and have no label of their own (Beyer et al., CVPR 2022).
-- Okdc's own is that one teacher judges each image: the image in place i of its batch is judged by k(i) = ⌊i·n/N⌋, and
-  the random order of each epoch gives it another one. So n teachers cost one forward pass an image. Of more teachers
-  than images in a batch some are never asked.
+- One teacher for each image, which is okdc's own: k(i) = ⌊i·n/N⌋ judges the image in place i of its batch, and the
+  random order of each epoch gives an image another judge. So n teachers cost one forward pass an image. Of more
+  teachers than images in a batch some are never asked.
 
 A step costs n baseline steps before τ, and 1⅓ after it (1 + n/3 with judges="all"), where a baseline's backward pass is
 two forward passes. At τ the optimiser keeps its momenta.
@@ -98,9 +98,7 @@ class Relay(Method[RelayConfig]):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("handed", torch.zeros(()))
         names = ((name, p) for name, p in self.cohort.named_parameters() if p.requires_grad)
-        self._peers = [
-            name for name, _ in names if not name.startswith("students.0.")
-        ]  # names of the peers' parameters
+        self._peers = [name for name, _ in names if not name.startswith("students.0.")]  # of their parameters
         self._alone = False
 
     def before_first_step(self) -> None:
