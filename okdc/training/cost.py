@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -28,6 +29,18 @@ def step_macs(method: Method, images: int, epochs: int | None = None) -> int | N
 
     None where it cannot be counted: an operator has no count, or a method from outside okdc reads numbers on the host.
     """
+    starts = method.parts
+    if epochs and method.by_epoch:
+        starts = tuple(first / epochs for first in method.first_epochs(epochs))
+    parts = part_macs(method, images, starts)
+    if parts is None:
+        return None
+    ends = (*starts[1:], 1.0)
+    return round(sum(macs * (end - start) for macs, start, end in zip(parts, starts, ends, strict=True)))
+
+
+def part_macs(method: Method, images: int, starts: Sequence[float]) -> list[int] | None:
+    """As `step_macs`, of a step in each of the parts that begin at these fractions of a training."""
     method = copy.deepcopy(method).to(META).train()
     first, *views = (torch.empty(images, *method.images, device=META) for _ in range(1 + method.views))
     batch = Batch(first, torch.empty(images, dtype=torch.int64, device=META), views=tuple(views))
@@ -37,10 +50,7 @@ def step_macs(method: Method, images: int, epochs: int | None = None) -> int | N
         step = method(batch, torch.full((), done, device=META))
         torch.stack(list(step.losses.values())).sum().backward()
 
-    starts = method.parts
-    if epochs and method.by_epoch:
-        starts = tuple(first / epochs for first in method.first_epochs(epochs))
-    total = 0.0
+    macs = []
     for start, end in itertools.pairwise((*starts, 1.0)):
         try:
             products = counted(partial(learn, (start + end) / 2))
@@ -48,5 +58,5 @@ def step_macs(method: Method, images: int, epochs: int | None = None) -> int | N
             return None
         if products.uncounted:
             return None
-        total += products.macs * (end - start)
-    return round(total)
+        macs.append(products.macs)
+    return macs

@@ -43,12 +43,12 @@ from okdc.runs.artefacts import RunSettings
 from okdc.runs.run import RunDir
 from okdc.tracking import trackers
 from okdc.tracking.trackers import Logged
-from okdc.training import checkpoint, device, optim, result, selection, stopping
+from okdc.training import checkpoint, cost, device, optim, result, selection, stopping
 from okdc.training.checkpoint import Position
 from okdc.training.device import Settings
 from okdc.training.interrupts import Stops, fail, stop_if_bad
 from okdc.training.metrics import Summary, Totals, count
-from okdc.training.pace import Pace
+from okdc.training.pace import Pace, Work
 from okdc.training.recording import CountedStep, Inputs
 from okdc.training.step import TrainStep
 
@@ -93,6 +93,7 @@ class Training:
         self.job, self.run, self.settings, self.position = job, run, settings, position
         self.progress, self.ranks, self.logged = progress, ranks, logged
         device.apply(settings, recipe.deterministic)
+        self.work = work(job)  # of the method as it was built
 
         # The method moves to the device before the optimiser exists, and takes its saved tensors before the first step:
         # torch.compile and DistributedDataParallel wrap it there.
@@ -153,8 +154,8 @@ class Training:
                         received.raise_for_signal()  # Ctrl-C in a terminal goes to the compiler too, which then fails
                         raise
                     position.step += 1
-                    if self.pace.step():
-                        self._tell_time_left(whole - done - 1)
+                    if self.pace.step(self.work.of(done)):
+                        self._tell_time_left(done + 1)
                     show(done + 1, whole, text)
 
                 # Counts. Here the host waits for the device, once an epoch. A loss or a weight that is not finite ends
@@ -186,7 +187,7 @@ class Training:
                     self.logged(position.rows[-1])
                 if validated:
                     self.pace.validated(seconds["seconds_validation"])
-                self._tell_time_left(whole - position.epoch * self.steps)
+                self._tell_time_left(position.epoch * self.steps)
                 text = self._line(trained, validated)
                 show(position.epoch * self.steps, whole, text)
                 if number := stops.requested():
@@ -245,9 +246,9 @@ class Training:
         self.run.append(position.rows[-1])
         checkpoint.save(self.run, position.state([]) | self.train_step.state())
 
-    def _tell_time_left(self, steps: int) -> None:
-        """With so many steps, and the validations of this epoch and of all after it."""
-        if (seconds := self.pace.left(steps, self.epochs - self.position.epoch)) is not None:
+    def _tell_time_left(self, done: int) -> None:
+        """After so many steps: of those that follow, and of the validations of this epoch and of all after it."""
+        if (seconds := self.pace.left(self.work.left(done), self.epochs - self.position.epoch)) is not None:
             self.progress.remaining(seconds)
 
     def _skipped_steps(self) -> dict[str, int]:
@@ -335,3 +336,12 @@ def _in_words(accuracies: Mapping[str, float]) -> str:
     if len(students) < 2:
         return " ".join([*(f"{name} {accuracies[name]:.1f}" for name in students), *words])
     return " ".join(["students", *(f"{accuracies[name]:.1f}" for name in students), *words])
+
+
+def work(job: Job) -> Work:
+    """What the steps cost beside each other, where the method does something else from an epoch on."""
+    optim, method = job.recipe.optim, job.method
+    epochs, firsts, macs = optim.epochs, method.first_epochs(optim.epochs), None
+    if len(firsts) > 1:
+        macs = cost.part_macs(method, optim.batch_size, [first / epochs for first in firsts])
+    return Work(job.steps, [first * (job.steps // epochs) for first in firsts], macs)

@@ -24,6 +24,7 @@ from okdc.training import device, memory, timing
 from okdc.training import start as starts
 from okdc.training.cost import step_macs
 from okdc.training.device import Settings
+from okdc.training.loop import work
 from okdc.training.step import TrainStep
 
 PLAIN = Settings("cpu", "float32", "contiguous", 1)
@@ -264,6 +265,17 @@ def test_apart_a_step_costs_all_students_and_alone_the_first_and_a_forward_pass(
         assert found == pytest.approx(tau * n * baseline + (1 - tau) * (baseline + forward), rel=1e-6)
     dear = step_macs(make("relay", 4, images=CIFAR, judges="all"), 12)
     assert dear == pytest.approx(4 / 3 * baseline + 2 / 3 * (baseline + 4 * forward), rel=1e-6)
+
+
+def test_the_time_left_is_reckoned_with_what_the_parts_cost() -> None:
+    """Two students apart for two epochs of six: a step costs 2 baseline steps of them, then about 4/3."""
+    job = harness.built(harness.recipe("method.name=relay", "cohort.share=none", "optim.epochs=6"))
+    own, steps = work(job), job.steps // 6
+    assert own.of(2 * steps - 1) == 1
+    assert own.of(2 * steps) == pytest.approx(4 / 3 / 2, rel=0.05)
+    assert own.left(0) == pytest.approx(2 * steps + 4 * steps * own.of(2 * steps))
+    other = harness.built(harness.recipe("method.name=dml", "cohort.share=none", "optim.epochs=6"))
+    assert work(other).left(0) == other.steps
 
 
 @pytest.mark.parametrize(

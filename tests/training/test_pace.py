@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from okdc.training.pace import Pace
+from okdc.training.pace import Pace, Work
 
 
 class Clock:
@@ -68,3 +68,23 @@ def test_the_pace_is_that_of_the_last_minute() -> None:
 def test_it_is_asked_about_once_a_second() -> None:
     clock = Clock()
     assert sum(epoch(Pace(1, 0, 0, clock), clock, 0.25, 101)) == 25
+
+
+def test_the_steps_of_a_part_tell_how_long_those_of_another_take() -> None:
+    clock, work = Clock(), Work(30, [0, 10], [12, 4])
+    assert [work.of(step) for step in (0, 9, 10, 29)] == [1, 1, 1 / 3, 1 / 3]
+    assert work.left(0) == pytest.approx(10 + 20 / 3)
+    assert work.left(10) == pytest.approx(20 / 3)
+    assert work.left(30) == 0
+    pace = Pace(1, 0, 0, clock)
+    for step in range(15):
+        clock.now += 6 * work.of(step)
+        pace.step(work.of(step))
+        if step:
+            assert pace.left(work.left(step + 1), 0) == pytest.approx(6 * work.left(step + 1))
+
+
+@pytest.mark.parametrize("work", [Work(30), Work(30, [0, 10]), Work(30, [0, 10], [0, 5])])
+def test_where_nothing_is_counted_all_steps_are_alike(work: Work) -> None:
+    assert [work.of(step) for step in (0, 12, 29)] == [1, 1, 1]
+    assert work.left(8) == 22
