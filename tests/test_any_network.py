@@ -26,6 +26,7 @@ SAMPLE = [
 OF_TIMM = ["timm:test_convnext", "timm:test_resnet"]
 LONG = (
     *("networks.resizing:pad_same", "networks.resizing:images_larger", "networks.attention:bottleneck_transformer"),
+    *("networks.pooling:gem", "networks.mixing:einsum"),  # test_other_operators.py exports these
     "networks.operators:many_operators",  # the clients' tests train and export it, in three precisions
 )
 NETWORKS = chosen([f"networks.{name}" for name in SAMPLE] + OF_TIMM, timm=False)

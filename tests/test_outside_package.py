@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
+from asking import Answer
 
 SOURCE = Path(__file__).parent / "outside_package"
 
@@ -38,25 +40,40 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def house(site: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with two finished runs on the flowers: of the package's method, and of the baseline."""
     folder = tmp_path_factory.mktemp("house")
-    cohort = 'cohort.students=["petalnet", "petalnet"]'
-    small = ["optim.epochs=2", "optim.batch_size=30", "data.image_size=16", "data.name=flowers", cohort]
-    for name, flags in (("agreement", []), ("baseline", ["--no-export-check"])):
-        answer = run_okdc(site, folder, "distill", f"method.name={name}", *small, *flags, "-o", f"runs/{name}")
-        assert answer.returncode == 0, answer.stderr
+    small = "optim.epochs=2 optim.batch_size=30 data.image_size=16 data.name=flowers students=petalnet,petalnet"
+    for answer in run_okdc(
+        site,
+        folder,
+        f"distill method.name=agreement {small} -o runs/agreement",
+        f"distill method.name=baseline {small} -o runs/baseline --no-export-check",
+    ):
+        assert answer.code == 0, answer.err
     return folder
 
 
-def run_okdc(site: Path, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+# Commands one after the other in one process, which imports torch once; a line of its own ends what each has printed.
+SEVERAL = """
+import json, sys
+from okdc.__main__ import main
+for words in json.loads(sys.argv[1]):
+    code = main(words)
+    for stream in (sys.stdout, sys.stderr):
+        print(f"\\n=== {code}", file=stream, flush=True)
+"""
+
+
+def run_okdc(site: Path, folder: Path, *commands: str) -> list[Answer]:
+    """The answers to commands in a process that finds the package."""
     path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = os.environ | {"PYTHONPATH": path, "OKDC_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "okdc", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-
-
-def facts(site: Path, folder: Path, *words: str) -> Any:
-    answer = run_okdc(site, folder, *words, "--json")
-    assert answer.returncode == 0, answer.stderr
-    return json.loads(answer.stdout)
+    typed = json.dumps([shlex.split(command) for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL, typed], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    out, err = (re.split(r"\n=== (\d+)\n", printed) for printed in (done.stdout, done.stderr))
+    assert len(out) == 2 * len(commands) + 1, done.stderr
+    return [Answer(int(code), *both) for code, *both in zip(out[1::2], out[::2], err[::2], strict=False)]
 
 
 def test_what_was_trained_is_of_the_package(house: Path) -> None:
@@ -76,42 +93,41 @@ def test_its_network_was_tried_before_the_training(house: Path) -> None:
     assert checks == {"agreement": "passed", "baseline": "skipped"}
 
 
-def test_its_method_is_compared_with_the_baseline(site: Path, house: Path) -> None:
-    report = facts(site, house, "compare", "runs")
+def test_its_student_is_compared_profiled_exported_and_verified(site: Path, house: Path) -> None:
+    compared, profiled, exported, evaluated = run_okdc(
+        site,
+        house,
+        "compare runs --json",
+        "profile runs/agreement --json",
+        "export runs/agreement --onnx",
+        "evaluate runs/agreement",
+    )
+    report = json.loads(compared.out)
     assert report["baseline"] == "baseline"
     assert {row["name"] for row in report["rows"]} == {"baseline", "agreement"}
-
-
-def test_its_student_is_profiled_exported_and_verified(site: Path, house: Path) -> None:
-    report = facts(site, house, "profile", "runs/agreement")
-    assert [row["architecture"] for row in report["rows"] if row["kept"]] == ["petalnet"]
-    exported = run_okdc(site, house, "export", "runs/agreement", "--onnx")
-    assert exported.returncode == 0, exported.stderr
+    rows = json.loads(profiled.out)["rows"]
+    assert [row["architecture"] for row in rows if row["kept"]] == ["petalnet"]
+    assert exported.code == 0, exported.err
+    assert evaluated.code == 0, evaluated.err
     bundle = house / "runs/agreement/bundle"
     card = (bundle / "README.md").read_text()
     assert "Trained with a peer, each pulled towards the mean prediction (Agreement; an example)." in card
-    # The images come from the package's code, which is not run on a bundle's word.
-    assert run_okdc(site, house, "verify", str(bundle)).returncode == 0
-    assert run_okdc(site, house, "evaluate", "runs/agreement").returncode == 0
+    # In a process of its own. The images come from the package's code, which is not run on a bundle's word.
+    (verified,) = run_okdc(site, house, f"verify {bundle}")
+    assert verified.code == 0, verified.err
 
 
-def test_its_names_are_suggested_and_its_keys_checked(site: Path, house: Path) -> None:
-    misspelt = run_okdc(site, house, "distill", "method.name=agrement")
-    assert misspelt.returncode == 2
-    assert "agreement" in misspelt.stderr
-    wrong = run_okdc(site, house, "distill", "method.name=agreement", "method.weight=-1")
-    assert wrong.returncode == 2
-    assert "method.weight" in wrong.stderr
-
-
-def test_a_method_is_named_by_its_module_too(site: Path, house: Path) -> None:
-    words = [
-        "method.name=okdc_flowers.agreement:Agreement",
-        "optim.epochs=1",
-        "data.train_images=200",
-        "-o",
-        "runs/x/y",
-    ]
-    answer = run_okdc(site, house, "distill", *words)
-    assert answer.returncode == 0, answer.stderr
+def test_its_names_are_suggested_its_keys_checked_and_its_module_is_a_name_too(site: Path, house: Path) -> None:
+    misspelt, wrong, by_module = run_okdc(
+        site,
+        house,
+        "distill method.name=agrement",
+        "distill method.name=agreement method.weight=-1",
+        "distill method.name=okdc_flowers.agreement:Agreement optim.epochs=1 data.train_images=200 -o runs/x/y",
+    )
+    assert misspelt.code == 2
+    assert "agreement" in misspelt.err
+    assert wrong.code == 2
+    assert "method.weight" in wrong.err
+    assert by_module.code == 0, by_module.err
     assert json.loads((house / "runs/x/y/result.json").read_text())["method_card"]["title"] == "Agreement"

@@ -35,8 +35,8 @@ CASES = [
     *(case(name, 64, long=name in HEAVY) for name in NAMES),
     ("resnet18", 32),
     ("mobilenet_v2", 32),
-    ("resnet18", 224),
-    ("mobilenet_v2", 224),
+    case("resnet18", 224, long=True),  # more of the same pixels
+    case("mobilenet_v2", 224, long=True),
     ("alexnet", 64),
 ]
 SMALL = ("resnet18", "mobilenet_v2", "efficientnet_b0", "densenet121", "shufflenet_v2_x1_0", "regnet_y_400mf")
@@ -94,7 +94,9 @@ def test_in_both_modes_it_computes_what_the_bare_network_computes(name: str, siz
                 torch.testing.assert_close(tensor, left[key], rtol=0, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [case(name, long=name not in ("resnet18", "mobilenet_v2", "efficientnet_b0")) for name in SMALL]
+)
 def test_dropout_and_stochastic_depth_follow_the_mode(name: str) -> None:
     """A flag that tracing froze would show in one of the two."""
     network, random = copy.deepcopy(adapted(name)), name in ("mobilenet_v2", "efficientnet_b0")

@@ -76,7 +76,7 @@ def test_plain_fine_tune_learns(digits: Dataset) -> None:
     large = replace(digits, images=digits.images.repeat_interleave(4, 1).repeat_interleave(4, 2))
     network = timm.create_model("test_resnet", num_classes=10)
     before = top1(network, large)
-    plain_training.fine_tune(network, large, 6, 25, 0, lr=5e-3)
+    plain_training.fine_tune(network, large, 3, 25, 0, lr=5e-3)
     assert top1(network, large) > before + 0.2
 
 

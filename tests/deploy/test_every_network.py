@@ -73,7 +73,8 @@ def used(name: str) -> Backbone:
 
 # Deeper and wider ones of a builder whose others are tried; and of the networks from outside, each of which is tried in
 # every training before its first step (okdc.deploy.trial), all but one. test_any_network.py has others like them.
-LONG = {"resnet32", "resnet34", "resnet56", "resnet110", "wrn16_8", "wrn40_2", "densenet40_12"}
+LONG = {"resnet14", "resnet20", "resnet32", "resnet34", "resnet56", "resnet110"}
+LONG |= {"wrn16_2", "wrn16_8", "wrn40_2", "densenet40_12"}
 LONG |= {f"torchvision:{name}" for name in FOREIGN if name != "resnet18"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -197,16 +198,20 @@ def test_spectral_norms_are_as_in_evaluation_while_they_are_fixed_and_go_on_afte
     assert not torch.equal(layer(x), expected)
 
 
+@cache
+def uninterrupted(words: tuple[str, ...]) -> dict[str, Any]:
+    return outcome(start(*words, out=Path("whole")))
+
+
 @pytest.mark.parametrize("call", [1, 5, 7, 8, 9, CALLS - 1])
 @pytest.mark.parametrize("more", [(), ADAMW])
 def test_a_run_that_is_stopped_before_after_or_where_it_thaws_continues_to_the_bit(
     call: int, more: tuple[str, ...]
 ) -> None:
     words = (*FIXED, *more)
-    whole = outcome(start(*words, out=Path("whole")))
     with pytest.raises(Interrupted):
         start(*words, tell=signalled(call, signal.SIGINT), out=Path("run"))
-    assert outcome(resume(Path("run"))) == whole
+    assert outcome(resume(Path("run"))) == uninterrupted(words)
 
 
 def test_the_first_steps_of_a_thawed_backbone_are_those_of_any_first_step() -> None:
