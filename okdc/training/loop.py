@@ -340,8 +340,7 @@ def _in_words(accuracies: Mapping[str, float]) -> str:
 
 def work(job: Job) -> Work:
     """What the steps cost beside each other, where the method does something else from an epoch on."""
-    optim, method = job.recipe.optim, job.method
-    epochs, firsts, macs = optim.epochs, method.first_epochs(optim.epochs), None
-    if len(firsts) > 1:
-        macs = cost.part_macs(method, optim.batch_size, [first / epochs for first in firsts])
+    epochs, macs = job.recipe.optim.epochs, None
+    if len(firsts := job.method.first_epochs(epochs)) > 1:
+        macs = cost.part_macs(job.method, job.recipe.optim.batch_size, [first / epochs for first in firsts])
     return Work(job.steps, [first * (job.steps // epochs) for first in firsts], macs)
