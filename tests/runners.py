@@ -185,12 +185,17 @@ def not_a_number(bundle: Path) -> None:
     add_model(bundle, "float32", weights=helper.make_node("Constant", [], ["w"], value=values))
 
 
-def nobody_reads(*command: str | Path) -> tuple[int, str]:
-    """Run a client whose reader has gone, as `head` goes; exit code and standard error."""
+def nobody_reads(*command: str | Path, **environment: str) -> tuple[int, str]:
+    """Run a client whose reader has gone, as `head` goes; exit code and standard error.
+
+    PYTHONUNBUFFERED is only set where `environment` does: a process with it notices earlier than a user's.
+    """
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | environment
+    words = list(map(str, command))
     read, write = os.pipe()
     os.close(read)
     try:
-        done = subprocess.run(list(map(str, command)), stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=env)
     finally:
         os.close(write)
     return done.returncode, done.stderr

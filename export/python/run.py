@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import re
 import stat
 import sys
@@ -243,5 +244,18 @@ def main(words: list[str] | None = None) -> int:
     return 0
 
 
+def program() -> int:
+    """`main`, and what it printed is written before its exit code is known: a reader may have gone, a disk be full."""
+    code = main()
+    try:
+        print(end="", flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries again when it ends
+        if code == 0:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

@@ -162,9 +162,21 @@ def test_answers_that_are_no_numbers_are_no_answers(bundle: Path, refused: Refus
     refused("not finite", bundle, bundle / "sample" / "0.png", "--json")
 
 
-def test_a_reader_that_goes_is_one_line_too(shipped: Path) -> None:
-    code, said = nobody_reads(sys.executable, PYTHON, shipped, shipped / "sample" / "0.png")
+@pytest.mark.parametrize("environment", [{}, {"PYTHONUNBUFFERED": "1"}], ids=["at the end", "at once"])
+@pytest.mark.parametrize("images", [1, 400])
+def test_a_reader_that_goes_is_one_line_too(shipped: Path, images: int, environment: dict[str, str]) -> None:
+    """Whether the first line is written at once, with others when there are enough of them, or at the end."""
+    words = [shipped / "sample" / "0.png"] * images
+    code, said = nobody_reads(sys.executable, PYTHON, shipped, *words, **environment)
     assert (code, said) == (2, "error: [Errno 32] Broken pipe\n")
+
+
+def test_a_process_without_an_output_classifies_in_silence(shipped: Path) -> None:
+    command = [sys.executable, PYTHON, shipped, shipped / "sample" / "0.png"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_a_path_is_named_as_it_was_typed(
