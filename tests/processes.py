@@ -214,7 +214,7 @@ class Learned:
     """What some steps came to in one process."""
 
     weights: Arrays
-    buffers: Arrays  # and the averages of statistics, after the first process's were given to all
+    buffers: Arrays  # and the averages of statistics, where the first process's were given to all
     momenta: list[npt.NDArray[Any]]
     losses: dict[str, float]  # means over all processes
     layouts: set[tuple[int, ...]]  # strides of the momenta of 3×3 convolutions, sorted
@@ -228,11 +228,14 @@ def stepped(cases: dict[str, tuple[str, ...]], steps: int = 3) -> dict[str, Lear
         return {name: _learned(words, steps, ranks) for name, words in cases.items()}
 
 
-def thawed(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
-    """Three steps with fixed backbones, and three after them."""
+def thawed(cases: dict[str, tuple[str, ...]], share: bool = True) -> dict[str, Learned]:
+    """Three steps of an epoch, and three of a second: with it the backbones learn, or a part of the method begins.
+
+    `share`: the first process's statistics are given to all in the end, as before a validation.
+    """
     ranks = Ranks.of_environment()
     with ranks.joined("cpu"):
-        return {name: _learned(words, 3, ranks, epochs=2) for name, words in cases.items()}
+        return {name: _learned(words, 3, ranks, epochs=2, share=share) for name, words in cases.items()}
 
 
 def traced(cases: dict[str, tuple[str, ...]]) -> dict[str, Learned]:
@@ -266,7 +269,9 @@ def fallen_back(words: tuple[str, ...]) -> dict[str, Learned]:
     return found
 
 
-def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, epochs: int = 1, **changes: Any) -> Learned:
+def _learned(
+    words: tuple[str, ...], steps: int, ranks: Ranks, epochs: int = 1, *, share: bool = True, **changes: Any
+) -> Learned:
     job = built(recipe(*words))
     settings = starts.decided(device.choose(job.recipe.engine, job.recipe.data.image_size, ranks=ranks), job, ranks)
     settings = replace(settings, **changes)
@@ -280,7 +285,8 @@ def _learned(words: tuple[str, ...], steps: int, ranks: Ranks, epochs: int = 1, 
         totals = Totals(torch.device("cpu"))
         for i, examples in zip(range(steps), source.epoch(epoch), strict=False):
             totals.add(step(Batch(*examples), i / steps), examples.labels, i)
-    step.share_statistics()
+    if share:
+        step.share_statistics()
     statistics = step.average.statistics() if step.average else []
     momenta = [step.optimizer.state[p]["momentum_buffer"] for p in step.parameters]
     return Learned(

@@ -3,22 +3,27 @@
 A step of peers that teach each other costs what all of them cost, and for as many multiply-adds one network alone
 learns longer. With few images further epochs help that network less and less. The mean answer of several networks is
 more accurate than one of them, since their errors differ, and they differ most where no network taught another. So the
-students learn apart first, and what is left of the work goes into the one student that is kept:
+students learn apart first, and what is left of the work goes into the one student that is kept. To distil such a mean
+into one network is Hinton et al.'s (2015).
 
     t < τ    L = Σ_k CE(z_k)                                        each from the labels; θ̄_k ← d·θ̄_k + (1 - d)·θ_k
     t ≥ τ    L = 1/N · Σ_i T²·KL(z̄_{k(i)}(x̃_i) ‖ z_0(x̃_i))          θ_0 starts from θ̄_0, all else is fixed
 
-z̄_k are the logits of student k with θ̄_k, the average of its weights over the steps. What Relay is made of:
+t is the fraction of the training that is over; θ̄_k the average of student k's weights and batch statistics over the
+steps, d = min(decay, (1 + s)/(10 + s)) after s of them; z̄_k the logits of θ̄_k; x̃_i image i with a rectangle of another.
+KL compares the softmax of z/T. With judges="all" the mean of all z̄_k takes the place of z̄_{k(i)}. Relay is made of:
 - While the learning rate is high an average of weights over steps is better than the weights (Izmailov et al., UAI
   2018). So there are good teachers at τ, without a learning rate that falls to zero and rises again.
 - A teacher that is fixed and sees what its student sees, over many epochs of images that are mixed (CutMix, Yun et al.,
   ICCV 2019) and have no label of their own (Beyer et al., CVPR 2022).
-- One teacher for each image, which is okdc's own: k(i) = ⌊i·n/N⌋ judges the image in place i of its batch, and the
-  random order of each epoch gives an image another judge. So n teachers cost one forward pass an image. Of more
-  teachers than images in a batch some are never asked.
+- One teacher for each image. Fukuda et al. (Interspeech 2017) switch teachers between batches; here k(i) = ⌊i·n/N⌋
+  judges the image in place i of its batch, i from 0, and the random order of each epoch gives an image another judge.
+  So n teachers cost one forward pass an image. Of more teachers than images in a batch some are never asked.
 
-A step costs n baseline steps before τ, and 1⅓ after it (1 + n/3 with judges="all"), where a baseline's backward pass is
-two forward passes. At τ the optimiser keeps its momenta.
+Of n equal students a step costs n baseline steps before τ, and 1⅓ after it (1 + n/3 with judges="all"), where a
+baseline's backward pass is two forward passes. At τ the optimiser keeps its momenta. After τ no label is read:
+`optim.class_weights` and `optim.label_smoothing` act before it alone, and `augment.mixup` and `augment.cutmix` mix the
+images besides `mix`.
 
 Ablation: mix="none", judges="all" and decay=0 undo one part each, `cohort.students` sets n.
 
@@ -52,18 +57,20 @@ from okdc.methods.base import (
 class RelayConfig(Config):
     apart: Annotated[float, Field(gt=0, lt=1)] = Field(
         1 / 3,
-        description="τ: the fraction of the training in which all students learn, from labels alone; in the rest the "
-        "first learns alone. With a third the first has twice as many epochs alone as beside the others.",
+        description="τ: the fraction of the training in which all students learn, from labels alone; from the first "
+        "epoch that begins at or after it the first learns alone. With a third, which was not tuned, it has twice as "
+        "many epochs alone as beside the others.",
     )
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.998,
         description="The largest decay d of the means of the students' weights, θ̄ ← d·θ̄ + (1 - d)·θ after each step; "
-        "it rises as (1 + t)/(10 + t) after t steps, and 0 is the weights of the last step.",
+        "it rises as (1 + s)/(10 + s) after s steps. 0.998, which was not tuned, looks back on about 500 steps, "
+        "however long the training is; 0 is the weights of the last step.",
     )
     temperature: Temperature = Field(
-        1.0,
-        description="T: logits are divided by it before the softmax of a KL term, which is multiplied by T²; 1, since "
-        "mixed images soften the teachers' answers already.",
+        3.0,
+        description="T: logits are divided by it before the softmax of a KL term, which is multiplied by T²; 3, with "
+        "which Relay was measured.",
     )
     mix: Literal["cutmix", "none"] = Field(
         "cutmix",
@@ -72,15 +79,15 @@ class RelayConfig(Config):
     )
     judges: Literal["one", "all"] = Field(
         "one",
-        description="Whose answer to an image the first student learns alone from: one, of one mean student, so that "
-        "each answers for its part of the batch; or all, the mean of all answers.",
+        description="Which students with averaged weights judge an image of the first student alone: one, so that each "
+        "judges its part of the batch; or all, by the mean of their logits.",
     )
 
 
 class Relay(Method[RelayConfig]):
     """t < τ: L = Σ_k CE(z_k). t ≥ τ: L = 1/N·Σ_i T²·KL(z̄_{k(i)}(x̃_i) ‖ z_0(x̃_i)), students 1, ..., n-1 fixed.
 
-    After τ the training accuracy in the log is that of mixed images to the label of one of their two.
+    With mix="cutmix" the training accuracy after τ is that of mixed images to the label of one of their two.
     """
 
     title = "Relay"
@@ -90,13 +97,13 @@ class Relay(Method[RelayConfig]):
     leader = 0
 
     steps: Tensor  # 0-d int64, of the first part
-    handed: Tensor  # 0-d float, 1 from where the first student has started from its mean
+    handed: Tensor  # 0-d int64, 1 from where the first student has started from its mean
 
     def setup(self) -> None:
         self.parts = (0.0, self.config.apart)
         self.means = copy.deepcopy(self.cohort).requires_grad_(False)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("handed", torch.zeros(()))
+        self.register_buffer("handed", torch.zeros((), dtype=torch.int64))
         names = ((name, p) for name, p in self.cohort.named_parameters() if p.requires_grad)
         self._peers = [name for name, _ in names if not name.startswith("students.0.")]  # of their parameters
         self._alone = False
@@ -116,7 +123,7 @@ class Relay(Method[RelayConfig]):
             return "all students learn, from labels alone"
         first = self.cohort.backbone(0)
         # In a resumed run that has done this already, `1 - handed` is 0. No tensor is read on the host.
-        launches.blend(_floating(first), _floating(self.means.backbone(0)), 1 - self.handed)
+        launches.blend(_floating(first), _floating(self.means.backbone(0)), 1.0 - self.handed)
         self.handed.fill_(1)
         return f"{first.architecture}, the first student, learns alone now, taught by all with averaged weights"
 

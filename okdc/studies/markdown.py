@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,8 +89,10 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     if report["baseline"]:
         lines.append(f"minus baseline: less {report['baseline']}'s student, paired by seed and image")
     for method, words in report["methods"].items():
-        if len(words) > 1:
-            lines.append(f"{method}: {' '.join(words)}")
+        others = _unnamed(words, [row["variant"] for row in shown if row["method"] == method])
+        with_others = f"; its runs have {', '.join(others)}" if others else ""
+        if len(words) > 1 or others:
+            lines.append(f"{method}: {' '.join(words)}{with_others}")
     if any(row["training_macs"] for row in shown):
         lines.append(
             "training MACs: multiply-adds of all steps, forward and backward, counted; s: the seconds of these steps, "
@@ -102,6 +105,13 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     for state, runs in by_state.items():
         lines.append(f"{state}: {len(runs)} run{'s' if len(runs) > 1 else ''} ({_few(runs)})")
     return [*lines, *report["notes"]]
+
+
+def _unnamed(words: Sequence[str], variants: Sequence[str]) -> list[str]:
+    """The keys of a method in its runs' variants that its words do not name: the column's recipe sets them."""
+    named = {word.partition("=")[0].rpartition(".")[2] for word in words}
+    keys = [key for variant in variants for key in re.split(r" (?=\w+=)", variant)[1:]]
+    return [key for key in dict.fromkeys(keys) if key.partition("=")[0] not in named]
 
 
 def reasons(report: Mapping[str, Any]) -> list[str]:

@@ -78,8 +78,9 @@ def _gathered(own: Tensor) -> Tensor:
 def has_shared_buffers(method: nn.Module) -> bool:
     """Whether a step may read what an earlier one wrote into a buffer, so that all processes need the first one's.
 
-    A step reads the running statistics of a normalisation only where a backbone is fixed (`optim.freeze_epochs`): they
-    are then those of its trained weights, the same in all processes. Without them the wrapper need not send any buffer
+    A step reads the running statistics of a normalisation where a backbone is fixed (`optim.freeze_epochs`): they are
+    then those of its trained weights, the same in all processes. Relay's means read theirs while they teach, when they
+    no longer change: the wrapper that is made for that part sends them once. So the wrapper need not send any buffer
     before each step. A checkpoint has the first process's statistics, and every process gets them before a validation.
     A whole number without axes counts steps, and is the same in every process.
     """

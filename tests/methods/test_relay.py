@@ -267,6 +267,18 @@ def test_apart_a_step_costs_all_students_and_alone_the_first_and_a_forward_pass(
     assert dear == pytest.approx(4 / 3 * baseline + 2 / 3 * (baseline + 4 * forward), rel=1e-6)
 
 
+@pytest.mark.parametrize(("tau", "epochs"), [(0.05, 6), (0.001, 100), (1 / 3, 2)])
+def test_a_part_of_one_epoch_costs_what_its_steps_compute(tau: float, epochs: int) -> None:
+    """It may begin before τ and have its middle behind it."""
+    baseline = step_macs(make("baseline", 1, images=CIFAR), 12)
+    assert baseline is not None
+    forward = (baseline + 12 * 32 * 32 * 3 * 16 * 9) / 3
+    method = make("relay", 4, images=CIFAR, apart=tau)
+    assert method.first_epochs(epochs) == [0, 1]
+    expected = (4 * baseline + (epochs - 1) * (baseline + forward)) / epochs
+    assert step_macs(method, 12, epochs) == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_time_left_is_reckoned_with_what_the_parts_cost() -> None:
     """Two students apart for two epochs of six: a step costs 2 baseline steps of them, then about 4/3."""
     job = harness.built(harness.recipe("method.name=relay", "cohort.share=none", "optim.epochs=6"))

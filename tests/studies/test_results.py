@@ -11,7 +11,7 @@ import pytest
 
 from okdc.comparison import stats
 from okdc.recipe import catalog
-from okdc.studies.markdown import markdown
+from okdc.studies.markdown import markdown, sentences
 from okdc.studies.schema import TEACHERS, read, studies
 
 RECIPES = catalog.folder("recipes")
@@ -38,6 +38,16 @@ def test_the_guide_prints_each_log_as_the_command_does(log: Path) -> None:
     assert f"#{title}\n" in README or f"##{title}\n" in README
     assert table.strip() in README
     assert f"](results/{log.name})" in README
+
+
+def test_a_key_that_a_method_has_from_its_columns_recipe_is_named() -> None:
+    report = report_of(RECIPES / "results/few_readings.json")
+    for row in report["rows"]:
+        row["variant"] += " teacher_indices=[0, 2] ce_weight=0.5"
+    lines = sentences(report)
+    assert "fefr: method=fefr; its runs have teacher_indices=[0, 2], ce_weight=0.5" in lines
+    (other,) = (line for line in lines if line.startswith("T1: "))
+    assert other.endswith("method.temperature=1; its runs have teacher_indices=[0, 2], ce_weight=0.5"), "and once"
 
 
 def test_a_log_has_every_run_of_its_study_with_what_a_repetition_has_to_give(log: Path) -> None:

@@ -93,6 +93,7 @@ CASES = {
     "pcl, views": (SYNC, "method.name=pcl", "method.views=own"),
     "okdph": (SYNC, "method.name=okdph", "method.interval=0.2"),
     "relay": (SYNC, "method.name=relay"),
+    "relay, local": ("method.name=relay",),
     "fefr, weighted": (SYNC, *UNEQUAL),
     "fefr, local": (),
     "fefr, local, average": ("optim.ema=0.9",),
@@ -134,6 +135,17 @@ def test_a_student_that_goes_on_alone_is_that_of_one_process(elsewhere: Path) ->
     for other in two:
         assert max(differences(one["relay"], other["relay"])) < 1e-3
     assert set(one["relay"].losses) == {"kl_means_student0"}
+
+
+def test_processes_that_normalise_their_own_images_are_taught_by_the_same_means(elsewhere: Path) -> None:
+    """Apart, each has batch statistics of its own; the means that teach have those of the first process."""
+    with chdir(elsewhere):
+        one, other = (found["relay"] for found in together(2, thawed, {"relay": ("method.name=relay",)}, False))
+    same = {name: np.array_equal(buffer, other.buffers[name]) for name, buffer in one.buffers.items()}
+    assert all(equal for name, equal in same.items() if name.startswith("means."))
+    assert not all(equal for name, equal in same.items() if name.startswith("cohort."))
+    assert one.losses == other.losses
+    assert all(np.array_equal(weight, other.weights[name]) for name, weight in one.weights.items())
 
 
 def off(found: npt.NDArray[Any] | list[Any], expected: npt.NDArray[Any] | list[Any]) -> float:

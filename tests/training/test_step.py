@@ -222,6 +222,7 @@ def test_depthwise_convolutions_leave_bfloat16_on_a_cpu_and_nowhere_else() -> No
 def test_processes_share_buffers_before_a_step_only_where_a_step_reads_them() -> None:
     """Running statistics of a normalisation are read in evaluation alone; constants do not change."""
     assert not has_shared_buffers(train_step(PLAIN).method)
+    assert not has_shared_buffers(train_step(PLAIN, "method.name=relay", "cohort.share=none").method)
     method = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True))
     method.register_buffer("constant", torch.ones(1), persistent=False)
     assert not has_shared_buffers(method)
